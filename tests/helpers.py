@@ -1,0 +1,83 @@
+"""Small models and trainers for the tests."""
+
+import random
+
+import torch
+from datasets import Dataset
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from trl_credit import CreditGRPOConfig
+from trl_credit.quickstart.build_model import build_tokenizer
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ':' + message['content'] + ';' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% if loud %}!{% endif %}{% endif %}"
+)
+
+
+def save_tiny_model(path, *, seed=0, tie=True, context=256, scale=8.0, **config) -> str:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=context,
+            tie_word_embeddings=tie,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **config,
+        )
+    )
+    with torch.no_grad():  # sharper than random initialisation: uneven distributions make stricter tests
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(scale if parameter.shape[0] == len(tokenizer) else 3.0)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def prompts(n: int = 16, seed: int = 0) -> Dataset:
+    """Plain prompts of uneven lengths, with a column that a reward can read."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(n):
+        text = "".join(rng.choice("abcdef0123456789+") for _ in range(rng.randint(3, 12)))
+        rows.append({"prompt": text + "=", "answer": str(rng.randint(0, 99))})
+    return Dataset.from_list(rows)
+
+
+def letter_reward(completions, **kwargs) -> list[float]:
+    """A dense reward that differs between completions: the share of letters."""
+    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+    return [sum(ch.isalpha() for ch in text) / max(len(text), 1) for text in texts]
+
+
+def config(output_dir, **overrides) -> CreditGRPOConfig:
+    settings = {
+        "output_dir": str(output_dir),
+        "bf16": False,
+        "use_cpu": True,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 12,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "max_steps": 3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "seed": 3,
+    }
+    kind = overrides.pop("kind", CreditGRPOConfig)
+    return kind(**(settings | overrides))

@@ -1,0 +1,72 @@
+"""The methods' definitions in float64, one token at a time. This module never imports trl_credit."""
+
+import math
+
+import numpy as np
+
+
+def gcpo_row(policy_logps, negative_logps, mask, top_fraction=0.4, top_mass=0.8, noise_floor=0.0):
+    """Weights of one completion (lists of length T)."""
+    places = [t for t, on in enumerate(mask) if on]
+    weights = [0.0] * len(mask)
+    if any(not (math.isfinite(policy_logps[t]) and math.isfinite(negative_logps[t])) for t in places):
+        for t in places:
+            weights[t] = 1.0
+        return weights
+    contrasts = []
+    for t in places:
+        u = max(-20.0, min(20.0, float(negative_logps[t]) - float(policy_logps[t])))
+        # exp(u) - u - 1 by its series where the closed form cancels
+        value = math.exp(u) - u - 1 if abs(u) > 1e-2 else sum(u**k / math.factorial(k) for k in range(2, 12))
+        contrasts.append(0.0 if abs(u) <= noise_floor else min(value, 10.0))
+    exponent = math.log(1 - top_mass) / math.log(1 - top_fraction) - 1
+    n = len(places)
+    powers = []
+    for value in contrasts:
+        lower = sum(other < value for other in contrasts)
+        equal = sum(other == value for other in contrasts)
+        rank = lower + (equal + 1) / 2
+        powers.append((rank / n) ** exponent)
+    for t, power in zip(places, powers, strict=True):
+        weights[t] = n * power / sum(powers)
+    return weights
+
+
+def dgpo_row(squared_hellinger, entropy, mask, vocab_size, temperature=0.5, entropy_exponent=1.0):
+    places = [t for t, on in enumerate(mask) if on]
+    weights = [0.0] * len(mask)
+    if any(not (math.isfinite(squared_hellinger[t]) and math.isfinite(entropy[t])) for t in places):
+        for t in places:
+            weights[t] = 1.0
+        return weights
+    scores = [
+        float(squared_hellinger[t]) * (max(float(entropy[t]), 0.0) / math.log(vocab_size)) ** entropy_exponent
+        for t in places
+    ]
+    top = max(scores, default=0.0)
+    shares = [math.exp((score - top) / temperature) for score in scores]
+    for t, share in zip(places, shares, strict=True):
+        weights[t] = len(places) * share / sum(shares)
+    return weights
+
+
+def rows(function, first, second, mask, *args, **kwargs):
+    """One of the functions above over a batch, as a float64 array."""
+    return np.array(
+        [function(a, b, m, *args, **kwargs) for a, b, m in zip(first, second, mask, strict=True)], dtype=np.float64
+    )
+
+
+def distribution(logits, temperature=1.0):
+    logits = np.asarray(logits, dtype=np.float64) / temperature
+    logits = logits - logits.max(-1, keepdims=True)
+    p = np.exp(logits)
+    return p / p.sum(-1, keepdims=True)
+
+
+def entropy(p):
+    return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0).sum(-1)
+
+
+def squared_hellinger(p, q):
+    return 1.0 - np.sqrt(p * q).sum(-1)

@@ -1,0 +1,160 @@
+"""One suite for every registered method, the way a new method is held to it without writing a test."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_credit import METHODS, CreditInputs, CreditMethod, build_credit
+from trl_credit.methods.base import effective_token_fraction
+
+
+every_method = pytest.mark.parametrize("method", [cls() for cls in METHODS.values()], ids=list(METHODS))
+VOCAB = 50
+
+
+def make_inputs(method: CreditMethod, seed: int, batch: int, length: int, dtype=torch.float32) -> CreditInputs:
+    """Inputs with ragged masks (holes included), some rows of which are empty or one token long."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape):
+        return torch.rand(*shape, generator=generator).to(dtype)
+
+    mask = uniform(batch, length) < uniform(batch, 1) * 1.5
+    mask[0] = False
+    mask[-1] = False
+    mask[-1, seed % length] = True
+    signals = {signal: uniform(batch, length) ** 2 for signal in method.signals()}
+    for signal, values in signals.items():
+        if "Logps" in type(signal).__name__:
+            signals[signal] = -4 * values
+    return CreditInputs(
+        mask=mask,
+        policy_logps=-4 * uniform(batch, length) ** 2,
+        policy_entropy=2 * uniform(batch, length),
+        vocab_size=VOCAB,
+        signals=signals,
+    )
+
+
+def mapped(inputs: CreditInputs, function) -> CreditInputs:
+    return dataclasses.replace(
+        inputs,
+        mask=function(inputs.mask),
+        policy_logps=function(inputs.policy_logps),
+        policy_entropy=function(inputs.policy_entropy),
+        signals={signal: function(values) for signal, values in inputs.signals.items()},
+    )
+
+
+shapes = given(seed=st.integers(0, 10_000), batch=st.integers(2, 6), length=st.integers(1, 40))
+
+
+@every_method
+@settings(deadline=None, max_examples=50)
+@shapes
+def test_weights_are_weights(method, seed, batch, length):
+    inputs = make_inputs(method, seed, batch, length)
+    weights = method.weights(inputs)
+    assert weights.shape == inputs.mask.shape
+    assert not weights.requires_grad
+    assert torch.isfinite(weights).all()
+    assert (weights >= 0).all()
+    assert (weights[~inputs.mask] == 0).all()
+    torch.testing.assert_close(weights.sum(-1), inputs.mask.sum(-1).float(), rtol=1e-5, atol=1e-6)
+    fraction = effective_token_fraction(weights, inputs.mask)[inputs.mask.any(-1)]
+    assert ((fraction > 0) & (fraction <= 1 + 1e-5)).all()
+
+
+@every_method
+@settings(deadline=None, max_examples=30)
+@shapes
+def test_right_padding_changes_nothing(method, seed, batch, length):
+    inputs = make_inputs(method, seed, batch, length)
+    garbage = mapped(inputs, lambda x: torch.nn.functional.pad(x, (0, 7), value=False if x.dtype == torch.bool else 9.0))
+    torch.testing.assert_close(method.weights(garbage)[:, :length], method.weights(inputs), rtol=1e-6, atol=1e-7)
+    assert (method.weights(garbage)[:, length:] == 0).all()
+
+
+@every_method
+@settings(deadline=None, max_examples=30)
+@shapes
+def test_batch_order_changes_nothing(method, seed, batch, length):
+    inputs = make_inputs(method, seed, batch, length)
+    order = torch.randperm(batch, generator=torch.Generator().manual_seed(seed))
+    shuffled = method.weights(mapped(inputs, lambda x: x[order]))
+    torch.testing.assert_close(shuffled, method.weights(inputs)[order], rtol=1e-6, atol=1e-7)
+
+
+@every_method
+def test_deterministic(method):
+    inputs = make_inputs(method, 0, 4, 33)
+    assert torch.equal(method.weights(inputs), method.weights(inputs))
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_dtype(method, dtype):
+    inputs = make_inputs(method, 0, 4, 33, dtype)
+    weights = method.weights(inputs)
+    assert weights.dtype == (torch.float64 if dtype == torch.float64 and method.signals() else torch.float32)
+    wide = mapped(inputs, lambda x: x if x.dtype == torch.bool else x.double())
+    torch.testing.assert_close(weights.double(), method.weights(wide).double(), rtol=1e-4, atol=1e-5)
+
+
+@every_method
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nonfinite_signals(method, value):
+    inputs = make_inputs(method, 5, 5, 21)
+    row = int(inputs.mask.sum(-1).argmax())
+    place = int(inputs.mask[row].nonzero()[0])
+    clean = method.weights(inputs)
+    for values in inputs.signals.values():
+        values[row, place] = value
+    weights = method.weights(inputs)
+    assert int(inputs.nonfinite.sum()) == (1 if inputs.signals else 0)
+    others = [i for i in range(5) if i != row]
+    assert torch.equal(weights[others], clean[others])
+    if inputs.signals:
+        assert torch.equal(weights[row], inputs.mask[row].float())
+    for name, values in method.metrics(inputs).items():
+        assert values.shape == inputs.mask.shape, name
+
+
+@every_method
+def test_token_advantages(method):
+    inputs = make_inputs(method, 1, 4, 9)
+    advantages = torch.tensor([1.0, -2.0, 0.0, 0.5])
+    weights = method.weights(inputs)
+    result = method.token_advantages(advantages, weights, inputs)
+    full = result.unsqueeze(1) * inputs.mask if result.dim() == 1 else result
+    torch.testing.assert_close(full, advantages.unsqueeze(1) * weights)
+
+
+@every_method
+def test_round_trip(method):
+    assert build_credit(method.to_dict()) == method
+    assert build_credit(method.name) == method
+
+
+@every_method
+def test_documentation(method):
+    assert method.paper.id
+    assert method.paper.title in method.paper.citation
+    assert method.paper.id in method.paper.citation
+    for field in dataclasses.fields(method):
+        assert f"{field.name}:" in type(method).__doc__, field.name
+
+
+def test_inputs_are_checked():
+    good = {"mask": torch.ones(2, 3).bool(), "policy_logps": torch.zeros(2, 3), "policy_entropy": torch.zeros(2, 3)}
+    CreditInputs(**good, vocab_size=5)
+    for broken, message in [
+        ({"mask": torch.ones(2, 3)}, "bool"),
+        ({"policy_logps": torch.zeros(2, 4)}, r"policy_logps has shape \(2, 4\)"),
+        ({"policy_entropy": torch.zeros(2, 3, requires_grad=True)}, "policy_entropy carries a gradient"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            CreditInputs(**(good | broken), vocab_size=5)

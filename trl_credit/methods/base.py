@@ -1,0 +1,159 @@
+"""What every credit method is: parameters, the signals it needs, and a pure function of (B, T) tensors."""
+
+import difflib
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+
+from ..signals.base import Signal
+from .inputs import CreditInputs
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from: title, arXiv id and BibTeX entry."""
+
+    title: str
+    id: str
+    citation: str
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that lists `known` and, where one is close to `name`, asks whether that was meant."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_matches(value, option) for option in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, typing.get_origin(hint) or hint)
+
+
+@dataclass(frozen=True)
+class CreditMethod(ABC):
+    """Base of all credit methods; subclasses are frozen dataclasses whose fields are the method's parameters.
+
+    Most methods *reweight*: they implement [`weights`], non-negative and with mean 1 over each completion's mask, and
+    the token advantage is `A_i * w_i,t`. A method that is not of this form sets `reweights = False`, may return `None`
+    for the weights, and overrides [`token_advantages`].
+
+    Class attributes:
+        name: The name in recipes and on the command line.
+        paper: Citation, for `trl-credit methods` and the model card.
+        differences: What differs from the paper or its official code, one sentence each, in order.
+        reweights: Whether weights have mean 1 over each completion, so that anything that sums the ratio over the
+            completion would cancel them.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper]
+    differences: ClassVar[tuple[str, ...]] = ()
+    reweights: ClassVar[bool] = True
+
+    def __post_init__(self):
+        hints = typing.get_type_hints(type(self))
+        for field in fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if isinstance(value, str) and not _matches(value, hint) and _matches(0.0, hint):
+                # YAML reads `1e-3` as text
+                try:
+                    value = float(value)
+                    object.__setattr__(self, field.name, value)
+                except ValueError:
+                    pass
+            if not _matches(value, hint):
+                expected = hint.__name__ if isinstance(hint, type) else str(hint)
+                raise TypeError(
+                    f"credit method {self.name!r}: `{field.name}` must be {expected}, got {value!r} "
+                    f"({type(value).__name__})."
+                )
+        self.validate()
+
+    def validate(self) -> None:
+        """Raises `ValueError` for parameters out of range; types have been checked already."""
+
+    def require(self, condition: bool, field: str, rule: str) -> None:
+        if not condition:
+            raise ValueError(f"credit method {self.name!r}: `{field}` must be {rule}, got {getattr(self, field)!r}.")
+
+    def signals(self) -> tuple[Signal, ...]:
+        """The signals beyond the policy's own log-probs and entropy that the trainer must compute."""
+        return ()
+
+    @abstractmethod
+    def weights(self, inputs: CreditInputs) -> torch.Tensor | None:
+        """(B, T) float weights: >= 0, 0 off the mask, mean 1 over each completion's mask, no gradient."""
+
+    def token_advantages(
+        self, advantages: torch.Tensor, weights: torch.Tensor | None, inputs: CreditInputs
+    ) -> torch.Tensor:
+        """The advantages that enter TRL's loss, (B, T) or (B,), from the (B,) sequence advantages."""
+        return advantages.unsqueeze(1) * weights.to(advantages.dtype)
+
+    def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
+        """(B, T) quantities to log as `credit/<name>`, each averaged over the mask's finite entries."""
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping that `build_credit` turns back into this method: its name (a dotted path for a class that is
+        not registered) and every parameter."""
+        from . import METHODS
+
+        cls = type(self)
+        name = self.name if METHODS.get(self.name) is cls else f"{cls.__module__}.{cls.__qualname__}"
+        return {"method": name, **{field.name: getattr(self, field.name) for field in fields(self)}}
+
+    @classmethod
+    def from_mapping(cls, parameters: Mapping[str, Any]) -> "CreditMethod":
+        """Builds the method from a mapping of its parameters; unknown and missing keys are errors."""
+        known = {field.name: field for field in fields(cls)}
+        for key in parameters:
+            if key not in known:
+                raise ValueError(f"credit method {cls.name!r} has no parameter {key!r}. {nearest(key, known)}")
+        for key, field in known.items():
+            if key not in parameters and field.default is MISSING and field.default_factory is MISSING:
+                raise ValueError(f"credit method {cls.name!r} needs a value for `{key}`.")
+        return cls(**parameters)
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def mean_one(scores: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Scales non-negative scores to mean 1 over each completion's mask.
+
+    Args:
+        scores: (B, T) float, non-negative where they count.
+        mask: (B, T) bool.
+        valid: (B, 1) bool; completions for which it is False get uniform weights (1 on the mask) instead.
+
+    Returns:
+        (B, T) weights, 0 off the mask. A completion whose mask is empty gets zeros.
+    """
+    scores = torch.where(mask, scores, 0.0)
+    total, count = scores.sum(-1, keepdim=True), mask.sum(-1, keepdim=True)
+    usable = torch.isfinite(total) & (total > 0)
+    if valid is not None:
+        usable = usable & valid
+    weights = torch.where(usable, scores * (count / torch.where(usable, total, 1.0)), 1.0)
+    return torch.where(mask, weights, 0.0)
+
+
+def effective_token_fraction(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """exp(H(w / T)) / T of each completion, (B,): 1 for uniform weights, 1 / T with all weight on one token."""
+    mask = mask.bool()
+    count = mask.sum(-1).clamp(min=1)
+    share = torch.where(mask, weights, 0.0) / count.unsqueeze(-1)
+    return torch.exp(torch.special.entr(share).sum(-1)) / count

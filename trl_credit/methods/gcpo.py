@@ -1,0 +1,187 @@
+"""GCPO: credit by the contrast between the prompt and a negative prompt.
+
+    u_t = clamp(log pi(y_t | x-, y_<t) - log pi(y_t | x, y_<t), -20, 20)
+    c_t = min(exp(u_t) - u_t - 1, 10)                    # pointwise estimate of KL(pi(. | x) || pi(. | x-))
+    p_t = rank(c_t) / T                                  # rank 1 = lowest contrast, within the completion
+    w_t = T * p_t^a / sum_s p_s^a,   a = ln(1 - top_mass) / ln(1 - top_fraction) - 1
+
+x- is a negative prompt (by default the question with the note that an incorrect answer be generated): tokens whose
+probability changes most when a wrong answer is asked for are the tokens that decide the answer. Both log-probs come from
+the live policy of the update step, without gradient, at the rollout temperature. With the defaults, the top 40 % of the
+tokens get 80 % of the completion's advantage and the largest weight is about 3.15.
+
+Reference: Guidance Contrastive Token Credit Assignment for Discrete Policy Optimization (arXiv 2605.29198); official code
+github.com/jacklishufan/gcpo, `compute_importance_weights`. Training settings there: clip 0.2 / 0.28, token-mean loss,
+learning rate 1e-6, weight decay 0.01, no KL term, 8 completions per prompt.
+
+Differences from the official code are numbered in [`GCPO.differences`].
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..signals.base import Signal
+from ..signals.negative_prompt import NegativePromptLogps, check_negative_prompt
+from .base import CreditMethod, Paper, at_least_float32, mean_one
+from .inputs import CreditInputs
+
+
+# Log-prob differences |u| up to this size are rounding: the same prompt with 1 to 64 more left pads moves a token's
+# log-prob by as much (`benchmarks/noise_floor.py` measures it).
+_NOISE_FLOOR = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 2e-1}
+
+
+def noise_floor_of(dtype: torch.dtype) -> float:
+    """The noise floor, in nats, of log-probs from forwards in `dtype`; that of bfloat16 for other dtypes."""
+    return _NOISE_FLOOR.get(dtype, _NOISE_FLOOR[torch.bfloat16])
+
+
+def contrast(
+    policy_logps: torch.Tensor, negative_logps: torch.Tensor, noise_floor: float | None = None
+) -> torch.Tensor:
+    """The pointwise KL estimate c_t of the module docstring.
+
+    Args:
+        policy_logps: (B, T) log-probs under the prompt, nats.
+        negative_logps: (B, T) log-probs of the same tokens under the negative prompt, nats.
+        noise_floor: Differences |u| up to it count as 0 (exact ties). By default that of `policy_logps`' dtype.
+
+    Returns:
+        (B, T) contrasts in [0, 10], at least float32; NaN where an input is NaN or both are infinite.
+    """
+    if noise_floor is None:
+        noise_floor = noise_floor_of(policy_logps.dtype)
+    u = (at_least_float32(negative_logps) - at_least_float32(policy_logps)).clamp(-20.0, 20.0)
+    # expm1 keeps the small contrasts: exp(u) - u - 1 loses them all below |u| ~ 4e-4 in float32
+    return torch.where(u.abs() <= noise_floor, u * 0.0, (torch.expm1(u) - u).clamp(max=10.0))
+
+
+def average_ranks(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Ranks within each row's mask, 1 = lowest; ties share the average of their ranks.
+
+    Args:
+        values: (B, T) finite floats.
+        mask: (B, T) bool.
+
+    Returns:
+        (B, T) ranks in `values`' dtype; off the mask they are meaningless.
+    """
+    values = torch.where(mask, values, torch.inf).contiguous()
+    ordered = values.sort(-1).values
+    lower = torch.searchsorted(ordered, values, right=False)
+    upper = torch.searchsorted(ordered, values, right=True)
+    return (lower + upper + 1).to(values.dtype) / 2
+
+
+def gcpo_weights(
+    policy_logps: torch.Tensor,
+    negative_logps: torch.Tensor,
+    mask: torch.Tensor,
+    top_fraction: float = 0.4,
+    top_mass: float = 0.8,
+    noise_floor: float | None = None,
+) -> torch.Tensor:
+    """GCPO's token weights (arXiv 2605.29198; official `compute_importance_weights`).
+
+    Args:
+        policy_logps: (B, T) log-probs of the completion's tokens under the prompt, nats.
+        negative_logps: (B, T) log-probs of the same tokens under the negative prompt, nats.
+        mask: (B, T), non-zero on the tokens that enter the loss.
+        top_fraction: Share of the tokens, those of highest contrast, that get ...
+        top_mass: ... this share of the weight (in the limit of long completions).
+        noise_floor: See [`contrast`].
+
+    Returns:
+        (B, T) weights without gradient, at least float32: >= 0, 0 off the mask, mean 1 over each completion's mask. A
+        completion with a NaN or infinite log-prob on its mask gets uniform weights.
+    """
+    mask = mask.bool()
+    policy_logps, negative_logps = policy_logps.detach(), negative_logps.detach()
+    finite = torch.isfinite(policy_logps) & torch.isfinite(negative_logps)
+    contrasts = torch.where(finite & mask, contrast(policy_logps, negative_logps, noise_floor), 0.0)
+    exponent = math.log(1 - top_mass) / math.log(1 - top_fraction) - 1
+    length = mask.sum(-1, keepdim=True).clamp(min=1)
+    percentiles = (average_ranks(contrasts, mask) / length).clamp(max=1.0)
+    return mean_one(percentiles.pow(exponent), mask, valid=(finite | ~mask).all(-1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class GCPO(CreditMethod):
+    """Credit by the contrast with a negative prompt.
+
+    Args:
+        negative_prompt: The negative prompt x-: `wrong_answer` (the prompt with the note that an incorrect answer be
+            generated), `empty` (a bare instruction), `blank_image` (the same text with white images), `column` (the
+            dataset's column `negative_prompt`), or your own text in which `{prompt}` stands for the prompt.
+        top_fraction: Share of each completion's tokens, those of highest contrast, that get ...
+        top_mass: ... this share of its advantage.
+    """
+
+    negative_prompt: str = "wrong_answer"
+    top_fraction: float = 0.4
+    top_mass: float = 0.8
+
+    name = "gcpo"
+    paper = Paper(
+        title="Guidance Contrastive Token Credit Assignment for Discrete Policy Optimization",
+        id="2605.29198",
+        citation=(
+            "@article{li2026gcpo,\n"
+            "    title        = {{Guidance Contrastive Token Credit Assignment for Discrete Policy Optimization}},\n"
+            "    author       = {Shufan Li and Konstantinos Kallidromitis and Akash Gokul and Yuta Kyuragi and Aditya "
+            "Grover},\n"
+            "    year         = 2026,\n"
+            "    eprint       = {arXiv:2605.29198},\n"
+            "}"
+        ),
+    )
+    differences = (
+        "Log-prob differences below a noise floor for the policy's dtype count as ties, and ties share their average "
+        "rank; the official code ranks rounding noise and breaks ties arbitrarily. No contrast then means uniform "
+        "weights.",
+        "exp(u) - u - 1 is computed as expm1(u) - u, which is the same formula without cancellation.",
+        "A completion with a NaN or infinite log-prob gets uniform weights and is counted in "
+        "`credit/nonfinite_tokens`; the official code would rank the NaN.",
+        "The policy's log-probs come from the loss's own forward and the negative prompt's from eval mode; the "
+        "official code runs both in training mode. They differ only with active dropout.",
+        "`blank_image` keeps each image's size, so that the image tokens still match; the official code passes a white "
+        "224 x 224 image.",
+        "The paper writes the divergence over the whole vocabulary; the official code, and this one, use its estimate "
+        "at the sampled token.",
+    )
+
+    def validate(self) -> None:
+        check_negative_prompt(self.negative_prompt)
+        self.require(0 < self.top_fraction < 1, "top_fraction", "between 0 and 1 (both excluded)")
+        self.require(0 < self.top_mass < 1, "top_mass", "between 0 and 1 (both excluded)")
+        self.require(
+            self.top_mass >= self.top_fraction,
+            "top_mass",
+            f"at least top_fraction ({self.top_fraction}): below it, high contrast would get less than its share",
+        )
+
+    @property
+    def _signal(self) -> NegativePromptLogps:
+        return NegativePromptLogps(self.negative_prompt)
+
+    def signals(self) -> tuple[Signal, ...]:
+        return (self._signal,)
+
+    def weights(self, inputs: CreditInputs) -> torch.Tensor:
+        return gcpo_weights(
+            inputs.policy_logps,
+            inputs.signals[self._signal],
+            inputs.mask,
+            self.top_fraction,
+            self.top_mass,
+            noise_floor_of(inputs.compute_dtype),
+        )
+
+    def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
+        """`contrast`: mean contrast c_t (nats); `contrast_fraction`: share of tokens whose contrast is above the noise
+        floor, which shows collapse where rank weights cannot (their spread is constant by construction)."""
+        values = contrast(inputs.policy_logps, inputs.signals[self._signal], noise_floor_of(inputs.compute_dtype))
+        above = torch.where(values.isnan(), values, (values > 0).to(values.dtype))
+        return {"contrast": values, "contrast_fraction": above}

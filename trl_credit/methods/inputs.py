@@ -1,0 +1,52 @@
+"""What a credit method sees of one micro-batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from ..signals.base import Signal
+
+
+@dataclass(frozen=True)
+class CreditInputs:
+    """The tensors of one micro-batch of B completions of at most T tokens, none of which carries a gradient.
+
+    Args:
+        mask: (B, T) bool, the tokens that enter the loss: completion mask * tool mask, truncated completions out.
+        policy_logps: (B, T) float32, nats; log-probs of the sampled tokens under the live policy at the rollout
+            temperature. Meaningless off the mask.
+        policy_entropy: (B, T) float32, nats; entropy of the live policy's next-token distribution.
+        vocab_size: Size |V| of the distribution that is softmaxed.
+        signals: Each requested [`Signal`] with its (B, T) tensor.
+        compute_dtype: The dtype of the policy's forward (bfloat16 under bf16 autocast): it sets the rounding noise.
+    """
+
+    mask: torch.Tensor
+    policy_logps: torch.Tensor
+    policy_entropy: torch.Tensor
+    vocab_size: int
+    signals: Mapping[Signal, torch.Tensor] = field(default_factory=dict)
+    compute_dtype: torch.dtype = torch.float32
+
+    def __post_init__(self):
+        if self.mask.dim() != 2 or self.mask.dtype != torch.bool:
+            raise ValueError(f"`mask` must be a (B, T) bool tensor, got {self.mask.dtype} {tuple(self.mask.shape)}.")
+        tensors = {
+            "policy_logps": self.policy_logps,
+            "policy_entropy": self.policy_entropy,
+            **{repr(signal): tensor for signal, tensor in self.signals.items()},
+        }
+        for name, tensor in tensors.items():
+            if tensor.shape != self.mask.shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the mask {tuple(self.mask.shape)}.")
+            if tensor.requires_grad:
+                raise ValueError(f"{name} carries a gradient; credit must not: detach it.")
+
+    @property
+    def nonfinite(self) -> torch.Tensor:
+        """(B, T) bool: tokens on the mask for which some requested signal is NaN or infinite."""
+        bad = torch.zeros_like(self.mask)
+        for tensor in self.signals.values():
+            bad |= ~torch.isfinite(tensor)
+        return bad & self.mask

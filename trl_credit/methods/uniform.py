@@ -1,0 +1,35 @@
+"""Uniform credit: every token of a completion has the completion's advantage, as in GRPO and DAPO.
+
+    w_i,t = 1 on the mask
+
+The advantages are handed to TRL's loss untouched, so training is TRL's `GRPOTrainer` to the last bit.
+
+Reference: DeepSeekMath (arXiv 2402.03300). DAPO (arXiv 2503.14476), Dr. GRPO, GSPO and CISPO are settings of TRL's own
+loss on top of it (`loss_type`, `epsilon_high`, `importance_sampling_level`, ...).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from trl import GRPOTrainer
+
+from .base import CreditMethod, Paper
+from .inputs import CreditInputs
+
+
+@dataclass(frozen=True)
+class Uniform(CreditMethod):
+    """The sequence advantage on every token (GRPO, DAPO and TRL's other losses). It has no parameters."""
+
+    name = "uniform"
+    paper = Paper(**GRPOTrainer._paper)
+    # Mean-1 weights that are all 1 have nothing that a sequence-level ratio could cancel: with it this is GSPO.
+    reweights = False
+
+    def weights(self, inputs: CreditInputs) -> torch.Tensor:
+        return inputs.mask.float()
+
+    def token_advantages(
+        self, advantages: torch.Tensor, weights: torch.Tensor, inputs: CreditInputs
+    ) -> torch.Tensor:
+        return advantages

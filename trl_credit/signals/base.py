@@ -1,0 +1,128 @@
+"""Signals: (B, T) tensors that a credit method asks for and the trainer computes once, whoever asks."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import nn
+from trl import GRPOTrainer
+
+
+if TYPE_CHECKING:
+    from ..trainer import CreditGRPOTrainer
+
+
+# What TRL's policy forward takes from the batch besides token ids and masks: images and token types
+FORWARD_KEYS = tuple(
+    name
+    for name in inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
+    if name
+    not in (
+        "self",
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+        "compute_aux_loss",
+    )
+)
+# Those among them that the model itself takes; the others tell TRL how to cut them
+MODEL_INPUT_KEYS = tuple(name for name in FORWARD_KEYS if name not in ("num_images", "num_tiles"))
+
+
+@dataclass(frozen=True)
+class Signal(ABC):
+    """What a method asks for: a frozen description, equal for equal parameters, so that methods share it."""
+
+    @abstractmethod
+    def source(self) -> SignalSource:
+        """The object that computes the signal during training."""
+
+
+class SignalSource:
+    """Computes one signal. The trainer calls the hooks in this order; each does nothing by default.
+
+    The first two run once. `extend_rollout` runs once per generation batch and may add entries, one per completion, to
+    the batch that TRL buffers. `forward` and `compute` run at each update step: `forward` makes the signal's own
+    no-grad forwards, in eval mode, before the loss's forward; `compute` runs when the policy's forward is there. Every
+    process runs the same hooks, so they may use collectives.
+    """
+
+    # Whether `compute` needs the policy's hidden states, and whether `sync_ref_model` is for this signal
+    needs_hidden_states = False
+    follows_policy = False
+    # Dataset columns that must survive `remove_unused_columns`
+    columns: tuple[str, ...] = ()
+
+    def before_trainer_init(self, trainer: CreditGRPOTrainer, arguments: dict[str, Any]) -> None:
+        """Before TRL's `__init__`, with the arguments that it will get; they may be changed in place."""
+
+    def after_trainer_init(self, trainer: CreditGRPOTrainer) -> None:
+        """After TRL's `__init__`: model, tokenizer and accelerator are there."""
+
+    def extend_rollout(
+        self, trainer: CreditGRPOTrainer, examples: list[dict], prompts: list, batch: dict[str, Any]
+    ) -> None:
+        """Adds to `batch`, from the dataset rows and the prompts as generated from (images and tools included)."""
+
+    def forward(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> Any:
+        """The signal's own forwards; what it returns is handed to `compute`."""
+
+    def compute(self, trainer: CreditGRPOTrainer, batch: dict[str, Any], own: Any, policy: PolicyForward):
+        """The (B, T) signal."""
+        return own
+
+
+@dataclass(frozen=True)
+class PolicyForward:
+    """The live policy's forward of the update step: (B, T) float32 log-probs and entropies in nats, detached, and the
+    (B, T, H) hidden states that the head turns into the tokens' logits, if some signal needs them."""
+
+    logps: torch.Tensor
+    entropy: torch.Tensor
+    hidden_states: torch.Tensor | None
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """Number of logits of a transformers model; also right where ZeRO-3 or FSDP2 has sharded the head."""
+    head = model.get_output_embeddings()
+    return getattr(head, "out_features", None) or model.config.get_text_config().vocab_size
+
+
+def causal_model(model: nn.Module) -> nn.Module:
+    """The transformers model inside: without PEFT."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+@contextlib.contextmanager
+def captured_hidden_states(model: nn.Module, num_tokens: int) -> Iterator[list[torch.Tensor]]:
+    """Captures what the model's backbone outputs for the last `num_tokens` tokens' logits, detached: (B, T, H) each."""
+    captured: list[torch.Tensor] = []
+
+    def keep(module, args, output):
+        captured.append(output[0][:, -num_tokens - 1 : -1].detach())
+
+    handle = causal_model(model).base_model.register_forward_hook(keep)
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,266 @@
+"""Log-probs of the same completion under a negative prompt."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from PIL import Image
+from torch import nn
+from trl.data_utils import is_conversational
+from trl.trainer.utils import pad, split_pixel_values_by_grid
+
+from .base import FORWARD_KEYS, Signal, SignalSource, eval_mode
+
+
+if TYPE_CHECKING:
+    from ..trainer import CreditGRPOTrainer
+
+
+logger = get_logger(__name__)
+
+SLOT = "{prompt}"
+COLUMN = "negative_prompt"
+# Text templates; the wording is the official code's (examples/format_prompt of github.com/jacklishufan/gcpo).
+TEMPLATES = {
+    "wrong_answer": SLOT + "\n\nNote: Intentionally generate an incorrect answer.",
+    "empty": "Answer the question.",
+}
+BUILT_IN = (*TEMPLATES, "blank_image", "column")
+# Rows looked at before training starts; later ones are checked as they come.
+_MAX_ROWS_CHECKED = 10_000
+
+
+def check_negative_prompt(negative_prompt: str) -> None:
+    """Raises `ValueError` unless it is a built-in name or a text with the slot."""
+    from ..methods.base import nearest
+
+    if negative_prompt not in BUILT_IN and SLOT not in negative_prompt:
+        raise ValueError(
+            f"`negative_prompt` is {negative_prompt!r}: neither a built-in negative prompt nor a text with the slot "
+            f"{SLOT} for the prompt. {nearest(negative_prompt, BUILT_IN)}"
+        )
+
+
+def _blank(image: Any) -> Image.Image:
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"`negative_prompt: blank_image` needs PIL images, which `datasets` gives for an `Image` column; got "
+            f"{type(image).__name__}."
+        )
+    return Image.new("RGB", image.size, (255, 255, 255)).convert(image.mode)
+
+
+def _rewrite_text(content: str | list[dict], template: str) -> str | list[dict]:
+    """The content of a message with its text put through the template; images stay where they are."""
+    if isinstance(content, str):
+        return template.replace(SLOT, content)
+    texts = [i for i, part in enumerate(content) if part.get("type") == "text"]
+    last = {"type": "text", "text": template.replace(SLOT, content[texts[-1]]["text"] if texts else "")}
+    if SLOT not in template:  # nothing of the prompt's text is kept
+        return [part for part in content if part.get("type") != "text"] + [last]
+    return [last if texts and i == texts[-1] else part for i, part in enumerate(content)] + ([] if texts else [last])
+
+
+def negative_prompt_of(prompt: str | list[dict], negative_prompt: str, example: dict[str, Any]) -> str | list[dict]:
+    """The negative prompt x- of a prompt x, plain text or conversational; `prompt` is not changed.
+
+    In a conversation the last user message is rewritten; system prompts and earlier turns stay. `column` takes the
+    example's column `negative_prompt`: a text stands in the place of the prompt (of its last user message), a list of
+    messages replaces the conversation.
+
+    Raises:
+        ValueError: The column is missing or empty, of another kind than the prompt, or there is no user message.
+    """
+    if negative_prompt == "column":
+        value = example.get(COLUMN)
+        if not value or (isinstance(value, str) and not value.strip()):
+            raise ValueError(
+                f"`negative_prompt: column`, but the dataset's column {COLUMN!r} is "
+                f"{'empty' if COLUMN in example else 'missing'} in the row with the prompt {_shortened(prompt)}."
+            )
+        if isinstance(value, list):
+            if isinstance(prompt, str):
+                raise ValueError(
+                    f"The dataset's column {COLUMN!r} holds messages where the prompt is plain text, in the row with "
+                    f"the prompt {_shortened(prompt)}."
+                )
+            return value
+        template = value
+    elif negative_prompt == "blank_image":
+        prompt = [
+            {
+                **message,
+                "content": [
+                    {**part, "image": _blank(part["image"])} if part.get("type") == "image" else part
+                    for part in message["content"]
+                ],
+            }
+            if isinstance(message["content"], list)
+            else message
+            for message in prompt
+        ]
+        return prompt
+    else:
+        template = TEMPLATES.get(negative_prompt, negative_prompt)
+    if isinstance(prompt, str):
+        return template.replace(SLOT, prompt)
+    users = [i for i, message in enumerate(prompt) if message["role"] == "user"]
+    if not users:
+        raise ValueError(f"No user message to make a negative prompt from in the prompt {_shortened(prompt)}.")
+    last = users[-1]
+    rewritten = {**prompt[last], "content": _rewrite_text(prompt[last]["content"], template)}
+    return [*prompt[:last], rewritten, *prompt[last + 1 :]]
+
+
+def _shortened(prompt: Any) -> str:
+    text = repr(prompt)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+@dataclass(frozen=True)
+class NegativePromptLogps(Signal):
+    """(B, T) float32 log-probs, in nats, of the completion's tokens under the live policy given the negative prompt, at
+    the rollout temperature.
+
+    Args:
+        negative_prompt: `wrong_answer`, `empty`, `blank_image`, `column`, or a text with the slot `{prompt}`.
+    """
+
+    negative_prompt: str = "wrong_answer"
+
+    def source(self) -> _NegativePromptSource:
+        return _NegativePromptSource(self.negative_prompt)
+
+
+class _NegativePromptSource(SignalSource):
+    def __init__(self, negative_prompt: str):
+        self.negative_prompt = negative_prompt
+        if negative_prompt == "column":
+            self.columns = (COLUMN,)
+        # Two negative prompts are two signals with their own entries in TRL's batch
+        self._key = f"negative_prompt/{negative_prompt}"
+        self._warned = False
+
+    def before_trainer_init(self, trainer: CreditGRPOTrainer, arguments: dict[str, Any]) -> None:
+        if self.negative_prompt != "column":
+            return
+        evaluation = arguments.get("eval_dataset")
+        datasets = {"train": arguments.get("train_dataset")}
+        datasets |= evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
+        for name, dataset in datasets.items():
+            columns = getattr(dataset, "column_names", None)
+            if columns is not None and COLUMN not in columns:
+                raise ValueError(
+                    f"`negative_prompt: column` needs a column {COLUMN!r}, but the {name} dataset has only: "
+                    f"{', '.join(columns)}."
+                )
+            if isinstance(dataset, Dataset):
+                for row, value in enumerate(dataset[COLUMN]):
+                    if not value or (isinstance(value, str) and not value.strip()):
+                        raise ValueError(f"The {name} dataset's column {COLUMN!r} is empty in row {row}.")
+
+    def after_trainer_init(self, trainer: CreditGRPOTrainer) -> None:
+        dataset = trainer.train_dataset
+        context = trainer.context_length
+        if self.negative_prompt == "blank_image":
+            if not trainer._is_vlm:
+                raise ValueError("`negative_prompt: blank_image` needs a vision-language model; this one has no images.")
+            columns = getattr(dataset, "column_names", None) or []
+            if columns and not {"image", "images"} & set(columns):
+                raise ValueError(
+                    "`negative_prompt: blank_image` needs a dataset with an `image` or `images` column; this one has "
+                    f"only: {', '.join(columns)}. Without images the negative prompt would equal the prompt."
+                )
+        if context is None or trainer._is_vlm or isinstance(dataset, IterableDataset) or trainer.environment_factories:
+            return
+        rows = dataset.select_columns([c for c in ("prompt", COLUMN) if c in dataset.column_names])
+        texts = [negative_prompt_of(row["prompt"], self.negative_prompt, row) for row in islice(rows, _MAX_ROWS_CHECKED)]
+        longest = max(range(len(texts)), key=lambda row: len(str(texts[row])))
+        length = len(trainer._tokenize_prompts([texts[longest]])[0][0])
+        if length + trainer.max_completion_length > context:
+            raise ValueError(
+                f"The negative prompt of row {longest} has {length} tokens; with `max_completion_length` "
+                f"({trainer.max_completion_length}) that is more than the model's context of {context}. Shorten the "
+                "negative prompt, lower `max_completion_length` or drop the row."
+            )
+
+    def extend_rollout(
+        self, trainer: CreditGRPOTrainer, examples: list[dict], prompts: list, batch: dict[str, Any]
+    ) -> None:
+        negatives = [
+            negative_prompt_of(prompt, self.negative_prompt, example)
+            for prompt, example in zip(prompts, examples, strict=True)
+        ]
+        if is_conversational({"prompt": prompts[0]}):
+            negatives = copy.deepcopy(negatives)  # TRL's multimodal preparation works in place
+        ids, images, fields = trainer._tokenize_prompts(negatives)
+
+        completion_length = batch["completion_ids"].size(1)
+        room = float("inf") if trainer.context_length is None else max(trainer.context_length - completion_length, 1)
+        overlong = [len(row) > room for row in ids]
+        if any(overlong):
+            if not self._warned:
+                logger.warning(
+                    "%d negative prompts do not fit the model's context of %d tokens together with their completions; "
+                    "such completions get uniform weights and are counted in `credit/nonfinite_tokens`. The first: %s",
+                    sum(overlong),
+                    trainer.context_length,
+                    _shortened(negatives[overlong.index(True)]),
+                )
+                self._warned = True
+            ids = [row[-int(room) :] if too_long else row for row, too_long in zip(ids, overlong, strict=True)]
+
+        device = trainer.accelerator.device
+
+        def left_padded(rows: list[list[int]], value: int) -> torch.Tensor:
+            tensors = [torch.as_tensor(row) for row in rows]
+            padded = pad(tensors, padding_value=value, padding_side="left", pad_to_multiple_of=trainer.pad_to_multiple_of)
+            return padded.to(device)
+
+        batch[f"{self._key}/ids"] = left_padded(ids, trainer._tokenizer.pad_token_id)
+        batch[f"{self._key}/mask"] = left_padded([[1] * len(row) for row in ids], 0)
+        batch[f"{self._key}/overlong"] = torch.tensor(overlong, device=device)
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if name in batch:
+                rows = fields.get(name, [[0] * len(row) for row in ids])
+                batch[f"{self._key}/{name}"] = left_padded([list(row) for row in rows], 0)
+        if self.negative_prompt == "blank_image" and batch.get("pixel_values") is not None:
+            blank = trainer.processing_class.image_processor(images=images, return_tensors="pt")["pixel_values"]
+            if blank.shape != batch["pixel_values"].shape:
+                raise ValueError(
+                    "`negative_prompt: blank_image` is not supported here: the white images were processed to "
+                    f"{tuple(blank.shape)}, the prompts' to {tuple(batch['pixel_values'].shape)}. Use another "
+                    "negative prompt."
+                )
+            pixel_values = blank.to(batch["pixel_values"])
+            # One entry per completion, as TRL splits its own before it shuffles the batch
+            per_completion = split_pixel_values_by_grid({**batch, "pixel_values": pixel_values})["pixel_values"]
+            batch[f"{self._key}/pixel_values"] = per_completion
+
+    def forward(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        completion_ids, completion_mask = batch["completion_ids"], batch["completion_mask"]
+        num_tokens = completion_ids.size(1)
+        multimodal = {key: batch[key] for key in FORWARD_KEYS if batch.get(key) is not None}
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if name in multimodal:
+                multimodal[name] = torch.cat(
+                    [batch[f"{self._key}/{name}"], batch[name][:, -num_tokens:]], dim=1
+                )
+        blank = batch.get(f"{self._key}/pixel_values")
+        if blank is not None:
+            multimodal["pixel_values"] = torch.cat(blank) if isinstance(blank, list) else blank
+        with torch.no_grad(), eval_mode(model):
+            logps, _, _ = trainer.policy_logps_and_entropies(
+                model,
+                torch.cat([batch[f"{self._key}/ids"], completion_ids], dim=1),
+                torch.cat([batch[f"{self._key}/mask"], completion_mask], dim=1),
+                num_tokens,
+                **multimodal,
+            )
+        return logps.masked_fill(batch[f"{self._key}/overlong"].unsqueeze(1), torch.nan)

@@ -1,0 +1,187 @@
+"""Distance of the live policy from a reference policy."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.trainer.callbacks import SyncRefModelCallback
+from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
+
+from .base import (
+    MODEL_INPUT_KEYS,
+    PolicyForward,
+    Signal,
+    SignalSource,
+    captured_hidden_states,
+    causal_model,
+    eval_mode,
+    vocabulary_size,
+)
+from .statistics import gathered_head, squared_hellinger
+
+
+if TYPE_CHECKING:
+    from ..trainer import CreditGRPOTrainer
+
+
+@dataclass(frozen=True)
+class ReferenceHellinger(Signal):
+    """(B, T) float32 squared Hellinger distance, in [0, 1], between the next-token distributions of the live policy and
+    of the reference policy, both at the rollout temperature.
+
+    Args:
+        reference: Path or hub id of the reference policy; by default the policy's initial weights.
+    """
+
+    reference: str | None = None
+
+    def source(self) -> _ReferenceSource:
+        return _ReferenceSource(self.reference)
+
+
+def _copied(model: PreTrainedModel) -> PreTrainedModel:
+    """A frozen copy of a model object, whole also where ZeRO-3 has partitioned its parameters."""
+    if is_deepspeed_zero3_enabled():
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(model.parameters())):
+            return copy.deepcopy(model)
+    return copy.deepcopy(model)
+
+
+def _add_reference_adapter(model) -> None:
+    """Adds a frozen copy of the active adapter under TRL's name for it, `ref`."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    active = model.active_adapter
+    model.add_adapter("ref", model.peft_config[active])
+    set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=active), adapter_name="ref")
+
+
+class _ReferenceSource(SignalSource):
+    needs_hidden_states = True
+    follows_policy = True
+
+    def __init__(self, reference: str | None):
+        self.reference = reference
+        self.model: nn.Module | None = None  # None: the policy with its adapters off (or on `ref`)
+
+    def before_trainer_init(self, trainer: CreditGRPOTrainer, arguments: dict[str, Any]) -> None:
+        policy, args = arguments["model"], arguments["args"]
+        self._quantization_config = arguments.get("quantization_config")
+        self._policy_path = policy if isinstance(policy, str) else None
+        policy_is_peft = self._policy_path is None and is_peft_model(policy)
+        uses_adapter = arguments.get("peft_config") is not None or policy_is_peft
+        self._from_policy = self.reference is None and uses_adapter
+        if self._from_policy:
+            if args.sync_ref_model:
+                raise ValueError(
+                    "`sync_ref_model` needs a reference model of its own, but with PEFT the reference is the policy "
+                    "with its adapters off. Set `sync_ref_model=False`, or name a `reference` for the credit method."
+                )
+            if policy_is_peft and args.beta == 0.0 and "ref" not in policy.peft_config:
+                _add_reference_adapter(policy)
+        elif self.reference is None and self._policy_path is None:
+            # Before TRL patches the model's forward and the optimizer changes its weights
+            self.model = _copied(policy)
+
+    def after_trainer_init(self, trainer: CreditGRPOTrainer) -> None:
+        policy = causal_model(trainer.accelerator.unwrap_model(trainer.model))
+        if "logits_to_keep" not in inspect.signature(type(policy).forward).parameters:
+            raise ValueError(
+                f"{type(policy).__name__} has no `logits_to_keep`, so a reference forward would compute the logits of "
+                "every token. This credit method does not support it."
+            )
+        if self._from_policy:
+            return
+        if self.model is None and self.reference is None and trainer.ref_model is not None:
+            # TRL has loaded the same weights for its KL penalty (and keeps them in step with `sync_ref_model`)
+            self.model = trainer.ref_model
+            return
+        if self.model is None:
+            self.model = self._load(trainer)
+        size, policy_size = vocabulary_size(self.model), vocabulary_size(policy)
+        if size != policy_size:
+            raise ValueError(
+                f"The reference {self.reference!r} has a vocabulary of {size}, the policy one of {policy_size}: their "
+                "distributions cannot be compared. Name a reference of the policy's family."
+            )
+        self.model.requires_grad_(False)
+        self.model.eval()
+        if trainer.is_deepspeed_enabled:
+            self.model = prepare_deepspeed(self.model, trainer.accelerator)
+        elif trainer.is_fsdp_enabled:
+            self.model = prepare_fsdp(self.model, trainer.accelerator)
+        else:
+            self.model = trainer.accelerator.prepare_model(self.model, evaluation_mode=True)
+        if trainer.args.sync_ref_model:
+            trainer.add_callback(SyncRefModelCallback(ref_model=self.model, accelerator=trainer.accelerator))
+
+    def _load(self, trainer: CreditGRPOTrainer) -> PreTrainedModel:
+        """Loads the reference as TRL loads a model for a KL penalty: like the policy in dtype and attention."""
+        args = trainer.args
+        kwargs = dict(args.model_init_kwargs or {})
+        if self.reference is not None:
+            kwargs.pop("revision", None)  # the policy's
+        if self._quantization_config is not None:
+            kwargs["quantization_config"] = self._quantization_config
+        if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+            kwargs["device_map"] = None
+        kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+        kwargs.setdefault("dtype", trainer.model.dtype)
+        kwargs.setdefault("attn_implementation", trainer.model.config._attn_implementation)
+        path = self.reference or self._policy_path or get_config_model_id(trainer.model.config)
+        return create_model_from_path(path, **kwargs)
+
+    def forward(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        num_tokens = batch["completion_ids"].size(1)
+        inputs = {
+            "input_ids": torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+            "attention_mask": torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+            **{key: batch[key] for key in MODEL_INPUT_KEYS if batch.get(key) is not None},
+        }
+        if "pixel_values" not in inputs:
+            inputs.pop("image_grid_thw", None)
+
+        def run(reference: nn.Module) -> torch.Tensor:
+            with (
+                torch.no_grad(),
+                eval_mode(reference),
+                trainer.accelerator.autocast(),
+                captured_hidden_states(trainer.accelerator.unwrap_model(reference), num_tokens) as captured,
+            ):
+                # Only the backbone's output is wanted; logits of one token are the fewest that can be asked for
+                reference(**inputs, logits_to_keep=1, use_cache=False)
+            return captured[0]
+
+        if self.model is not None:
+            return run(self.model)
+        unwrapped = trainer.accelerator.unwrap_model(model)
+        with use_adapter(unwrapped, "ref" if "ref" in unwrapped.peft_config else None):
+            return run(model)
+
+    def compute(
+        self, trainer: CreditGRPOTrainer, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
+    ) -> torch.Tensor:
+        unwrap = trainer.accelerator.unwrap_model
+        policy_model = causal_model(unwrap(trainer.model))
+        reference_model = policy_model if self.model is None else causal_model(unwrap(self.model))
+        with gathered_head(policy_model) as policy_head, gathered_head(reference_model) as reference_head:
+            return squared_hellinger(
+                policy.hidden_states,
+                policy_head,
+                own,
+                reference_head,
+                trainer.loss_mask(batch),
+                trainer.temperature,
+                trainer.head_dtype,
+            )

@@ -1,0 +1,256 @@
+"""TRL's GRPOTrainer with token-level credit: where credit enters TRL's step, and nothing else."""
+
+import contextlib
+import copy
+import functools
+import inspect
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate.logging import get_logger
+from huggingface_hub import ModelCard
+from torch import nn
+from trl import GRPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from .config import CreditGRPOConfig, check_credit
+from .methods import DGPO, GCPO, CreditInputs, CreditMethod, Uniform, build_credit
+from .metrics import credit_metrics
+from .signals.base import PolicyForward, captured_hidden_states, causal_model, vocabulary_size
+
+
+logger = get_logger(__name__)
+
+_TRL_SIGNATURE = inspect.signature(GRPOTrainer.__init__)
+
+
+class CreditGRPOTrainer(GRPOTrainer):
+    """
+    [`~trl.GRPOTrainer`] in which a credit method decides how much of a completion's advantage each token gets.
+
+    It takes every argument of [`~trl.GRPOTrainer`]. `args` may be a [`CreditGRPOConfig`], whose `credit` names the
+    method, or a plain [`~trl.GRPOConfig`], which means the trainer's preset (`uniform` here, which is TRL's trainer to
+    the last bit).
+
+    Rollouts, rewards, sequence advantages, loss, metrics and optimizer steps are TRL's. At each update step the signals
+    that the method asked for are computed without gradient, and the method turns the sequence advantages into token
+    advantages when the loss's own forward has given the live policy's log-probs; TRL's loss reads them from a copy of
+    its batch.
+
+    Besides TRL's metrics it logs, in training and evaluation, `credit/weight_std`, `credit/weight_max`,
+    `credit/effective_fraction` (1 = uniform), `credit/nonfinite_tokens` (per micro-batch, over all processes) and the
+    method's own.
+
+    Attributes:
+        credit_method (`CreditMethod`): The method in use.
+
+    Raises:
+        ValueError: Unknown method or parameter, settings that would cancel the method's token credit, a method that
+            disagrees with a preset trainer, or data that a signal cannot work with; all before the model is loaded,
+            except where the tokenizer is needed.
+
+    Example:
+
+    ```python
+    from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
+
+    trainer = CreditGRPOTrainer(
+        model="Qwen/Qwen2.5-1.5B-Instruct",
+        reward_funcs=reward,
+        args=CreditGRPOConfig(output_dir="out", credit="gcpo"),
+        train_dataset=dataset,
+    )
+    trainer.train()
+    ```
+    """
+
+    # The method that a subclass stands for; `None` takes any, with `uniform` as the default
+    _preset: ClassVar[type[CreditMethod] | None] = None
+
+    @functools.wraps(GRPOTrainer.__init__)
+    def __init__(self, *args, **kwargs):
+        bound = _TRL_SIGNATURE.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        del arguments["self"]
+
+        training_args = arguments["args"]
+        if training_args is None:
+            model = arguments["model"]
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            name = (self._preset or Uniform).name
+            training_args = CreditGRPOConfig(f"{model_name.split('/')[-1]}-{name.upper()}")
+        self.credit_method = self._resolve_credit(training_args)
+        check_credit(self.credit_method, training_args)
+        if isinstance(training_args, CreditGRPOConfig) and training_args.credit is None:
+            training_args = copy.copy(training_args)  # the preset is this trainer's, not the caller's config's
+            training_args.credit = self.credit_method.to_dict()
+        arguments["args"] = training_args
+
+        self._name = self.credit_method.name.upper() if type(self.credit_method) is not Uniform else GRPOTrainer._name
+        self._paper = vars(self.credit_method.paper)
+        self._tag_names = [*GRPOTrainer._tag_names, "trl-credit", self.credit_method.name]
+        self._signals = {signal: signal.source() for signal in self.credit_method.signals()}
+        self._credit_pass = None
+
+        for source in self._signals.values():
+            source.before_trainer_init(self, arguments)
+        # TRL refuses `sync_ref_model` without its own KL reference; a signal may have one to synchronise
+        follows = training_args.sync_ref_model and any(source.follows_policy for source in self._signals.values())
+        training_args.sync_ref_model = training_args.sync_ref_model and not (follows and training_args.beta == 0.0)
+        try:
+            super().__init__(**arguments)
+        finally:
+            training_args.sync_ref_model = training_args.sync_ref_model or follows
+        self._vocab_size = vocabulary_size(causal_model(self.accelerator.unwrap_model(self.model)))
+        for source in self._signals.values():
+            source.after_trainer_init(self)
+        if self._signals and _has_active_dropout(self.model):
+            logger.warning(
+                "The policy has active dropout: its own forward in the loss uses it, the credit method's forwards do "
+                "not, so part of the token credit is noise. Set `disable_dropout=True` (and `lora_dropout=0`)."
+            )
+
+    def _resolve_credit(self, args) -> CreditMethod:
+        credit = getattr(args, "credit", None)
+        if credit is None:
+            return (self._preset or Uniform)()
+        method = build_credit(credit)
+        if self._preset is not None and type(method) is not self._preset:
+            raise ValueError(
+                f"`credit` asks for {method.name!r}, but {type(self).__name__} is preset to {self._preset.name!r}. Use "
+                f"CreditGRPOTrainer, or leave `credit` to parameters of {self._preset.name!r}."
+            )
+        return method
+
+    # What signals need to know
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens of prompt and completion that the policy's positions allow."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def forward_dtype(self) -> torch.dtype:
+        """The dtype in which the policy's forward computes."""
+        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return mixed.get(self.accelerator.mixed_precision, self.accelerator.unwrap_model(self.model).dtype)
+
+    @property
+    def head_dtype(self) -> torch.dtype:
+        """The dtype in which the policy's output head computes."""
+        return torch.float32 if self.args.cast_lm_head_to_fp32 else self.forward_dtype
+
+    @staticmethod
+    def loss_mask(batch: dict[str, Any]) -> torch.Tensor:
+        """(B, T) bool, the tokens that enter the loss; truncated completions are out of TRL's completion mask already."""
+        mask = batch["completion_mask"].bool()
+        return mask if "tool_mask" not in batch else mask & batch["tool_mask"].bool()
+
+    def policy_logps_and_entropies(self, *args, **kwargs):
+        """TRL's forward, without credit."""
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+    # Rollout
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        needed = [column for source in self._signals.values() for column in source.columns]
+        for reward_func in self.reward_funcs:
+            if not isinstance(reward_func, nn.Module):
+                needed += inspect.signature(reward_func).parameters
+        self._signature_columns += [column for column in needed if column not in self._signature_columns]
+
+    def _generate(self, prompts: list):
+        self._rollout_prompts = prompts  # with images and environment observations in place
+        return super()._generate(prompts)
+
+    def _generate_and_score_completions(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        for source in self._signals.values():
+            source.extend_rollout(self, inputs, self._rollout_prompts, batch)
+        return batch
+
+    # Update: the signals' own forwards, then TRL's loss, whose policy forward completes the token advantages
+
+    def _compute_loss(self, model, inputs):
+        batch = dict(inputs)  # TRL reuses its buffered inputs, so token advantages go into a copy
+        own = {signal: source.forward(self, model, batch) for signal, source in self._signals.items()}
+        self._credit_pass = batch, own
+        try:
+            return super()._compute_loss(model, batch)
+        finally:
+            self._credit_pass = None
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        forward = functools.partial(
+            super()._get_per_token_logps_and_entropies, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+        if self._credit_pass is None:  # the old policy's or TRL's reference's log-probs
+            return forward()
+        batch, own = self._credit_pass
+        self._credit_pass = None
+        capture = contextlib.nullcontext([None])
+        if any(source.needs_hidden_states for source in self._signals.values()):
+            capture = captured_hidden_states(self.accelerator.unwrap_model(model), logits_to_keep)
+        with capture as hidden_states:
+            logps, entropies, aux_loss = forward()
+        with torch.no_grad():
+            self._assign_credit(batch, own, PolicyForward(logps.detach(), entropies.detach(), hidden_states[0]))
+        return logps, entropies, aux_loss
+
+    def _assign_credit(self, batch: dict[str, Any], own: dict, policy: PolicyForward) -> None:
+        """Replaces the batch's (B,) advantages by the method's token advantages and logs the credit metrics."""
+        inputs = CreditInputs(
+            mask=self.loss_mask(batch),
+            policy_logps=policy.logps,
+            policy_entropy=policy.entropy,
+            vocab_size=self._vocab_size,
+            signals={
+                signal: source.compute(self, batch, own[signal], policy) for signal, source in self._signals.items()
+            },
+            compute_dtype=self.forward_dtype,
+        )
+        weights = self.credit_method.weights(inputs)
+        batch["advantages"] = self.credit_method.token_advantages(batch["advantages"], weights, inputs)
+
+        unscored = 0
+        if "sampling_per_token_logps" in batch:
+            unscored = (~torch.isfinite(batch["sampling_per_token_logps"]) & inputs.mask).sum()
+        mode = "train" if self.model.training else "eval"
+        for name, value in credit_metrics(self.credit_method, inputs, weights, unscored, self.accelerator).items():
+            self._metrics[mode][name].append(value)
+
+    def create_model_card(self, *args, **kwargs):
+        super().create_model_card(*args, **kwargs)
+        if not self.is_world_process_zero():
+            return
+        path = Path(self.args.output_dir) / "README.md"
+        card = ModelCard.load(path)
+        parameters = self.credit_method.to_dict()
+        card.text += "\n## Token credit\n\nTrained with trl-credit:\n\n```yaml\ncredit:\n"
+        card.text += "".join(f"  {key}: {'null' if value is None else value}\n" for key, value in parameters.items())
+        card.text += "```\n"
+        card.save(path)
+
+
+class GCPOTrainer(CreditGRPOTrainer):
+    """[`CreditGRPOTrainer`] with the credit method [`GCPO`] (arXiv 2605.29198)."""
+
+    _preset = GCPO
+
+
+class DGPOTrainer(CreditGRPOTrainer):
+    """[`CreditGRPOTrainer`] with the credit method [`DGPO`] (arXiv 2605.03327)."""
+
+    _preset = DGPO
+
+
+def _has_active_dropout(model: nn.Module) -> bool:
+    for module in model.modules():
+        probability = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
+        attention_dropout = getattr(module, "attention_dropout", 0.0)
+        if probability or (isinstance(attention_dropout, float) and attention_dropout):
+            return True
+    return False
