@@ -14,31 +14,30 @@ import string
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, get_cosine_schedule_with_warmup
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer, get_cosine_schedule_with_warmup
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from trl_credit.quickstart.task import NEGATIVE_MARK, make_problem, prompt_of, written_solution
 
 
-CHARACTERS = string.digits + "+-*/=;#!?.,:() \n" + string.ascii_lowercase
+CHARACTERS = string.digits + string.punctuation + string.ascii_letters + " \n"
 STEP_ERROR_RATE = 0.2
 NEGATIVE_SHARE = 0.2
 NEGATIVE_STEP_ERROR_RATE = 0.7
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A fast tokenizer with one token per character and the special tokens `<pad>`, `<eos>`, `<unk>`."""
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *CHARACTERS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+def build_tokenizer() -> Qwen2Tokenizer:
+    """Qwen2's byte-level tokenizer without merges: one token per character, and `<pad>`, `<eos>`, `<unk>`."""
+    alphabet = bytes_to_unicode()
+    characters = [alphabet[ord(character)] for character in CHARACTERS]
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *characters])}
+    return Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=[],
         pad_token="<pad>",
         eos_token="<eos>",
         unk_token="<unk>",
         padding_side="left",
-        clean_up_tokenization_spaces=False,
     )
 
 
@@ -61,7 +60,7 @@ def build_model(
     num_terms: int = 3,
     seed: int = 0,
     log_every: int = 100,
-) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
+) -> tuple[Qwen2ForCausalLM, Qwen2Tokenizer]:
     """Pre-trains the model and returns it in float32 with its tokenizer."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
@@ -105,7 +104,7 @@ def build_model(
     return model.eval(), tokenizer
 
 
-def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, output_dir: Path) -> None:
+def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, output_dir: Path) -> None:
     """Saves both in bfloat16."""
     model.to(torch.bfloat16).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
