@@ -1,0 +1,42 @@
+# Every target makes the environment it needs in .venv. PYTHON chooses the interpreter (3.10 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test test-all lint format clean
+
+quickstart: $(VENV)/.quickstart
+	$(VENV)/bin/trl-credit quickstart
+
+# Minutes on 2 cores
+test: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+
+# What is slow or starts several processes
+test-all: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m 'not gpu'
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch by itself first: what comes after then finds its requirement met
+$(VENV)/.quickstart: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing (the first time takes some minutes) ..."
+	$(PIP) torch
+	$(PIP) -e '.[quickstart]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.quickstart
+	$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,73 @@
+"""What this package leans on in TRL; a failure here says which method moved."""
+
+import inspect
+
+import pytest
+from trl import GRPOTrainer
+from trl.trainer import utils
+from trl.trainer.callbacks import SyncRefModelCallback
+
+from trl_credit.signals.base import FORWARD_KEYS
+
+
+METHODS = {
+    "_compute_loss": ["self", "model", "inputs"],
+    "_generate": ["self", "prompts"],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_set_signature_columns_if_needed": ["self"],
+    "_tokenize_prompts": ["self", "prompts"],
+    "create_model_card": ["self", "model_name", "dataset_name", "tags"],
+    "_get_per_token_logps_and_entropies": [
+        "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
+        "compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes",
+        "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
+    ],
+}  # fmt: skip
+
+FUNCTIONS = {
+    utils.create_model_from_path: ["model_id", "architecture", "kwargs"],
+    utils.get_config_model_id: ["config"],
+    utils.maybe_gather_lm_head_ctx: ["params"],
+    utils.pad: ["tensors", "padding_value", "padding_side", "pad_to_multiple_of"],
+    utils.split_pixel_values_by_grid: ["batch"],
+    utils.use_adapter: ["model", "adapter_name"],
+    SyncRefModelCallback.__init__: ["self", "ref_model", "accelerator"],
+}
+
+
+def check(function, expected):
+    parameters = list(inspect.signature(function).parameters)
+    assert parameters == expected, (
+        f"TRL's {function.__qualname__} now takes {parameters}, trl-credit was written for {expected}: see what changed "
+        "before widening the tested range in trl_credit/_version.py"
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods(name):
+    check(getattr(GRPOTrainer, name), METHODS[name])
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__qualname__)
+def test_functions(function):
+    check(function, FUNCTIONS[function])
+
+
+def test_forward_keys_are_what_the_forward_takes_besides_text():
+    assert FORWARD_KEYS == tuple(METHODS["_get_per_token_logps_and_entropies"][8:])
+
+
+def test_loss_reads_the_batch_after_its_own_forward():
+    """Token advantages are written into the batch during the policy's forward, so the loss must read them after it, and
+    accept (B, T)."""
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert source.index("self._get_per_token_logps_and_entropies(") < source.index('inputs["advantages"]')
+    assert source.count("self._get_per_token_logps_and_entropies(") == 1
+    assert "advantages.dim() == 1" in source
+
+
+def test_trainer_signature_is_trls():
+    from trl_credit import CreditGRPOTrainer, DGPOTrainer, GCPOTrainer
+
+    for cls in (CreditGRPOTrainer, DGPOTrainer, GCPOTrainer):
+        assert inspect.signature(cls.__init__) == inspect.signature(GRPOTrainer.__init__)

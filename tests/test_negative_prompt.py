@@ -1,0 +1,165 @@
+import math
+
+import pytest
+from helpers import config, letter_reward, prompts, save_tiny_model
+from PIL import Image
+
+from trl_credit import CreditGRPOTrainer, GCPOTrainer
+from trl_credit.signals.negative_prompt import COLUMN, TEMPLATES, negative_prompt_of
+
+
+NOTE = "\n\nNote: Intentionally generate an incorrect answer."
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "1+1?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "2+2?"},
+]
+
+
+def test_plain():
+    assert negative_prompt_of("2+2?", "wrong_answer", {}) == "2+2?" + NOTE
+    assert negative_prompt_of("2+2?", "empty", {}) == TEMPLATES["empty"]
+    assert negative_prompt_of("2+2?", r"Lie: {prompt} \boxed{}", {}) == r"Lie: 2+2? \boxed{}"
+    assert negative_prompt_of("2+2?", "column", {COLUMN: "3+3?"}) == "3+3?"
+
+
+def test_conversation_keeps_all_but_the_last_user_message():
+    before = [dict(message) for message in CHAT]
+    negative = negative_prompt_of(CHAT, "wrong_answer", {})
+    assert negative == [*CHAT[:3], {"role": "user", "content": "2+2?" + NOTE}]
+    assert CHAT == before
+    assert negative_prompt_of(CHAT, "empty", {})[-1]["content"] == TEMPLATES["empty"]
+    assert negative_prompt_of(CHAT, "column", {COLUMN: "3+3?"}) == [*CHAT[:3], {"role": "user", "content": "3+3?"}]
+    other = [{"role": "user", "content": "5?"}]
+    assert negative_prompt_of(CHAT, "column", {COLUMN: other}) == other
+
+
+def test_images_stay_where_they_are():
+    image = Image.new("RGB", (4, 6), (10, 20, 30))
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]
+    prompt = [{"role": "user", "content": content}]
+    [message] = negative_prompt_of(prompt, "wrong_answer", {})
+    assert message["content"] == [content[0], {"type": "text", "text": "What?" + NOTE}]
+    [message] = negative_prompt_of(prompt, "empty", {})
+    assert message["content"] == [content[0], {"type": "text", "text": TEMPLATES["empty"]}]
+    [message] = negative_prompt_of(prompt, "blank_image", {})
+    assert message["content"][1] == content[1]
+    blank = message["content"][0]["image"]
+    assert (blank.size, blank.mode, blank.getpixel((0, 0))) == ((4, 6), "RGB", (255, 255, 255))
+    assert image.getpixel((0, 0)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize("row", [{}, {COLUMN: ""}, {COLUMN: " \n"}, {COLUMN: None}, {COLUMN: []}])
+def test_bad_column_value_names_the_row(row):
+    with pytest.raises(ValueError, match=r"(missing|empty) in the row with the prompt '2\+2\?'"):
+        negative_prompt_of("2+2?", "column", row)
+
+
+def test_messages_for_a_plain_prompt_are_refused():
+    with pytest.raises(ValueError, match="holds messages where the prompt is plain text"):
+        negative_prompt_of("2+2?", "column", {COLUMN: CHAT})
+
+
+def test_no_user_message():
+    with pytest.raises(ValueError, match="No user message"):
+        negative_prompt_of(CHAT[:1], "wrong_answer", {})
+
+
+def column_args(tmp_path, **settings):
+    return config(tmp_path, credit={"method": "gcpo", "negative_prompt": "column"}, max_steps=1, **settings)
+
+
+@pytest.mark.parametrize("remove_unused_columns", [True, False])
+def test_column(remove_unused_columns, tiny_model, tmp_path):
+    dataset = prompts().map(lambda row: {COLUMN: "zz" + row["prompt"]})
+
+    def reward(completions, answer, **kwargs):
+        return [float(len(text)) + float(len(a)) for text, a in zip(completions, answer, strict=True)]
+
+    trainer = CreditGRPOTrainer(
+        model=tiny_model,
+        reward_funcs=reward,
+        args=column_args(tmp_path, remove_unused_columns=remove_unused_columns),
+        train_dataset=dataset,
+    )
+    trainer.train()
+    batch = trainer._buffered_inputs[0]
+    for row in range(8):
+        negative = batch["negative_prompt/column/ids"][row][batch["negative_prompt/column/mask"][row].bool()]
+        real = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+        assert trainer._tokenizer.decode(negative) == "zz" + trainer._tokenizer.decode(real)
+    assert trainer.state.log_history[0]["credit/contrast"] > 0
+
+
+def test_missing_column_fails_before_the_model_is_loaded(tmp_path):
+    with pytest.raises(ValueError, match="the train dataset has only: prompt, answer"):
+        CreditGRPOTrainer(
+            model="no/such/model", reward_funcs=letter_reward, args=column_args(tmp_path), train_dataset=prompts()
+        )
+
+
+def test_missing_column_of_the_evaluation_data(tmp_path):
+    good = prompts().map(lambda row: {COLUMN: "x"})
+    with pytest.raises(ValueError, match="the hard dataset has only"):
+        CreditGRPOTrainer(
+            model="no/such/model",
+            reward_funcs=letter_reward,
+            args=column_args(tmp_path),
+            train_dataset=good,
+            eval_dataset={"easy": good, "hard": prompts()},
+        )
+
+
+def test_empty_row_fails_before_the_model_is_loaded(tmp_path):
+    dataset = prompts().map(lambda row, i: {COLUMN: "" if i == 5 else "x"}, with_indices=True)
+    with pytest.raises(ValueError, match="'negative_prompt' is empty in row 5"):
+        CreditGRPOTrainer(
+            model="no/such/model", reward_funcs=letter_reward, args=column_args(tmp_path), train_dataset=dataset
+        )
+
+
+def test_longer_than_the_context(tmp_path):
+    path = save_tiny_model(tmp_path / "short", context=40)
+    with pytest.raises(ValueError, match=r"negative prompt of row \d+ has \d+ tokens.*context of 40"):
+        GCPOTrainer(model=path, reward_funcs=letter_reward, args=config(tmp_path), train_dataset=prompts())
+
+
+def test_longer_than_the_context_in_a_stream_is_counted(tmp_path, caplog):
+    """Rows that cannot be looked at beforehand do not stop the run: their completions get uniform weights."""
+    path = save_tiny_model(tmp_path / "short", context=70)
+    credit = {"method": "gcpo", "negative_prompt": "column"}
+    dataset = prompts().map(lambda row, i: {COLUMN: "x" * (90 if i % 2 else 3)}, with_indices=True)
+    trainer = CreditGRPOTrainer(
+        model=path,
+        reward_funcs=letter_reward,
+        args=config(tmp_path, credit=credit, max_steps=2, shuffle_dataset=False),
+        train_dataset=dataset.to_iterable_dataset(),
+    )
+    trainer.train()
+    assert sum("do not fit the model's context" in message for message in caplog.messages) == 1
+    entry = trainer.state.log_history[0]
+    assert entry["credit/nonfinite_tokens"] > 0
+    assert math.isfinite(entry["credit/contrast"])
+    assert 0 < entry["credit/weight_std"]
+
+
+def test_blank_image_needs_images(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="needs a vision-language model"):
+        CreditGRPOTrainer(
+            model=tiny_model,
+            reward_funcs=letter_reward,
+            args=config(tmp_path, credit={"method": "gcpo", "negative_prompt": "blank_image"}),
+            train_dataset=prompts(),
+        )
+
+
+def test_iterable_dataset(tiny_model, tmp_path):
+    trainer = GCPOTrainer(
+        model=tiny_model,
+        reward_funcs=letter_reward,
+        args=config(tmp_path, max_steps=2),
+        train_dataset=prompts().to_iterable_dataset(),
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["credit/weight_std"] > 0.5
