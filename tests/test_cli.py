@@ -1,0 +1,40 @@
+import dataclasses
+
+import pytest
+
+from trl_credit import METHODS
+from trl_credit.cli import main
+
+
+def test_methods(capsys):
+    main(["methods"])
+    output = capsys.readouterr().out
+    for name, method in METHODS.items():
+        assert name in output
+        assert method.paper.id in output
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_one_method(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["methods", name])
+    output = capsys.readouterr().out
+    method = METHODS[name]
+    assert method.paper.citation in output
+    for number, difference in enumerate(method.differences, 1):
+        assert f"{number}. {difference}" in output
+    for field in dataclasses.fields(method):
+        assert field.name in output
+        assert repr(field.default) in output
+
+
+def test_unknown_method(capsys):
+    with pytest.raises(SystemExit):
+        main(["methods", "gpco"])
+    assert "Did you mean 'gcpo'" in capsys.readouterr().err
+
+
+def test_bad_quickstart_method(capsys):
+    with pytest.raises(SystemExit):
+        main(["quickstart", "--methods", "gpco"])
+    assert "Did you mean 'gcpo'" in capsys.readouterr().err

@@ -1,0 +1,288 @@
+"""The training script: data, rewards, messages, and whole runs."""
+
+import json
+
+import pytest
+from datasets import Dataset
+from trl.rewards import accuracy_reward
+
+from trl_credit import train
+from trl_credit.data import load_splits, prepare, report_unparsable
+from trl_credit.rewards import accuracy, build_reward, required_columns
+
+
+ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
+ROWS = [{"problem": f"{i}+{i}?", "answer": str(2 * i), "extra": i} for i in range(12)]
+
+
+def write(path, rows=ROWS):
+    if path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# Data
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.parquet"])
+def test_files(name, tmp_path):
+    splits = load_splits(write(tmp_path / name))
+    assert splits["train"].to_list() == ROWS
+
+
+def test_saved_folder(tmp_path):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    assert load_splits(str(tmp_path / "saved"))["train"].to_list() == ROWS
+
+
+def test_generated_tasks():
+    first = load_splits("reasoning_gym:chain_sum", generated_size=5, generated_config={"max_terms": 2}, seed=1)["train"]
+    assert first.column_names == ["problem", "answer"]
+    assert len(first) == 5
+    again = load_splits("reasoning_gym:chain_sum", generated_size=5, generated_config={"max_terms": 2}, seed=1)["train"]
+    other = load_splits("reasoning_gym:chain_sum", generated_size=5, generated_config={"max_terms": 2}, seed=2)["train"]
+    assert first.to_list() == again.to_list() != other.to_list()
+    assert load_splits("trl_credit:arithmetic", generated_size=3)["train"].column_names == ["prompt", "answer"]
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("missing.jsonl", None, "there is no file 'missing.jsonl'"),
+        ("./nothing", None, "there is no file './nothing'"),
+        ("reasoning_gym:chain_sums", None, "no task 'chain_sums'. Did you mean 'chain_sum'"),
+        ("reasoning_gym:chain_sum", {"terms": 3}, "generated_dataset_config"),
+        ("trl_credit:arithmetics", None, "Did you mean 'trl_credit:arithmetic'"),
+        ("trl_credit:arithmetic", {"terms": 3}, "generated_dataset_config"),
+    ],
+)
+def test_bad_sources(name, config, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"`(dataset_name|generated_dataset_config)`") as raised:
+        load_splits(name, generated_config=config)
+    assert message in str(raised.value)
+
+
+def test_unreadable_file(tmp_path):
+    (tmp_path / "broken.jsonl").write_text('{"problem": "1", \n nonsense')
+    with pytest.raises(ValueError, match=r"cannot read '.*broken.jsonl'"):
+        load_splits(str(tmp_path / "broken.jsonl"))
+    (tmp_path / "data.xlsx").write_text("x")
+    with pytest.raises(ValueError, match="must end in one of .json, .jsonl, .parquet, .csv"):
+        load_splits(str(tmp_path / "data.xlsx"))
+
+
+def test_prepare():
+    dataset = prepare(
+        Dataset.from_list(ROWS),
+        problem_column="problem",
+        answer_column="answer",
+        system_prompt="Be right.",
+        prompt_template="Solve {problem} with {braces}",
+    )
+    assert dataset[3] == {
+        **ROWS[3],
+        "prompt": [
+            {"role": "system", "content": "Be right."},
+            {"role": "user", "content": "Solve 3+3? with {braces}"},
+        ],
+        "solution": "6",
+    }
+    plain = prepare(Dataset.from_list(ROWS), problem_column="problem", plain_prompts=True)
+    assert plain[1]["prompt"] == "1+1?"
+    assert "solution" not in plain.column_names
+
+
+def test_prepare_leaves_out_empty_rows_and_says_so(caplog):
+    rows = [*ROWS[:2], {"problem": "x", "answer": " ", "extra": 0}, {"problem": "", "answer": "1", "extra": 0}]
+    dataset = prepare(Dataset.from_list(rows), problem_column="problem", answer_column="answer")
+    assert len(dataset) == 2
+    assert "2 of 4 rows have an empty problem or answer and are left out, the first is row 2" in caplog.text
+    with pytest.raises(ValueError, match="Every row"):
+        prepare(Dataset.from_list(rows[2:]), problem_column="problem", answer_column="answer")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"problem_column": "problm"}, "`problem_column`: the dataset has no column 'problm'. Did you mean 'problem'"),
+        ({"problem_column": "problem", "answer_column": "x"}, "`answer_column`: the dataset has no column 'x'"),
+        ({}, "Known: answer, extra, problem. Set `problem_column` to the column"),
+        ({"problem_column": "problem", "prompt_template": "Solve"}, "must contain the slot {problem}"),
+        ({"problem_column": "problem", "plain_prompts": True, "system_prompt": "x"}, "has no effect"),
+    ],
+)
+def test_prepare_errors(settings, message):
+    with pytest.raises(ValueError, match="`") as raised:
+        prepare(Dataset.from_list(ROWS), **settings)
+    assert message in str(raised.value)
+
+
+def test_system_prompt_without_effect():
+    with pytest.raises(ValueError, match="`system_prompt` has no effect without `problem_column`"):
+        prepare(Dataset.from_list([{"prompt": "1"}]), system_prompt="x")
+
+
+def test_unparsable_answers_are_reported(caplog):
+    assert report_unparsable(Dataset.from_dict({"solution": ["1", "sorry", r"\frac{1}{2}"]})) == 1
+    assert "1 of the first 3 answers do not parse" in caplog.text
+    assert "'sorry'" in caplog.text
+    with pytest.raises(ValueError, match="None of the first 2 answers parses"):
+        report_unparsable(Dataset.from_dict({"solution": ["sorry", "what"]}))
+
+
+# Rewards
+
+
+def test_accuracy():
+    solutions = ["7", "7", r"\frac{1}{2}", "sorry"]
+    texts = [r"so \boxed{7}", r"\boxed{8}", r"\boxed{0.5}", r"\boxed{1}"]
+    assert accuracy(texts, solutions) == [1.0, 0.0, 1.0, None]
+    chats = [[{"role": "assistant", "content": text}] for text in texts]
+    assert accuracy(chats, solutions) == accuracy_reward(chats, solutions)
+    turns = [[{"role": "assistant", "content": r"\boxed{1}"}, {"role": "tool", "content": ""}, *c] for c in chats]
+    assert accuracy(turns, solutions) == [1.0, 0.0, 1.0, None]
+    assert accuracy(texts[:1], [7]) == [1.0]
+
+
+def scaled(completions, extra, factor=1.0, **kwargs):
+    return [factor * x for x in extra]
+
+
+def make_scaled(factor):
+    return lambda completions, extra, **kwargs: scaled(completions, extra, factor)
+
+
+def test_build_reward(monkeypatch):
+    assert build_reward("accuracy") is accuracy
+    assert build_reward("accuracy_reward") is accuracy  # TRL's name
+    assert build_reward("test_train.scaled") is scaled
+    bound = build_reward('{"name": "test_train.scaled", "factor": 3.0}')
+    assert bound(["a"], extra=[2]) == [6.0]
+    assert bound.__name__ == "scaled"
+    assert required_columns(bound) == required_columns(scaled) == ["extra"]
+    made = build_reward({"name": "test_train.make_scaled", "factor": 4.0})
+    assert made(["a"], extra=[2]) == [8.0]
+    overlong = build_reward({"name": "soft_overlong_punishment", "max_completion_len": 10, "soft_punish_cache": 4})
+    assert overlong(completion_ids=[[1] * 5, [1] * 10, [1] * 12]) == [0, -1.0, -1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("accurcy", "unknown reward 'accurcy'. Did you mean 'accuracy'"),
+        ("no_module.reward", "cannot load 'no_module.reward'"),
+        ({"factor": 2}, "does not say the `name`"),
+        ('{"name": ', "not valid JSON"),
+        ({"name": "soft_overlong_punishment"}, "missing"),
+        ({"name": "test_train.make_scaled", "facto": 1}, "unexpected keyword argument 'facto'"),
+    ],
+)
+def test_build_reward_errors(spec, message):
+    with pytest.raises(ValueError, match="`reward_funcs`") as raised:
+        build_reward(spec)
+    assert message in str(raised.value)
+
+
+# Whole runs
+
+
+def line(tmp_path, tiny_model, *extra):
+    return [
+        "--model_name_or_path", tiny_model, "--output_dir", str(tmp_path / "out"),
+        "--dataset_name", write(tmp_path / "data.jsonl"), "--problem_column", "problem", "--answer_column", "answer",
+        "--reward_funcs", "accuracy", "helpers.letter_reward", "--dtype", "float32",
+        "--per_device_train_batch_size", "4", "--num_generations", "4", "--max_completion_length", "8",
+        "--max_steps", "2", "--logging_steps", "1", "--gradient_checkpointing", "false", *ON_CPU, *extra,
+    ]  # fmt: skip
+
+
+def test_run(tmp_path, tiny_model):
+    trainer = train.main(
+        line(
+            tmp_path, tiny_model, "--credit", '{"method": "dgpo", "temperature": 0.1}', "--remove_unused_columns", "true",
+            "--eval_strategy", "steps", "--eval_steps", "2", "--test_split_size", "0.34",
+            "--per_device_eval_batch_size", "4", "--save_strategy", "steps", "--save_steps", "1",
+        )
+    )  # fmt: skip
+    assert trainer.credit_method.temperature == 0.1
+    history = trainer.state.log_history
+    assert "rewards/accuracy/mean" in history[0]
+    assert any("eval_credit/weight_std" in entry for entry in history)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    resumed = train.main(
+        line(tmp_path, tiny_model, "--credit", "dgpo", "--resume_from_checkpoint", str(tmp_path / "out/checkpoint-1"))
+    )
+    assert resumed.state.global_step == 2
+
+
+def test_run_lora_from_a_recipe(tmp_path, tiny_model):
+    recipe = tmp_path / "recipe.yaml"
+    arguments = line(tmp_path, tiny_model)
+    pairs = {}
+    for token in arguments:
+        if token.startswith("--"):
+            key = token[2:]
+            pairs[key] = []
+        else:
+            pairs[key].append(token)
+    settings = {k: v[0] if len(v) == 1 else v for k, v in pairs.items()}
+    settings |= {"credit": {"method": "gcpo", "top_fraction": 0.3}, "use_peft": True, "lora_r": 4}
+    settings["lora_target_modules"] = ["q_proj", "v_proj"]
+    settings["reward_funcs"] = [{"name": "test_train.scaled", "factor": 2.0}, "helpers.letter_reward"]
+    recipe.write_text(json.dumps(settings))  # JSON is YAML
+    trainer = train.main(["--config", str(recipe), "--max_steps", "1"])
+    assert trainer.credit_method.top_fraction == 0.3
+    assert trainer.state.max_steps == 1
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--credit", "gcop"], "Unknown credit method 'gcop'. Did you mean 'gcpo'"),
+        (["--credit", '{"method": "gcpo"'], "`credit` is not valid JSON"),
+        (["--lerning_rate", "1"], "Unknown field `lerning_rate` on the command line. Did you mean 'learning_rate'"),
+        (["--config", "none.yaml"], "`--config`: cannot read 'none.yaml'"),
+        (["--model_name_or_path", "./no/model"], "`model_name_or_path`: there is no folder './no/model'"),
+        (["--dataset_name", "./no.jsonl"], "`dataset_name`: there is no file './no.jsonl'"),
+        (["--answer_column", "anwser"], "`answer_column`: the dataset has no column 'anwser'. Did you mean 'answer'"),
+        (["--reward_funcs", "acuracy"], "unknown reward 'acuracy'. Did you mean 'accuracy'"),
+        (["--eval_strategy", "steps", "--eval_steps", "1", "--per_device_eval_batch_size", "4"], "there is no split 'test'"),
+        (["--dataset_train_split", "trian"], "there is no split 'trian'. Did you mean 'train'"),
+        (["--importance_sampling_level", "sequence", "--credit", "dgpo"], "cancels the token credit of 'dgpo'"),
+        (["--generated_dataset_config", "{x"], "`generated_dataset_config` is not valid JSON"),
+    ],
+)  # fmt: skip
+def test_messages(extra, message, tmp_path, tiny_model, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        train.main(line(tmp_path, tiny_model, *extra))
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("trl-credit train: error: ")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lerning_rate: 1", "Unknown field `lerning_rate` in the recipe. Did you mean 'learning_rate'"),
+        ("- a list", "must be a YAML mapping"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_bad_recipes(text, message, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        train.main(["--config", str(tmp_path / "recipe.yaml")])
+    assert message in capsys.readouterr().err
+
+
+def test_reward_without_its_column(tmp_path, tiny_model, capsys):
+    data = write(tmp_path / "other.jsonl", [{"prompt": "1+1?"}] * 4)
+    with pytest.raises(SystemExit):
+        train.main(["--model_name_or_path", tiny_model, "--dataset_name", data, "--reward_funcs", "accuracy", *ON_CPU])
+    assert "'accuracy' needs a dataset column 'solution' (set `answer_column`)" in capsys.readouterr().err

@@ -1,0 +1,53 @@
+"""Trains once, as one of one or several processes: `accelerate launch worker.py SETTINGS.json`.
+
+Completions come from a rollout function that depends on the prompt and its repetition only, so that the same global
+batch is made whatever the number of processes.
+"""
+
+import json
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from helpers import config, letter_reward, prompts
+from peft import LoraConfig
+from trl import GRPOConfig, GRPOTrainer
+
+from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
+
+
+def fixed_rollout(prompts_, trainer):
+    tokenizer, seen = trainer.processing_class, Counter()
+    ids, completions = [], []
+    for prompt in prompts_:
+        rng = random.Random(f"{prompt}/{seen[prompt]}/{trainer.state.global_step}")
+        seen[prompt] += 1
+        length = rng.randint(1, 12)
+        ids.append(tokenizer(prompt)["input_ids"])
+        completions.append([rng.randrange(3, len(tokenizer)) for _ in range(length - 1)] + [tokenizer.eos_token_id])
+    return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
+
+
+def main():
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(1)
+    theirs = settings.pop("trl", False)
+    peft, output = settings.pop("peft", False), Path(settings.pop("output_dir"))
+    trainer = (GRPOTrainer if theirs else CreditGRPOTrainer)(
+        model=settings.pop("model"),
+        reward_funcs=letter_reward,
+        rollout_func=None if settings.pop("generate", False) else fixed_rollout,
+        args=config(output, kind=GRPOConfig if theirs else CreditGRPOConfig, **settings),
+        train_dataset=prompts(),
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "up_proj"], lora_dropout=0.0) if peft else None,
+    )
+    trainer.train()
+    trainer.save_model()
+    if trainer.accelerator.is_main_process:
+        (output / "history.json").write_text(json.dumps(trainer.state.log_history))
+
+
+if __name__ == "__main__":
+    main()
