@@ -22,8 +22,8 @@ CREDIT = {
     "dgpo": {"method": "dgpo", "temperature": 0.002},
 }
 BACKENDS = {
-    "single": {"distributed_type": "NO", "num_processes": 1},
-    "ddp": {"distributed_type": "MULTI_CPU"},
+    "single": {},
+    "ddp": {},
     "zero3": {
         "distributed_type": "DEEPSPEED",
         "deepspeed_config": {"zero_stage": 3, "zero3_init_flag": False, "zero3_save_16bit_model": True},
@@ -38,41 +38,37 @@ BACKENDS = {
         },
     },
 }
+DISTRIBUTED_TYPE = {"single": "NO", "ddp": "MULTI_CPU", "zero3": "DEEPSPEED", "fsdp2": "FSDP"}
 
 
 def launch(backend, tmp_path, model, **settings):
     """Runs tests/worker.py; returns the logged history and the saved parameters."""
     tmp_path.mkdir()
-    accelerate = {
-        "compute_environment": "LOCAL_MACHINE",
-        "num_machines": 1,
-        "num_processes": 2,
-        "mixed_precision": "no",
-        "use_cpu": True,
-        **BACKENDS[backend],
-    }
-    per_device = 8 // accelerate["num_processes"]
-    settings = {"model": model, "output_dir": str(tmp_path), "per_device_train_batch_size": per_device, **settings}
-    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(accelerate))
+    processes = 1 if backend == "single" else 2
+    settings = {"model": model, "output_dir": str(tmp_path), "per_device_train_batch_size": 8 // processes, **settings}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port = str(free.getsockname()[1])
+    launcher = []
+    if backend == "ddp":  # accelerate starts several CPU processes through MPI only
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    elif BACKENDS[backend]:
+        accelerate = {"num_machines": 1, "num_processes": 2, "mixed_precision": "no", "use_cpu": True}
+        (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(accelerate | BACKENDS[backend]))
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml")]
+        launcher += ["--main_process_port", port]
     environment = {k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     here = Path(__file__).parent
     environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), environment.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml"),
-            "--main_process_port", str(port), str(here / "worker.py"), str(tmp_path / "settings.json"),
-        ],
-        env=environment, capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
+    command = [sys.executable, *launcher, str(here / "worker.py"), str(tmp_path / "settings.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    history = json.loads((tmp_path / "history.json").read_text())
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["num_processes"], result["distributed_type"]) == (processes, DISTRIBUTED_TYPE[backend])
     name = "adapter_model.safetensors" if settings.get("peft") else "model.safetensors"
-    return history, load_file(tmp_path / name)
+    return result["history"], load_file(tmp_path / name)
 
 
 def without_times(history):

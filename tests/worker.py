@@ -46,7 +46,9 @@ def main():
     trainer.train()
     trainer.save_model()
     if trainer.accelerator.is_main_process:
-        (output / "history.json").write_text(json.dumps(trainer.state.log_history))
+        state = trainer.accelerator.state
+        launched = {"num_processes": state.num_processes, "distributed_type": state.distributed_type.value}
+        (output / "result.json").write_text(json.dumps({"history": trainer.state.log_history, **launched}))
 
 
 if __name__ == "__main__":

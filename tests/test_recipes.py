@@ -1,0 +1,284 @@
+"""Every recipe parses, keeps its promises, and would reach the trainer; nothing is downloaded."""
+
+import itertools
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from datasets import Dataset
+from peft import LoraConfig
+
+import trl_credit.train
+from trl_credit import DGPO, GCPO, Uniform, build_credit
+from trl_credit.rewards import build_reward
+from trl_credit.train import parse_arguments, resolve_model, trainer_arguments
+
+
+ROOT = Path(__file__).resolve().parent.parent
+ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
+RECIPES = sorted(set((ROOT / "recipes").rglob("*.yaml")) - set(ACCELERATE))
+NO_GPU = ["--use_cpu", "true", "--bf16", "false"]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def paths(pattern: str) -> list[Path]:
+    found = [path for path in RECIPES if path.match(pattern)]
+    assert found
+    return found
+
+
+every_recipe = pytest.mark.parametrize("path", RECIPES, ids=name_of)
+
+
+def settings_of(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())
+
+
+def header_of(path: Path) -> str:
+    """The comment that a recipe opens with; a command that goes over several lines is on one."""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return "\n".join(line.removeprefix("#").strip() for line in comment).replace("\\\n", " ")
+
+
+def parsed(path: Path, *overrides: str) -> tuple:
+    return parse_arguments(["--config", str(path), *NO_GPU, *overrides])
+
+
+def launched_with(path: Path) -> dict | None:
+    """The accelerate config of the recipe's launch command."""
+    match = re.search(r"accelerate launch --config_file (\S+)", header_of(path))
+    return settings_of(ROOT / match[1]) if match else None
+
+
+def test_all_recipes_are_found():
+    names = {name_of(path).removeprefix("recipes/").removesuffix(".yaml") for path in RECIPES}
+    methods = {"grpo", "dapo", "gcpo", "dgpo", "gcpo_lora", "dgpo_lora"}
+    assert names >= {"quickstart", "smollm2"}
+    for size, expected in (("1.5b", methods), ("7b", methods), ("32b", methods - {"gcpo_lora"})):
+        assert names >= {f"qwen2.5-{size}/{method}" for method in expected}
+
+
+@every_recipe
+def test_header_says_how_to_launch_it(path):
+    header = header_of(path)
+    assert "Launch:" in header
+    assert "Hardware:" in header
+    assert re.search(rf"--config {re.escape(name_of(path))}(\s|$)", header)
+    for file in re.findall(r"[\w./-]+\.(?:yaml|py)\b", header):
+        folders = (ROOT, path.parent, ROOT / "recipes" / "accelerate")
+        assert any((folder / file).is_file() for folder in folders), file
+
+
+@every_recipe
+def test_recipe_parses(path):
+    settings = settings_of(path)
+    script_args, training_args, model_args, _ = parsed(path)
+    known = vars(script_args) | vars(training_args) | vars(model_args)
+    changed = {"use_cpu", "bf16", "credit", "report_to"}
+    for name, value in settings.items():
+        assert known[name] == value or name in changed, name
+        assert not (isinstance(value, str) and re.fullmatch(r"[-+]?\d[\d.]*(e[-+]?\d+)?", value)), f"{name} is text"
+    method = build_credit(settings["credit"])
+    assert training_args.credit == method.to_dict()
+    for spec in script_args.reward_funcs:
+        assert callable(build_reward(spec))
+    assert training_args.reward_weights is None or len(training_args.reward_weights) == len(script_args.reward_funcs)
+
+
+@every_recipe
+def test_recipe_reaches_the_trainer(path, monkeypatch):
+    script_args, training_args, model_args, _ = arguments = parsed(path)
+    problem, answer = script_args.problem_column or "prompt", script_args.answer_column or "answer"
+    rows = {problem: ["1+1=", "2+2="], answer: ["2", "4"]}
+    monkeypatch.setattr(trl_credit.train, "load_splits", lambda *args, **kwargs: {"train": Dataset.from_dict(rows)})
+    made = trainer_arguments(*arguments)
+    prompt = made["train_dataset"][0]["prompt"]
+    assert "1+1=" in (prompt if isinstance(prompt, str) else prompt[-1]["content"])
+    if "accuracy" in script_args.reward_funcs:
+        assert made["train_dataset"]["solution"] == ["2", "4"]
+        text = prompt if isinstance(prompt, str) else " ".join(message["content"] for message in prompt)
+        assert r"\boxed{" in text
+    assert made["model"] == resolve_model(model_args.model_name_or_path)
+    assert training_args.model_init_kwargs["dtype"] == settings_of(path)["dtype"]
+    assert made["quantization_config"] is None
+    if model_args.use_peft:
+        assert isinstance(made["peft_config"], LoraConfig)
+        assert made["peft_config"].target_modules == "all-linear"
+        assert made["peft_config"].lora_dropout == 0.0  # dropout would be noise in the credit
+    else:
+        assert made["peft_config"] is None
+
+
+@every_recipe
+def test_batches_hold_whole_groups(path):
+    """On one process, and on as many as the launch command starts."""
+    args = parsed(path)[1]
+    config = launched_with(path)
+    for processes in {1, config["num_processes"] if config else 1}:
+        rollout = args.per_device_train_batch_size * args.steps_per_generation * processes
+        assert rollout % args.num_generations == 0
+        assert args.steps_per_generation % args.gradient_accumulation_steps == 0
+
+
+@pytest.mark.parametrize("path", paths("qwen2.5-*/*.yaml"), ids=name_of)
+def test_batches_are_as_the_comments_say(path):
+    args = parsed(path)[1]
+    processes = launched_with(path)["num_processes"]
+    update = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    rollout = args.per_device_train_batch_size * args.steps_per_generation * processes
+    text, header = path.read_text(), header_of(path)
+    assert re.findall(r"= (\d+) completions per update", text) == [str(update)]
+    assert f"x {args.per_device_train_batch_size} x {processes} GPU" in text
+    if rollout != update:
+        assert f"= {rollout} completions per rollout, {rollout // args.num_generations} prompts" in text
+    # The launch on another number of GPUs
+    for gpus, options in re.findall(r"^(1|8) GPUs?:((?:.|\n(?!\w))*)", header, flags=re.MULTILINE):
+        overrides = re.findall(r"(--\w+) (\w+)", options)
+        other = parsed(path, *itertools.chain(*overrides))[1]
+        assert other.per_device_train_batch_size * other.gradient_accumulation_steps * int(gpus) == update
+        assert other.per_device_train_batch_size * other.steps_per_generation * int(gpus) == rollout
+
+
+@every_recipe
+def test_lengths_fit_together(path):
+    settings = settings_of(path)
+    args = parsed(path)[1]
+    for spec in settings["reward_funcs"]:
+        if isinstance(spec, dict) and spec["name"] == "soft_overlong_punishment":
+            assert spec["max_completion_len"] == args.max_completion_length
+            assert 0 < spec["soft_punish_cache"] < args.max_completion_length
+    if args.use_vllm and args.vllm_mode == "colocate":
+        assert args.vllm_max_model_length > args.max_completion_length
+    if args.use_vllm and args.vllm_mode == "server":
+        context = re.search(r"vllm serve (\S+) .*--max-model-len (\d+)", header_of(path))
+        assert context[1] == settings["model_name_or_path"]
+        assert int(context[2]) > args.max_completion_length
+
+
+@every_recipe
+def test_updates_are_not_lost_in_bfloat16(path):
+    """Weights in bfloat16 are trained only where DeepSpeed or FSDP keeps them in float32 too."""
+    settings = settings_of(path)
+    if settings["dtype"] == "bfloat16" and not settings.get("use_peft"):
+        assert launched_with(path)["distributed_type"] in ("DEEPSPEED", "FSDP")
+
+
+@pytest.mark.parametrize("path", [p for m in ("gcpo", "dgpo") for p in paths(f"qwen2.5-*/{m}*.yaml")], ids=name_of)
+def test_credit_recipes_keep_the_published_settings(path):
+    args = parsed(path)[1]
+    if "gcpo" in path.stem:
+        assert build_credit(args.credit) == GCPO()
+        published = {"loss_type": "dapo", "epsilon_high": 0.28, "weight_decay": 0.01, "num_generations": 8}
+    else:
+        assert build_credit(args.credit) == DGPO()
+        published = {"loss_type": "grpo", "epsilon_high": None, "weight_decay": 0.1, "num_generations": 16}
+    published |= {"epsilon": 0.2, "beta": 0.0, "temperature": 1.0, "importance_sampling_level": "token"}
+    assert {name: getattr(args, name) for name in published} == published
+    if not path.stem.endswith("_lora"):
+        assert args.learning_rate == 1e-6
+    if "gcpo" in path.stem:
+        assert "dynamic sampling" in header_of(path)
+
+
+@pytest.mark.parametrize("path", [p for m in ("grpo", "dapo") for p in paths(f"qwen2.5-*/{m}.yaml")], ids=name_of)
+def test_baselines_are_uniform(path):
+    args = parsed(path)[1]
+    assert build_credit(args.credit) == Uniform()
+    if path.stem == "grpo":
+        assert (args.loss_type, args.epsilon_high, args.beta) == ("grpo", None, 0.001)
+    else:
+        assert (args.loss_type, args.epsilon, args.epsilon_high, args.beta) == ("dapo", 0.2, 0.28, 0.0)
+        assert args.mask_truncated_completions
+        assert "dynamic sampling" in header_of(path)
+
+
+@pytest.mark.parametrize("credit", ['{"method": "gcpo", "negative_prompt": "!{prompt}"}', "dgpo"])
+def test_quickstart_switches_methods(credit):
+    path = ROOT / "recipes" / "quickstart.yaml"
+    assert f"--credit {credit}" in path.read_text() or f"--credit '{credit}'" in path.read_text()
+    args = parsed(path, "--credit", credit)[1]
+    assert args.credit["method"] == ("dgpo" if credit == "dgpo" else "gcpo")
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=name_of)
+def test_accelerate_config(path):
+    text = path.read_text()
+    assert text.startswith("# ")
+    config = load_config_from_file(str(path))
+    machines, processes = {
+        "one_gpu": (1, 1),
+        "ddp_cpu": (1, 2),
+        "zero3_multinode": (4, 32),
+    }.get(path.stem, (1, 8))
+    assert (config.num_machines, config.num_processes) == (machines, processes)
+    assert config.mixed_precision == ("no" if path.stem == "ddp_cpu" else "bf16")
+    assert config.use_cpu == (path.stem == "ddp_cpu")
+    assert config.distributed_type.value == {
+        "one_gpu": "NO",
+        "ddp": "MULTI_GPU",
+        "ddp_cpu": "MULTI_GPU",
+        "fsdp2": "FSDP",
+    }.get(path.stem, "DEEPSPEED")
+    if path.stem.startswith("zero"):
+        assert config.deepspeed_config["zero_stage"] == int(path.stem[4])
+        assert config.deepspeed_config["deepspeed_multinode_launcher"] == "standard"  # else accelerate wants pdsh
+    if machines > 1:
+        assert config.main_process_ip
+        assert config.main_process_port
+
+
+def test_accelerate_configs_are_found():
+    names = {path.stem for path in ACCELERATE}
+    assert names == {"one_gpu", "ddp", "zero2", "zero3", "fsdp2", "zero3_multinode", "ddp_cpu"}
+
+
+@pytest.mark.slow
+def test_ddp_cpu_starts_two_gloo_processes(tmp_path):
+    script = tmp_path / "state.py"
+    script.write_text(
+        "import sys\nimport torch\nfrom accelerate import PartialState\nfrom trl_credit.train import parse_arguments\n"
+        "args, state = parse_arguments(sys.argv[1:])[1], PartialState()\n"
+        "total = torch.ones(1)\ntorch.distributed.all_reduce(total)\n"
+        "state.print(args.generation_batch_size, torch.distributed.get_backend(), args.device.type, int(total))\n"
+        "state.destroy_process_group()\n"
+    )
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    command += ["--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml"), str(script)]
+    command += ["--config", str(ROOT / "recipes" / "quickstart.yaml"), "--output_dir", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["128", "gloo", "cpu", "2"]
+
+
+def test_misspelt_field_names_the_nearest(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    names = {"learning_rat": "learning_rate", "reward_func": "reward_funcs", "lora_alfa": "lora_alpha"}
+    for wrong, right in names.items():
+        path.write_text((ROOT / "recipes" / "quickstart.yaml").read_text() + f"{wrong}: 1\n")
+        with pytest.raises(ValueError, match=f"Unknown field `{wrong}` in the recipe. Did you mean '{right}'"):
+            parsed(path)
+
+
+def test_misspelt_credit_parameter_is_refused(tmp_path):
+    settings = settings_of(ROOT / "recipes" / "qwen2.5-1.5b" / "dgpo.yaml")
+    settings["credit"]["temprature"] = settings["credit"].pop("temperature")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises((ValueError, TypeError), match="temperature"):
+        parsed(path)
+
+
+def test_scientific_notation_without_a_point_still_trains(tmp_path):
+    """YAML reads `1e-6` as text; the parser makes it a number, and the recipes write `1.0e-6`."""
+    path = tmp_path / "recipe.yaml"
+    text = (ROOT / "recipes" / "qwen2.5-1.5b" / "grpo.yaml").read_text()
+    path.write_text(text.replace("learning_rate: 1.0e-6", "learning_rate: 1e-6"))
+    assert math.isclose(parsed(path)[1].learning_rate, 1e-6)
