@@ -67,6 +67,7 @@ def launch(backend, tmp_path, model, **settings):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["num_processes"], result["distributed_type"]) == (processes, DISTRIBUTED_TYPE[backend])
+    assert result["sharded"] == (backend in ("zero3", "fsdp2"))
     name = "adapter_model.safetensors" if settings.get("peft") else "model.safetensors"
     return result["history"], load_file(tmp_path / name)
 

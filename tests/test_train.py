@@ -218,6 +218,18 @@ def test_run(tmp_path, tiny_model):
     assert resumed.state.global_step == 2
 
 
+def test_evaluation_data_with_other_columns(tmp_path, tiny_model):
+    other = write(tmp_path / "aime.jsonl", [{"question": "1+1?", "truth": "2"}] * 4)
+    evaluation = ["--eval_dataset_name", other, "--eval_problem_column", "question", "--eval_answer_column", "truth"]
+    parsed = train.parse_arguments(
+        line(tmp_path, tiny_model, *evaluation, "--eval_strategy", "steps", "--per_device_eval_batch_size", "4")
+    )
+    arguments = train.trainer_arguments(*parsed)
+    assert arguments["eval_dataset"][0]["prompt"] == [{"role": "user", "content": "1+1?"}]
+    assert arguments["eval_dataset"][0]["solution"] == "2"
+    assert arguments["train_dataset"][1]["solution"] == "2"
+
+
 def test_run_lora_from_a_recipe(tmp_path, tiny_model):
     recipe = tmp_path / "recipe.yaml"
     arguments = line(tmp_path, tiny_model)
@@ -245,6 +257,10 @@ def test_run_lora_from_a_recipe(tmp_path, tiny_model):
         (["--credit", "gcop"], "Unknown credit method 'gcop'. Did you mean 'gcpo'"),
         (["--credit", '{"method": "gcpo"'], "`credit` is not valid JSON"),
         (["--lerning_rate", "1"], "Unknown field `lerning_rate` on the command line. Did you mean 'learning_rate'"),
+        (["--lerning_rat", "1"], "Unknown field `lerning_rat` on the command line. Did you mean 'learning_rate'"),
+        (["--learning_rat", "1"], "Unknown field `learning_rat` on the command line. Did you mean 'learning_rate'"),
+        (["--configs", "x"], "Unknown field `configs` on the command line. Did you mean 'config'"),
+        (["--config=none.yaml"], "`--config`: cannot read 'none.yaml'"),
         (["--config", "none.yaml"], "`--config`: cannot read 'none.yaml'"),
         (["--model_name_or_path", "./no/model"], "`model_name_or_path`: there is no folder './no/model'"),
         (["--dataset_name", "./no.jsonl"], "`dataset_name`: there is no file './no.jsonl'"),

@@ -11,11 +11,26 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 from helpers import config, letter_reward, prompts
 from peft import LoraConfig
+from torch.distributed.tensor import DTensor
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
+
+
+def allow_fsdp_on_cpu():
+    """accelerate knows FSDP on accelerators only, though torch shards CPU tensors over gloo just as well."""
+    original = AcceleratorState.__init__
+
+    def init(self, *args, fsdp_plugin=None, **kwargs):
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type is DistributedType.MULTI_CPU:
+            self.fsdp_plugin = fsdp_plugin
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = init
 
 
 def fixed_rollout(prompts_, trainer):
@@ -33,6 +48,7 @@ def fixed_rollout(prompts_, trainer):
 def main():
     settings = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
+    allow_fsdp_on_cpu()
     theirs = settings.pop("trl", False)
     peft, output = settings.pop("peft", False), Path(settings.pop("output_dir"))
     trainer = (GRPOTrainer if theirs else CreditGRPOTrainer)(
@@ -44,10 +60,12 @@ def main():
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "up_proj"], lora_dropout=0.0) if peft else None,
     )
     trainer.train()
+    sharded = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in trainer.model.parameters())
     trainer.save_model()
     if trainer.accelerator.is_main_process:
         state = trainer.accelerator.state
         launched = {"num_processes": state.num_processes, "distributed_type": state.distributed_type.value}
+        launched["sharded"] = sharded
         (output / "result.json").write_text(json.dumps({"history": trainer.state.log_history, **launched}))
 
 

@@ -140,7 +140,9 @@ def prepare(
 
     if problem_column is None and answer_column is None:
         return dataset
-    kept = dataset.filter(usable)
+    with PartialState().main_process_first():  # the others read its cache
+        kept = dataset.filter(usable)
+        result = kept.map(columns)
     if isinstance(dataset, Dataset) and len(kept) < len(dataset):
         first = next(i for i, row in enumerate(dataset) if not usable(row))
         logger.warning(
@@ -151,8 +153,7 @@ def prepare(
         )
         if not len(kept):
             raise ValueError(f"Every row of the dataset has an empty `{problem_column}` or `{answer_column}`.")
-    with PartialState().main_process_first():
-        return kept.map(columns)
+    return result
 
 
 def _require_column(dataset: Dataset | IterableDataset, setting: str, column: str | None, hint: str = "") -> None:
@@ -164,7 +165,7 @@ def _require_column(dataset: Dataset | IterableDataset, setting: str, column: st
 def report_unparsable(dataset: Dataset | IterableDataset) -> int:
     """Warns about solutions that math-verify cannot parse, with their count and an example; returns the count.
 
-    Their completions are not scored (the `accuracy` reward gives `None`), so they teach nothing.
+    `accuracy` gives `None` for their completions: only other rewards, if there are any, score them.
     """
     if isinstance(dataset, IterableDataset):
         return 0
@@ -172,7 +173,7 @@ def report_unparsable(dataset: Dataset | IterableDataset) -> int:
     bad = [answer for answer in solutions if not parse(str(answer), parsing_timeout=None)]
     if bad:
         logger.warning(
-            "%d of the first %d answers do not parse, so their completions will not be scored; for example %r.",
+            "%d of the first %d answers do not parse, so `accuracy` will not score their completions; for example %r.",
             len(bad),
             len(solutions),
             bad[0],

@@ -51,6 +51,14 @@ class CreditScriptArguments(ScriptArguments):
         default=None,
         metadata={"help": "Arguments of a generated dataset's task; JSON on the command line."},
     )
+    eval_problem_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the problem's text in the evaluation data, if it is not `problem_column`."},
+    )
+    eval_answer_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the answer in the evaluation data, if it is not `answer_column`."},
+    )
     problem_column: str | None = field(
         default=None,
         metadata={"help": "Column of the problem's text; not needed where the dataset has a column `prompt`."},
@@ -98,7 +106,8 @@ def parse_arguments(argv: list[str], prog: str = "trl-credit train") -> tuple:
     Raises:
         ValueError: The recipe cannot be read, or a field is unknown (the nearest known one is named).
     """
-    parser = TrlParser(ARGUMENT_TYPES, prog=prog, description=__doc__)
+    parser = TrlParser(ARGUMENT_TYPES, prog=prog, description=__doc__, allow_abbrev=False)
+    argv = [part for text in argv for part in (text.split("=", 1) if text.startswith("--config=") else [text])]
     known = {f.name for kind in ARGUMENT_TYPES for f in fields(kind) if f.init} | {"config", "env"}
 
     def check(name: str, where: str) -> None:
@@ -107,7 +116,7 @@ def parse_arguments(argv: list[str], prog: str = "trl-credit train") -> tuple:
             raise ValueError(f"Unknown field `{name}` {where}. {hint if hint.startswith('Did') else 'See --help.'}")
 
     for text in parser.parse_known_args(argv)[1]:
-        if text.startswith("--") and not text.startswith("--config"):
+        if text.startswith("--"):
             check(text.removeprefix("--").partition("=")[0].replace("-", "_"), "on the command line")
     try:
         if "--config" in argv[:-1]:
@@ -192,7 +201,12 @@ def build_datasets(script_args, training_args, dataset_args) -> tuple:
         name: getattr(script_args, name)
         for name in ("problem_column", "answer_column", "system_prompt", "prompt_template", "plain_prompts")
     }
-    return prepare(train, **columns), None if evaluation is None else prepare(evaluation, **columns)
+    prepared = prepare(train, **columns)
+    if evaluation is None:
+        return prepared, None
+    for name in ("problem_column", "answer_column"):
+        columns[name] = getattr(script_args, f"eval_{name}") or columns[name]
+    return prepared, prepare(evaluation, **columns)
 
 
 def build_rewards(script_args, train_dataset) -> list:
