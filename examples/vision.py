@@ -53,7 +53,12 @@ def tiny_model(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProce
     torch.manual_seed(seed)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
         ),
         text_config=Qwen2Config(
             vocab_size=len(tokenizer),
@@ -85,7 +90,11 @@ def make_dataset(size: int = 64, seed: int = 0) -> Dataset:
             }
         )
     features = Features(
-        {"prompt": [{"role": Value("string"), "content": Value("string")}], "image": Image(), "answer": Value("string")}
+        {
+            "prompt": [{"role": Value("string"), "content": Value("string")}],
+            "image": Image(),
+            "answer": Value("string"),
+        }
     )
     return Dataset.from_list(rows, features=features)
 

@@ -5,10 +5,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-from helpers import save_tiny_model  # noqa: E402
+import pytest
+import torch
+from helpers import save_tiny_model
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -96,12 +96,10 @@ logp = st.integers(min_value=-400, max_value=0).map(lambda i: i / 8)
 def test_against_the_oracle(data, x, extra):
     shape = (data.draw(st.integers(1, 4)), data.draw(st.integers(1, 12)))
     n = shape[0] * shape[1]
-    policy, negative = (
-        np.array(data.draw(st.lists(logp, min_size=n, max_size=n))).reshape(shape) for _ in range(2)
-    )
+    policy, negative = (np.array(data.draw(st.lists(logp, min_size=n, max_size=n))).reshape(shape) for _ in range(2))
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n))).reshape(shape)
     y = x + (1 - x) * extra * 0.95
-    expected = oracles.rows(oracles.gcpo_row, policy, negative, mask, x, y, 2e-4)
+    expected = oracles.rows(oracles.gcpo_row, policy, negative, mask, x, y, 1e-4)
     weights = gcpo_weights(
         torch.tensor(policy, dtype=torch.float32),
         torch.tensor(negative, dtype=torch.float32),

@@ -73,7 +73,9 @@ def test_weights_are_weights(method, seed, batch, length):
 @shapes
 def test_right_padding_changes_nothing(method, seed, batch, length):
     inputs = make_inputs(method, seed, batch, length)
-    garbage = mapped(inputs, lambda x: torch.nn.functional.pad(x, (0, 7), value=False if x.dtype == torch.bool else 9.0))
+    garbage = mapped(
+        inputs, lambda x: torch.nn.functional.pad(x, (0, 7), value=False if x.dtype == torch.bool else 9.0)
+    )
     torch.testing.assert_close(method.weights(garbage)[:, :length], method.weights(inputs), rtol=1e-6, atol=1e-7)
     assert (method.weights(garbage)[:, length:] == 0).all()
 

@@ -28,7 +28,7 @@ def test_conversation_keeps_all_but_the_last_user_message():
     before = [dict(message) for message in CHAT]
     negative = negative_prompt_of(CHAT, "wrong_answer", {})
     assert negative == [*CHAT[:3], {"role": "user", "content": "2+2?" + NOTE}]
-    assert CHAT == before
+    assert before == CHAT
     assert negative_prompt_of(CHAT, "empty", {})[-1]["content"] == TEMPLATES["empty"]
     assert negative_prompt_of(CHAT, "column", {COLUMN: "3+3?"}) == [*CHAT[:3], {"role": "user", "content": "3+3?"}]
     other = [{"role": "user", "content": "5?"}]
@@ -141,7 +141,7 @@ def test_longer_than_the_context_in_a_stream_is_counted(tmp_path, caplog):
     entry = trainer.state.log_history[0]
     assert entry["credit/nonfinite_tokens"] > 0
     assert math.isfinite(entry["credit/contrast"])
-    assert 0 < entry["credit/weight_std"]
+    assert entry["credit/weight_std"] > 0
 
 
 def test_blank_image_needs_images(tiny_model, tmp_path):

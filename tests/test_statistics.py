@@ -2,8 +2,14 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from transformers import Cohere2Config, Cohere2ForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig
-from transformers import GraniteForCausalLM
+from transformers import (
+    Cohere2Config,
+    Cohere2ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_credit.signals import statistics
@@ -43,7 +49,7 @@ def test_nearly_equal_distributions():
     result = squared_hellinger(hidden, head, moved, head, torch.ones(1, 50).bool()).double().numpy()
     p, q = (oracles.distribution(h.double().numpy() @ head.weight.double().numpy().T) for h in (hidden, moved))
     expected = 0.5 * ((np.sqrt(p) - np.sqrt(q)) ** 2).sum(-1)
-    assert 1e-10 < expected.min()
+    assert expected.min() > 1e-10
     assert expected.max() < 1e-7
     np.testing.assert_allclose(result, expected, rtol=2e-2)
 

@@ -70,7 +70,7 @@ def test_unreadable_file(tmp_path):
     with pytest.raises(ValueError, match=r"cannot read '.*broken.jsonl'"):
         load_splits(str(tmp_path / "broken.jsonl"))
     (tmp_path / "data.xlsx").write_text("x")
-    with pytest.raises(ValueError, match="must end in one of .json, .jsonl, .parquet, .csv"):
+    with pytest.raises(ValueError, match=r"must end in one of \.json, \.jsonl, \.parquet, \.csv"):
         load_splits(str(tmp_path / "data.xlsx"))
 
 

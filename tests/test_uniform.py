@@ -55,7 +55,13 @@ def assert_same(ours, theirs):
 
 CASES = {
     "grpo": {"loss_type": "grpo"},
-    "dapo": {"loss_type": "dapo", "epsilon_high": 0.28, "mask_truncated_completions": True, "max_completion_length": 60, "temperature": 3.0},
+    "dapo": {
+        "loss_type": "dapo",
+        "epsilon_high": 0.28,
+        "mask_truncated_completions": True,
+        "max_completion_length": 60,
+        "temperature": 3.0,
+    },
     "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
     "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
     "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence"},

@@ -7,6 +7,7 @@ warn_if_untested()
 
 from .config import CreditGRPOConfig  # noqa: E402
 from .methods import DGPO, GCPO, METHODS, CreditInputs, CreditMethod, Paper, Uniform, build_credit  # noqa: E402
+from .methods.base import mean_one  # noqa: E402
 from .signals import NegativePromptLogps, PolicyForward, ReferenceHellinger, Signal, SignalSource  # noqa: E402
 from .trainer import CreditGRPOTrainer, DGPOTrainer, GCPOTrainer  # noqa: E402
 
@@ -30,4 +31,5 @@ __all__ = [
     "Uniform",
     "__version__",
     "build_credit",
+    "mean_one",
 ]

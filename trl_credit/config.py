@@ -26,7 +26,7 @@ class CreditGRPOConfig(GRPOConfig):
             the trainer's preset: `uniform` for [`CreditGRPOTrainer`]. After `__init__` it is the full mapping.
     """
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["credit"]
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit"]
 
     credit: dict | str | None = field(
         default=None,

@@ -117,7 +117,9 @@ def prepare(
         _require_column(dataset, "prompt", "prompt", hint=" Set `problem_column` to the column of the problem's text.")
         for name, value in (("system_prompt", system_prompt), ("prompt_template", prompt_template)):
             if value:
-                raise ValueError(f"`{name}` has no effect without `problem_column`: the column `prompt` is used as it is.")
+                raise ValueError(
+                    f"`{name}` has no effect without `problem_column`: the column `prompt` is used as it is."
+                )
     if prompt_template is not None and "{problem}" not in prompt_template:
         raise ValueError(f"`prompt_template` must contain the slot {{problem}}, got {prompt_template!r}.")
     if plain_prompts and system_prompt:

@@ -185,7 +185,13 @@ class CreditGRPOTrainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         forward = functools.partial(
-            super()._get_per_token_logps_and_entropies, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            super()._get_per_token_logps_and_entropies,
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            *args,
+            **kwargs,
         )
         if self._credit_pass is None:  # the old policy's or TRL's reference's log-probs
             return forward()

@@ -3,11 +3,11 @@
 A new method is one module with a [`CreditMethod`] subclass and one line in [`METHODS`].
 """
 
-import importlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from .._imports import load_dotted
 from .base import CreditMethod, Paper, nearest
 from .dgpo import DGPO
 from .gcpo import GCPO
@@ -32,10 +32,9 @@ def get_method_class(name: str) -> type[CreditMethod]:
         return METHODS[name]
     if "." not in name:
         raise ValueError(f"Unknown credit method {name!r}. {nearest(name, METHODS)}")
-    module_name, _, class_name = name.rpartition(".")
     try:
-        cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+        cls = load_dotted(name)
+    except ImportError as error:
         raise ValueError(f"Cannot load the credit method {name!r}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, CreditMethod)):
         raise ValueError(f"{name!r} is not a subclass of trl_credit.CreditMethod.")

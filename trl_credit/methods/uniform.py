@@ -29,7 +29,5 @@ class Uniform(CreditMethod):
     def weights(self, inputs: CreditInputs) -> torch.Tensor:
         return inputs.mask.float()
 
-    def token_advantages(
-        self, advantages: torch.Tensor, weights: torch.Tensor, inputs: CreditInputs
-    ) -> torch.Tensor:
+    def token_advantages(self, advantages: torch.Tensor, weights: torch.Tensor, inputs: CreditInputs) -> torch.Tensor:
         return advantages

@@ -70,7 +70,7 @@ def make_dataset(size: int, seed: int = 0, num_terms: int = 3, exclude: Dataset 
 
 def correct_answer(completions: list[str], answer: list[str], **kwargs) -> list[float]:
     """Reward: 1.0 where the text after the last `#` is the answer, else 0.0."""
+    stated = [completion.rpartition("#") for completion in completions]
     return [
-        float(completion.rpartition("#")[2].strip() == truth)
-        for completion, truth in zip(completions, answer, strict=True)
+        float(mark == "#" and result.strip() == truth) for (_, mark, result), truth in zip(stated, answer, strict=True)
     ]

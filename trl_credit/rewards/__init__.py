@@ -1,11 +1,8 @@
 """Reward functions by name, for recipes and the command line."""
 
 import functools
-import importlib
 import inspect
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +15,7 @@ from trl.rewards import (
     think_format_reward,
 )
 
+from .._imports import load_dotted
 from ..methods.base import nearest
 
 
@@ -96,14 +94,10 @@ def build_reward(spec: str | Mapping[str, Any]) -> Callable:
 def _load(path: str, known: Mapping[str, Callable]) -> Callable:
     if "." not in path:
         raise ValueError(f"`reward_funcs`: unknown reward {path!r}. {nearest(path, known)}")
-    module, _, name = path.rpartition(".")
-    sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        return load_dotted(path)
+    except ImportError as error:
         raise ValueError(f"`reward_funcs`: cannot load {path!r}: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
 
 
 def required_columns(function: Callable) -> list[str]:

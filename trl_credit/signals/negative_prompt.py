@@ -170,7 +170,9 @@ class _NegativePromptSource(SignalSource):
         context = trainer.context_length
         if self.negative_prompt == "blank_image":
             if not trainer._is_vlm:
-                raise ValueError("`negative_prompt: blank_image` needs a vision-language model; this one has no images.")
+                raise ValueError(
+                    "`negative_prompt: blank_image` needs a vision-language model; this one has no images."
+                )
             columns = getattr(dataset, "column_names", None) or []
             if columns and not {"image", "images"} & set(columns):
                 raise ValueError(
@@ -180,7 +182,9 @@ class _NegativePromptSource(SignalSource):
         if context is None or trainer._is_vlm or isinstance(dataset, IterableDataset) or trainer.environment_factories:
             return
         rows = dataset.select_columns([c for c in ("prompt", COLUMN) if c in dataset.column_names])
-        texts = [negative_prompt_of(row["prompt"], self.negative_prompt, row) for row in islice(rows, _MAX_ROWS_CHECKED)]
+        texts = [
+            negative_prompt_of(row["prompt"], self.negative_prompt, row) for row in islice(rows, _MAX_ROWS_CHECKED)
+        ]
         longest = max(range(len(texts)), key=lambda row: len(str(texts[row])))
         length = len(trainer._tokenize_prompts([texts[longest]])[0][0])
         if length + trainer.max_completion_length > context:
@@ -220,7 +224,9 @@ class _NegativePromptSource(SignalSource):
 
         def left_padded(rows: list[list[int]], value: int) -> torch.Tensor:
             tensors = [torch.as_tensor(row) for row in rows]
-            padded = pad(tensors, padding_value=value, padding_side="left", pad_to_multiple_of=trainer.pad_to_multiple_of)
+            padded = pad(
+                tensors, padding_value=value, padding_side="left", pad_to_multiple_of=trainer.pad_to_multiple_of
+            )
             return padded.to(device)
 
         batch[f"{self._key}/ids"] = left_padded(ids, trainer._tokenizer.pad_token_id)
@@ -249,9 +255,7 @@ class _NegativePromptSource(SignalSource):
         multimodal = {key: batch[key] for key in FORWARD_KEYS if batch.get(key) is not None}
         for name in ("token_type_ids", "mm_token_type_ids"):
             if name in multimodal:
-                multimodal[name] = torch.cat(
-                    [batch[f"{self._key}/{name}"], batch[name][:, -num_tokens:]], dim=1
-                )
+                multimodal[name] = torch.cat([batch[f"{self._key}/{name}"], batch[name][:, -num_tokens:]], dim=1)
         blank = batch.get(f"{self._key}/pixel_values")
         if blank is not None:
             multimodal["pixel_values"] = torch.cat(blank) if isinstance(blank, list) else blank
