@@ -46,7 +46,7 @@ def test_credit(credit, expected, tmp_path):
     [
         ("dgop", ValueError, "Unknown credit method 'dgop'. Did you mean 'dgpo'?"),
         ("none", ValueError, "Unknown credit method 'none'. Known: dgpo, gcpo, uniform"),
-        ({"method": "gcpo", "top_fracton": 0.2}, ValueError, "'gcpo' has no parameter 'top_fracton'. Did you mean 'top_fraction'"),
+        ({"method": "gcpo", "top_fracton": 0.2}, ValueError, "no parameter 'top_fracton'. Did you mean 'top_fraction'"),
         ({"method": "uniform", "temperature": 1}, ValueError, "'uniform' has no parameter 'temperature'"),
         ({"temperature": 1}, ValueError, "without the name of a method"),
         ({"method": 3}, ValueError, "without the name of a method"),

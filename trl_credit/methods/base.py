@@ -80,7 +80,7 @@ class CreditMethod(ABC):
                 )
         self.validate()
 
-    def validate(self) -> None:
+    def validate(self) -> None:  # noqa: B027 (most methods have nothing to check)
         """Raises `ValueError` for parameters out of range; types have been checked already."""
 
     def require(self, condition: bool, field: str, rule: str) -> None:

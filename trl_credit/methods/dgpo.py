@@ -12,7 +12,8 @@ Known weakness: with a vocabulary of 150k, s is of order 1e-4 to 1e-2, and at ta
 name. `credit/weight_std` and `credit/effective_fraction` show it; a smaller `temperature`, or a
 `target_effective_fraction`, is the way out.
 
-Reference: DGPO: Distribution-Guided Policy Optimization for Fine-Grained Credit Assignment (arXiv 2605.03327; three other papers are called DGPO).
+Reference: DGPO: Distribution-Guided Policy Optimization for Fine-Grained Credit Assignment (arXiv 2605.03327; three
+other papers are called DGPO).
 Differences from the paper are numbered in [`DGPO.differences`].
 """
 
