@@ -28,6 +28,10 @@ BACKENDS = {
         "distributed_type": "DEEPSPEED",
         "deepspeed_config": {"zero_stage": 3, "zero3_init_flag": False, "zero3_save_16bit_model": True},
     },
+    "zero3_init": {
+        "distributed_type": "DEEPSPEED",
+        "deepspeed_config": {"zero_stage": 3, "zero3_init_flag": True, "zero3_save_16bit_model": True},
+    },
     "fsdp2": {
         "distributed_type": "FSDP",
         "fsdp_config": {
@@ -38,7 +42,7 @@ BACKENDS = {
         },
     },
 }
-DISTRIBUTED_TYPE = {"single": "NO", "ddp": "MULTI_CPU", "zero3": "DEEPSPEED", "fsdp2": "FSDP"}
+DISTRIBUTED_TYPE = {"single": "NO", "ddp": "MULTI_CPU", "zero3": "DEEPSPEED", "zero3_init": "DEEPSPEED", "fsdp2": "FSDP"}
 
 
 def launch(backend, tmp_path, model, **settings):
@@ -67,7 +71,7 @@ def launch(backend, tmp_path, model, **settings):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["num_processes"], result["distributed_type"]) == (processes, DISTRIBUTED_TYPE[backend])
-    assert result["sharded"] == (backend in ("zero3", "fsdp2"))
+    assert result["sharded"] == (backend not in ("single", "ddp"))
     name = "adapter_model.safetensors" if settings.get("peft") else "model.safetensors"
     return result["history"], load_file(tmp_path / name)
 
@@ -135,3 +139,11 @@ def test_zero3_with_lora_and_gradient_checkpointing(single, tiny_model, tmp_path
     settings = {"credit": CREDIT["dgpo"], **SGD, "peft": True}
     sharded = launch("zero3", tmp_path / "run", tiny_model, **settings, gradient_checkpointing=True)
     assert_close(sharded, single(**settings))
+
+
+@pytest.mark.parametrize("as_object", [False, True])
+def test_zero3_partitioned_as_it_is_loaded(as_object, single, tiny_model, tmp_path):
+    """The reference is whole also when the policy, a path or an object, never was on any one process."""
+    settings = {"credit": CREDIT["dgpo"], **SGD}
+    run = launch("zero3_init", tmp_path / "run", tiny_model, **settings, as_object=as_object)
+    assert_close(run, single(**settings))

@@ -218,6 +218,20 @@ def test_run(tmp_path, tiny_model):
     assert resumed.state.global_step == 2
 
 
+def test_dataset_mixture(tmp_path, tiny_model, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    files = [write(tmp_path / f"{name}.jsonl", ROWS[:4]) for name in "ab"]
+    recipe.write_text(json.dumps({"datasets": [{"path": "json", "data_files": file} for file in files]}))
+    rest = line(tmp_path, tiny_model)
+    both = ["--config", str(recipe), *rest]
+    with pytest.raises(SystemExit):
+        train.main(both)
+    assert "Both `datasets` and `dataset_name` are set" in capsys.readouterr().err
+    place = rest.index("--dataset_name")
+    arguments = train.trainer_arguments(*train.parse_arguments([*both[:2], *rest[:place], *rest[place + 2 :]]))
+    assert len(arguments["train_dataset"]) == 8
+
+
 def test_evaluation_data_with_other_columns(tmp_path, tiny_model):
     other = write(tmp_path / "aime.jsonl", [{"question": "1+1?", "truth": "2"}] * 4)
     evaluation = ["--eval_dataset_name", other, "--eval_problem_column", "question", "--eval_answer_column", "truth"]

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState, DistributedType, PartialState
 from helpers import config, letter_reward, prompts
 from peft import LoraConfig
 from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
@@ -51,11 +52,16 @@ def main():
     allow_fsdp_on_cpu()
     theirs = settings.pop("trl", False)
     peft, output = settings.pop("peft", False), Path(settings.pop("output_dir"))
+    path, as_object = settings.pop("model"), settings.pop("as_object", False)
+    rollout = None if settings.pop("generate", False) else fixed_rollout
+    args = config(output, kind=GRPOConfig if theirs else CreditGRPOConfig, **settings)
+    # after the arguments: under ZeRO-3 with `zero3_init_flag` it is partitioned as it is loaded
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) if as_object else path
     trainer = (GRPOTrainer if theirs else CreditGRPOTrainer)(
-        model=settings.pop("model"),
+        model=model,
         reward_funcs=letter_reward,
-        rollout_func=None if settings.pop("generate", False) else fixed_rollout,
-        args=config(output, kind=GRPOConfig if theirs else CreditGRPOConfig, **settings),
+        rollout_func=rollout,
+        args=args,
         train_dataset=prompts(),
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "up_proj"], lora_dropout=0.0) if peft else None,
     )

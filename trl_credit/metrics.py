@@ -29,8 +29,8 @@ def credit_metrics(
         accelerator: To gather with.
     """
     mask = inputs.mask
-    # float64 where there is any, so that one process and several agree on long batches
-    dtype = torch.float32 if mask.device.type == "mps" else torch.float64
+    # float64 where the device has it, so that one process and several agree on long batches
+    dtype = torch.float64 if mask.device.type in ("cpu", "cuda") else torch.float32
 
     def masked_sum(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         return torch.where(where, values.to(dtype), 0.0).sum()
