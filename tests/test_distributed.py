@@ -42,7 +42,13 @@ BACKENDS = {
         },
     },
 }
-DISTRIBUTED_TYPE = {"single": "NO", "ddp": "MULTI_CPU", "zero3": "DEEPSPEED", "zero3_init": "DEEPSPEED", "fsdp2": "FSDP"}
+DISTRIBUTED_TYPE = {
+    "single": "NO",
+    "ddp": "MULTI_CPU",
+    "zero3": "DEEPSPEED",
+    "zero3_init": "DEEPSPEED",
+    "fsdp2": "FSDP",
+}
 
 
 def launch(backend, tmp_path, model, **settings):

@@ -481,3 +481,73 @@ def test_conversational_prompts(tiny_model, tmp_path):
         assert real.startswith("system:be;user:")
         assert real.endswith(";assistant:!")
         assert negative == real.removesuffix(";assistant:!") + note + ";assistant:!"
+
+
+@pytest.mark.parametrize("name", CREDIT)
+def test_own_forwards_have_no_dropout(name, tmp_path):
+    """Twice the same in the middle of a training step, where the policy's own dropout is active."""
+    path = save_tiny_model(tmp_path / "dropout", attention_dropout=0.5)
+    trainer = CreditGRPOTrainer(
+        model=path,
+        reward_funcs=letter_reward,
+        args=config(tmp_path, credit=CREDIT[name], max_steps=1),
+        train_dataset=prompts(),
+    )
+    source = next(iter(trainer._signals.values()))
+    own_model = getattr(source, "model", trainer.model)
+    forward, results = source.forward, []
+
+    def twice(trainer, model, batch):
+        own_model.train()
+        assert model.training
+        results.extend(forward(trainer, model, batch) for _ in range(2))
+        assert model.training  # as TRL left it: the loss's forward comes next
+        return results[-1]
+
+    source.forward = twice
+    trainer.train()
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("cast", [False, True])
+def test_reference_computes_as_the_policy_does(cast, tiny_model, tmp_path):
+    """Under bf16 autocast and with a float32 head: equal weights are at distance 0, rounding included."""
+    trainer = DGPOTrainer(
+        model=save_tiny_model(tmp_path / "untied", tie=False) if cast else tiny_model,
+        reward_funcs=letter_reward,
+        args=config(tmp_path, bf16=True, cast_lm_head_to_fp32=cast, max_steps=1),
+        train_dataset=prompts(),
+    )
+    assert trainer.forward_dtype == torch.bfloat16
+    assert trainer.head_dtype == (torch.float32 if cast else torch.bfloat16)
+    trainer.train()
+    assert trainer.state.log_history[0]["credit/hellinger"] == pytest.approx(0.0, abs=1e-10)
+
+
+def test_revision_of_the_policy_is_not_asked_of_a_named_reference(tiny_model, tmp_path, monkeypatch):
+    from trl_credit.signals import reference
+
+    asked = {}
+    create = reference.create_model_from_path
+
+    def record(path, **kwargs):
+        asked.update(kwargs, path=path)
+        kwargs.pop("quantization_config", None)
+        return create(path, **kwargs)
+
+    monkeypatch.setattr(reference, "create_model_from_path", record)
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    DGPOTrainer(
+        model=tiny_model,
+        reward_funcs=letter_reward,
+        args=config(
+            tmp_path,
+            credit={"method": "dgpo", "reference": other},
+            model_init_kwargs={"revision": "main", "attn_implementation": "eager"},
+        ),
+        train_dataset=prompts(),
+    )
+    assert asked["path"] == other
+    assert "revision" not in asked
+    assert asked["attn_implementation"] == "eager"
+    assert asked["dtype"] == torch.float32

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import qwen_vision
 import torch
 from helpers import config, letter_reward, prompts, save_tiny_model
 from transformers import AutoTokenizer
@@ -211,3 +212,29 @@ def test_blank_image_needs_an_image_column(tmp_path):
             args=config(tmp_path, credit={"method": "gcpo", "negative_prompt": "blank_image"}),
             train_dataset=example.make_dataset(4).remove_columns("image"),
         )
+
+
+@pytest.mark.parametrize("negative_prompt", ["wrong_answer", "{prompt}", "blank_image"])
+@pytest.mark.parametrize("white", [False, True])
+def test_several_images_of_several_sizes(negative_prompt, white, tmp_path):
+    """Qwen2-VL's layout: patches of all images in one tensor, cut by their grids, and multimodal token types."""
+    model, processor = qwen_vision.tiny_model()
+    trainer = CreditGRPOTrainer(
+        model=model,
+        processing_class=processor,
+        reward_funcs=letter_reward,
+        args=config(
+            tmp_path, credit={"method": "gcpo", "negative_prompt": negative_prompt}, max_steps=4, num_iterations=2,
+            per_device_train_batch_size=4, steps_per_generation=2, learning_rate=1e-3,
+        ),
+        train_dataset=qwen_vision.make_dataset(white=white),
+    )  # fmt: skip
+    trainer.train()
+    key = f"negative_prompt/{negative_prompt}"
+    for batch in trainer._buffered_inputs:
+        images = batch[f"{key}/ids"] == model.config.image_token_id
+        assert torch.equal(batch[f"{key}/mm_token_type_ids"] == 1, images)
+        assert images.sum(-1).tolist() == (batch["prompt_ids"] == model.config.image_token_id).sum(-1).tolist()
+    contrasts = [entry["credit/contrast"] for entry in trainer.state.log_history[:-1]]
+    same = negative_prompt == "{prompt}" or (negative_prompt == "blank_image" and white)
+    assert (max(contrasts) == 0) if same else (min(contrasts) > 0)
