@@ -77,17 +77,22 @@ SMALL = {
 
 
 @pytest.mark.parametrize(
-    "model",
+    "make_model",
     [
-        Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=2.0)),
-        Cohere2ForCausalLM(Cohere2Config(**{k: v for k, v in SMALL.items() if k != "head_dim"}, logit_scale=3.0)),
-        GraniteForCausalLM(GraniteConfig(**{k: v for k, v in SMALL.items() if k != "head_dim"}, logits_scaling=4.0)),
+        lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=2.0)),
+        lambda: Cohere2ForCausalLM(
+            Cohere2Config(**{k: v for k, v in SMALL.items() if k != "head_dim"}, logit_scale=3.0)
+        ),
+        lambda: GraniteForCausalLM(
+            GraniteConfig(**{k: v for k, v in SMALL.items() if k != "head_dim"}, logits_scaling=4.0)
+        ),
     ],
     ids=["softcapping", "logit_scale", "logits_scaling"],
 )
-def test_head_is_the_models_own(model):
+def test_head_is_the_models_own(make_model):
     """The logits are those of the model's own forward and of TRL's fused head: softcapping and scaling included."""
-    model.eval()
+    torch.manual_seed(0)
+    model = make_model().eval()
     ids = torch.arange(1, 11).unsqueeze(0)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(4)
@@ -99,7 +104,7 @@ def test_head_is_the_models_own(model):
             ours = head.logits(hidden, torch.float32)
     torch.testing.assert_close(ours, logits[0], rtol=1e-4, atol=1e-4)
     entropy = oracles.entropy(oracles.distribution(ours.double().numpy(), 0.7))
-    np.testing.assert_allclose(fused.entropy[0], entropy[:-1], rtol=1e-4)
+    np.testing.assert_allclose(fused.entropy[0], entropy[:-1], rtol=1e-3, atol=1e-4)
 
 
 def test_bfloat16_rounds_the_inputs_only():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import yaml
 from accelerate.logging import get_logger
 from huggingface_hub import ModelCard
 from torch import nn
@@ -17,7 +18,7 @@ from trl.trainer.utils import get_config_model_id
 from .config import CreditGRPOConfig, check_credit
 from .methods import DGPO, GCPO, CreditInputs, CreditMethod, Uniform, build_credit
 from .metrics import credit_metrics
-from .signals.base import PolicyForward, captured_hidden_states, causal_model, vocabulary_size
+from .signals.base import HiddenStates, PolicyForward, causal_model, vocabulary_size
 
 
 logger = get_logger(__name__)
@@ -93,6 +94,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         self._tag_names = [*GRPOTrainer._tag_names, "trl-credit", self.credit_method.name]
         self._signals = {signal: signal.source() for signal in self.credit_method.signals()}
         self._credit_pass = None
+        self.policy_hidden_states: HiddenStates | None = None
 
         for source in self._signals.values():
             source.before_trainer_init(self, arguments)
@@ -104,6 +106,8 @@ class CreditGRPOTrainer(GRPOTrainer):
         finally:
             training_args.sync_ref_model = training_args.sync_ref_model or follows
         self._vocab_size = vocabulary_size(causal_model(self.accelerator.unwrap_model(self.model)))
+        if any(source.needs_hidden_states for source in self._signals.values()):
+            self.policy_hidden_states = HiddenStates(self.model)
         for source in self._signals.values():
             source.after_trainer_init(self)
         if self._signals and _has_active_dropout(self.model):
@@ -128,8 +132,12 @@ class CreditGRPOTrainer(GRPOTrainer):
 
     @property
     def context_length(self) -> int | None:
-        """The most tokens of prompt and completion that the policy's positions allow."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        """The most tokens of prompt and completion that the policy's positions allow, with RoPE scaling counted in."""
+        config = self.model.config.get_text_config()
+        length, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
+        if length is None or "factor" not in rope:
+            return length
+        return max(length, int(rope["factor"] * rope.get("original_max_position_embeddings", length)))
 
     @property
     def forward_dtype(self) -> torch.dtype:
@@ -197,13 +205,11 @@ class CreditGRPOTrainer(GRPOTrainer):
             return forward()
         batch, own = self._credit_pass
         self._credit_pass = None
-        capture = contextlib.nullcontext([None])
-        if any(source.needs_hidden_states for source in self._signals.values()):
-            capture = captured_hidden_states(self.accelerator.unwrap_model(model), logits_to_keep)
-        with capture as hidden_states:
+        with self.policy_hidden_states.captured() if self.policy_hidden_states else contextlib.nullcontext():
             logps, entropies, aux_loss = forward()
+        hidden_states = self.policy_hidden_states and self.policy_hidden_states.pop(logits_to_keep)
         with torch.no_grad():
-            self._assign_credit(batch, own, PolicyForward(logps.detach(), entropies.detach(), hidden_states[0]))
+            self._assign_credit(batch, own, PolicyForward(logps.detach(), entropies.detach(), hidden_states))
         return logps, entropies, aux_loss
 
     def _assign_credit(self, batch: dict[str, Any], own: dict, policy: PolicyForward) -> None:
@@ -234,10 +240,8 @@ class CreditGRPOTrainer(GRPOTrainer):
             return
         path = Path(self.args.output_dir) / "README.md"
         card = ModelCard.load(path)
-        parameters = self.credit_method.to_dict()
-        card.text += "\n## Token credit\n\nTrained with trl-credit:\n\n```yaml\ncredit:\n"
-        card.text += "".join(f"  {key}: {'null' if value is None else value}\n" for key, value in parameters.items())
-        card.text += "```\n"
+        parameters = yaml.safe_dump({"credit": self.credit_method.to_dict()}, sort_keys=False)
+        card.text += f"\n## Token credit\n\nTrained with trl-credit:\n\n```yaml\n{parameters}```\n"
         card.save(path)
 
 

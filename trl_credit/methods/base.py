@@ -143,6 +143,8 @@ def mean_one(scores: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor | Non
         (B, T) weights, 0 off the mask. A completion whose mask is empty gets zeros.
     """
     scores = torch.where(mask, scores, 0.0)
+    highest = scores.amax(-1, keepdim=True) if scores.size(-1) else scores.sum(-1, keepdim=True)
+    scores = scores / torch.where(highest > 0, highest, 1.0)  # neither the sum nor its inverse may overflow
     total, count = scores.sum(-1, keepdim=True), mask.sum(-1, keepdim=True)
     usable = torch.isfinite(total) & (total > 0)
     if valid is not None:

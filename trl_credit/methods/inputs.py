@@ -45,8 +45,8 @@ class CreditInputs:
 
     @property
     def nonfinite(self) -> torch.Tensor:
-        """(B, T) bool: tokens on the mask for which some requested signal is NaN or infinite."""
+        """(B, T) bool: tokens on the mask whose log-prob, entropy or some requested signal is NaN or infinite."""
         bad = torch.zeros_like(self.mask)
-        for tensor in self.signals.values():
+        for tensor in (self.policy_logps, self.policy_entropy, *self.signals.values()):
             bad |= ~torch.isfinite(tensor)
         return bad & self.mask

@@ -103,19 +103,33 @@ def causal_model(model: nn.Module) -> nn.Module:
     return model.get_base_model() if is_peft_model(model) else model
 
 
-@contextlib.contextmanager
-def captured_hidden_states(model: nn.Module, num_tokens: int) -> Iterator[list[torch.Tensor]]:
-    """Captures what the model's backbone outputs for the last `num_tokens` tokens' logits, detached: (B, T, H) each."""
-    captured: list[torch.Tensor] = []
+class HiddenStates:
+    """Takes what a model's backbone hands to its output head, without a forward of its own.
 
-    def keep(module, args, output):
-        captured.append(output[0][:, -num_tokens - 1 : -1].detach())
+    The hook stays for good and is switched on and off: `torch.compile` does not notice hooks that come and go.
+    """
 
-    handle = causal_model(model).base_model.register_forward_hook(keep)
-    try:
-        yield captured
-    finally:
-        handle.remove()
+    def __init__(self, model: nn.Module):
+        self._on = False
+        self._states: torch.Tensor | None = None
+        causal_model(model).base_model.register_forward_hook(self._keep)
+
+    def _keep(self, module, args, output) -> None:
+        if self._on:
+            self._states = output[0].detach()
+
+    @contextlib.contextmanager
+    def captured(self) -> Iterator[None]:
+        self._on = True
+        try:
+            yield
+        finally:
+            self._on = False
+
+    def pop(self, num_tokens: int) -> torch.Tensor:
+        """(B, T, H) hidden states that give the logits of the last `num_tokens` tokens; they are not kept."""
+        states, self._states = self._states, None
+        return states[:, -num_tokens - 1 : -1]
 
 
 @contextlib.contextmanager

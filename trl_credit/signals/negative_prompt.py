@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from PIL import Image
 from torch import nn
-from trl.data_utils import is_conversational
+from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.utils import pad, split_pixel_values_by_grid
 
 from .base import FORWARD_KEYS, Signal, SignalSource, eval_mode
@@ -33,7 +32,7 @@ TEMPLATES = {
 }
 BUILT_IN = (*TEMPLATES, "blank_image", "column")
 # Rows looked at before training starts; later ones are checked as they come.
-_MAX_ROWS_CHECKED = 10_000
+_MAX_ROWS = 10_000
 
 
 def check_negative_prompt(negative_prompt: str) -> None:
@@ -90,7 +89,8 @@ def negative_prompt_of(prompt: str | list[dict], negative_prompt: str, example: 
                     f"The dataset's column {COLUMN!r} holds messages where the prompt is plain text, in the row with "
                     f"the prompt {_shortened(prompt)}."
                 )
-            return value
+            images = [part["image"] for part in _parts(prompt) if part.get("type") == "image"]
+            return prepare_multimodal_messages(value, images=images) if images else value
         template = value
     elif negative_prompt == "blank_image":
         prompt = [
@@ -116,6 +116,11 @@ def negative_prompt_of(prompt: str | list[dict], negative_prompt: str, example: 
     last = users[-1]
     rewritten = {**prompt[last], "content": _rewrite_text(prompt[last]["content"], template)}
     return [*prompt[:last], rewritten, *prompt[last + 1 :]]
+
+
+def _parts(prompt: list[dict]) -> list[dict]:
+    """The content parts of a multimodal conversation."""
+    return [part for message in prompt if isinstance(message["content"], list) for part in message["content"]]
 
 
 def _shortened(prompt: Any) -> str:
@@ -148,6 +153,12 @@ class _NegativePromptSource(SignalSource):
         self._warned = False
 
     def before_trainer_init(self, trainer: CreditGRPOTrainer, arguments: dict[str, Any]) -> None:
+        columns = getattr(arguments.get("train_dataset"), "column_names", None)
+        if self.negative_prompt == "blank_image" and columns and not {"image", "images"} & set(columns):
+            raise ValueError(
+                "`negative_prompt: blank_image` needs a dataset with an `image` or `images` column; this one has only: "
+                f"{', '.join(columns)}. Without images the negative prompt would equal the prompt."
+            )
         if self.negative_prompt != "column":
             return
         evaluation = arguments.get("eval_dataset")
@@ -168,26 +179,22 @@ class _NegativePromptSource(SignalSource):
     def after_trainer_init(self, trainer: CreditGRPOTrainer) -> None:
         dataset = trainer.train_dataset
         context = trainer.context_length
-        if self.negative_prompt == "blank_image":
-            if not trainer._is_vlm:
-                raise ValueError(
-                    "`negative_prompt: blank_image` needs a vision-language model; this one has no images."
-                )
-            columns = getattr(dataset, "column_names", None) or []
-            if columns and not {"image", "images"} & set(columns):
-                raise ValueError(
-                    "`negative_prompt: blank_image` needs a dataset with an `image` or `images` column; this one has "
-                    f"only: {', '.join(columns)}. Without images the negative prompt would equal the prompt."
-                )
+        if self.negative_prompt == "blank_image" and not trainer._is_vlm:
+            raise ValueError("`negative_prompt: blank_image` needs a vision-language model; this one has no images.")
         if context is None or trainer._is_vlm or isinstance(dataset, IterableDataset) or trainer.environment_factories:
             return
-        rows = dataset.select_columns([c for c in ("prompt", COLUMN) if c in dataset.column_names])
-        texts = [
-            negative_prompt_of(row["prompt"], self.negative_prompt, row) for row in islice(rows, _MAX_ROWS_CHECKED)
-        ]
-        longest = max(range(len(texts)), key=lambda row: len(str(texts[row])))
-        length = len(trainer._tokenize_prompts([texts[longest]])[0][0])
-        if length + trainer.max_completion_length > context:
+        if "prompt" not in dataset.column_names or not len(dataset):
+            return  # TRL says so
+        rows = list(
+            islice(dataset.select_columns([c for c in ("prompt", COLUMN) if c in dataset.column_names]), _MAX_ROWS)
+        )
+        negatives = [negative_prompt_of(row["prompt"], self.negative_prompt, row) for row in rows]
+        longest = max(range(len(rows)), key=lambda row: len(str(negatives[row])))
+        length, prompt_length = (
+            len(trainer._tokenize_prompts([prompt])[0][0]) for prompt in (negatives[longest], rows[longest]["prompt"])
+        )
+        # What does not fit with the prompt itself is not the negative prompt's fault: TRL trains on it
+        if prompt_length + trainer.max_completion_length <= context < length + trainer.max_completion_length:
             raise ValueError(
                 f"The negative prompt of row {longest} has {length} tokens; with `max_completion_length` "
                 f"({trainer.max_completion_length}) that is more than the model's context of {context}. Shorten the "
@@ -201,13 +208,16 @@ class _NegativePromptSource(SignalSource):
             negative_prompt_of(prompt, self.negative_prompt, example)
             for prompt, example in zip(prompts, examples, strict=True)
         ]
-        if is_conversational({"prompt": prompts[0]}):
-            negatives = copy.deepcopy(negatives)  # TRL's multimodal preparation works in place
         ids, images, fields = trainer._tokenize_prompts(negatives)
 
-        completion_length = batch["completion_ids"].size(1)
-        room = float("inf") if trainer.context_length is None else max(trainer.context_length - completion_length, 1)
-        overlong = [len(row) > room for row in ids]
+        lengths = batch["completion_mask"].sum(-1).tolist()
+        context = trainer.context_length or float("inf")
+        # Where the prompt itself does not fit, its negative may be as long
+        rooms = [
+            max(context - length, prompt_length)
+            for length, prompt_length in zip(lengths, batch["prompt_mask"].sum(-1).tolist(), strict=True)
+        ]
+        overlong = [len(row) > room for row, room in zip(ids, rooms, strict=True)]
         if any(overlong):
             if not self._warned:
                 logger.warning(
@@ -218,7 +228,7 @@ class _NegativePromptSource(SignalSource):
                     _shortened(negatives[overlong.index(True)]),
                 )
                 self._warned = True
-            ids = [row[-int(room) :] if too_long else row for row, too_long in zip(ids, overlong, strict=True)]
+            ids = [row[-int(room) :] if len(row) > room else row for row, room in zip(ids, rooms, strict=True)]
 
         device = trainer.accelerator.device
 

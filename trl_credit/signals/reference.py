@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.callbacks import SyncRefModelCallback
@@ -18,10 +18,10 @@ from trl.trainer.utils import create_model_from_path, get_config_model_id, use_a
 
 from .base import (
     MODEL_INPUT_KEYS,
+    HiddenStates,
     PolicyForward,
     Signal,
     SignalSource,
-    captured_hidden_states,
     causal_model,
     eval_mode,
     vocabulary_size,
@@ -58,13 +58,23 @@ def _copied(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model)
 
 
-def _add_reference_adapter(model) -> None:
-    """Adds a frozen copy of the active adapter under TRL's name for it, `ref`."""
+def _copy_to_reference_adapter(model) -> None:
+    """Copies the active adapter to a frozen one under TRL's name for it, `ref`."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     active = model.active_adapter
-    model.add_adapter("ref", model.peft_config[active])
+    if "ref" not in model.peft_config:  # else it is of an earlier run
+        model.add_adapter("ref", model.peft_config[active])
     set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=active), adapter_name="ref")
+
+
+def _reference_head(policy: nn.Module) -> nn.Module:
+    """The output head of a PEFT policy's reference, which is another one if the head is trained (`modules_to_save`)."""
+    head = policy.get_output_embeddings()
+    saved = getattr(head, "modules_to_save", None)
+    if saved is None:
+        return head
+    return saved["ref"] if "ref" in saved else head.original_module
 
 
 class _ReferenceSource(SignalSource):
@@ -86,11 +96,20 @@ class _ReferenceSource(SignalSource):
             if args.sync_ref_model:
                 raise ValueError(
                     "`sync_ref_model` needs a reference model of its own, but with PEFT the reference is the policy "
-                    "with its adapters off. Set `sync_ref_model=False`, or name a `reference` for the credit method."
+                    "with its adapters off. Set `sync_ref_model=False`."
                 )
-            if policy_is_peft and args.beta == 0.0 and "ref" not in policy.peft_config:
-                _add_reference_adapter(policy)
-        elif self.reference is None and self._policy_path is None:
+            if policy_is_peft and args.beta == 0.0:
+                _copy_to_reference_adapter(policy)
+        elif self.reference is not None:
+            if args.sync_ref_model and uses_adapter:
+                raise ValueError("`sync_ref_model` cannot follow a policy with adapters. Set `sync_ref_model=False`.")
+            try:
+                AutoConfig.from_pretrained(self.reference, trust_remote_code=args.trust_remote_code)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"`reference` is {self.reference!r}, which is not the path or hub id of a model: {error}"
+                ) from error
+        elif self._policy_path is None:
             # Before TRL patches the model's forward and the optimizer changes its weights
             self.model = _copied(policy)
 
@@ -106,6 +125,7 @@ class _ReferenceSource(SignalSource):
         if self.model is None and self.reference is None and trainer.ref_model is not None:
             # TRL has loaded the same weights for its KL penalty (and keeps them in step with `sync_ref_model`)
             self.model = trainer.ref_model
+            self._hidden_states = HiddenStates(trainer.accelerator.unwrap_model(self.model))
             return
         if self.model is None:
             self.model = self._load(trainer)
@@ -115,8 +135,16 @@ class _ReferenceSource(SignalSource):
                 f"The reference {self.reference!r} has a vocabulary of {size}, the policy one of {policy_size}: their "
                 "distributions cannot be compared. Name a reference of the policy's family."
             )
+        if trainer.args.sync_ref_model and [p.shape for p in self.model.parameters()] != [
+            p.shape for p in policy.parameters()
+        ]:
+            raise ValueError(
+                f"`sync_ref_model` needs a reference of the policy's architecture; {self.reference!r} has another. Set "
+                "`sync_ref_model=False`."
+            )
         self.model.requires_grad_(False)
         self.model.eval()
+        self._hidden_states = HiddenStates(self.model)
         if trainer.is_deepspeed_enabled:
             self.model = prepare_deepspeed(self.model, trainer.accelerator)
         elif trainer.is_fsdp_enabled:
@@ -152,30 +180,35 @@ class _ReferenceSource(SignalSource):
         if "pixel_values" not in inputs:
             inputs.pop("image_grid_thw", None)
 
-        def run(reference: nn.Module) -> torch.Tensor:
+        def run(reference: nn.Module, hidden_states: HiddenStates) -> torch.Tensor:
             with (
                 torch.no_grad(),
                 eval_mode(reference),
                 trainer.accelerator.autocast(),
-                captured_hidden_states(trainer.accelerator.unwrap_model(reference), num_tokens) as captured,
+                hidden_states.captured(),
             ):
                 # Only the backbone's output is wanted; logits of one token are the fewest that can be asked for
                 reference(**inputs, logits_to_keep=1, use_cache=False)
-            return captured[0]
+            return hidden_states.pop(num_tokens)
 
         if self.model is not None:
-            return run(self.model)
+            return run(self.model, self._hidden_states)
         unwrapped = trainer.accelerator.unwrap_model(model)
         with use_adapter(unwrapped, "ref" if "ref" in unwrapped.peft_config else None):
-            return run(model)
+            return run(model, trainer.policy_hidden_states)
 
     def compute(
         self, trainer: CreditGRPOTrainer, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
     ) -> torch.Tensor:
         unwrap = trainer.accelerator.unwrap_model
         policy_model = causal_model(unwrap(trainer.model))
-        reference_model = policy_model if self.model is None else causal_model(unwrap(self.model))
-        with gathered_head(policy_model) as policy_head, gathered_head(reference_model) as reference_head:
+        reference_model, reference_module = policy_model, _reference_head(policy_model)
+        if self.model is not None:
+            reference_model, reference_module = causal_model(unwrap(self.model)), None
+        with (
+            gathered_head(policy_model) as policy_head,
+            gathered_head(reference_model, reference_module) as reference_head,
+        ):
             return squared_hellinger(
                 policy.hidden_states,
                 policy_head,

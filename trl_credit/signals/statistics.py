@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -26,13 +26,18 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
+    def rounded(self, dtype: torch.dtype) -> Head:
+        """The head with its weight rounded to `dtype`, and held in float32 where matrix products need that."""
+        weight = self.weight.to(dtype)
+        return replace(self, weight=weight if weight.device.type == "cuda" else weight.float())
+
     def logits(self, hidden_states: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, V) float32 logits of (N, H) hidden states; the inputs are rounded to `dtype`, the product is not."""
-        hidden_states, weight = hidden_states.to(dtype), self.weight.to(dtype)
-        if dtype != torch.float32 and hidden_states.device.type == "cuda":
-            logits = torch.mm(hidden_states, weight.t(), out_dtype=torch.float32)
+        hidden_states = hidden_states.to(dtype)
+        if self.weight.dtype == dtype != torch.float32 and hidden_states.device.type == "cuda":
+            logits = torch.mm(hidden_states, self.weight.t(), out_dtype=torch.float32)
         else:
-            logits = torch.mm(hidden_states.float(), weight.float().t())
+            logits = torch.mm(hidden_states.float(), self.weight.float().t())
         if self.bias is not None:
             logits += self.bias.float()
         logits *= self.scale
@@ -52,10 +57,10 @@ def logit_scale(config: PreTrainedConfig) -> float:
 
 
 @contextlib.contextmanager
-def gathered_head(model: nn.Module) -> Iterator[Head]:
-    """The output head of a transformers model, whole, also where ZeRO-3 or FSDP2 has sharded it. Every process must
-    enter."""
-    module = model.get_output_embeddings()
+def gathered_head(model: nn.Module, module: nn.Module | None = None) -> Iterator[Head]:
+    """The output head of a transformers model (or another `module` in its place), whole, also where ZeRO-3 or FSDP2 has
+    sharded it. Every process must enter."""
+    module = model.get_output_embeddings() if module is None else module
     weight, bias = module.weight, getattr(module, "bias", None)
     with maybe_gather_lm_head_ctx(weight, bias):
         if isinstance(weight, DTensor):
@@ -93,9 +98,10 @@ def squared_hellinger(
         (B, T) float32 in [0, 1] up to rounding, without gradient; 0 off the mask.
     """
     result = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    device = hidden_p.device
+    device = head_p.weight.device  # a model split across devices ends where its head is
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        tokens_p, tokens_q = hidden_p[mask], hidden_q[mask]
+        tokens_p, tokens_q = (hidden[mask.to(hidden.device)].to(device) for hidden in (hidden_p, hidden_q))
+        head_p, head_q = head_p.rounded(dtype), head_q.rounded(dtype)
         values = torch.empty(tokens_p.size(0), dtype=torch.float32, device=device)
         chunk = max(1, _TILE_ELEMENTS // head_p.weight.size(0))
         for start in range(0, tokens_p.size(0), chunk):
@@ -103,5 +109,5 @@ def squared_hellinger(
             root_p = torch.log_softmax(head_p.logits(tokens_p[rows], dtype) / temperature, -1).div_(2).exp_()
             root_q = torch.log_softmax(head_q.logits(tokens_q[rows], dtype) / temperature, -1).div_(2).exp_()
             values[rows] = root_p.sub_(root_q).square_().sum(-1) / 2
-        result[mask] = values
+        result[mask] = values.to(result.device)
     return result
