@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import yaml
 from helpers import config, letter_reward, prompts
 from trl import GRPOConfig, TrlParser
 
@@ -181,7 +182,7 @@ def test_no_args(tiny_model, tmp_path, monkeypatch):
 
 
 def test_checkpoint_and_model_card(tiny_model, tmp_path):
-    credit = {"method": "gcpo", "negative_prompt": "!{prompt}", "top_fraction": 0.3}
+    credit = {"method": "gcpo", "negative_prompt": "!{prompt}\n: #", "top_fraction": 0.3}
     trainer = CreditGRPOTrainer(
         model=tiny_model,
         reward_funcs=letter_reward,
@@ -190,11 +191,13 @@ def test_checkpoint_and_model_card(tiny_model, tmp_path):
     )
     trainer.train()
     saved = torch.load(tmp_path / "checkpoint-2" / "training_args.bin", weights_only=False)
-    assert build_credit(saved.credit) == GCPO(negative_prompt="!{prompt}", top_fraction=0.3)
+    expected = GCPO(negative_prompt="!{prompt}\n: #", top_fraction=0.3)
+    assert build_credit(saved.credit) == expected
     card = (tmp_path / "README.md").read_text()
     assert "2605.29198" in card
     assert "trained with GCPO" in card
-    assert "top_fraction: 0.3" in card
+    block = card.partition("```yaml\n")[2].partition("```")[0]
+    assert build_credit(yaml.safe_load(block)["credit"]) == expected
     assert "- trl-credit" in card
     assert "- gcpo" in card
 

@@ -551,3 +551,113 @@ def test_revision_of_the_policy_is_not_asked_of_a_named_reference(tiny_model, tm
     assert "revision" not in asked
     assert asked["attn_implementation"] == "eager"
     assert asked["dtype"] == torch.float32
+
+
+def test_a_trained_head_has_its_own_reference(tmp_path):
+    """LoRA with a fully trained output head: the reference's is the original one."""
+    lora = LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.0, modules_to_save=["lm_head"])
+    trainer = DGPOTrainer(
+        model=save_tiny_model(tmp_path / "untied", tie=False),
+        reward_funcs=letter_reward,
+        args=config(tmp_path, max_steps=3, temperature=TEMPERATURE),
+        train_dataset=prompts(),
+        peft_config=lora,
+    )
+    measured = []
+    assign = trainer._assign_credit
+
+    def compare(batch, own, policy):
+        prompt_rows, completion_rows = unpadded(batch)
+        model, distances = trainer.model, []
+        for prompt, completion in zip(prompt_rows, completion_rows, strict=True):
+            ids = torch.tensor([prompt + completion])
+            logits = [model(input_ids=ids).logits]
+            with model.disable_adapter():
+                logits.append(model(input_ids=ids).logits)
+            p, q = (oracles.distribution(x[0, len(prompt) - 1 : -1].double().numpy(), TEMPERATURE) for x in logits)
+            distances.extend(oracles.squared_hellinger(p, q))
+        assign(batch, own, policy)
+        measured.append((sum(distances) / len(distances), trainer._metrics["train"]["credit/hellinger"][-1]))
+
+    trainer._assign_credit = compare
+    trainer.train()
+    assert measured[-1][0] > 1e-4
+    for expected, ours in measured:
+        assert ours == pytest.approx(expected, rel=1e-3, abs=1e-9)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_rounding_noise_is_not_sharpened(bf16, tiny_model, tmp_path):
+    """With a target effective fraction, a reference that differs by padding noise only gives uniform weights."""
+    trainer = CreditGRPOTrainer(
+        model=tiny_model,
+        reward_funcs=letter_reward,
+        args=config(tmp_path, bf16=bf16, max_steps=1, credit={"method": "dgpo", "target_effective_fraction": 0.5}),
+        train_dataset=prompts(),
+    )
+    source = next(iter(trainer._signals.values()))
+    forward = source.forward
+
+    def padded_forward(trainer, model, batch):
+        pads = {name: torch.nn.functional.pad(batch[name], (5, 0), value=0) for name in ("prompt_ids", "prompt_mask")}
+        return forward(trainer, model, {**batch, **pads})
+
+    source.forward = padded_forward
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert entry["credit/hellinger"] > 0  # the noise is there
+    assert entry["credit/hellinger_fraction"] == 0.0
+    assert entry["credit/weight_std"] < 1e-6
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_torch_compile(peft, tiny_model, tmp_path):
+    history = []
+    for compiled in (False, True):
+        settings = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
+        trainer = DGPOTrainer(
+            model=tiny_model,
+            reward_funcs=letter_reward,
+            args=config(tmp_path, max_steps=3, **settings),
+            train_dataset=prompts(),
+            peft_config=LORA if peft else None,
+        )
+        trainer.train()
+        history.append([entry["credit/hellinger"] for entry in trainer.state.log_history[:-1]])
+    assert history[1] == pytest.approx(history[0], rel=1e-3, abs=1e-8)
+    assert history[0][2] > 1e-6
+
+
+def test_a_second_run_takes_the_adapter_as_it_then_is(tiny_model, tmp_path):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), LORA)
+    for _ in range(2):
+        trainer = DGPOTrainer(
+            model=model,
+            reward_funcs=letter_reward,
+            args=config(tmp_path, max_steps=2),
+            train_dataset=prompts(),
+            processing_class=AutoTokenizer.from_pretrained(tiny_model),
+        )
+        trainer.train()
+        assert trainer.state.log_history[0]["credit/hellinger"] == pytest.approx(0.0, abs=1e-10)
+
+
+def test_unknown_reference_fails_before_the_policy_is_loaded(tmp_path):
+    with pytest.raises(ValueError, match="`reference` is 'no/such/reference', which is not the path or hub id"):
+        DGPOTrainer(
+            model="no/such/model",
+            reward_funcs=letter_reward,
+            args=config(tmp_path, credit={"method": "dgpo", "reference": "no/such/reference"}),
+            train_dataset=prompts(),
+        )
+
+
+def test_following_reference_of_another_architecture_is_refused(tiny_model, tmp_path):
+    other = save_tiny_model(tmp_path / "other", tie=False)
+    with pytest.raises(ValueError, match="needs a reference of the policy's architecture"):
+        DGPOTrainer(
+            model=tiny_model,
+            reward_funcs=letter_reward,
+            args=config(tmp_path, sync_ref_model=True, credit={"method": "dgpo", "reference": other}),
+            train_dataset=prompts(),
+        )

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_credit import METHODS, CreditInputs, CreditMethod, build_credit
-from trl_credit.methods.base import effective_token_fraction
+from trl_credit.methods.base import effective_token_fraction, mean_one
+from trl_credit.metrics import credit_metrics
 
 
 every_method = pytest.mark.parametrize("method", [cls() for cls in METHODS.values()], ids=list(METHODS))
@@ -160,3 +161,40 @@ def test_inputs_are_checked():
     ]:
         with pytest.raises(ValueError, match=message):
             CreditInputs(**(good | broken), vocab_size=5)
+
+
+def test_mean_one_at_the_ends_of_float32():
+    mask = torch.ones(1, 2).bool()
+    for scale in (1e-45, 1e-38, 1.0, 1e38):
+        scores = torch.tensor([[1.0, 2.0]]) * scale
+        torch.testing.assert_close(mean_one(scores, mask).sum(), torch.tensor(2.0))
+        if scale > 1e-40:  # denormals have no digits left
+            torch.testing.assert_close(mean_one(scores, mask), torch.tensor([[2 / 3, 4 / 3]]))
+
+
+class TwoProcesses:
+    """Gathers what two processes with equal numbers of rows would send."""
+
+    def __init__(self):
+        self.sent = []
+
+    def gather(self, tensor):
+        self.sent.append(tensor)
+        return torch.cat(self.sent)
+
+
+@every_method
+def test_metrics_are_global(method):
+    inputs = make_inputs(method, 11, 6, 17)
+    weights = method.weights(inputs)
+    gathering, alone = TwoProcesses(), TwoProcesses()
+    expected = credit_metrics(method, inputs, weights, 3, alone)
+    for rows, unscored in ((slice(0, 2), 1), (slice(2, 6), 2)):
+        part = mapped(inputs, lambda x, rows=rows: x[rows])
+        result = credit_metrics(method, part, weights[rows], unscored, gathering)
+    assert result == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    mask = inputs.mask
+    spread = weights[mask].double()
+    assert expected["credit/weight_std"] == pytest.approx((spread - 1).square().mean().sqrt().item(), rel=1e-6)
+    assert expected["credit/weight_max"] == pytest.approx(spread.max().item())
+    assert expected["credit/nonfinite_tokens"] == 3

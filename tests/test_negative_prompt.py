@@ -50,6 +50,13 @@ def test_images_stay_where_they_are():
     assert image.getpixel((0, 0)) == (10, 20, 30)
 
 
+def test_messages_of_a_column_get_the_prompts_images():
+    image = Image.new("RGB", (4, 6))
+    prompt = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
+    [message] = negative_prompt_of(prompt, "column", {COLUMN: [{"role": "user", "content": "Lie."}]})
+    assert message["content"] == [{"type": "image", "image": image}, {"type": "text", "text": "Lie."}]
+
+
 @pytest.mark.parametrize("row", [{}, {COLUMN: ""}, {COLUMN: " \n"}, {COLUMN: None}, {COLUMN: []}])
 def test_bad_column_value_names_the_row(row):
     with pytest.raises(ValueError, match=r"(missing|empty) in the row with the prompt '2\+2\?'"):
@@ -150,7 +157,7 @@ def test_blank_image_needs_images(tiny_model, tmp_path):
             model=tiny_model,
             reward_funcs=letter_reward,
             args=config(tmp_path, credit={"method": "gcpo", "negative_prompt": "blank_image"}),
-            train_dataset=prompts(),
+            train_dataset=prompts().add_column("image", [None] * 16),
         )
 
 

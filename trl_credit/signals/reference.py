@@ -74,7 +74,7 @@ def _reference_head(policy: nn.Module) -> nn.Module:
     saved = getattr(head, "modules_to_save", None)
     if saved is None:
         return head
-    return saved["ref"] if "ref" in saved else head.original_module
+    return saved["ref"] if "ref" in saved else head.original_module  # noqa: SIM401 (ModuleDict has no get)
 
 
 class _ReferenceSource(SignalSource):
