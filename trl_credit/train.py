@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 from datasets import IterableDataset
+from transformers import AutoConfig, AutoProcessor
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -21,8 +22,9 @@ from trl import (
     get_quantization_config,
 )
 
-from .config import CreditGRPOConfig
+from .config import RATIO_GRADIENT_LOSSES, CreditGRPOConfig
 from .data import load_splits, prepare, report_unparsable
+from .methods import METHODS
 from .methods.base import nearest
 from .rewards import accuracy, build_reward, required_columns
 from .trainer import CreditGRPOTrainer
@@ -90,6 +92,10 @@ class CreditScriptArguments(ScriptArguments):
     )
 
     def __post_init__(self):
+        if isinstance(self.reward_funcs, (str, dict)):  # a recipe with one reward
+            self.reward_funcs = [self.reward_funcs]
+        if self.generated_dataset_size < 1:
+            raise ValueError(f"`generated_dataset_size` must be at least 1, got {self.generated_dataset_size}.")
         if isinstance(self.generated_dataset_config, str):
             try:
                 self.generated_dataset_config = json.loads(self.generated_dataset_config)
@@ -112,9 +118,17 @@ def parse_arguments(argv: list[str], prog: str = "trl-credit train") -> tuple:
 
     def check(name: str, where: str) -> None:
         if name not in known:
+            for method in METHODS.values():
+                if name in {f.name for f in fields(method)}:
+                    example = json.dumps({"method": method.name, name: "..."})
+                    raise ValueError(f"`{name}` is a parameter of a credit method: write --credit '{example}'.")
             hint = nearest(name, known).partition(" Known:")[0]  # hundreds of names would hide the message
             raise ValueError(f"Unknown field `{name}` {where}. {hint if hint.startswith('Did') else 'See --help.'}")
 
+    if not argv:
+        raise ValueError("Nothing to train: give --config RECIPE.yaml, or the fields themselves (see --help).")
+    if argv[-1] == "--config":
+        raise ValueError("`--config` needs the path of a recipe.")
     for text in parser.parse_known_args(argv)[1]:
         if text.startswith("--"):
             check(text.removeprefix("--").partition("=")[0].replace("-", "_"), "on the command line")
@@ -151,6 +165,45 @@ def resolve_model(name: str | None) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"`model_name_or_path`: there is no folder {name!r} (looked from {Path.cwd()}).")
     return name
+
+
+def check_settings(args: CreditGRPOConfig) -> None:
+    """Raises `ValueError` for settings that would fail, or do nothing, only after the model is loaded."""
+    for name, value, allowed in (
+        ("loss_type", args.loss_type, (*RATIO_GRADIENT_LOSSES, "cispo", "vespo")),
+        ("importance_sampling_level", args.importance_sampling_level, ("token", "sequence")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"`{name}`: unknown value {value!r}. {nearest(value, allowed)}")
+    for name, valid, rule in (
+        ("max_steps", lambda x: x == -1 or x >= 1, "at least 1, or -1 for whole epochs"),
+        ("max_completion_length", lambda x: x >= 1, "at least 1"),
+        ("temperature", lambda x: x > 0, "positive"),
+        ("learning_rate", lambda x: x >= 0, "non-negative"),
+        ("beta", lambda x: x >= 0, "non-negative"),
+    ):
+        value = getattr(args, name)
+        if not isinstance(value, (int, float)) or not valid(value):
+            raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
+
+
+def check_model(model: str, train_dataset, trust_remote_code: bool = False) -> None:
+    """Raises `ValueError` unless the model's configuration and tokenizer can be loaded and fit the prompts."""
+    try:
+        AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        processing_class = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"`model_name_or_path`: {model!r} is neither a local folder with a model and its tokenizer nor one that the "
+            f"hub gives: {reason}"
+        ) from error
+    prompt = next(iter(train_dataset), {}).get("prompt")
+    if isinstance(prompt, list) and getattr(processing_class, "chat_template", None) is None:
+        raise ValueError(
+            f"The prompts are chat messages, but the tokenizer of {model!r} has no chat template. Set `plain_prompts: true` "
+            "to make plain-text prompts, or use a model with a chat template."
+        )
 
 
 def build_datasets(script_args, training_args, dataset_args) -> tuple:
@@ -193,7 +246,7 @@ def build_datasets(script_args, training_args, dataset_args) -> tuple:
             train, evaluation = parts["train"], parts["test"]
         else:
             raise ValueError(
-                f"`eval_strategy` is {str(training_args.eval_strategy)!r}, but there is no split "
+                f"`eval_strategy` is {training_args.eval_strategy.value!r}, but there is no split "
                 f"{script_args.dataset_test_split!r}: set `eval_dataset_name`, `dataset_test_split` or "
                 "`test_split_size`."
             )
@@ -235,6 +288,7 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     Raises:
         ValueError: Settings, data or rewards that cannot work.
     """
+    check_settings(training_args)
     model = resolve_model(model_args.model_name_or_path)
     train_dataset, eval_dataset = build_datasets(script_args, training_args, dataset_args)
     training_args.model_init_kwargs = {
@@ -256,18 +310,21 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
 
 def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     """Trains, saves and (if asked) pushes a recipe; returns the trainer. What is wrong with the recipe or its data is
-    said in one line, with exit status 2, before a model is loaded."""
+    said in one line, with exit status 2, before a model is loaded wherever that can be known."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         script_args, training_args, model_args, dataset_args = parse_arguments(sys.argv[1:] if argv is None else argv)
         arguments = trainer_arguments(script_args, training_args, model_args, dataset_args)
-    except (ValueError, TypeError) as error:
+        check_model(arguments["model"], arguments["train_dataset"], training_args.trust_remote_code)
+        trainer = CreditGRPOTrainer(**arguments)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        logger.debug("", exc_info=True)
         if PartialState().is_main_process:
             print(f"trl-credit train: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    trainer = CreditGRPOTrainer(**arguments)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
+    trainer.create_model_card(dataset_name=script_args.dataset_name)
     trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)

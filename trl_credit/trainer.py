@@ -124,7 +124,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         if self._preset is not None and type(method) is not self._preset:
             raise ValueError(
                 f"`credit` asks for {method.name!r}, but {type(self).__name__} is preset to {self._preset.name!r}. Use "
-                f"CreditGRPOTrainer, or leave `credit` to parameters of {self._preset.name!r}."
+                f"CreditGRPOTrainer, or leave `credit` out."
             )
         return method
 
@@ -241,7 +241,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         path = Path(self.args.output_dir) / "README.md"
         card = ModelCard.load(path)
         parameters = yaml.safe_dump({"credit": self.credit_method.to_dict()}, sort_keys=False)
-        card.text += f"\n## Token credit\n\nTrained with trl-credit:\n\n```yaml\n{parameters}```\n"
+        card.text += f"\n\n## Token credit\n\nTrained with trl-credit:\n\n```yaml\n{parameters}```\n"
         card.save(path)
 
 

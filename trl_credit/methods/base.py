@@ -26,7 +26,7 @@ class Paper:
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that lists `known` and, where one is close to `name`, asks whether that was meant."""
     known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
+    close = difflib.get_close_matches(str(name).lower(), known, n=1)
     return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
 
 

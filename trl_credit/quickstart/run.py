@@ -84,6 +84,7 @@ def train(credit: dict[str, Any], output_dir: Path, max_steps: int, seed: int) -
     seconds = time.perf_counter() - start
     after = trainer.evaluate()["eval_reward"]
     trainer.save_model()
+    trainer.create_model_card(model_name=f"quickstart-{name}")
     history = [entry for entry in trainer.state.log_history if "reward" in entry]
     last = history[-max(1, len(history) // 4) :]
 
@@ -158,7 +159,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="trl-credit quickstart", description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"))
     parser.add_argument("--max_steps", type=int, default=80, help="updates per method")
-    parser.add_argument("--methods", nargs="+", default=["uniform", "gcpo", "dgpo"], help="names, or mappings as JSON")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["uniform", "gcpo", "dgpo"],
+        help="names, or mappings as JSON, separated by spaces",
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     if arguments.max_steps < 1:
