@@ -642,6 +642,23 @@ def test_a_second_run_takes_the_adapter_as_it_then_is(tiny_model, tmp_path):
         assert trainer.state.log_history[0]["credit/hellinger"] == pytest.approx(0.0, abs=1e-10)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_second_run_on_the_same_model_object(bf16, tiny_model, tmp_path):
+    """The first trainer has patched the object's forward; the second's reference is the weights as they then are."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    for _ in range(2):
+        trainer = DGPOTrainer(
+            model=model,
+            reward_funcs=letter_reward,
+            args=config(tmp_path, max_steps=3, bf16=bf16),
+            train_dataset=prompts(),
+            processing_class=AutoTokenizer.from_pretrained(tiny_model),
+        )
+        trainer.train()
+        assert trainer.state.log_history[0]["credit/hellinger"] == pytest.approx(0.0, abs=1e-10)
+        assert trainer.state.log_history[2]["credit/hellinger"] > 1e-4
+
+
 def test_unknown_reference_fails_before_the_policy_is_loaded(tmp_path):
     with pytest.raises(ValueError, match="`reference` is 'no/such/reference', which is not the path or hub id"):
         DGPOTrainer(

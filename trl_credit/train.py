@@ -187,11 +187,12 @@ def check_settings(args: CreditGRPOConfig) -> None:
             raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
 
 
-def check_model(model: str, train_dataset, trust_remote_code: bool = False) -> None:
-    """Raises `ValueError` unless the model's configuration and tokenizer can be loaded and fit the prompts."""
+def check_model(model: str, train_dataset, **kwargs) -> None:
+    """Raises `ValueError` unless the model's configuration and tokenizer can be loaded (with the keyword arguments of
+    `from_pretrained`) and fit the prompts."""
     try:
-        AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-        processing_class = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+        AutoConfig.from_pretrained(model, **kwargs)
+        processing_class = AutoProcessor.from_pretrained(model, **kwargs)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -315,7 +316,12 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     try:
         script_args, training_args, model_args, dataset_args = parse_arguments(sys.argv[1:] if argv is None else argv)
         arguments = trainer_arguments(script_args, training_args, model_args, dataset_args)
-        check_model(arguments["model"], arguments["train_dataset"], training_args.trust_remote_code)
+        check_model(
+            arguments["model"],
+            arguments["train_dataset"],
+            revision=model_args.model_revision,
+            trust_remote_code=training_args.trust_remote_code,
+        )
         trainer = CreditGRPOTrainer(**arguments)
     except (ValueError, TypeError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from dataclasses import dataclass
@@ -50,12 +51,16 @@ class ReferenceHellinger(Signal):
 
 def _copied(model: PreTrainedModel) -> PreTrainedModel:
     """A frozen copy of a model object, whole also where ZeRO-3 has partitioned its parameters."""
+    gathered = contextlib.nullcontext()
     if is_deepspeed_zero3_enabled():
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(model.parameters())):
-            return copy.deepcopy(model)
-    return copy.deepcopy(model)
+        gathered = deepspeed.zero.GatheredParameters(list(model.parameters()))
+    with gathered:
+        copied = copy.deepcopy(model)
+    # An earlier trainer's patched forward would run the original's layers
+    vars(copied).pop("forward", None)
+    return copied
 
 
 def _copy_to_reference_adapter(model) -> None:
