@@ -1,6 +1,6 @@
 """How much a token's log-prob moves when nothing but the left padding changes: the noise under GCPO's contrast.
 
-    python benchmarks/noise_floor.py [--model PATH] [--prompt TEXT]
+    python benchmarks/noise_floor.py [--model PATH] [--prompts TEXT ...] [--new_tokens N]
 
 Prints, for each dtype, the median, the 99th percentile and the largest |difference| of log-probs over tokens and paddings,
 beside the noise floor that GCPO uses for that dtype.
