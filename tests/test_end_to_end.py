@@ -7,7 +7,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from helpers import CHAT_TEMPLATE, config, letter_reward, prompts, save_tiny_model
+from helpers import CHAT_TEMPLATE, config, letter_reward, place_reward, prompts, save_tiny_model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -38,8 +38,8 @@ class Recorder:
         self.trainer = trainer
         original = trainer._assign_credit
 
-        def assign(batch, own, policy):
-            original(batch, own, policy)
+        def assign(batch, *args):
+            original(batch, *args)
             self.updates.append(
                 {
                     "batch": dict(batch),
@@ -157,12 +157,12 @@ def test_update_equals_the_naive_one(name, tiny_model, tmp_path):
 
 @pytest.mark.parametrize("name", CREDIT)
 def test_forwards_are_as_few_as_stated(name, tiny_model, tmp_path):
-    """GCPO adds one policy forward per update, DGPO one reference forward and none of the policy."""
+    """GCPO adds one policy forward of each row, DGPO one reference forward and none of the policy."""
 
     def forwards(credit):
         trainer = CreditGRPOTrainer(
             model=tiny_model,
-            reward_funcs=letter_reward,
+            reward_funcs=place_reward,
             args=config(tmp_path, credit=credit, max_steps=2),
             train_dataset=prompts(),
         )
@@ -170,8 +170,8 @@ def test_forwards_are_as_few_as_stated(name, tiny_model, tmp_path):
         rollout = False
 
         def count(key):
-            def hook(*_):
-                calls[key] += not rollout
+            def hook(module, args, output):
+                calls[key] += 0 if rollout else len(output[0])
 
             return hook
 
@@ -193,8 +193,8 @@ def test_forwards_are_as_few_as_stated(name, tiny_model, tmp_path):
         trainer.train()
         return calls
 
-    assert forwards("uniform") == {"policy": 2, "reference": 0}
-    expected = {"gcpo": {"policy": 4, "reference": 0}, "dgpo": {"policy": 2, "reference": 2}}
+    assert forwards("uniform") == {"policy": 16, "reference": 0}
+    expected = {"gcpo": {"policy": 32, "reference": 0}, "dgpo": {"policy": 16, "reference": 16}}
     assert forwards(CREDIT[name]) == expected[name]
 
 
@@ -284,7 +284,7 @@ def test_left_padding_of_prompts_changes_weights_within_rounding(tiny_model, tmp
     trainer.train()
     recorded = {}
     assign = trainer._assign_credit
-    trainer._assign_credit = lambda batch, own, policy: (assign(batch, own, policy), recorded.update(batch))
+    trainer._assign_credit = lambda batch, *args: (assign(batch, *args), recorded.update(batch))
     trainer.model.eval()
     batch = trainer._buffered_inputs[0]
     weights = []
@@ -474,7 +474,7 @@ def test_conversational_prompts(tiny_model, tmp_path):
     trainer.train()
     batch = recorder.updates[0]["batch"]
     key = "negative_prompt/wrong_answer"
-    for row in range(8):
+    for row in range(len(batch["prompt_ids"])):
         real = trainer._tokenizer.decode(batch["prompt_ids"][row][batch["prompt_mask"][row].bool()])
         negative = trainer._tokenizer.decode(batch[f"{key}/ids"][row][batch[f"{key}/mask"][row].bool()])
         note = "\n\nNote: Intentionally generate an incorrect answer."
@@ -566,7 +566,7 @@ def test_a_trained_head_has_its_own_reference(tmp_path):
     measured = []
     assign = trainer._assign_credit
 
-    def compare(batch, own, policy):
+    def compare(batch, *args):
         prompt_rows, completion_rows = unpadded(batch)
         model, distances = trainer.model, []
         for prompt, completion in zip(prompt_rows, completion_rows, strict=True):
@@ -576,7 +576,7 @@ def test_a_trained_head_has_its_own_reference(tmp_path):
                 logits.append(model(input_ids=ids).logits)
             p, q = (oracles.distribution(x[0, len(prompt) - 1 : -1].double().numpy(), TEMPERATURE) for x in logits)
             distances.extend(oracles.squared_hellinger(p, q))
-        assign(batch, own, policy)
+        assign(batch, *args)
         measured.append((sum(distances) / len(distances), trainer._metrics["train"]["credit/hellinger"][-1]))
 
     trainer._assign_credit = compare

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from helpers import config, letter_reward, prompts, save_tiny_model
+from helpers import config, letter_reward, place_reward, prompts, save_tiny_model
 from PIL import Image
 
 from trl_credit import CreditGRPOTrainer, GCPOTrainer
@@ -82,7 +82,8 @@ def test_column(remove_unused_columns, tiny_model, tmp_path):
     dataset = prompts().map(lambda row: {COLUMN: "zz" + row["prompt"]})
 
     def reward(completions, answer, **kwargs):
-        return [float(len(text)) + float(len(a)) for text, a in zip(completions, answer, strict=True)]
+        assert all(isinstance(a, str) for a in answer)
+        return place_reward(completions)
 
     trainer = CreditGRPOTrainer(
         model=tiny_model,

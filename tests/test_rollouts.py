@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import qwen_vision
 import torch
-from helpers import config, letter_reward, prompts, save_tiny_model
+from helpers import config, letter_reward, place_reward, prompts, save_tiny_model
 from transformers import AutoTokenizer
 from trl.chat_template_utils import qwen3_chat_template
 
 from trl_credit import METHODS, CreditGRPOTrainer
+from trl_credit.batching import loss_mask
 
 
 every_method = pytest.mark.parametrize("name", list(METHODS))
@@ -19,13 +20,13 @@ every_method = pytest.mark.parametrize("name", list(METHODS))
 
 def run(tiny_model, args, **kwargs):
     kwargs = {"train_dataset": prompts(), **kwargs}
-    trainer = CreditGRPOTrainer(model=tiny_model, reward_funcs=letter_reward, args=args, **kwargs)
+    trainer = CreditGRPOTrainer(model=tiny_model, reward_funcs=place_reward, args=args, **kwargs)
     masks, advantages = [], []
     assign = trainer._assign_credit
 
-    def record(batch, own, policy):
-        assign(batch, own, policy)
-        masks.append(trainer.loss_mask(batch))
+    def record(batch, *args):
+        assign(batch, *args)
+        masks.append(loss_mask(batch))
         advantages.append(batch["advantages"])
 
     trainer._assign_credit = record
@@ -67,7 +68,7 @@ def test_vllm_importance_ratios(name, tiny_model, tmp_path, monkeypatch):
     """TRL multiplies its own ratios into the loss after token advantages are in; a NaN sampler log-prob means ratio 1."""
     args = config(tmp_path, credit=name, max_steps=2, vllm_importance_sampling_mode="token_truncate")
     trainer = CreditGRPOTrainer(
-        model=tiny_model, reward_funcs=letter_reward, args=args, train_dataset=prompts(), rollout_func=rollout
+        model=tiny_model, reward_funcs=place_reward, args=args, train_dataset=prompts(), rollout_func=rollout
     )
     monkeypatch.setattr(trainer, "use_vllm", True)
     generate = trainer._generate_and_score_completions
@@ -89,8 +90,8 @@ def test_all_completions_truncated(name, tiny_model, tmp_path):
     args = config(tmp_path, credit=name, max_steps=1, max_completion_length=2, mask_truncated_completions=True)
     trainer, masks = run(tiny_model, args)
     assert not masks[0].any()
-    assert trainer.state.log_history[0]["credit/nonfinite_tokens"] == 0
-    assert trainer.state.log_history[0]["credit/effective_fraction"] is None
+    assert trainer.state.log_history[0]["credit/skipped_fraction"] == (0.0 if name == "uniform" else 1.0)
+    assert "credit/weight_std" not in trainer.state.log_history[0]  # there was nothing to weight
 
 
 # Tools and environments: a model that never calls one still goes through TRL's tool code

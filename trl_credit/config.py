@@ -1,5 +1,6 @@
 """TRL's GRPO configuration with one more field."""
 
+import math
 from dataclasses import dataclass, field
 
 from trl import GRPOConfig
@@ -16,7 +17,7 @@ RATIO_GRADIENT_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "sapo", "luspo")
 @dataclass
 class CreditGRPOConfig(GRPOConfig):
     r"""
-    Configuration of the [`CreditGRPOTrainer`]: every field of [`~trl.GRPOConfig`], and `credit`.
+    Configuration of the [`CreditGRPOTrainer`]: every field of [`~trl.GRPOConfig`], `credit`, and what an update saves.
 
     Parameters:
         credit (`str` or `dict[str, Any]` or [`CreditMethod`], *optional*):
@@ -24,6 +25,26 @@ class CreditGRPOConfig(GRPOConfig):
             "temperature": 0.5}`, as JSON on the command line), or a method object. `method` may be the dotted path of
             your own class. `trl-credit methods` lists the names and `trl-credit methods NAME` the parameters. If unset,
             the trainer's preset: `uniform` for [`CreditGRPOTrainer`]. After `__init__` it is the full mapping.
+        skip_zero_advantage (`bool`, *optional*):
+            Whether completions whose advantage is exactly zero (all right or all wrong in their group), or of which no
+            token is in the loss, are left out of the update's forward and backward. The loss keeps the denominators of
+            the full batch, so the gradient is the same up to rounding. An error where such completions do carry
+            gradient or statistics: with a KL penalty, an entropy bonus, `top_entropy_quantile`, an MoE auxiliary loss
+            or a method that does not reweight. If unset: on wherever it is exact, except with `uniform`, which is TRL
+            bit for bit.
+        trim_padding (`bool`, *optional*):
+            Whether each micro-batch is cut to its own longest prompt and completion, and rows are dealt to the
+            micro-batches of an optimizer step by length. The gradient is the same up to rounding (models with absolute
+            positions excepted, to which TRL's padding is not neutral in the first place). Where the composition of
+            micro-batches enters the result (an entropy bonus, `top_entropy_quantile`, an MoE auxiliary loss, active
+            dropout, `bnpo` with a KL penalty), they are cut and not dealt, with a warning if the field is set. If
+            unset: on, except with `uniform`.
+        credit_cache_gib (`float`, *optional*):
+            With `num_iterations > 1`: GiB per process in which signals that do not change between iterations (the
+            reference's hidden states) are kept after the first; what does not fit is computed again, as
+            `credit/kept_fraction` shows. 0 keeps nothing. If unset: 4.
+        credit_cache_device (`str`, *optional*):
+            Where they are kept: `"cpu"`, or if unset the device that computed them.
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit"]
@@ -37,12 +58,50 @@ class CreditGRPOConfig(GRPOConfig):
         },
     )
 
+    skip_zero_advantage: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Leave completions whose advantage is exactly zero out of the update; same gradient. If unset: on "
+            "wherever it is exact, except with `uniform`."
+        },
+    )
+    trim_padding: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Cut each micro-batch to its longest prompt and completion and deal rows to micro-batches by length; "
+            "same gradient. If unset: on, except with `uniform`."
+        },
+    )
+    credit_cache_gib: float | None = field(
+        default=None,
+        metadata={
+            "help": "With `num_iterations > 1`: GiB per process for signals that do not change between iterations. 0 "
+            "keeps nothing. If unset: 4."
+        },
+    )
+    credit_cache_device: str | None = field(
+        default=None,
+        metadata={"help": "Where such signals are kept: `cpu`, or if unset the device that computed them."},
+    )
+
     def __post_init__(self):
         if self.credit is not None:
             method = build_credit(self.credit)
             check_credit(method, self)
             self.credit = method.to_dict()
         super().__post_init__()
+        if self.skip_zero_advantage and (reason := skip_refusal(self)):
+            raise ValueError(f"`skip_zero_advantage` is not exact here: {reason} Set `skip_zero_advantage=False`.")
+        if self.credit_cache_device not in (None, "cpu"):
+            raise ValueError(f"`credit_cache_device` must be 'cpu' or unset, got {self.credit_cache_device!r}.")
+        if self.credit_cache_gib is not None and not 0 <= self.credit_cache_gib < math.inf:
+            raise ValueError(f"`credit_cache_gib` must be non-negative and finite, got {self.credit_cache_gib!r}.")
+        for name in ("credit_cache_gib", "credit_cache_device"):
+            if getattr(self, name) is not None and self.num_iterations == 1:
+                raise ValueError(
+                    f"`{name}` ({getattr(self, name)!r}) has no effect with `num_iterations=1`: nothing is computed "
+                    "twice. Remove it."
+                )
 
 
 def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
@@ -54,3 +113,44 @@ def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
             "weights of mean 1 have no effect. Set `importance_sampling_level='token'`, or `loss_type='cispo'`, or "
             "`credit='uniform'` (which is GSPO)."
         )
+
+
+def _composition(args: GRPOConfig, aux_loss: bool) -> str | None:
+    """Why the loss depends on which rows share a micro-batch and on rows without an advantage, if it does."""
+    if args.entropy_coef != 0.0 or args.use_adaptive_entropy:
+        return "the entropy bonus is a mean over each micro-batch's tokens."
+    if args.top_entropy_quantile < 1.0:
+        return f"`top_entropy_quantile` ({args.top_entropy_quantile}) is a quantile over each micro-batch's tokens."
+    if aux_loss:
+        return "the MoE auxiliary loss is computed from each micro-batch's tokens (`router_aux_loss_coef`)."
+    return None
+
+
+def skip_refusal(args: GRPOConfig, method: CreditMethod | None = None, aux_loss: bool = False) -> str | None:
+    """Why leaving out rows whose advantage is zero would not be exact; `None` if it is.
+
+    Args:
+        args: The configuration.
+        method: The credit method, if known.
+        aux_loss: Whether the loss has an MoE auxiliary term.
+    """
+    if args.beta != 0.0:
+        return f"the KL penalty (`beta={args.beta}`) has a gradient on every completion."
+    if method is not None and not method.reweights:
+        return f"credit method {method.name!r} gives advantages to completions that have none."
+    return _composition(args, aux_loss)
+
+
+def deal_refusal(args: GRPOConfig, aux_loss: bool = False, dropout: bool = False) -> str | None:
+    """Why dealing rows to other micro-batches would not be exact; `None` if it is.
+
+    Args:
+        args: The configuration.
+        aux_loss: Whether the loss has an MoE auxiliary term.
+        dropout: Whether the policy has active dropout.
+    """
+    if args.loss_type == "bnpo" and args.beta != 0.0:
+        return f"`loss_type='bnpo'` divides the KL penalty (`beta={args.beta}`) by each micro-batch's tokens."
+    if dropout:
+        return "active dropout draws its masks by a row's place."
+    return _composition(args, aux_loss)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,13 +16,17 @@ from torch import nn
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
-from .config import CreditGRPOConfig, check_credit
+from .batching import PLAN, Savings, UpdatePlan, cut, loss_mask, plan_updates, select, stand_in
+from .config import CreditGRPOConfig, check_credit, deal_refusal, skip_refusal
 from .methods import DGPO, GCPO, CreditInputs, CreditMethod, Uniform, build_credit
 from .metrics import credit_metrics
 from .signals.base import HiddenStates, PolicyForward, causal_model, vocabulary_size
 
 
 logger = get_logger(__name__)
+
+# What signals that are kept between iterations may take in a process, unless `credit_cache_gib` says otherwise
+DEFAULT_CACHE_GIB = 4.0
 
 _TRL_SIGNATURE = inspect.signature(GRPOTrainer.__init__)
 
@@ -39,9 +44,14 @@ class CreditGRPOTrainer(GRPOTrainer):
     advantages when the loss's own forward has given the live policy's log-probs; TRL's loss reads them from a copy of
     its batch.
 
-    Besides TRL's metrics it logs, in training and evaluation, `credit/weight_std`, `credit/weight_max`,
-    `credit/effective_fraction` (1 = uniform), `credit/nonfinite_tokens` (per micro-batch, over all processes) and the
-    method's own.
+    Completions whose advantage is zero need no token credit: the signals' forwards leave them out, and with
+    `skip_zero_advantage` so does the update. `trim_padding` saves the padding. See [`CreditGRPOConfig`].
+
+    Besides TRL's metrics it logs, in training and evaluation, over the completions that need credit:
+    `credit/weight_std`, `credit/weight_max`, `credit/effective_fraction` (1 = uniform), `credit/nonfinite_tokens` (per
+    micro-batch, over all processes) and the method's own. Once per generation batch it logs `credit/skipped_fraction`,
+    the share of completions left out, and `credit/near_zero_advantages`, the number of completions whose advantage is
+    so small that it is rounding but is not zero, so that they were not.
 
     Attributes:
         credit_method (`CreditMethod`): The method in use.
@@ -110,6 +120,7 @@ class CreditGRPOTrainer(GRPOTrainer):
             self.policy_hidden_states = HiddenStates(self.model)
         for source in self._signals.values():
             source.after_trainer_init(self)
+        self._savings = self._resolve_savings()
         if self._signals and _has_active_dropout(self.model):
             logger.warning(
                 "The policy has active dropout: its own forward in the loss uses it, the credit method's forwards do "
@@ -127,6 +138,21 @@ class CreditGRPOTrainer(GRPOTrainer):
                 f"CreditGRPOTrainer, or leave `credit` out."
             )
         return method
+
+    def _resolve_savings(self) -> Savings:
+        """The savings to make: those asked for, by default all that are exact here, and none for TRL's own trainer."""
+        args = self.args
+        default = type(self.credit_method) is not Uniform
+        skip, trim = getattr(args, "skip_zero_advantage", None), getattr(args, "trim_padding", None)
+        no_skip = skip_refusal(args, self.credit_method, self.aux_loss_enabled)
+        if skip and no_skip:
+            raise ValueError(f"`skip_zero_advantage` is not exact here: {no_skip} Set `skip_zero_advantage=False`.")
+        no_deal = deal_refusal(args, self.aux_loss_enabled, _has_active_dropout(self.model))
+        if trim and no_deal:
+            logger.warning("`trim_padding` cuts micro-batches, but does not deal rows to them by length: %s", no_deal)
+        skip = (default and not no_skip) if skip is None else skip
+        trim = default if trim is None else trim
+        return Savings(skip_zero_advantage=skip, trim_padding=trim, deal=trim and not no_deal)
 
     # What signals need to know
 
@@ -149,12 +175,6 @@ class CreditGRPOTrainer(GRPOTrainer):
     def head_dtype(self) -> torch.dtype:
         """The dtype in which the policy's output head computes."""
         return torch.float32 if self.args.cast_lm_head_to_fp32 else self.forward_dtype
-
-    @staticmethod
-    def loss_mask(batch: dict[str, Any]) -> torch.Tensor:
-        """(B, T) bool, the tokens that enter the loss; truncated completions are out of TRL's completion mask already."""
-        mask = batch["completion_mask"].bool()
-        return mask if "tool_mask" not in batch else mask & batch["tool_mask"].bool()
 
     def policy_logps_and_entropies(self, *args, **kwargs):
         """TRL's forward, without credit."""
@@ -180,16 +200,113 @@ class CreditGRPOTrainer(GRPOTrainer):
             source.extend_rollout(self, inputs, self._rollout_prompts, batch)
         return batch
 
+    def _prepare_inputs(self, generation_batch):
+        buffered = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training:
+            return self._planned([inputs], Savings())[0]
+        if self._buffered_inputs is not buffered:  # a new generation batch
+            self._buffered_inputs = self._planned(self._buffered_inputs, self._savings)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
+
+    def _planned(self, batches: list[dict[str, Any]], savings: Savings) -> list[dict[str, Any]]:
+        """TRL's micro-batches as they will be run, each with its plan."""
+        args = self.args
+        # A forward of few tokens takes as long as one of so many: an accelerator must be filled, shards be gathered
+        overhead = 32 if self.accelerator.device.type == "cpu" else 512
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        keeps, gib = self.model.training and self.num_iterations > 1, getattr(args, "credit_cache_gib", None)
+        batches, metrics = plan_updates(
+            batches,
+            {signal: source.lengths for signal, source in self._signals.items() if source.has_forward},
+            self.accelerator.gather,
+            savings=savings,
+            every_row=not self.credit_method.reweights,
+            loss_type=self.loss_type,
+            # Slices of a generation batch that fall in the same optimizer step, whatever the step and the iteration
+            window=math.gcd(args.gradient_accumulation_steps, args.steps_per_generation),
+            # Under sharding all micro-batches run anyway
+            overhead=0 if sharded else overhead,
+            forward_overhead=8 * overhead if sharded else overhead,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            kept_bytes_per_token=sum(s.bytes_per_token(self) for s in self._signals.values()) if keeps else 0,
+            budget_bytes=(DEFAULT_CACHE_GIB if gib is None else gib) * 2**30,
+        )
+        for name, value in metrics.items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
+        return batches
+
     # Update: the signals' own forwards, then TRL's loss, whose policy forward completes the token advantages
 
     def _compute_loss(self, model, inputs):
+        if PLAN not in inputs:
+            inputs = self._planned([inputs], Savings())[0]
         batch = dict(inputs)  # TRL reuses its buffered inputs, so token advantages go into a copy
-        own = {signal: source.forward(self, model, batch) for signal, source in self._signals.items()}
-        self._credit_pass = batch, own
+        plan = batch.pop(PLAN)
+        if not plan.live and not self.accelerator.sync_gradients and not self.is_deepspeed_enabled:
+            # Nothing here on any process; the step's last micro-batch runs all the same, for gradients that are zero
+            # and not missing
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
+        mode = "train" if self.model.training else "eval"
+        logged = {name: len(values) for name, values in self._metrics[mode].items()}
+        view = self._credit_view(batch, plan) if plan.credited else None
+        own = self._own_forwards(model, view, plan) if plan.credited else {}
+        self._credit_pass = batch, view, own, plan
         try:
             return super()._compute_loss(model, batch)
         finally:
             self._credit_pass = None
+            self._weight_metrics(self._metrics[mode], logged, plan)
+
+    @staticmethod
+    def _weight_metrics(metrics: dict[str, list[float]], logged: dict[str, int], plan: UpdatePlan) -> None:
+        """Weights what a micro-batch has logged with its share of the tokens: TRL averages over micro-batches, which with
+        rows dealt by length would count the tokens of short completions more."""
+        for name, values in metrics.items():
+            start = logged.get(name, 0)
+            if not plan.live:
+                del values[start:]
+            elif plan.share != 1.0 and name != "credit/nonfinite_tokens":
+                values[start:] = [value * plan.share for value in values[start:]]
+
+    @staticmethod
+    def _credit_view(batch: dict[str, Any], plan: UpdatePlan) -> dict[str, Any]:
+        """The rows that need credit; where this process has none, one with nothing in the loss."""
+        if plan.credit_rows == list(range(len(batch["advantages"]))):
+            return batch
+        view = select(batch, plan.credit_rows or [0])
+        if not plan.credit_rows:
+            view["completion_mask"] = torch.zeros_like(view["completion_mask"])
+        return view
+
+    def _own_forwards(self, model: nn.Module, view: dict[str, Any], plan: UpdatePlan) -> dict:
+        """What each signal's own forwards give for the rows of the view, (rows, T, ...), zero where they gave nothing.
+
+        They run in groups of rows alike in length, without padding to the micro-batch's longest.
+        """
+        own = dict(plan.kept)
+        place = {row: i for i, row in enumerate(plan.credit_rows)}
+        for signal, groups in plan.forwards.items():
+            if signal in own:
+                own[signal] = own[signal].to(self.accelerator.device)
+                continue
+            source, result = self._signals[signal], None
+            for rows in groups:
+                rows = [place[row] for row in rows]
+                part = cut(select(view, rows)) if rows else stand_in(view)
+                with torch.no_grad():
+                    values = source.forward(self, model, part)
+                if result is None:
+                    shape = view["completion_ids"].shape + values.shape[2:]
+                    result = torch.zeros(shape, dtype=values.dtype, device=values.device)
+                if rows:
+                    result[rows, : values.size(1)] = values
+            own[signal] = result
+            if plan.keep and source.bytes_per_token(self):
+                device = getattr(self.args, "credit_cache_device", None) or result.device
+                plan.kept[signal] = result.to(device)
+        return own
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         forward = functools.partial(
@@ -203,33 +320,46 @@ class CreditGRPOTrainer(GRPOTrainer):
         )
         if self._credit_pass is None:  # the old policy's or TRL's reference's log-probs
             return forward()
-        batch, own = self._credit_pass
-        self._credit_pass = None
+        credit_pass, self._credit_pass = self._credit_pass, None
         with self.policy_hidden_states.captured() if self.policy_hidden_states else contextlib.nullcontext():
             logps, entropies, aux_loss = forward()
         hidden_states = self.policy_hidden_states and self.policy_hidden_states.pop(logits_to_keep)
         with torch.no_grad():
-            self._assign_credit(batch, own, PolicyForward(logps.detach(), entropies.detach(), hidden_states))
+            self._assign_credit(*credit_pass, PolicyForward(logps.detach(), entropies.detach(), hidden_states))
         return logps, entropies, aux_loss
 
-    def _assign_credit(self, batch: dict[str, Any], own: dict, policy: PolicyForward) -> None:
+    def _assign_credit(
+        self, batch: dict[str, Any], view: dict[str, Any] | None, own: dict, plan: UpdatePlan, policy: PolicyForward
+    ) -> None:
         """Replaces the batch's (B,) advantages by the method's token advantages and logs the credit metrics."""
+        if view is None:
+            return
+        if view is not batch:
+            policy = policy.rows(plan.credit_rows or [0])
         inputs = CreditInputs(
-            mask=self.loss_mask(batch),
+            mask=loss_mask(view),
             policy_logps=policy.logps,
             policy_entropy=policy.entropy,
             vocab_size=self._vocab_size,
             signals={
-                signal: source.compute(self, batch, own[signal], policy) for signal, source in self._signals.items()
+                signal: source.compute(self, view, own.get(signal), policy) for signal, source in self._signals.items()
             },
             compute_dtype=self.forward_dtype,
         )
         weights = self.credit_method.weights(inputs)
-        batch["advantages"] = self.credit_method.token_advantages(batch["advantages"], weights, inputs)
+        advantages = self.credit_method.token_advantages(view["advantages"], weights, inputs)
+        if view is not batch:  # the other rows' advantages are zero, or nothing of them is in the loss
+            every = advantages.new_zeros(len(batch["advantages"]), *advantages.shape[1:])
+            if plan.credit_rows:
+                every[plan.credit_rows] = advantages
+            advantages = every
+        if plan.scale is not None:
+            advantages = advantages * plan.scale.view(-1, *[1] * (advantages.dim() - 1))
+        batch["advantages"] = advantages
 
         unscored = 0
-        if "sampling_per_token_logps" in batch:
-            unscored = (~torch.isfinite(batch["sampling_per_token_logps"]) & inputs.mask).sum()
+        if "sampling_per_token_logps" in view:
+            unscored = (~torch.isfinite(view["sampling_per_token_logps"]) & inputs.mask).sum()
         mode = "train" if self.model.training else "eval"
         for name, value in credit_metrics(self.credit_method, inputs, weights, unscored, self.accelerator).items():
             self._metrics[mode][name].append(value)

@@ -1,8 +1,8 @@
 """What credit methods can ask the trainer to compute."""
 
 from .base import PolicyForward, Signal, SignalSource
-from .negative_prompt import NegativePromptLogps
+from .negative_prompt import NegativePromptKL, NegativePromptLogps
 from .reference import ReferenceHellinger
 
 
-__all__ = ["NegativePromptLogps", "PolicyForward", "ReferenceHellinger", "Signal", "SignalSource"]
+__all__ = ["NegativePromptKL", "NegativePromptLogps", "PolicyForward", "ReferenceHellinger", "Signal", "SignalSource"]

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 from trl import GRPOTrainer
+
+from ..batching import token_counts
 
 
 if TYPE_CHECKING:
@@ -52,10 +55,14 @@ class SignalSource:
     """Computes one signal. The trainer calls the hooks in this order; each does nothing by default.
 
     The first two run once. `extend_rollout` runs once per generation batch and may add entries, one per completion, to
-    the batch that TRL buffers. `forward` and `compute` run at each update step: `forward` makes the signal's own
-    no-grad forwards, in eval mode, before the loss's forward; `compute` runs when the policy's forward is there. Every
-    process runs the same hooks, so they may use collectives.
+    the batch that TRL buffers: tensors or lists with one entry per completion. `forward` and `compute` run at each
+    update step: `forward` makes the signal's own forward, without gradient and in eval mode, before the loss's; it runs
+    once for each group of rows that are alike in length, and only for rows that need credit. `compute` runs when the
+    policy's forward is there. Every process runs the same hooks equally often, so they may use collectives.
     """
+
+    # Whether there is a `forward`
+    has_forward = False
 
     # Whether `compute` needs the policy's hidden states, and whether `sync_ref_model` is for this signal
     needs_hidden_states = False
@@ -74,11 +81,23 @@ class SignalSource:
     ) -> None:
         """Adds to `batch`, from the dataset rows and the prompts as generated from (images and tools included)."""
 
-    def forward(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> Any:
-        """The signal's own forwards; what it returns is handed to `compute`."""
+    def lengths(self, batch: dict[str, Any]) -> np.ndarray:
+        """(B, 2) tokens of prompt and completion that `forward` reads for each row."""
+        return token_counts(batch)
 
-    def compute(self, trainer: CreditGRPOTrainer, batch: dict[str, Any], own: Any, policy: PolicyForward):
-        """The (B, T) signal."""
+    def bytes_per_token(self, trainer: CreditGRPOTrainer) -> int:
+        """What `forward` gives takes, if it does not change between the iterations over a generation batch (so that it
+        can be kept); 0 if it does."""
+        return 0
+
+    def forward(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        """The signal's own forward: (b, t, ...) for the `b` rows and `t` completion columns of `batch`."""
+        raise NotImplementedError
+
+    def compute(
+        self, trainer: CreditGRPOTrainer, batch: dict[str, Any], own: torch.Tensor | None, policy: PolicyForward
+    ) -> torch.Tensor:
+        """The (B, T) signal, from what `forward` gave for the same rows, (B, T, ...)."""
         return own
 
 
@@ -90,6 +109,10 @@ class PolicyForward:
     logps: torch.Tensor
     entropy: torch.Tensor
     hidden_states: torch.Tensor | None
+
+    def rows(self, rows: list[int]) -> PolicyForward:
+        hidden_states = None if self.hidden_states is None else self.hidden_states[rows]
+        return PolicyForward(self.logps[rows], self.entropy[rows], hidden_states)
 
 
 def vocabulary_size(model: nn.Module) -> int:
@@ -130,6 +153,37 @@ class HiddenStates:
         """(B, T, H) hidden states that give the logits of the last `num_tokens` tokens; they are not kept."""
         states, self._states = self._states, None
         return states[:, -num_tokens - 1 : -1]
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What a model's forward takes of a batch: prompts and completions, images and token types."""
+    inputs = {
+        "input_ids": torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+        "attention_mask": torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+        **{key: batch[key] for key in MODEL_INPUT_KEYS if batch.get(key) is not None},
+    }
+    if "pixel_values" not in inputs:
+        inputs.pop("image_grid_thw", None)
+    return inputs
+
+
+def completion_hidden_states(
+    trainer: CreditGRPOTrainer, model: nn.Module, hidden_states: HiddenStates, batch: dict[str, Any]
+) -> torch.Tensor:
+    """(B, T, H) hidden states of a model's backbone for the completions of a batch, in eval mode."""
+    with eval_mode(model), trainer.accelerator.autocast(), hidden_states.captured():
+        # Only the backbone's output is wanted; logits of one token are the fewest that can be asked for
+        model(**model_inputs(batch), logits_to_keep=1, use_cache=False)
+    return hidden_states.pop(batch["completion_ids"].size(1))
+
+
+def check_backbone(model: nn.Module) -> None:
+    """Raises `ValueError` where [`completion_hidden_states`] would compute the logits of every token."""
+    if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
+        raise ValueError(
+            f"{type(model).__name__} has no `logits_to_keep`, so a forward for its hidden states would compute the "
+            "logits of every token. This credit method does not support it."
+        )
 
 
 @contextlib.contextmanager

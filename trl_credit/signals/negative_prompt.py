@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
@@ -14,7 +15,18 @@ from torch import nn
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.utils import pad, split_pixel_values_by_grid
 
-from .base import FORWARD_KEYS, Signal, SignalSource, eval_mode
+from ..batching import SEQUENCE_KEYS, cut_width, loss_mask, token_counts
+from .base import (
+    FORWARD_KEYS,
+    PolicyForward,
+    Signal,
+    SignalSource,
+    causal_model,
+    check_backbone,
+    completion_hidden_states,
+    eval_mode,
+)
+from .statistics import gathered_head
 
 
 if TYPE_CHECKING:
@@ -143,7 +155,24 @@ class NegativePromptLogps(Signal):
         return _NegativePromptSource(self.negative_prompt)
 
 
+@dataclass(frozen=True)
+class NegativePromptKL(Signal):
+    """(B, T) float32 KL(pi(. | x) || pi(. | x-)), in nats, of the live policy's next-token distributions given the
+    prompt and the negative prompt, at the rollout temperature.
+
+    Args:
+        negative_prompt: As for [`NegativePromptLogps`].
+    """
+
+    negative_prompt: str = "wrong_answer"
+
+    def source(self) -> _NegativePromptKLSource:
+        return _NegativePromptKLSource(self.negative_prompt)
+
+
 class _NegativePromptSource(SignalSource):
+    has_forward = True
+
     def __init__(self, negative_prompt: str):
         self.negative_prompt = negative_prompt
         if negative_prompt == "column":
@@ -242,6 +271,7 @@ class _NegativePromptSource(SignalSource):
         batch[f"{self._key}/ids"] = left_padded(ids, trainer._tokenizer.pad_token_id)
         batch[f"{self._key}/mask"] = left_padded([[1] * len(row) for row in ids], 0)
         batch[f"{self._key}/overlong"] = torch.tensor(overlong, device=device)
+        batch[f"{self._key}/length"] = [len(row) for row in ids]
         for name in ("token_type_ids", "mm_token_type_ids"):
             if name in batch:
                 rows = fields.get(name, [[0] * len(row) for row in ids])
@@ -259,22 +289,68 @@ class _NegativePromptSource(SignalSource):
             per_completion = split_pixel_values_by_grid({**batch, "pixel_values": pixel_values})["pixel_values"]
             batch[f"{self._key}/pixel_values"] = per_completion
 
-    def forward(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        completion_ids, completion_mask = batch["completion_ids"], batch["completion_mask"]
-        num_tokens = completion_ids.size(1)
-        multimodal = {key: batch[key] for key in FORWARD_KEYS if batch.get(key) is not None}
-        for name in ("token_type_ids", "mm_token_type_ids"):
-            if name in multimodal:
-                multimodal[name] = torch.cat([batch[f"{self._key}/{name}"], batch[name][:, -num_tokens:]], dim=1)
+    def lengths(self, batch: dict[str, Any]) -> np.ndarray:
+        lengths = token_counts(batch)
+        lengths[:, 0] = batch[f"{self._key}/length"]
+        return lengths
+
+    def _negative(self, trainer: CreditGRPOTrainer, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the negative prompts in the place of the prompts."""
+        negative = {key: batch[key] for key in ("completion_ids", "completion_mask", *FORWARD_KEYS) if key in batch}
+        width = cut_width(max(batch[f"{self._key}/length"]), trainer.pad_to_multiple_of)
+        negative["prompt_ids"] = batch[f"{self._key}/ids"][:, -width:]
+        negative["prompt_mask"] = batch[f"{self._key}/mask"][:, -width:]
+        for name in SEQUENCE_KEYS:
+            if name in batch:
+                completion = batch[name][:, batch["prompt_ids"].size(1) :]
+                negative[name] = torch.cat([batch[f"{self._key}/{name}"][:, -width:], completion], dim=1)
         blank = batch.get(f"{self._key}/pixel_values")
-        if blank is not None:
-            multimodal["pixel_values"] = torch.cat(blank) if isinstance(blank, list) else blank
-        with torch.no_grad(), eval_mode(model):
+        if blank is not None and "pixel_values" in batch:
+            negative["pixel_values"] = torch.cat(blank) if isinstance(blank, list) else blank
+        return negative
+
+    def forward(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        negative = self._negative(trainer, batch)
+        with eval_mode(model):
             logps, _, _ = trainer.policy_logps_and_entropies(
                 model,
-                torch.cat([batch[f"{self._key}/ids"], completion_ids], dim=1),
-                torch.cat([batch[f"{self._key}/mask"], completion_mask], dim=1),
-                num_tokens,
-                **multimodal,
+                torch.cat([negative["prompt_ids"], negative["completion_ids"]], dim=1),
+                torch.cat([negative["prompt_mask"], negative["completion_mask"]], dim=1),
+                negative["completion_ids"].size(1),
+                **{key: negative.get(key) for key in FORWARD_KEYS},
             )
-        return logps.masked_fill(batch[f"{self._key}/overlong"].unsqueeze(1), torch.nan)
+        return logps
+
+    def compute(
+        self, trainer: CreditGRPOTrainer, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
+    ) -> torch.Tensor:
+        return own.masked_fill(batch[f"{self._key}/overlong"].unsqueeze(1), torch.nan)
+
+
+class _NegativePromptKLSource(_NegativePromptSource):
+    needs_hidden_states = True
+
+    def after_trainer_init(self, trainer: CreditGRPOTrainer) -> None:
+        super().after_trainer_init(trainer)
+        check_backbone(causal_model(trainer.accelerator.unwrap_model(trainer.model)))
+
+    def forward(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        return completion_hidden_states(trainer, model, trainer.policy_hidden_states, self._negative(trainer, batch))
+
+    def compute(
+        self, trainer: CreditGRPOTrainer, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
+    ) -> torch.Tensor:
+        from .statistics import compare_distributions
+
+        with gathered_head(causal_model(trainer.accelerator.unwrap_model(trainer.model))) as head:
+            divergence = compare_distributions(
+                policy.hidden_states,
+                head,
+                own,
+                head,
+                loss_mask(batch),
+                ("kl",),
+                trainer.temperature,
+                trainer.head_dtype,
+            )["kl"]
+        return super().compute(trainer, batch, divergence, policy)

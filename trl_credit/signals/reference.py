@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,15 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
 
+from ..batching import loss_mask
 from .base import (
-    MODEL_INPUT_KEYS,
     HiddenStates,
     PolicyForward,
     Signal,
     SignalSource,
     causal_model,
-    eval_mode,
+    check_backbone,
+    completion_hidden_states,
     vocabulary_size,
 )
 from .statistics import gathered_head, squared_hellinger
@@ -83,6 +83,7 @@ def _reference_head(policy: nn.Module) -> nn.Module:
 
 
 class _ReferenceSource(SignalSource):
+    has_forward = True
     needs_hidden_states = True
     follows_policy = True
 
@@ -120,11 +121,7 @@ class _ReferenceSource(SignalSource):
 
     def after_trainer_init(self, trainer: CreditGRPOTrainer) -> None:
         policy = causal_model(trainer.accelerator.unwrap_model(trainer.model))
-        if "logits_to_keep" not in inspect.signature(type(policy).forward).parameters:
-            raise ValueError(
-                f"{type(policy).__name__} has no `logits_to_keep`, so a reference forward would compute the logits of "
-                "every token. This credit method does not support it."
-            )
+        check_backbone(policy)
         if self._from_policy:
             return
         if self.model is None and self.reference is None and trainer.ref_model is not None:
@@ -175,32 +172,18 @@ class _ReferenceSource(SignalSource):
         path = self.reference or self._policy_path or get_config_model_id(trainer.model.config)
         return create_model_from_path(path, **kwargs)
 
+    def bytes_per_token(self, trainer: CreditGRPOTrainer) -> int:
+        if trainer.args.sync_ref_model:
+            return 0  # it may move between iterations
+        model = trainer.accelerator.unwrap_model(self.model if self.model is not None else trainer.model)
+        return causal_model(model).config.get_text_config().hidden_size * trainer.forward_dtype.itemsize
+
     def forward(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        num_tokens = batch["completion_ids"].size(1)
-        inputs = {
-            "input_ids": torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
-            "attention_mask": torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
-            **{key: batch[key] for key in MODEL_INPUT_KEYS if batch.get(key) is not None},
-        }
-        if "pixel_values" not in inputs:
-            inputs.pop("image_grid_thw", None)
-
-        def run(reference: nn.Module, hidden_states: HiddenStates) -> torch.Tensor:
-            with (
-                torch.no_grad(),
-                eval_mode(reference),
-                trainer.accelerator.autocast(),
-                hidden_states.captured(),
-            ):
-                # Only the backbone's output is wanted; logits of one token are the fewest that can be asked for
-                reference(**inputs, logits_to_keep=1, use_cache=False)
-            return hidden_states.pop(num_tokens)
-
         if self.model is not None:
-            return run(self.model, self._hidden_states)
+            return completion_hidden_states(trainer, self.model, self._hidden_states, batch)
         unwrapped = trainer.accelerator.unwrap_model(model)
         with use_adapter(unwrapped, "ref" if "ref" in unwrapped.peft_config else None):
-            return run(model, trainer.policy_hidden_states)
+            return completion_hidden_states(trainer, model, trainer.policy_hidden_states, batch)
 
     def compute(
         self, trainer: CreditGRPOTrainer, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
@@ -219,7 +202,7 @@ class _ReferenceSource(SignalSource):
                 policy_head,
                 own,
                 reference_head,
-                trainer.loss_mask(batch),
+                loss_mask(batch),
                 trainer.temperature,
                 trainer.head_dtype,
             )

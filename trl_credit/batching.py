@@ -1,0 +1,388 @@
+"""Which rows and columns an update needs: pure index plans over TRL's batches.
+
+A *batch* here is what TRL buffers: tensors of one row per completion (prompts padded on the left, completions on the
+right), lists of one entry per completion, and scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+
+
+if TYPE_CHECKING:
+    from .signals.base import Signal
+
+
+# What TRL's batches hold per token: of the prompt (padded on the left), of the completion (padded on the right), of both
+PROMPT_KEYS = ("prompt_ids", "prompt_mask")
+COMPLETION_KEYS = (
+    "completion_ids",
+    "completion_mask",
+    "tool_mask",
+    "old_per_token_logps",
+    "ref_per_token_logps",
+    "sampling_per_token_logps",
+    "importance_sampling_ratio",
+)
+SEQUENCE_KEYS = ("token_type_ids", "mm_token_type_ids")
+# What goes with `pixel_values`, and is nothing without it
+IMAGE_KEYS = (
+    "pixel_values", "image_grid_thw", "image_position_ids", "pixel_attention_mask", "spatial_shapes", "image_sizes",
+    "num_images", "num_tiles",
+)  # fmt: skip
+
+# Losses by what a row's term is divided by: the micro-batch's rows, its tokens, or the tokens of the generation batch
+ROW_MEAN_LOSSES = ("grpo", "sapo", "luspo", "dr_grpo")
+TOKEN_MEAN_LOSSES = ("bnpo",)
+
+# Advantages below this are taken for rounding: eight equal rewards of 0.7 come out at 6e-4
+NEAR_ZERO = 1e-3
+# The most forwards that a signal makes for one micro-batch
+MAX_FORWARDS = 8
+
+
+@dataclass
+class UpdatePlan:
+    """What one micro-batch of one process runs; what differs between processes is agreed on by all of them.
+
+    Args:
+        credit_rows: Rows that need token credit, because their advantage is not zero.
+        forwards: For each signal with forwards of its own, the rows of each of them; every process makes equally many,
+            so some may be empty.
+        live: Whether any process has a completion in this micro-batch (else its one row is a stand-in).
+        credited: Whether any process has rows that need credit.
+        scale: (B,) what the token advantages are multiplied by, so that rows left out or dealt to other micro-batches
+            do not change the loss's denominators; `None` for 1.
+        share: The micro-batch's share of the tokens, relative to the mean micro-batch: what its metrics are weighted by.
+        keep: Whether signals that do not change between iterations are kept after the first.
+        kept: Those signals' forwards.
+    """
+
+    credit_rows: list[int]
+    forwards: dict[Signal, list[list[int]]]
+    live: bool = True
+    credited: bool = True
+    scale: torch.Tensor | None = None
+    share: float = 1.0
+    keep: bool = False
+    kept: dict[Signal, Any] = field(default_factory=dict)
+
+
+# Rows and columns of a batch
+
+
+def token_counts(batch: dict[str, Any]) -> np.ndarray:
+    """(B, 2) number of tokens of each row's prompt and completion."""
+    lengths = torch.stack([batch["prompt_mask"].sum(-1), batch["completion_mask"].sum(-1)], dim=1)
+    return lengths.cpu().numpy()
+
+
+def concatenate(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One batch of the rows of several that are padded alike."""
+    if len(batches) == 1:
+        return batches[0]
+    batches = [split_pixel_values_by_grid(batch) for batch in batches]
+    merged = {}
+    for key, value in batches[0].items():
+        values = [batch[key] for batch in batches]
+        if isinstance(value, list):
+            merged[key] = [row for rows in values for row in rows]
+        elif isinstance(value, torch.Tensor) and value.dim():
+            merged[key] = torch.cat(values)
+        else:
+            merged[key] = value
+    return unsplit_pixel_values_by_grid(merged)
+
+
+def select(batch: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """A batch of some rows of another, in the order of `rows`."""
+    batch = split_pixel_values_by_grid(batch)
+    index = torch.as_tensor(rows, dtype=torch.long)
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, list):
+            return [value[row] for row in rows]
+        if isinstance(value, torch.Tensor) and value.dim():
+            return value[index.to(value.device)]
+        return value
+
+    picked = unsplit_pixel_values_by_grid({key: pick(value) for key, value in batch.items()})
+    if "num_images" in picked and not sum(picked["num_images"]):  # models take no empty tensor of images
+        picked = {key: value for key, value in picked.items() if key not in IMAGE_KEYS}
+    return picked
+
+
+def cut_width(length: int, pad_to_multiple_of: int | None) -> int:
+    """Columns that `length` tokens need, at least one."""
+    multiple = pad_to_multiple_of or 1
+    return max(-(-int(length) // multiple), 1) * multiple
+
+
+def cut(batch: dict[str, Any], pad_to_multiple_of: int | None = None) -> dict[str, Any]:
+    """A batch without the columns that are padding in every row (at least one column of each side stays)."""
+    prompt_width, completion_width = batch["prompt_ids"].size(1), batch["completion_ids"].size(1)
+    prompt, completion = (cut_width(length, pad_to_multiple_of) for length in token_counts(batch).max(0))
+    prompt, completion = min(prompt, prompt_width), min(completion, completion_width)
+    batch = dict(batch)
+    for key in PROMPT_KEYS:
+        batch[key] = batch[key][:, prompt_width - prompt :]
+    for key in COMPLETION_KEYS:
+        if batch.get(key) is not None and batch[key].size(1) == completion_width:  # ratios may be (B, 1)
+            batch[key] = batch[key][:, :completion]
+    for key in SEQUENCE_KEYS:
+        if batch.get(key) is not None:
+            batch[key] = batch[key][:, prompt_width - prompt : prompt_width + completion]
+    return batch
+
+
+def stand_in(batch: dict[str, Any]) -> dict[str, Any]:
+    """The cheapest row of a batch with nothing in the loss: what a process runs where it has no row but must keep step.
+
+    Where there are images it has some, so that every process runs the vision tower.
+    """
+    lengths = token_counts(batch).sum(-1)
+    if any(batch.get("num_images") or []):
+        lengths = np.where(np.asarray(batch["num_images"]) > 0, lengths, lengths.max() + 1)
+    row = select(batch, [int(lengths.argmin())])
+    for key in COMPLETION_KEYS:
+        if key != "completion_ids" and row.get(key) is not None:
+            row[key] = torch.zeros_like(row[key])
+    row["advantages"] = torch.zeros_like(row["advantages"])
+    return cut(row)
+
+
+# Index plans
+
+
+def partition(lengths: np.ndarray, groups: int, max_rows: int, overhead: float) -> list[list[int]]:
+    """Deals rows to groups such that padding each group to its longest prompt and completion costs least.
+
+    Rows are sorted by length and cut into runs by dynamic programming.
+
+    Args:
+        lengths: (N, 2) tokens of each row's prompt and completion, N <= groups * max_rows.
+        groups: The most groups there may be.
+        max_rows: The most rows of a group.
+        overhead: What a group costs besides its tokens, in tokens.
+
+    Returns:
+        At most `groups` lists of row indices, the shortest rows first.
+    """
+    count = len(lengths)
+    if not count:
+        return []
+    order = np.argsort(lengths.sum(-1), kind="stable")
+    prompts, completions = lengths[order].T
+    max_rows = min(max_rows, count)
+
+    # cost[size][end]: of the group of `size` rows that ends before row `end`
+    cost = np.full((max_rows + 1, count + 1), np.inf)
+    longest_prompt, longest_completion = np.zeros(count + 1), np.zeros(count + 1)
+    for size in range(1, max_rows + 1):
+        ends = np.arange(size, count + 1)
+        longest_prompt[ends] = np.maximum(longest_prompt[ends], prompts[ends - size])
+        longest_completion[ends] = np.maximum(longest_completion[ends], completions[ends - size])
+        cost[size, ends] = size * (longest_prompt[ends] + longest_completion[ends]) + overhead
+
+    best = np.full(count + 1, np.inf)
+    best[0] = 0.0
+    totals, sizes = [], []
+    for _ in range(min(groups, count)):
+        candidates = np.full((max_rows + 1, count + 1), np.inf)
+        for size in range(1, max_rows + 1):
+            candidates[size, size:] = best[: count + 1 - size] + cost[size, size:]
+        sizes.append(candidates.argmin(0))
+        best = candidates.min(0)
+        totals.append(best[count])
+
+    runs, end = [], count
+    for chosen in reversed(sizes[: int(np.argmin(totals)) + 1]):
+        runs.append(order[end - chosen[end] : end].tolist())
+        end -= chosen[end]
+    return runs[::-1]
+
+
+def row_scales(
+    loss_type: str, groups: Sequence[Sequence[int]], tokens: np.ndarray, rows_per_batch: int
+) -> list[np.ndarray]:
+    """What each row's advantage must be multiplied by so that its gradient is what it was.
+
+    Every loss of TRL is positively homogeneous in the advantages, so a change of its denominator is undone there.
+
+    Args:
+        loss_type: TRL's `loss_type`.
+        groups: The rows of each new micro-batch, as indices into the old ones laid end to end.
+        tokens: (N,) tokens of each old row in the loss.
+        rows_per_batch: Rows of each old micro-batch.
+
+    Returns:
+        For each group, a (rows,) float64 array.
+    """
+    if loss_type in ROW_MEAN_LOSSES:
+        return [np.full(len(rows), len(rows) / rows_per_batch) for rows in groups]
+    if loss_type in TOKEN_MEAN_LOSSES:
+        before = tokens.reshape(-1, rows_per_batch).sum(-1).clip(min=1)
+        return [
+            tokens[list(rows)].sum().clip(min=1) / before[np.asarray(rows, dtype=int) // rows_per_batch]
+            for rows in groups
+        ]
+    return [np.ones(len(rows)) for rows in groups]
+
+
+# The plan of a generation batch
+
+
+@dataclass(frozen=True)
+class Savings:
+    """Which exact savings an update makes.
+
+    Args:
+        skip_zero_advantage: Leave out rows whose advantage is exactly zero.
+        trim_padding: Cut each micro-batch to its own longest prompt and completion.
+        deal: Deal the rows of an optimizer step to its micro-batches by length.
+    """
+
+    skip_zero_advantage: bool = False
+    trim_padding: bool = False
+    deal: bool = False
+
+
+def loss_mask(batch: dict[str, Any]) -> torch.Tensor:
+    """(B, T) bool, the tokens that enter the loss; truncated completions are out of TRL's completion mask already."""
+    mask = batch["completion_mask"].bool()
+    return mask if "tool_mask" not in batch else mask & batch["tool_mask"].bool()
+
+
+def _teaching(batch: dict[str, Any], every_row: bool = False) -> np.ndarray:
+    """(B,) bool: rows with a token in the loss and an advantage (or any, with `every_row`)."""
+    occupied = loss_mask(batch).any(-1)
+    return (occupied if every_row else occupied & (batch["advantages"] != 0)).cpu().numpy()
+
+
+def deal_rows(
+    batches: Sequence[dict[str, Any]],
+    savings: Savings,
+    loss_type: str,
+    overhead: float,
+    pad_to_multiple_of: int | None = None,
+) -> list[tuple[dict[str, Any], torch.Tensor | None, bool]]:
+    """The micro-batches of one window with the savings made.
+
+    Args:
+        batches: Micro-batches of equally many rows that fall in the same optimizer step.
+        savings: What to save.
+        loss_type: TRL's `loss_type`.
+        overhead: What a micro-batch costs besides its tokens, in tokens.
+        pad_to_multiple_of: TRL's.
+
+    Returns:
+        As many micro-batches, those without rows first, each with its rows' scales (`None` for 1) and whether it has
+        rows. One without rows is a stand-in of one row with nothing in the loss.
+    """
+    if not (savings.skip_zero_advantage or savings.trim_padding or savings.deal):
+        return [(batch, None, True) for batch in batches]
+    merged, per_batch = concatenate(batches), len(batches[0]["advantages"])
+    rows = np.arange(len(merged["advantages"]))
+    kept = rows[_teaching(merged)] if savings.skip_zero_advantage else rows
+    if savings.deal and len(batches) > 1:
+        runs = partition(token_counts(merged)[kept], len(batches), per_batch, overhead)
+        groups = [[]] * (len(batches) - len(runs)) + [kept[run].tolist() for run in runs]
+    else:
+        groups = [kept[kept // per_batch == i].tolist() for i in range(len(batches))]
+    dealt = []
+    tokens = loss_mask(merged).sum(-1).cpu().numpy()
+    for group, scale in zip(groups, row_scales(loss_type, groups, tokens, per_batch), strict=True):
+        if not group:
+            dealt.append((stand_in(merged), None, False))
+            continue
+        batch = merged if group == rows.tolist() else select(merged, group)
+        batch = cut(batch, pad_to_multiple_of) if savings.trim_padding else batch
+        scale = None if (scale == 1).all() else torch.as_tensor(scale).to(batch["advantages"])
+        dealt.append((batch, scale, True))
+    return dealt
+
+
+PLAN = "credit_plan"
+
+
+def plan_updates(
+    batches: Sequence[dict[str, Any]],
+    signal_lengths: dict[Signal, Callable[[dict[str, Any]], np.ndarray]],
+    gather: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    savings: Savings,
+    every_row: bool,
+    loss_type: str,
+    window: int,
+    overhead: float,
+    forward_overhead: float,
+    pad_to_multiple_of: int | None = None,
+    kept_bytes_per_token: int = 0,
+    budget_bytes: float = 0.0,
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Plans the updates of a generation batch: who runs which rows, agreed on by all processes in one collective.
+
+    Args:
+        batches: TRL's micro-batches of this process.
+        signal_lengths: For each signal with forwards of its own, what gives the (B, 2) tokens of prompt and completion
+            that it reads of each row.
+        gather: Concatenates a tensor over the processes.
+        savings: The savings to make.
+        every_row: Whether rows without an advantage need credit too (methods that do not reweight).
+        loss_type: TRL's `loss_type`.
+        window: Micro-batches of one optimizer step, among which rows may be dealt.
+        overhead: What a micro-batch costs besides its tokens, in tokens.
+        forward_overhead: The same of a signal's forward.
+        pad_to_multiple_of: TRL's.
+        kept_bytes_per_token: What signals that are kept between iterations take; 0 if none is.
+        budget_bytes: What they may take in a process.
+
+    Returns:
+        The micro-batches to run, each with an [`UpdatePlan`] under the key `PLAN`, and the metrics of the plan.
+    """
+    advantages = torch.cat([batch["advantages"] for batch in batches])
+    near_zero = (advantages != 0) & (advantages.abs() < NEAR_ZERO)
+    teaching = sum(int(_teaching(batch, every_row).sum()) for batch in batches)
+    dealt = []
+    for start in range(0, len(batches), window):
+        dealt += deal_rows(batches[start : start + window], savings, loss_type, overhead, pad_to_multiple_of)
+
+    plans, numbers = [], []
+    for batch, scale, has_rows in dealt:
+        credit_rows = np.flatnonzero(_teaching(batch, every_row)) if has_rows else np.arange(0)
+        forwards = {}
+        for signal, lengths_of in signal_lengths.items():
+            lengths = lengths_of(batch)[credit_rows]
+            runs = partition(lengths, MAX_FORWARDS, max(len(credit_rows), 1), forward_overhead)
+            forwards[signal] = [credit_rows[run].tolist() for run in runs]
+        plans.append(UpdatePlan(credit_rows.tolist(), forwards, scale=scale))
+        tokens = int(loss_mask(batch).sum()) if has_rows else 0
+        size = len(credit_rows) * batch["completion_ids"].size(1) * kept_bytes_per_token
+        numbers.append([has_rows, tokens, len(credit_rows), size, *map(len, forwards.values())])
+
+    local = [len(advantages), teaching, int(near_zero.sum()), *(number for row in numbers for number in row)]
+    gathered = gather(torch.tensor([local], device=advantages.device)).cpu().numpy()
+    rows, teaching, near_zero = gathered[:, :3].sum(0).tolist()
+    gathered = gathered[:, 3:].reshape(len(gathered), len(plans), -1)
+    most, tokens = gathered.max(0), gathered[:, :, 1].sum(0)
+    mean_tokens = tokens.sum() / max(most[:, 0].sum(), 1)
+    within_budget = np.cumsum(most[:, 3]) <= budget_bytes
+    for i, plan in enumerate(plans):
+        plan.live, plan.credited = bool(most[i, 0]), bool(most[i, 2])
+        plan.keep = bool(kept_bytes_per_token and within_budget[i])
+        if (savings.skip_zero_advantage or savings.deal) and mean_tokens:
+            plan.share = tokens[i] / mean_tokens
+        for signal, count in zip(plan.forwards, most[i, 4:], strict=True):
+            plan.forwards[signal] += [[]] * int(count - len(plan.forwards[signal]))
+    metrics = {"credit/near_zero_advantages": float(near_zero)}
+    skips = signal_lengths or savings.skip_zero_advantage
+    metrics["credit/skipped_fraction"] = 1 - teaching / rows if skips else 0.0
+    if kept_bytes_per_token:
+        metrics["credit/kept_fraction"] = float(np.mean([plan.keep for plan in plans]))
+    return [{**batch, PLAN: plan} for (batch, _, _), plan in zip(dealt, plans, strict=True)], metrics
