@@ -334,7 +334,7 @@ def plan_updates(
             that it reads of each row.
         gather: Concatenates a tensor over the processes.
         savings: The savings to make.
-        every_row: Whether rows without an advantage need credit too (methods that do not reweight).
+        every_row: Whether rows without an advantage need credit too ([`CreditMethod.credits_zero_advantage`]).
         loss_type: TRL's `loss_type`.
         window: Micro-batches of one optimizer step, among which rows may be dealt.
         overhead: What a micro-batch costs besides its tokens, in tokens.

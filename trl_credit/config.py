@@ -30,7 +30,7 @@ class CreditGRPOConfig(GRPOConfig):
             token is in the loss, are left out of the update's forward and backward. The loss keeps the denominators of
             the full batch, so the gradient is the same up to rounding. An error where such completions do carry
             gradient or statistics: with a KL penalty, an entropy bonus, `top_entropy_quantile`, an MoE auxiliary loss
-            or a method that does not reweight. If unset: on wherever it is exact, except with `uniform`, which is TRL
+            or a method that credits them all the same. If unset: on wherever it is exact, except with `uniform`, which is TRL
             bit for bit.
         trim_padding (`bool`, *optional*):
             Whether each micro-batch is cut to its own longest prompt and completion, and rows are dealt to the
@@ -136,7 +136,7 @@ def skip_refusal(args: GRPOConfig, method: CreditMethod | None = None, aux_loss:
     """
     if args.beta != 0.0:
         return f"the KL penalty (`beta={args.beta}`) has a gradient on every completion."
-    if method is not None and not method.reweights:
+    if method is not None and method.credits_zero_advantage:
         return f"credit method {method.name!r} gives advantages to completions that have none."
     return _composition(args, aux_loss)
 

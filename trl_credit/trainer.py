@@ -222,7 +222,7 @@ class CreditGRPOTrainer(GRPOTrainer):
             {signal: source.lengths for signal, source in self._signals.items() if source.has_forward},
             self.accelerator.gather,
             savings=savings,
-            every_row=not self.credit_method.reweights,
+            every_row=self.credit_method.credits_zero_advantage,
             loss_type=self.loss_type,
             # Slices of a generation batch that fall in the same optimizer step, whatever the step and the iteration
             window=math.gcd(args.gradient_accumulation_steps, args.steps_per_generation),

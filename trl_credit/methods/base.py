@@ -101,6 +101,11 @@ class CreditMethod(ABC):
         """The advantages that enter TRL's loss, (B, T) or (B,), from the (B,) sequence advantages."""
         return advantages.unsqueeze(1) * weights.to(advantages.dtype)
 
+    @property
+    def credits_zero_advantage(self) -> bool:
+        """Whether completions whose advantage is zero get token advantages all the same, so that none may be skipped."""
+        return not self.reweights
+
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
         """(B, T) quantities to log as `credit/<name>`, each averaged over the mask's finite entries."""
         return {}

@@ -26,6 +26,10 @@ class Uniform(CreditMethod):
     # Mean-1 weights that are all 1 have nothing that a sequence-level ratio could cancel: with it this is GSPO.
     reweights = False
 
+    @property
+    def credits_zero_advantage(self) -> bool:
+        return False
+
     def weights(self, inputs: CreditInputs) -> torch.Tensor:
         return inputs.mask.float()
 
