@@ -4,7 +4,7 @@ import random
 
 import torch
 from datasets import Dataset
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from trl_credit import CreditGRPOConfig
 from trl_credit.quickstart.build_model import build_tokenizer
@@ -40,6 +40,37 @@ def save_tiny_model(path, *, seed=0, tie=True, context=256, scale=8.0, **config)
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(scale if parameter.shape[0] == len(tokenizer) else 3.0)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def save_tiny_moe(path) -> str:
+    """A mixture of four experts, of which each token takes two."""
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    model = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            moe_intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            num_experts=4,
+            num_experts_per_tok=2,
+            max_position_embeddings=256,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5.0)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)

@@ -1,5 +1,6 @@
-"""Real runs on two gloo processes."""
+"""Real runs on two gloo processes: the same result whatever the launcher, and with and without the savings."""
 
+import itertools
 import json
 import os
 import socket
@@ -7,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 import yaml
+from helpers import save_tiny_model, save_tiny_moe
 from safetensors.torch import load_file
+from test_rollouts import tool_calling_model
 
 
 pytestmark = pytest.mark.slow
@@ -19,19 +22,24 @@ TIMES = ("step_time", "runtime", "per_second", "total_flos")
 CREDIT = {
     "uniform": "uniform",
     "gcpo": {"method": "gcpo", "negative_prompt": "wrong! {prompt}"},
+    "gcpo_full": {"method": "gcpo", "negative_prompt": "wrong! {prompt}", "divergence": "full"},
     "dgpo": {"method": "dgpo", "temperature": 0.002},
 }
+
+
+def deepspeed(stage, **settings):
+    return {
+        "distributed_type": "DEEPSPEED",
+        "deepspeed_config": {"zero_stage": stage, "zero3_init_flag": False, **settings},
+    }
+
+
 BACKENDS = {
     "single": {},
     "ddp": {},
-    "zero3": {
-        "distributed_type": "DEEPSPEED",
-        "deepspeed_config": {"zero_stage": 3, "zero3_init_flag": False, "zero3_save_16bit_model": True},
-    },
-    "zero3_init": {
-        "distributed_type": "DEEPSPEED",
-        "deepspeed_config": {"zero_stage": 3, "zero3_init_flag": True, "zero3_save_16bit_model": True},
-    },
+    "zero2": deepspeed(2),
+    "zero3": deepspeed(3, zero3_save_16bit_model=True),
+    "zero3_init": deepspeed(3, zero3_save_16bit_model=True, zero3_init_flag=True),
     "fsdp2": {
         "distributed_type": "FSDP",
         "fsdp_config": {
@@ -45,18 +53,34 @@ BACKENDS = {
 DISTRIBUTED_TYPE = {
     "single": "NO",
     "ddp": "MULTI_CPU",
+    "zero2": "DEEPSPEED",
     "zero3": "DEEPSPEED",
     "zero3_init": "DEEPSPEED",
     "fsdp2": "FSDP",
 }
 
 
-def launch(backend, tmp_path, model, **settings):
-    """Runs tests/worker.py; returns the logged history and the saved parameters."""
-    tmp_path.mkdir()
-    processes = 1 if backend == "single" else 2
-    settings = {"model": model, "output_dir": str(tmp_path), "per_device_train_batch_size": 8 // processes, **settings}
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
+@pytest.fixture(scope="module")
+def models(tiny_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models")
+    return make_models(tiny_model, path)
+
+
+def make_models(tiny_model, path):
+    tools, tokenizer = tool_calling_model(path / "tools")
+    tokenizer.save_pretrained(tools)
+    return {
+        "tiny": tiny_model,
+        "untied": save_tiny_model(path / "untied", tie=False),
+        "moe": save_tiny_moe(path / "moe"),
+        "tools": tools,
+    }
+
+
+def start(backend, path, models, cases):
+    """Runs tests/worker.py to its end; returns the finished process."""
+    path.mkdir()
+    (path / "job.json").write_text(json.dumps({"models": models, "cases": cases, "output_dir": str(path)}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -65,91 +89,221 @@ def launch(backend, tmp_path, model, **settings):
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     elif BACKENDS[backend]:
         accelerate = {"num_machines": 1, "num_processes": 2, "mixed_precision": "no", "use_cpu": True}
-        (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(accelerate | BACKENDS[backend]))
-        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml")]
+        (path / "accelerate.yaml").write_text(yaml.safe_dump(accelerate | BACKENDS[backend]))
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(path / "accelerate.yaml")]
         launcher += ["--main_process_port", port]
     environment = {k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     here = Path(__file__).parent
     environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, *launcher, str(here / "worker.py"), str(tmp_path / "settings.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    command = [sys.executable, *launcher, str(here / "worker.py"), str(path / "job.json")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+
+
+def launch(backend, path, models, cases):
+    """{case: (result, parameters)} of cases that all end well."""
+    done = start(backend, path, models, cases)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert (result["num_processes"], result["distributed_type"]) == (processes, DISTRIBUTED_TYPE[backend])
-    assert result["sharded"] == (backend not in ("single", "ddp"))
-    name = "adapter_model.safetensors" if settings.get("peft") else "model.safetensors"
-    return result["history"], load_file(tmp_path / name)
+    results = {}
+    for name, settings in cases.items():
+        result = json.loads((path / name / "result.json").read_text())
+        assert result["num_processes"] == (1 if backend == "single" else 2)
+        assert result["distributed_type"] == DISTRIBUTED_TYPE[backend]
+        assert result["sharded"] == (backend in ("zero3", "zero3_init", "fsdp2") or backend == "zero2")
+        saved = "adapter_model.safetensors" if settings.get("peft") else "model.safetensors"
+        results[name] = result, load_file(path / name / saved)
+        initial = path / name / "initial.safetensors"
+        if initial.exists():
+            result["initial"] = load_file(initial)
+    return results
+
+
+# SGD: Adam's first steps turn rounding noise in near-zero gradients into full-size steps
+SGD = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 3, "num_iterations": 2, "loss_type": "dapo"}
+
+# Compared with the single process
+CASES = {
+    **{name: {"credit": credit} for name, credit in CREDIT.items()},
+    **{f"lora_{name}": {"credit": credit, "peft": True} for name, credit in CREDIT.items()},
+    "uniform_saves": {
+        "credit": "uniform", "skip_zero_advantage": True, "trim_padding": True, "reward": "half_constant",
+    },
+    "half_skipped": {"credit": CREDIT["dgpo"], "reward": "half_constant", "per_process": 2, "steps_per_generation": 2,
+                     "gradient_accumulation_steps": 2},
+    "idle_process_gcpo": {"credit": CREDIT["gcpo"], "reward": "second_half_constant", "shuffle_dataset": False},
+    "idle_process_dgpo": {"credit": CREDIT["dgpo"], "reward": "second_half_constant", "shuffle_dataset": False},
+    "kept_whole": {"credit": CREDIT["dgpo"], "skip_zero_advantage": False, "trim_padding": False,
+                   "reward": "second_half_constant", "shuffle_dataset": False},
+    "gradient_checkpointing": {"credit": CREDIT["dgpo"], "gradient_checkpointing": True},
+    "gradient_checkpointing_lora": {"credit": CREDIT["dgpo"], "gradient_checkpointing": True, "peft": True},
+    "accumulation": {"credit": CREDIT["gcpo"], "per_process": 2, "gradient_accumulation_steps": 2},
+    "steps_per_generation": {"credit": CREDIT["dgpo"], "per_process": 2, "steps_per_generation": 4,
+                             "gradient_accumulation_steps": 2, "num_iterations": 1, "max_steps": 4},
+    "truncated": {"credit": CREDIT["gcpo"], "rollout": "truncated", "mask_truncated_completions": True},
+    "tool_mask": {"credit": CREDIT["dgpo"], "rollout": "environment"},
+    "vllm_ratios": {"credit": CREDIT["gcpo"], "rollout": "environment", "vllm": True,
+                    "vllm_importance_sampling_mode": "token_truncate"},
+    "untied": {"credit": CREDIT["dgpo"], "model": "untied"},
+    "iterable": {"credit": CREDIT["gcpo"], "iterable": True, "shuffle_dataset": False},
+    "sequence_ratio": {"credit": "uniform", "importance_sampling_level": "sequence", "loss_type": "luspo",
+                       "skip_zero_advantage": True, "trim_padding": True, "reward": "half_constant"},
+    "vision": {"credit": {"method": "gcpo", "negative_prompt": "blank_image"}, "model": "vision", "num_iterations": 1,
+               "rollout": "generate", "reward": "place_in_group", "top_k": 1, "learning_rate": 1e-3},
+    "saved": {"credit": CREDIT["dgpo"], "num_iterations": 1, "max_steps": 4, "save_strategy": "steps", "save_steps": 2},
+    "resumed": {"credit": CREDIT["dgpo"], "num_iterations": 1, "max_steps": 4, "resume": "saved/checkpoint-2"},
+}  # fmt: skip
+
+# Not comparable between numbers of processes: generated, or with a term of each process's own micro-batch
+OTHERS = {
+    "environment": {"credit": "gcpo", "model": "tools", "environment": True, "rollout": "generate"},
+    "moe": {"credit": CREDIT["gcpo"], "model": "moe", "router_aux_loss_coef": 0.1},
+}
+
+# The same gradient with and without the savings, of every loss
+LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "sapo", "cispo", "vespo")
+PAIRS = {
+    f"{loss_type}_{'saved' if saves else 'whole'}": {
+        "credit": CREDIT[("uniform", "gcpo", "dgpo")[i % 3]], "loss_type": loss_type, "reward": "half_constant",
+        "skip_zero_advantage": saves, "trim_padding": saves, "per_process": 2, "steps_per_generation": 2,
+        "gradient_accumulation_steps": 2, "max_steps": 2,
+    }
+    for (i, loss_type), saves in itertools.product(enumerate(LOSSES), (False, True))
+}  # fmt: skip
+
+MATRIX = {name: SGD | settings for name, settings in (CASES | OTHERS | PAIRS).items()}
+SHARED = ("ddp", "zero2", "zero3", "fsdp2")
+
+
+@pytest.fixture(scope="module")
+def matrix(models, tmp_path_factory):
+    """All cases of a backend, from one launch."""
+    results = {}
+
+    def run(backend):
+        if backend not in results:
+            results[backend] = launch(backend, tmp_path_factory.mktemp("matrix") / backend, models, MATRIX)
+        return results[backend]
+
+    return run
 
 
 def without_times(history):
     return [{k: v for k, v in entry.items() if not any(t in k for t in TIMES)} for entry in history]
 
 
-def assert_close(ours, theirs):
-    (our_history, our_parameters), (their_history, their_parameters) = ours, theirs
-    assert len(our_history) == len(their_history)
-    for a, b in zip(without_times(our_history), without_times(their_history), strict=True):
+def change_norms(ours, theirs, initial):
+    """Norms of the difference of two runs' parameters and of the change that the second made."""
+    difference = change = 0.0
+    for name, parameter in theirs.items():
+        start = initial.get(name)
+        if start is None:
+            start = next(value for key, value in initial.items() if key.replace(".default.", ".") == name)
+        difference += float((ours[name].double() - parameter.double()).square().sum())
+        change += float((parameter.double() - start.double()).square().sum())
+    return difference**0.5, change**0.5
+
+
+def assert_histories_close(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(without_times(ours), without_times(theirs), strict=True):
         for key in b:
             if key.startswith(("credit/", "reward", "completions/", "entropy")) or key in ("loss", "grad_norm"):
                 assert a[key] == pytest.approx(b[key], rel=1e-3, abs=2e-5), key
-    for name, parameter in their_parameters.items():
-        torch.testing.assert_close(our_parameters[name], parameter, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: n + m)
 
 
-# SGD: Adam's first steps turn rounding noise in near-zero gradients into full-size steps
-SGD = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 3, "num_iterations": 2, "loss_type": "dapo"}
+def assert_signals_equal(ours, theirs):
+    """Contrasts and distances of the same completions, and the weights that they decide."""
+    assert ours.keys() == theirs.keys()
+    compared = 0
+    for update, completions in theirs.items():
+        assert ours[update].keys() == completions.keys()
+        for key, (values, weights) in completions.items():
+            our_values, our_weights = map(np.array, ours[update][key])
+            np.testing.assert_allclose(our_values, values, rtol=1e-4 if update == "0" else 1e-3, atol=1e-5)
+            gaps = np.diff(np.sort(values))
+            if len(values) < 2 or gaps.min() > 2e-3:
+                np.testing.assert_allclose(our_weights, weights, rtol=2e-2, atol=1e-3)
+                compared += 1
+    return compared
 
 
-@pytest.fixture(scope="module")
-def single(tiny_model, tmp_path_factory):
-    """The single process's result for some settings, made once."""
-    results = {}
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", SHARED)
+def test_two_processes_are_one(backend, case, matrix):
+    (ours, our_parameters), (theirs, their_parameters) = matrix(backend)[case], matrix("single")[case]
+    assert_signals_equal(ours["updates"], theirs["updates"])
+    assert_histories_close(ours["history"], theirs["history"])
+    difference, change = change_norms(our_parameters, their_parameters, theirs["initial"])
+    assert change > 1e-4
+    assert difference <= 1e-3 * change
 
-    def run(**settings):
-        key = json.dumps(settings, sort_keys=True)
-        if key not in results:
-            results[key] = launch("single", tmp_path_factory.mktemp("single") / "run", tiny_model, **settings)
-        return results[key]
 
-    return run
+@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("backend", ["single", *SHARED])
+def test_savings_keep_the_gradient(backend, loss_type, matrix):
+    results = matrix(backend)
+    saved, whole = (results[f"{loss_type}_{kind}"] for kind in ("saved", "whole"))
+    initial = matrix("single")["uniform"][0]["initial"]
+    difference, change = change_norms(saved[1], whole[1], initial)
+    assert change > 1e-4
+    assert difference <= 1e-4 * change
+
+
+@pytest.mark.parametrize("backend", ["zero2", "zero3", "fsdp2"])
+def test_moe_with_its_auxiliary_loss(backend, matrix):
+    (ours, our_parameters), (theirs, their_parameters) = matrix(backend)["moe"], matrix("ddp")["moe"]
+    assert_histories_close(ours["history"], theirs["history"])
+    difference, change = change_norms(our_parameters, their_parameters, matrix("single")["moe"][0]["initial"])
+    assert difference <= 1e-3 * change
+
+
+@pytest.mark.parametrize("backend", ["single", *SHARED])
+def test_cases_are_what_they_say(backend, matrix):
+    """The matrix would prove nothing if weights were uniform or nothing were skipped."""
+    results = matrix(backend)
+
+    def logged(case, key):
+        return [entry[key] for entry in results[case][0]["history"] if entry.get(key) is not None]
+
+    for case in ("gcpo", "gcpo_full", "dgpo", "lora_gcpo", "tool_mask", "vision", "environment"):
+        assert max(logged(case, "credit/weight_std")) > 0.05, case
+    for case in ("uniform_saves", "half_skipped", "idle_process_gcpo", "bnpo_saved", "sequence_ratio"):
+        assert 0.2 < np.mean(logged(case, "credit/skipped_fraction")) < 0.8, case
+    assert logged("dgpo", "credit/kept_fraction") == [1.0, 1.0]
+    assert max(logged("vllm_ratios", "sampling/importance_sampling_ratio/max")) > 1.0
+    assert min(logged("moe", "aux_loss")) > 0
+    assert len(results["resumed"][0]["history"]) >= 4
+    difference, change = change_norms(
+        results["resumed"][1], results["saved"][1], matrix("single")["saved"][0]["initial"]
+    )
+    assert difference <= 1e-3 * change
 
 
 @pytest.mark.parametrize("case", [{}, {"beta": 0.1, "peft": True}])
-def test_uniform_is_trl_bit_for_bit_on_two_processes(case, tiny_model, tmp_path):
-    settings = {**case, "generate": True, "gradient_accumulation_steps": 2, "num_iterations": 2, "loss_type": "grpo"}
-    theirs = launch("ddp", tmp_path / "trl", tiny_model, trl=True, **settings)
-    ours = launch("ddp", tmp_path / "ours", tiny_model, **settings)
-    ours_history = [{k: v for k, v in e.items() if "credit/" not in k} for e in without_times(ours[0])]
-    assert ours_history == without_times(theirs[0])
-    assert all(torch.equal(ours[1][name], parameter) for name, parameter in theirs[1].items())
-
-
-@pytest.mark.parametrize("name", CREDIT)
-def test_two_processes_are_one(name, single, tiny_model, tmp_path):
-    settings = {"credit": CREDIT[name], **SGD}
-    expected = single(**settings)
-    if name != "uniform":
-        assert max(entry.get("credit/weight_std", 0) for entry in expected[0]) > 0.05
-    assert_close(launch("ddp", tmp_path / "run", tiny_model, **settings), expected)
-
-
-@pytest.mark.parametrize("name", ["gcpo", "dgpo"])
-@pytest.mark.parametrize("backend", ["zero3", "fsdp2"])
-def test_sharded_is_one_process(backend, name, single, tiny_model, tmp_path):
-    settings = {"credit": CREDIT[name], **SGD}
-    assert_close(launch(backend, tmp_path / "run", tiny_model, **settings), single(**settings))
-
-
-def test_zero3_with_lora_and_gradient_checkpointing(single, tiny_model, tmp_path):
-    settings = {"credit": CREDIT["dgpo"], **SGD, "peft": True}
-    sharded = launch("zero3", tmp_path / "run", tiny_model, **settings, gradient_checkpointing=True)
-    assert_close(sharded, single(**settings))
+def test_uniform_is_trl_bit_for_bit_on_two_processes(case, models, tmp_path):
+    settings = {**case, "rollout": "generate", "per_process": 1, "gradient_accumulation_steps": 2, "num_iterations": 2}
+    settings["loss_type"] = "grpo"
+    results = launch("ddp", tmp_path / "run", models, {"theirs": {"trl": True, **settings}, "ours": settings})
+    (ours, our_parameters), (theirs, their_parameters) = results["ours"], results["theirs"]
+    history = [{k: v for k, v in e.items() if "credit/" not in k} for e in without_times(ours["history"])]
+    assert history == without_times(theirs["history"])
+    assert all((our_parameters[name] == parameter).all() for name, parameter in their_parameters.items())
 
 
 @pytest.mark.parametrize("as_object", [False, True])
-def test_zero3_partitioned_as_it_is_loaded(as_object, single, tiny_model, tmp_path):
+def test_zero3_partitioned_as_it_is_loaded(as_object, models, matrix, tmp_path):
     """The reference is whole also when the policy, a path or an object, never was on any one process."""
-    settings = {"credit": CREDIT["dgpo"], **SGD}
-    run = launch("zero3_init", tmp_path / "run", tiny_model, **settings, as_object=as_object)
-    assert_close(run, single(**settings))
+    cases = {"dgpo": {"credit": CREDIT["dgpo"], **SGD, "as_object": as_object}}
+    ours, our_parameters = launch("zero3_init", tmp_path / "run", models, cases)["dgpo"]
+    theirs, their_parameters = matrix("single")["dgpo"]
+    assert_signals_equal(ours["updates"], theirs["updates"])
+    difference, change = change_norms(our_parameters, their_parameters, theirs["initial"])
+    assert difference <= 1e-3 * change
+
+
+@pytest.mark.parametrize("backend", SHARED)
+def test_a_failing_process_fails_the_job(backend, models, tmp_path):
+    cases = {"failing": {**SGD, "credit": CREDIT["dgpo"], "reward": "failing"}}
+    done = start(backend, tmp_path / "run", models, cases)
+    assert done.returncode != 0
+    assert "the reward of process 1 is out of order" in done.stderr

@@ -1,4 +1,4 @@
-"""Trains once, as one of one or several processes: `accelerate launch worker.py SETTINGS.json`.
+"""Trains several cases, one after the other, as one of one or several processes: `accelerate launch worker.py JOB.json`.
 
 Completions come from a rollout function that depends on the prompt and its repetition only, so that the same global
 batch is made whatever the number of processes.
@@ -12,13 +12,18 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
-from helpers import config, letter_reward, prompts
+from accelerate.utils import gather_object
+from datasets import Dataset
+from helpers import config, letter_reward, place_reward, prompts
 from peft import LoraConfig
+from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
+import trl_credit.trainer
 from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
+from trl_credit.batching import loss_mask
 
 
 def allow_fsdp_on_cpu():
@@ -34,6 +39,9 @@ def allow_fsdp_on_cpu():
     AcceleratorState.__init__ = init
 
 
+# Rollouts
+
+
 def fixed_rollout(prompts_, trainer):
     tokenizer, seen = trainer.processing_class, Counter()
     ids, completions = [], []
@@ -46,33 +54,205 @@ def fixed_rollout(prompts_, trainer):
     return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
 
 
-def main():
-    settings = json.loads(Path(sys.argv[1]).read_text())
-    torch.set_num_threads(1)
-    allow_fsdp_on_cpu()
-    theirs = settings.pop("trl", False)
-    peft, output = settings.pop("peft", False), Path(settings.pop("output_dir"))
-    path, as_object = settings.pop("model"), settings.pop("as_object", False)
-    rollout = None if settings.pop("generate", False) else fixed_rollout
+def truncated_rollout(prompts_, trainer):
+    """Every second completion lacks its end."""
+    rollout = fixed_rollout(prompts_, trainer)
+    rollout["completion_ids"] = [
+        row[:-1] if i % 2 and len(row) > 1 else row for i, row in enumerate(rollout["completion_ids"])
+    ]
+    return rollout
+
+
+def environment_rollout(prompts_, trainer):
+    """Every third token is an environment's, and a sampler's log-probs come along."""
+    rollout = fixed_rollout(prompts_, trainer)
+    rollout["env_mask"] = [[int(place % 3 != 1) for place in range(len(row))] for row in rollout["completion_ids"]]
+    rollout["logprobs"] = [[-3.0 - 0.1 * (token % 7) for token in row] for row in rollout["completion_ids"]]
+    return rollout
+
+
+ROLLOUTS = {
+    "fixed": fixed_rollout,
+    "truncated": truncated_rollout,
+    "environment": environment_rollout,
+    "generate": None,
+}
+
+
+# Rewards
+
+
+def half_constant_reward(prompts, completions, **kwargs):
+    """No variance in the groups of prompts of even length."""
+    return [reward if len(str(p)) % 2 else 1.0 for p, reward in zip(prompts, letter_reward(completions), strict=True)]
+
+
+def second_half_constant_reward(completions, rank, **kwargs):
+    """No variance in the groups of the second process."""
+    return [1.0 if r else reward for r, reward in zip(rank, letter_reward(completions), strict=True)]
+
+
+def place_in_group_reward(completions, **kwargs):
+    """Also differs where greedy decoding makes the completions of a group equal."""
+    return [float(place % 4) for place in range(len(completions))]
+
+
+def failing_reward(completions, **kwargs):
+    if PartialState().process_index == 1:
+        raise RuntimeError("the reward of process 1 is out of order")
+    return place_reward(completions)
+
+
+REWARDS = {
+    "letter": letter_reward,
+    "half_constant": half_constant_reward,
+    "second_half_constant": second_half_constant_reward,
+    "place_in_group": place_in_group_reward,
+    "failing": failing_reward,
+}
+
+
+class Environment:
+    def reset(self, **kwargs) -> str:
+        return "go"
+
+    def add(self, number: int) -> int:
+        """Adds one.
+
+        Args:
+            number: The number.
+
+        Returns:
+            The number plus one.
+        """
+        return number + 1
+
+
+class Recorder:
+    """Keeps, for each update, the method's first (B, T) quantity and the weights on each completion's mask."""
+
+    def __init__(self, trainer):
+        self.updates = []
+        assign = trainer._assign_credit
+
+        def record(batch, view, own, plan, policy):
+            seen = {}
+            original = trl_credit.trainer.credit_metrics
+
+            def metrics(method, inputs, weights, *args):
+                values = next(iter(method.metrics(inputs).values()), inputs.policy_logps)
+                mask = loss_mask(view)
+                for row in range(len(mask)):
+                    if plan.credit_rows:
+                        ids = [*view["prompt_ids"][row].tolist(), *view["completion_ids"][row][mask[row]].tolist()]
+                        key = " ".join(str(i) for i in ids if i)
+                        seen[key] = [values[row][mask[row]].tolist(), weights[row][mask[row]].tolist()]
+                return original(method, inputs, weights, *args)
+
+            trl_credit.trainer.credit_metrics = metrics
+            try:
+                assign(batch, view, own, plan, policy)
+            finally:
+                trl_credit.trainer.credit_metrics = original
+            self.updates.append(seen)
+
+        trainer._assign_credit = record
+
+    def gathered(self):
+        merged = {}
+        for i, seen in enumerate(self.updates):
+            for part in gather_object([seen]):
+                merged.setdefault(i, {}).update(part)
+        return merged
+
+
+def dataset_of(model, rows=16):
+    if model == "vision":
+        import qwen_vision
+
+        return qwen_vision.make_dataset()
+    data = prompts(rows)
+    return data.add_column("rank", [row % 2 for row in range(rows)])
+
+
+def model_and_processor(name, paths, as_object):
+    if name == "vision":
+        import qwen_vision
+
+        return qwen_vision.tiny_model()
+    if as_object:
+        return AutoModelForCausalLM.from_pretrained(paths[name], dtype=torch.float32), None
+    return paths[name], None
+
+
+def run(settings, paths, output):
+    AcceleratorState._reset_state()  # each case is a launch of its own, in processes that have torch loaded
+    output.mkdir(parents=True, exist_ok=True)
+    settings = dict(settings)
+    theirs, peft, name = settings.pop("trl", False), settings.pop("peft", False), settings.pop("model", "tiny")
+    rollout, reward = ROLLOUTS[settings.pop("rollout", "fixed")], REWARDS[settings.pop("reward", "letter")]
+    as_object, iterable = settings.pop("as_object", False), settings.pop("iterable", False)
+    environment, vllm = settings.pop("environment", False), settings.pop("vllm", False)
+    resume, per_process = settings.pop("resume", False), settings.pop("per_process", 1)
+    rows = settings.pop("global_batch_size", 8)
+    settings["per_device_train_batch_size"] = rows // PartialState().num_processes // per_process
     args = config(output, kind=GRPOConfig if theirs else CreditGRPOConfig, **settings)
     # after the arguments: under ZeRO-3 with `zero3_init_flag` it is partitioned as it is loaded
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) if as_object else path
+    model, processor = model_and_processor(name, paths, as_object)
+    data: Dataset = dataset_of(name)
+    extra = {}
+    if environment:
+        extra["environment_factory"] = Environment
+        processor = AutoTokenizer.from_pretrained(paths[name])
+        data = data.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
     trainer = (GRPOTrainer if theirs else CreditGRPOTrainer)(
         model=model,
-        reward_funcs=letter_reward,
+        reward_funcs=reward,
         rollout_func=rollout,
         args=args,
-        train_dataset=prompts(),
+        train_dataset=data.to_iterable_dataset() if iterable else data,
+        processing_class=processor,
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "up_proj"], lora_dropout=0.0) if peft else None,
+        **extra,
     )
-    trainer.train()
+    if vllm:  # as if vLLM had sampled
+        trainer.use_vllm = True
+        generate = trainer._generate_and_score_completions
+
+        def without_weight_sync(inputs):
+            trainer._last_loaded_step = trainer.state.global_step
+            return generate(inputs)
+
+        trainer._generate_and_score_completions = without_weight_sync
+    recorder = None if theirs else Recorder(trainer)
+    if PartialState().num_processes == 1:
+        initial = {name: p.detach().clone() for name, p in trainer.model.state_dict().items()}
+        save_file({name: p for name, p in initial.items() if p.is_floating_point()}, output / "initial.safetensors")
+    trainer.train(resume_from_checkpoint=str(output.parent / resume) if resume else None)
     sharded = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in trainer.model.parameters())
+    trainer.processing_class = trainer._tokenizer  # the tiny vision processor cannot be saved
     trainer.save_model()
+    state = trainer.accelerator.state
+    result = {
+        "history": trainer.state.log_history,
+        "updates": recorder.gathered() if recorder else {},
+        "num_processes": state.num_processes,
+        "distributed_type": state.distributed_type.value,
+        "sharded": sharded,
+    }
     if trainer.accelerator.is_main_process:
-        state = trainer.accelerator.state
-        launched = {"num_processes": state.num_processes, "distributed_type": state.distributed_type.value}
-        launched["sharded"] = sharded
-        (output / "result.json").write_text(json.dumps({"history": trainer.state.log_history, **launched}))
+        (output / "result.json").write_text(json.dumps(result))
+
+
+def main():
+    job = json.loads(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(1)
+    allow_fsdp_on_cpu()
+    for name, settings in job["cases"].items():
+        try:
+            run(settings, job["models"], Path(job["output_dir"]) / name)
+        except Exception as error:
+            raise RuntimeError(f"case {name!r} failed") from error
 
 
 if __name__ == "__main__":

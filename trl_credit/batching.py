@@ -57,6 +57,7 @@ class UpdatePlan:
             so some may be empty.
         live: Whether any process has a completion in this micro-batch (else its one row is a stand-in).
         credited: Whether any process has rows that need credit.
+        most_rows: The most rows that this micro-batch has in any process.
         scale: (B,) what the token advantages are multiplied by, so that rows left out or dealt to other micro-batches
             do not change the loss's denominators; `None` for 1.
         share: The micro-batch's share of the tokens, relative to the mean micro-batch: what its metrics are weighted by.
@@ -68,6 +69,7 @@ class UpdatePlan:
     forwards: dict[Signal, list[list[int]]]
     live: bool = True
     credited: bool = True
+    most_rows: int = 0
     scale: torch.Tensor | None = None
     share: float = 1.0
     keep: bool = False
@@ -364,17 +366,17 @@ def plan_updates(
         plans.append(UpdatePlan(credit_rows.tolist(), forwards, scale=scale))
         tokens = int(loss_mask(batch).sum()) if has_rows else 0
         size = len(credit_rows) * batch["completion_ids"].size(1) * kept_bytes_per_token
-        numbers.append([has_rows, tokens, len(credit_rows), size, *map(len, forwards.values())])
+        numbers.append([len(batch["advantages"]) if has_rows else 0, tokens, len(credit_rows), size, *map(len, forwards.values())])
 
     local = [len(advantages), teaching, int(near_zero.sum()), *(number for row in numbers for number in row)]
     gathered = gather(torch.tensor([local], device=advantages.device)).cpu().numpy()
     rows, teaching, near_zero = gathered[:, :3].sum(0).tolist()
     gathered = gathered[:, 3:].reshape(len(gathered), len(plans), -1)
     most, tokens = gathered.max(0), gathered[:, :, 1].sum(0)
-    mean_tokens = tokens.sum() / max(most[:, 0].sum(), 1)
+    mean_tokens = tokens.sum() / max(most[:, 0].astype(bool).sum(), 1)
     within_budget = np.cumsum(most[:, 3]) <= budget_bytes
     for i, plan in enumerate(plans):
-        plan.live, plan.credited = bool(most[i, 0]), bool(most[i, 2])
+        plan.most_rows, plan.live, plan.credited = int(most[i, 0]), bool(most[i, 0]), bool(most[i, 2])
         plan.keep = bool(kept_bytes_per_token and within_budget[i])
         if (savings.skip_zero_advantage or savings.deal) and mean_tokens:
             plan.share = tokens[i] / mean_tokens

@@ -254,10 +254,28 @@ class CreditGRPOTrainer(GRPOTrainer):
         own = self._own_forwards(model, view, plan) if plan.credited else {}
         self._credit_pass = batch, view, own, plan
         try:
-            return super()._compute_loss(model, batch)
+            with self._uneven_gather(len(batch["advantages"]), plan.most_rows):
+                return super()._compute_loss(model, batch)
         finally:
             self._credit_pass = None
             self._weight_metrics(self._metrics[mode], logged, plan)
+
+    @contextlib.contextmanager
+    def _uneven_gather(self, rows: int, most_rows: int):
+        """Lets TRL gather one value a row where processes have different numbers of rows: the missing are NaN, which it
+        leaves out."""
+        gather = self.accelerator.gather
+
+        def padded(tensor):
+            if isinstance(tensor, torch.Tensor) and tensor.shape == (rows,):
+                tensor = nn.functional.pad(tensor, (0, max(most_rows - rows, 0)), value=math.nan)
+            return gather(tensor)
+
+        self.accelerator.gather = padded
+        try:
+            yield
+        finally:
+            del self.accelerator.gather
 
     @staticmethod
     def _weight_metrics(metrics: dict[str, list[float]], logged: dict[str, int], plan: UpdatePlan) -> None:

@@ -6,8 +6,9 @@
     w_t = T * p_t^a / sum_s p_s^a,   a = ln(1 - top_mass) / ln(1 - top_fraction) - 1
 
 x- is a negative prompt (by default the question with the note that an incorrect answer be generated): tokens whose
-probability changes most when a wrong answer is asked for are the tokens that decide the answer. Both log-probs come from
-the live policy of the update step, without gradient, at the rollout temperature. With the defaults, the top 40 % of the
+probability changes most when a wrong answer is asked for are the tokens that decide the answer. With
+`divergence: full`, c_t is KL(pi(. | x) || pi(. | x-)) over the whole vocabulary, as the paper writes it. Both sides come
+from the live policy of the update step, without gradient, at the rollout temperature. With the defaults, the top 40 % of the
 tokens get 80 % of the completion's advantage and the largest weight is about 3.15.
 
 Reference: Guidance Contrastive Token Credit Assignment for Discrete Policy Optimization (arXiv 2605.29198); official code
@@ -23,14 +24,16 @@ from dataclasses import dataclass
 import torch
 
 from ..signals.base import Signal
-from ..signals.negative_prompt import NegativePromptLogps, check_negative_prompt
-from .base import CreditMethod, Paper, at_least_float32, mean_one
+from ..signals.negative_prompt import NegativePromptKL, NegativePromptLogps, check_negative_prompt
+from .base import CreditMethod, Paper, at_least_float32, mean_one, nearest
 from .inputs import CreditInputs
 
 
 # Log-prob differences |u| up to this size are rounding: the same prompt with 1 to 64 more left pads moves a token's
 # log-prob by as much on models of 1M to 135M parameters (`benchmarks/noise_floor.py` measures it).
 _NOISE_FLOOR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 3e-1}
+
+DIVERGENCES = ("sampled", "full")
 
 
 def noise_floor_of(dtype: torch.dtype) -> float:
@@ -58,6 +61,21 @@ def contrast(
     return torch.where(u.abs() <= noise_floor, u * 0.0, (torch.expm1(u) - u).clamp(max=10.0))
 
 
+def full_contrast(divergence: torch.Tensor, noise_floor: float) -> torch.Tensor:
+    """The contrast c_t of `divergence: full`.
+
+    Args:
+        divergence: (B, T) KL(pi(. | x) || pi(. | x-)), nats.
+        noise_floor: As of [`contrast`]: log-probs that differ by it on every token are at a divergence of half its
+            square, and divergences up to that count as 0 (exact ties).
+
+    Returns:
+        (B, T) contrasts, at least float32.
+    """
+    divergence = at_least_float32(divergence)
+    return torch.where(divergence <= noise_floor**2 / 2, divergence * 0.0, divergence)
+
+
 def average_ranks(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Ranks within each row's mask, 1 = lowest; ties share the average of their ranks.
 
@@ -73,6 +91,27 @@ def average_ranks(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     lower = torch.searchsorted(ordered, values, right=False)
     upper = torch.searchsorted(ordered, values, right=True)
     return (lower + upper + 1).to(values.dtype) / 2
+
+
+def rank_weights(contrasts: torch.Tensor, mask: torch.Tensor, top_fraction: float, top_mass: float) -> torch.Tensor:
+    """The weights w_t of the module docstring.
+
+    Args:
+        contrasts: (B, T) contrasts c_t.
+        mask: (B, T) bool, the tokens that enter the loss.
+        top_fraction: See [`gcpo_weights`].
+        top_mass: See [`gcpo_weights`].
+
+    Returns:
+        (B, T) weights in the contrasts' dtype. A completion with a NaN or infinite contrast on its mask gets uniform
+        weights.
+    """
+    finite = torch.isfinite(contrasts)
+    exponent = math.log(1 - top_mass) / math.log(1 - top_fraction) - 1
+    length = mask.sum(-1, keepdim=True).clamp(min=1)
+    ranks = average_ranks(torch.where(finite & mask, contrasts, 0.0), mask)
+    percentiles = (ranks / length).clamp(max=1.0)
+    return mean_one(percentiles.pow(exponent), mask, valid=(finite | ~mask).all(-1, keepdim=True))
 
 
 def gcpo_weights(
@@ -97,14 +136,10 @@ def gcpo_weights(
         (B, T) weights without gradient, at least float32: >= 0, 0 off the mask, mean 1 over each completion's mask. A
         completion with a NaN or infinite log-prob on its mask gets uniform weights.
     """
-    mask = mask.bool()
     policy_logps, negative_logps = policy_logps.detach(), negative_logps.detach()
     finite = torch.isfinite(policy_logps) & torch.isfinite(negative_logps)
-    contrasts = torch.where(finite & mask, contrast(policy_logps, negative_logps, noise_floor), 0.0)
-    exponent = math.log(1 - top_mass) / math.log(1 - top_fraction) - 1
-    length = mask.sum(-1, keepdim=True).clamp(min=1)
-    percentiles = (average_ranks(contrasts, mask) / length).clamp(max=1.0)
-    return mean_one(percentiles.pow(exponent), mask, valid=(finite | ~mask).all(-1, keepdim=True))
+    contrasts = contrast(policy_logps, negative_logps, noise_floor).masked_fill(~finite, torch.nan)
+    return rank_weights(contrasts, mask.bool(), top_fraction, top_mass)
 
 
 @dataclass(frozen=True)
@@ -117,11 +152,14 @@ class GCPO(CreditMethod):
             dataset's column `negative_prompt`), or your own text in which `{prompt}` stands for the prompt.
         top_fraction: Share of each completion's tokens, those of highest contrast, that get ...
         top_mass: ... this share of its advantage.
+        divergence: `sampled`, the estimate at the sampled token, or `full`, the divergence over the whole vocabulary,
+            which costs two products with the output head more.
     """
 
     negative_prompt: str = "wrong_answer"
     top_fraction: float = 0.4
     top_mass: float = 0.8
+    divergence: str = "sampled"
 
     name = "gcpo"
     paper = Paper(
@@ -148,8 +186,8 @@ class GCPO(CreditMethod):
         "official code runs both in training mode. They differ only with active dropout.",
         "`blank_image` keeps each image's size, so that the image tokens still match; the official code passes a white "
         "224 x 224 image.",
-        "The paper writes the divergence over the whole vocabulary; the official code, and this one, use its estimate "
-        "at the sampled token.",
+        "The paper writes the divergence over the whole vocabulary; the official code, and `divergence: sampled` here, "
+        "use its estimate at the sampled token. `divergence: full` is the paper's, without the code's bounds on u and c.",
     )
 
     def validate(self) -> None:
@@ -161,27 +199,33 @@ class GCPO(CreditMethod):
             "top_mass",
             f"at least top_fraction ({self.top_fraction}): below it, high contrast would get less than its share",
         )
+        if self.divergence not in DIVERGENCES:
+            raise ValueError(
+                f"credit method 'gcpo': `divergence` is {self.divergence!r}. {nearest(self.divergence, DIVERGENCES)}"
+            )
 
     @property
-    def _signal(self) -> NegativePromptLogps:
-        return NegativePromptLogps(self.negative_prompt)
+    def _signal(self) -> Signal:
+        kind = NegativePromptKL if self.divergence == "full" else NegativePromptLogps
+        return kind(self.negative_prompt)
 
     def signals(self) -> tuple[Signal, ...]:
         return (self._signal,)
 
+    def _contrast(self, inputs: CreditInputs) -> torch.Tensor:
+        signal, noise_floor = inputs.signals[self._signal], noise_floor_of(inputs.compute_dtype)
+        if self.divergence == "full":
+            return full_contrast(signal, noise_floor)
+        return contrast(inputs.policy_logps, signal, noise_floor)
+
     def weights(self, inputs: CreditInputs) -> torch.Tensor:
-        return gcpo_weights(
-            inputs.policy_logps,
-            inputs.signals[self._signal],
-            inputs.mask,
-            self.top_fraction,
-            self.top_mass,
-            noise_floor_of(inputs.compute_dtype),
-        )
+        # An infinite log-prob has a contrast all the same, but not one to trust
+        contrasts = self._contrast(inputs).masked_fill(inputs.nonfinite, torch.nan)
+        return rank_weights(contrasts, inputs.mask, self.top_fraction, self.top_mass)
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
         """`contrast`: mean contrast c_t (nats); `contrast_fraction`: share of tokens whose contrast is above the noise
         floor, which shows collapse where rank weights cannot (their spread is constant by construction)."""
-        values = contrast(inputs.policy_logps, inputs.signals[self._signal], noise_floor_of(inputs.compute_dtype))
+        values = self._contrast(inputs)
         above = torch.where(values.isnan(), values, (values > 0).to(values.dtype))
         return {"contrast": values, "contrast_fraction": above}
