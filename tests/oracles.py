@@ -70,3 +70,16 @@ def entropy(p):
 
 def squared_hellinger(p, q):
     return 1.0 - np.sqrt(p * q).sum(-1)
+
+
+def kl(logits_p, logits_q, temperature=1.0):
+    """KL(p || q) from logits; a token that p cannot emit adds nothing."""
+    log_p, log_q = (log_softmax(np.asarray(x, dtype=np.float64) / temperature) for x in (logits_p, logits_q))
+    p = np.exp(log_p)
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isneginf(log_p), 0.0, p * (log_p - log_q)).sum(-1)
+
+
+def log_softmax(logits):
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -33,11 +33,10 @@ class Processor(Qwen2VLProcessor):
         return None
 
 
-def tiny_model():
+def tiny_processor():
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
-    ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(SPECIAL), strict=True))
-    processor = Processor(
+    return Processor(
         image_processor=Qwen2VLImageProcessorPil(
             patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 64, "longest_edge": 1024}
         ),
@@ -45,6 +44,12 @@ def tiny_model():
         video_processor=NoVideo(),
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def tiny_model():
+    processor = tiny_processor()
+    tokenizer = processor.tokenizer
+    ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(SPECIAL), strict=True))
     torch.manual_seed(0)
     config = Qwen2VLConfig(
         text_config={

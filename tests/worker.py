@@ -18,7 +18,7 @@ from helpers import config, letter_reward, place_reward, prompts
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2VLForConditionalGeneration
 from trl import GRPOConfig, GRPOTrainer
 
 import trl_credit.trainer
@@ -179,7 +179,8 @@ def model_and_processor(name, paths, as_object):
     if name == "vision":
         import qwen_vision
 
-        return qwen_vision.tiny_model()
+        model = Qwen2VLForConditionalGeneration.from_pretrained(paths[name], dtype=torch.float32)
+        return model, qwen_vision.tiny_processor()
     if as_object:
         return AutoModelForCausalLM.from_pretrained(paths[name], dtype=torch.float32), None
     return paths[name], None

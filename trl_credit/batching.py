@@ -366,7 +366,9 @@ def plan_updates(
         plans.append(UpdatePlan(credit_rows.tolist(), forwards, scale=scale))
         tokens = int(loss_mask(batch).sum()) if has_rows else 0
         size = len(credit_rows) * batch["completion_ids"].size(1) * kept_bytes_per_token
-        numbers.append([len(batch["advantages"]) if has_rows else 0, tokens, len(credit_rows), size, *map(len, forwards.values())])
+        numbers.append(
+            [len(batch["advantages"]) if has_rows else 0, tokens, len(credit_rows), size, *map(len, forwards.values())]
+        )
 
     local = [len(advantages), teaching, int(near_zero.sum()), *(number for row in numbers for number in row)]
     gathered = gather(torch.tensor([local], device=advantages.device)).cpu().numpy()

@@ -30,8 +30,8 @@ class CreditGRPOConfig(GRPOConfig):
             token is in the loss, are left out of the update's forward and backward. The loss keeps the denominators of
             the full batch, so the gradient is the same up to rounding. An error where such completions do carry
             gradient or statistics: with a KL penalty, an entropy bonus, `top_entropy_quantile`, an MoE auxiliary loss
-            or a method that credits them all the same. If unset: on wherever it is exact, except with `uniform`, which is TRL
-            bit for bit.
+            or a method that credits them all the same. If unset: on wherever it is exact, except with `uniform`, which
+            is TRL bit for bit.
         trim_padding (`bool`, *optional*):
             Whether each micro-batch is cut to its own longest prompt and completion, and rows are dealt to the
             micro-batches of an optimizer step by length. The gradient is the same up to rounding (models with absolute

@@ -26,7 +26,7 @@ from .base import (
     completion_hidden_states,
     eval_mode,
 )
-from .statistics import gathered_head
+from .statistics import compare_distributions, gathered_head
 
 
 if TYPE_CHECKING:
@@ -340,8 +340,6 @@ class _NegativePromptKLSource(_NegativePromptSource):
     def compute(
         self, trainer: CreditGRPOTrainer, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
     ) -> torch.Tensor:
-        from .statistics import compare_distributions
-
         with gathered_head(causal_model(trainer.accelerator.unwrap_model(trainer.model))) as head:
             divergence = compare_distributions(
                 policy.hidden_states,

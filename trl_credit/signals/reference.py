@@ -27,7 +27,7 @@ from .base import (
     completion_hidden_states,
     vocabulary_size,
 )
-from .statistics import gathered_head, squared_hellinger
+from .statistics import compare_distributions, gathered_head
 
 
 if TYPE_CHECKING:
@@ -197,12 +197,13 @@ class _ReferenceSource(SignalSource):
             gathered_head(policy_model) as policy_head,
             gathered_head(reference_model, reference_module) as reference_head,
         ):
-            return squared_hellinger(
+            return compare_distributions(
                 policy.hidden_states,
                 policy_head,
                 own,
                 reference_head,
                 loss_mask(batch),
+                ("squared_hellinger",),
                 trainer.temperature,
                 trainer.head_dtype,
-            )
+            )["squared_hellinger"]
