@@ -195,7 +195,7 @@ def test_own_forwards_leave_out_what_needs_no_credit(name, tiny_model, tmp_path)
         def record(trainer, model, batch):
             assert (batch["advantages"] != 0).all()
             seen.append((len(batch["prompt_ids"]), batch["completion_ids"].size(1)))
-            assert batch["completion_ids"].size(1) == token_counts(batch)[:, 1].max()
+            assert batch["completion_ids"].size(1) == max(token_counts(batch)[:, 1].max(), 2)
             return forward(trainer, model, batch)
 
         source.forward = record
@@ -374,7 +374,7 @@ def test_cut():
     assert cut(text_batch(), 16)["prompt_ids"].shape == (2, 3)
     empty = text_batch()
     empty["completion_mask"] = torch.zeros(2, 4, dtype=torch.long)
-    assert cut(empty)["completion_ids"].shape == (2, 1)
+    assert cut(empty)["completion_ids"].shape == (2, 2)
 
 
 def test_select_and_concatenate():
@@ -391,7 +391,7 @@ def test_stand_in_is_the_shortest_row_with_nothing_in_the_loss():
     row = stand_in(text_batch())
     assert row["names"] == ["b"]
     assert row["prompt_ids"].tolist() == [[3]]
-    assert row["completion_ids"].tolist() == [[6]]
+    assert row["completion_ids"].tolist() == [[6, 0]]
     assert not row["completion_mask"].any()
     assert not row["advantages"].any()
 

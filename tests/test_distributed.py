@@ -115,9 +115,8 @@ def launch(backend, path, models, cases):
         assert result["sharded"] == (backend in ("zero3", "zero3_init", "fsdp2") or backend == "zero2")
         saved = "adapter_model.safetensors" if settings.get("peft") else "model.safetensors"
         results[name] = result, load_file(path / name / saved)
-        initial = path / name / "initial.safetensors"
-        if initial.exists():
-            result["initial"] = load_file(initial)
+        if backend == "single":
+            result["initial"] = load_file(path / name / "initial" / saved)
     return results
 
 
@@ -140,8 +139,6 @@ CASES = {
     "gradient_checkpointing": {"credit": CREDIT["dgpo"], "gradient_checkpointing": True},
     "gradient_checkpointing_lora": {"credit": CREDIT["dgpo"], "gradient_checkpointing": True, "peft": True},
     "accumulation": {"credit": CREDIT["gcpo"], "per_process": 2, "gradient_accumulation_steps": 2},
-    "steps_per_generation": {"credit": CREDIT["dgpo"], "per_process": 2, "steps_per_generation": 4,
-                             "gradient_accumulation_steps": 2, "num_iterations": 1, "max_steps": 4},
     "truncated": {"credit": CREDIT["gcpo"], "rollout": "truncated", "mask_truncated_completions": True},
     "tool_mask": {"credit": CREDIT["dgpo"], "rollout": "environment"},
     "vllm_ratios": {"credit": CREDIT["gcpo"], "rollout": "environment", "vllm": True,
@@ -150,8 +147,7 @@ CASES = {
     "iterable": {"credit": CREDIT["gcpo"], "iterable": True, "shuffle_dataset": False},
     "sequence_ratio": {"credit": "uniform", "importance_sampling_level": "sequence", "loss_type": "luspo",
                        "skip_zero_advantage": True, "trim_padding": True, "reward": "half_constant"},
-    "vision": {"credit": {"method": "gcpo", "negative_prompt": "blank_image"}, "model": "vision", "num_iterations": 1,
-               "rollout": "generate", "reward": "place_in_group", "top_k": 1, "learning_rate": 1e-3},
+    "vision": {"credit": {"method": "gcpo", "negative_prompt": "blank_image"}, "model": "vision", "rollout": "vision"},
     "saved": {"credit": CREDIT["dgpo"], "num_iterations": 1, "max_steps": 4, "save_strategy": "steps", "save_steps": 2,
               "optim_args": "momentum=0.5"},
     # a momentum: torch cannot load the state of a sharded optimizer that has none
@@ -165,13 +161,14 @@ OTHERS = {
     "moe": {"credit": CREDIT["gcpo"], "model": "moe", "router_aux_loss_coef": 0.1},
 }
 
-# The same gradient with and without the savings, of every loss
+# The same gradient with and without the savings, of every loss; of generation batches of two optimizer steps, which TRL
+# draws from them within each process
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "sapo", "cispo", "vespo")
 PAIRS = {
     f"{loss_type}_{'saved' if saves else 'whole'}": {
         "credit": CREDIT[("uniform", "gcpo", "dgpo")[i % 3]], "loss_type": loss_type, "reward": "half_constant",
-        "skip_zero_advantage": saves, "trim_padding": saves, "per_process": 2, "steps_per_generation": 2,
-        "gradient_accumulation_steps": 2, "max_steps": 2,
+        "skip_zero_advantage": saves, "trim_padding": saves, "per_process": 2, "steps_per_generation": 4,
+        "gradient_accumulation_steps": 2, "max_steps": 4,
     }
     for (i, loss_type), saves in itertools.product(enumerate(LOSSES), (False, True))
 }  # fmt: skip
@@ -201,18 +198,19 @@ def change_norms(ours, theirs, initial):
     """Norms of the difference of two runs' parameters and of the change that the second made."""
     difference = change = 0.0
     for name, parameter in theirs.items():
-        start = initial.get(name)
-        if start is None:
-            start = next(value for key, value in initial.items() if key.replace(".default.", ".") == name)
         difference += float((ours[name].double() - parameter.double()).square().sum())
-        change += float((parameter.double() - start.double()).square().sum())
+        change += float((parameter.double() - initial[name].double()).square().sum())
     return difference**0.5, change**0.5
 
 
-def assert_histories_close(ours, theirs):
+def assert_histories_close(ours, theirs, micro_batches=1):
+    # Of each micro-batch, and with several a process deals its own rows to them
+    composed = ("credit/weight_std", "credit/weight_max", "credit/effective_fraction") if micro_batches > 1 else ()
     assert len(ours) == len(theirs)
     for a, b in zip(without_times(ours), without_times(theirs), strict=True):
         for key in b:
+            if key in composed:
+                continue
             if key.startswith(("credit/", "reward", "completions/", "entropy")) or key in ("loss", "grad_norm"):
                 assert a[key] == pytest.approx(b[key], rel=1e-3, abs=2e-5), key
 
@@ -238,7 +236,7 @@ def assert_signals_equal(ours, theirs):
 def test_two_processes_are_one(backend, case, matrix):
     (ours, our_parameters), (theirs, their_parameters) = matrix(backend)[case], matrix("single")[case]
     assert_signals_equal(ours["updates"], theirs["updates"])
-    assert_histories_close(ours["history"], theirs["history"])
+    assert_histories_close(ours["history"], theirs["history"], CASES[case].get("per_process", 1))
     difference, change = change_norms(our_parameters, their_parameters, theirs["initial"])
     assert change > 1e-4
     assert difference <= 1e-3 * change
@@ -252,7 +250,7 @@ def test_savings_keep_the_gradient(backend, loss_type, matrix):
     initial = matrix("single")["uniform"][0]["initial"]
     difference, change = change_norms(saved[1], whole[1], initial)
     assert change > 1e-4
-    assert difference <= 1e-4 * change
+    assert difference <= 2e-4 * change  # after four updates
 
 
 @pytest.mark.parametrize("backend", ["zero2", "zero3", "fsdp2"])

@@ -4,10 +4,12 @@ Completions come from a rollout function that depends on the prompt and its repe
 batch is made whatever the number of processes.
 """
 
+import functools
 import json
+import os
 import random
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
@@ -16,7 +18,6 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from helpers import config, letter_reward, place_reward, prompts
 from peft import LoraConfig
-from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2VLForConditionalGeneration
 from trl import GRPOConfig, GRPOTrainer
@@ -42,15 +43,18 @@ def allow_fsdp_on_cpu():
 # Rollouts
 
 
-def fixed_rollout(prompts_, trainer):
-    tokenizer, seen = trainer.processing_class, Counter()
+def fixed_rollout(prompts_, trainer, special=0):
+    """Completions without the tokenizer's last `special` tokens."""
+    tokenizer, seen = trainer._tokenizer, Counter()
     ids, completions = [], []
     for prompt in prompts_:
         rng = random.Random(f"{prompt}/{seen[prompt]}/{trainer.state.global_step}")
         seen[prompt] += 1
         length = rng.randint(1, 12)
         ids.append(tokenizer(prompt)["input_ids"])
-        completions.append([rng.randrange(3, len(tokenizer)) for _ in range(length - 1)] + [tokenizer.eos_token_id])
+        completions.append(
+            [rng.randrange(3, len(tokenizer) - special) for _ in range(length - 1)] + [tokenizer.eos_token_id]
+        )
     return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
 
 
@@ -71,10 +75,17 @@ def environment_rollout(prompts_, trainer):
     return rollout
 
 
+def vision_rollout(prompts_, trainer):
+    """With the image tokens of each prompt."""
+    texts = [next(part["text"] for part in prompt[-1]["content"] if part["type"] == "text") for prompt in prompts_]
+    return {**fixed_rollout(texts, trainer, 4), "prompt_ids": trainer._tokenize_prompts(prompts_)[0]}
+
+
 ROLLOUTS = {
     "fixed": fixed_rollout,
     "truncated": truncated_rollout,
     "environment": environment_rollout,
+    "vision": vision_rollout,
     "generate": None,
 }
 
@@ -92,11 +103,6 @@ def second_half_constant_reward(completions, rank, **kwargs):
     return [1.0 if r else reward for r, reward in zip(rank, letter_reward(completions), strict=True)]
 
 
-def place_in_group_reward(completions, **kwargs):
-    """Also differs where greedy decoding makes the completions of a group equal."""
-    return [float(place % 4) for place in range(len(completions))]
-
-
 def failing_reward(completions, **kwargs):
     if PartialState().process_index == 1:
         raise RuntimeError("the reward of process 1 is out of order")
@@ -107,7 +113,6 @@ REWARDS = {
     "letter": letter_reward,
     "half_constant": half_constant_reward,
     "second_half_constant": second_half_constant_reward,
-    "place_in_group": place_in_group_reward,
     "failing": failing_reward,
 }
 
@@ -129,10 +134,10 @@ class Environment:
 
 
 class Recorder:
-    """Keeps, for each update, the method's first (B, T) quantity and the weights on each completion's mask."""
+    """Keeps, for each optimizer step, the method's first (B, T) quantity and the weights on each completion's mask."""
 
     def __init__(self, trainer):
-        self.updates = []
+        self.steps = defaultdict(dict)
         assign = trainer._assign_credit
 
         def record(batch, view, own, plan, policy):
@@ -154,15 +159,15 @@ class Recorder:
                 assign(batch, view, own, plan, policy)
             finally:
                 trl_credit.trainer.credit_metrics = original
-            self.updates.append(seen)
+            self.steps[trainer.state.global_step].update(seen)
 
         trainer._assign_credit = record
 
     def gathered(self):
-        merged = {}
-        for i, seen in enumerate(self.updates):
-            for part in gather_object([seen]):
-                merged.setdefault(i, {}).update(part)
+        merged = defaultdict(dict)
+        for part in gather_object([self.steps]):
+            for step, seen in part.items():
+                merged[step].update(seen)
         return merged
 
 
@@ -186,6 +191,13 @@ def model_and_processor(name, paths, as_object):
     return paths[name], None
 
 
+def without_processor(trainer, save, *args, **kwargs):
+    """The tiny vision processor cannot be saved."""
+    processor, trainer.processing_class = trainer.processing_class, trainer._tokenizer
+    save(*args, **kwargs)
+    trainer.processing_class = processor
+
+
 def run(settings, paths, output):
     AcceleratorState._reset_state()  # each case is a launch of its own, in processes that have torch loaded
     output.mkdir(parents=True, exist_ok=True)
@@ -195,8 +207,8 @@ def run(settings, paths, output):
     as_object, iterable = settings.pop("as_object", False), settings.pop("iterable", False)
     environment, vllm = settings.pop("environment", False), settings.pop("vllm", False)
     resume, per_process = settings.pop("resume", False), settings.pop("per_process", 1)
-    rows = settings.pop("global_batch_size", 8)
-    settings["per_device_train_batch_size"] = rows // PartialState().num_processes // per_process
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    settings["per_device_train_batch_size"] = 8 // processes // per_process
     args = config(output, kind=GRPOConfig if theirs else CreditGRPOConfig, **settings)
     # after the arguments: under ZeRO-3 with `zero3_init_flag` it is partitioned as it is loaded
     model, processor = model_and_processor(name, paths, as_object)
@@ -226,12 +238,12 @@ def run(settings, paths, output):
 
         trainer._generate_and_score_completions = without_weight_sync
     recorder = None if theirs else Recorder(trainer)
-    if PartialState().num_processes == 1:
-        initial = {name: p.detach().clone() for name, p in trainer.model.state_dict().items()}
-        save_file({name: p for name, p in initial.items() if p.is_floating_point()}, output / "initial.safetensors")
+    if name == "vision":
+        trainer._save = functools.partial(without_processor, trainer, trainer._save)
+    if processes == 1:
+        trainer.save_model(str(output / "initial"))
     trainer.train(resume_from_checkpoint=str(output.parent / resume) if resume else None)
     sharded = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in trainer.model.parameters())
-    trainer.processing_class = trainer._tokenizer  # the tiny vision processor cannot be saved
     trainer.save_model()
     state = trainer.accelerator.state
     result = {

@@ -127,10 +127,14 @@ def cut_width(length: int, pad_to_multiple_of: int | None) -> int:
 
 
 def cut(batch: dict[str, Any], pad_to_multiple_of: int | None = None) -> dict[str, Any]:
-    """A batch without the columns that are padding in every row (at least one column of each side stays)."""
+    """A batch without the columns that are padding in every row.
+
+    Two completion columns stay: TRL takes a tensor of one column for one value per completion.
+    """
     prompt_width, completion_width = batch["prompt_ids"].size(1), batch["completion_ids"].size(1)
-    prompt, completion = (cut_width(length, pad_to_multiple_of) for length in token_counts(batch).max(0))
-    prompt, completion = min(prompt, prompt_width), min(completion, completion_width)
+    longest_prompt, longest_completion = token_counts(batch).max(0)
+    prompt = min(cut_width(longest_prompt, pad_to_multiple_of), prompt_width)
+    completion = min(cut_width(max(longest_completion, 2), pad_to_multiple_of), completion_width)
     batch = dict(batch)
     for key in PROMPT_KEYS:
         batch[key] = batch[key][:, prompt_width - prompt :]

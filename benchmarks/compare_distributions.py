@@ -1,0 +1,111 @@
+"""What comparing two distributions costs beside the two matrix products that it cannot do without.
+
+    python benchmarks/compare_distributions.py [--tokens N] [--vocab N] [--hidden N] [--dtype NAME] [--device NAME]
+
+Prints, from one run, the fastest time of the bare products (hidden states times heads, in pieces that fit memory), that of
+`compare_distributions` for growing sets of outputs, their ratio, and the peak memory above the inputs (on a CPU: of the
+process, on Linux). On a CPU `compare_distributions` rounds to `--dtype` but multiplies in float32, and so do the products.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from trl_credit.signals.statistics import Head, compare_distributions
+
+
+OUTPUTS = [("squared_hellinger",), ("squared_hellinger", "entropy"), ("squared_hellinger", "entropy", "kl")]
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    if device.type != "cuda":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def added_memory(function: Callable[[], object], device: torch.device) -> float:
+    """Peak MB while `function` runs, above those before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+    def status(field: str) -> int:
+        return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is held now
+    before = status("VmRSS")
+    function()
+    return (status("VmHWM") - before) / 2**10
+
+
+def products(sides: list[tuple[torch.Tensor, torch.Tensor]], out: torch.Tensor) -> None:
+    """The products of (N, H) hidden states and (V, H) heads, each piece in `out`."""
+    for hidden, weight in sides:
+        for some_columns in weight.split(out.size(1)):
+            for some_rows in hidden.split(out.size(0)):
+                place = out[: some_rows.size(0)]
+                if some_columns.size(0) < out.size(1):
+                    place = torch.empty(some_rows.size(0), some_columns.size(0), dtype=out.dtype, device=out.device)
+                if out.dtype == some_rows.dtype:
+                    torch.mm(some_rows, some_columns.t(), out=place)
+                else:
+                    torch.mm(some_rows, some_columns.t(), out_dtype=out.dtype, out=place)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--vocab", type=int, default=49152)
+    parser.add_argument("--hidden", type=int, default=576)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    torch.manual_seed(0)
+    sides = [
+        (
+            torch.randn(arguments.tokens, arguments.hidden, device=device, dtype=dtype),
+            torch.randn(arguments.vocab, arguments.hidden, device=device, dtype=dtype).mul_(arguments.hidden**-0.5),
+        )
+        for _ in range(2)
+    ]
+    mask = torch.ones(1, arguments.tokens, dtype=torch.bool, device=device)
+    (hidden_p, head_p), (hidden_q, head_q) = ((hidden.unsqueeze(0), Head(weight)) for hidden, weight in sides)
+
+    def compare(outputs: tuple[str, ...], mask: torch.Tensor = mask) -> None:
+        compare_distributions(hidden_p, head_p, hidden_q, head_q, mask, outputs, dtype=dtype)
+
+    # The first calls load libraries and compile kernels
+    compare(OUTPUTS[-1], mask & (mask.cumsum(1) == 1))
+    memory = [added_memory(lambda outputs=outputs: compare(outputs), device) for outputs in OUTPUTS]
+    if device.type == "cpu":
+        sides = [(hidden.float(), weight.float()) for hidden, weight in sides]
+    out = torch.empty(1024 if device.type == "cpu" else 4096, 8192, device=device)
+    # In turn, so that whatever else the machine does falls on all alike
+    runs = [lambda: products(sides, out), *(lambda outputs=outputs: compare(outputs) for outputs in OUTPUTS)]
+    runs[0]()
+    times = [[seconds(run, device) for run in runs] for _ in range(arguments.repeats)]
+    bare, *ours = (min(column) for column in zip(*times, strict=True))
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    print(f"{arguments.tokens} tokens, vocabulary {arguments.vocab}, hidden {arguments.hidden}, ", end="")
+    print(f"{arguments.dtype} on {device}{threads}")
+    print(f"{'two matrix products':40} {bare:8.4f} s")
+    for outputs, fastest, megabytes in zip(OUTPUTS, ours, memory, strict=True):
+        print(f"{', '.join(outputs):40} {fastest:8.4f} s   {fastest / bare:.2f} x   {megabytes:6.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

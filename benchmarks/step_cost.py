@@ -1,0 +1,181 @@
+"""What token credit costs: TRL's GRPOTrainer and this package's, interleaved on the same completions.
+
+    python benchmarks/step_cost.py MODEL                   # all advantages non-zero, update only
+    python benchmarks/step_cost.py MODEL --generate        # the whole step
+    python benchmarks/step_cost.py MODEL --realistic       # half the groups without variance, uneven lengths
+
+MODEL is a path or hub id (`python examples/convert_smollm2.py DIR` makes SmolLM2-135M-Instruct). Every round runs one
+optimizer step of every variant; ratios are taken within a round, and their median and range over the rounds are printed.
+TRL computes its reference's log-probs in the rollout, so that the column `rollout` holds the cost of its KL penalty.
+"""
+
+import argparse
+import copy
+import random
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+
+from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
+
+
+GROUP = 8
+SAVE_NOTHING = {"skip_zero_advantage": False, "trim_padding": False}
+SAVE_ALL = {"skip_zero_advantage": True, "trim_padding": True}
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--generate", action="store_true", help="sample completions with the model")
+    parser.add_argument("--realistic", action="store_true", help="64 uneven completions, half without an advantage")
+    parser.add_argument("--prompt-tokens", type=int, default=60)
+    parser.add_argument("--note-tokens", type=int, default=15, help="what the negative prompt adds")
+    parser.add_argument("--completion-tokens", type=int, default=128)
+    parser.add_argument("--variants", nargs="+", help="of: trl, trl_kl, uniform, gcpo, dgpo")
+    parser.add_argument("--bf16", action="store_true")
+    return parser.parse_args()
+
+
+def text_of(tokenizer, tokens, rng):
+    """A text of so many tokens."""
+    ids = [rng.randrange(1000, 5000) for _ in range(4 * tokens)]
+    while len(tokenizer(tokenizer.decode(ids))["input_ids"]) > tokens:
+        ids.pop()
+    return tokenizer.decode(ids)
+
+
+class Variant:
+    def __init__(self, name, arguments, model, tokenizer, data, lengths, rewards):
+        self.name, self.seconds = name, defaultdict(list)
+        self._lengths, self._rewards, self._generate = lengths, rewards, arguments.generate
+        rng = random.Random(0)
+        note = text_of(tokenizer, arguments.note_tokens, rng)
+        credit = {"gcpo": {"method": "gcpo", "negative_prompt": "{prompt} " + note}}.get(name, name)
+        self._accumulation = len(lengths) // GROUP
+        settings = {
+            "output_dir": tempfile.mkdtemp(),
+            "per_device_train_batch_size": GROUP,
+            "gradient_accumulation_steps": self._accumulation,
+            "num_generations": GROUP,
+            "max_completion_length": max(lengths),
+            "beta": 0.001 if name == "trl_kl" else 0.0,
+            "bf16": arguments.bf16,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "save_strategy": "no",
+        }
+        if name.startswith("trl"):
+            trainer_class, config = GRPOTrainer, GRPOConfig(**settings)
+        else:
+            savings = SAVE_ALL if arguments.realistic else SAVE_NOTHING
+            trainer_class, config = CreditGRPOTrainer, CreditGRPOConfig(**settings, credit=credit, **savings)
+        self.trainer = trainer_class(
+            model=copy.deepcopy(model) if name != "trl_kl" else arguments.model,
+            reward_funcs=self._reward,
+            rollout_func=None if arguments.generate else self._rollout,
+            args=config,
+            train_dataset=data,
+            processing_class=tokenizer,
+        )
+        self.trainer.create_optimizer()
+        self.trainer.model.train()
+        self.trainer.current_gradient_accumulation_steps = self._accumulation
+        for phase, method in {
+            "rollout": "_generate_and_score_completions",
+            "credit": "_own_forwards",
+            "credit ": "_assign_credit",
+        }.items():
+            if hasattr(self.trainer, method):
+                self._time(phase.strip(), method)
+        self._rows = [row for row in data.to_list() for _ in range(GROUP)]
+
+    def _time(self, phase, method):
+        original = getattr(self.trainer, method)
+
+        def timed(*args, **kwargs):
+            started = now()
+            result = original(*args, **kwargs)
+            self.phases[phase] += now() - started
+            return result
+
+        setattr(self.trainer, method, timed)
+
+    def _reward(self, completions, **kwargs):
+        return self._rewards
+
+    def _rollout(self, prompts, trainer):
+        rng = random.Random(1)
+        ids = [trainer.processing_class(prompt)["input_ids"] for prompt in prompts]
+        completions = [[rng.randrange(1000, 5000) for _ in range(length)] for length in self._lengths]
+        return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
+
+    def step(self):
+        trainer, self.phases = self.trainer, defaultdict(float)
+        torch.manual_seed(0)
+        started = now()
+        for micro_batch in range(self._accumulation):
+            trainer.accelerator.gradient_state._set_sync_gradients(micro_batch == self._accumulation - 1)
+            trainer.training_step(trainer.model, self._rows, None)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        total = now() - started
+        self.phases["loss"] = total - sum(self.phases.values())
+        for phase, seconds in {**self.phases, "total": total}.items():
+            self.seconds[phase].append(seconds)
+
+
+def now():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main():
+    arguments = parse_arguments()
+    rng = random.Random(0)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    groups = 8 if arguments.realistic else 1
+    prompts = [text_of(tokenizer, arguments.prompt_tokens, rng) for _ in range(groups)]
+    data = Dataset.from_list([{"prompt": prompt} for prompt in prompts])
+    lengths = [arguments.completion_tokens] * (groups * GROUP)
+    rewards = [float(i % 2) for i in range(groups * GROUP)]
+    if arguments.realistic:
+        # Mean 64, maximum 256, a long tail
+        lengths = [min(256, max(8, int(rng.lognormvariate(3.8, 0.8)))) for _ in lengths]
+        lengths[rng.randrange(len(lengths))] = 256
+        lengths = [max(1, round(n * 64 * len(lengths) / sum(lengths))) if n < 256 else n for n in lengths]
+        rewards = [float(i % 2) if (i // GROUP) % 2 else 1.0 for i in range(len(rewards))]
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.model, dtype=torch.bfloat16 if arguments.bf16 else torch.float32
+    )
+    names = arguments.variants or ["trl", "trl_kl", "uniform", "gcpo", "dgpo"]
+    variants = [Variant(name, arguments, model, tokenizer, data, lengths, rewards) for name in names]
+    print(f"completions: {len(lengths)}, mean {statistics.mean(lengths):.0f} tokens, longest {max(lengths)}")
+    for turn in range(arguments.rounds + 1):  # the first warms up
+        for variant in variants[turn % len(variants) :] + variants[: turn % len(variants)]:
+            variant.step()
+    phases = ("rollout", "credit", "loss", "total")
+    print(f"{'seconds (median)':18}" + "".join(f"{phase:>10}" for phase in phases))
+    for variant in variants:
+        medians = [statistics.median(variant.seconds.get(phase, [0.0])[1:] or [0.0]) for phase in phases]
+        print(f"{variant.name:18}" + "".join(f"{value:10.2f}" for value in medians))
+    for base in (variant for variant in variants if variant.name.startswith("trl")):
+        for variant in variants:
+            if variant is not base:
+                ratios = [a / b for a, b in zip(variant.seconds["total"][1:], base.seconds["total"][1:], strict=True)]
+                print(
+                    f"{variant.name} / {base.name}: {statistics.median(ratios):.3f} "
+                    f"({min(ratios):.3f} to {max(ratios):.3f})"
+                )
+
+
+if __name__ == "__main__":
+    main()
