@@ -103,6 +103,11 @@ def start(backend, path, models, cases):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
 
+def load_parameters(path):
+    """Under ZeRO-3, transformers writes the names of a vision-language model's text part with one `model.` too many."""
+    return {name.replace("model.model.", "model."): parameter for name, parameter in load_file(path).items()}
+
+
 def launch(backend, path, models, cases):
     """{case: (result, parameters)} of cases that all end well."""
     done = start(backend, path, models, cases)
@@ -112,11 +117,11 @@ def launch(backend, path, models, cases):
         result = json.loads((path / name / "result.json").read_text())
         assert result["num_processes"] == (1 if backend == "single" else 2)
         assert result["distributed_type"] == DISTRIBUTED_TYPE[backend]
-        assert result["sharded"] == (backend in ("zero3", "zero3_init", "fsdp2") or backend == "zero2")
+        assert result["sharded"] == (backend in ("zero3", "zero3_init", "fsdp2"))
         saved = "adapter_model.safetensors" if settings.get("peft") else "model.safetensors"
-        results[name] = result, load_file(path / name / saved)
+        results[name] = result, load_parameters(path / name / saved)
         if backend == "single":
-            result["initial"] = load_file(path / name / "initial" / saved)
+            result["initial"] = load_parameters(path / name / "initial" / saved)
     return results
 
 
@@ -179,11 +184,13 @@ SHARED = ("ddp", "zero2", "zero3", "fsdp2")
 
 @pytest.fixture(scope="module")
 def matrix(models, tmp_path_factory):
-    """All cases of a backend, from one launch."""
+    """All cases of a backend, from one launch, even where it fails."""
     results = {}
 
     def run(backend):
+        assert results.get(backend, True), f"the launch on {backend} failed"
         if backend not in results:
+            results[backend] = None
             results[backend] = launch(backend, tmp_path_factory.mktemp("matrix") / backend, models, MATRIX)
         return results[backend]
 
@@ -197,9 +204,9 @@ def without_times(history):
 def change_norms(ours, theirs, initial):
     """Norms of the difference of two runs' parameters and of the change that the second made."""
     difference = change = 0.0
-    for name, parameter in theirs.items():
-        difference += float((ours[name].double() - parameter.double()).square().sum())
-        change += float((parameter.double() - initial[name].double()).square().sum())
+    for name, start in initial.items():  # some backends save a tied head besides
+        difference += float((ours[name].double() - theirs[name].double()).square().sum())
+        change += float((theirs[name].double() - start.double()).square().sum())
     return difference**0.5, change**0.5
 
 

@@ -13,6 +13,7 @@ import yaml
 from accelerate.logging import get_logger
 from huggingface_hub import ModelCard
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
@@ -52,6 +53,13 @@ class CreditGRPOTrainer(GRPOTrainer):
     micro-batch, over all processes) and the method's own. Once per generation batch it logs `credit/skipped_fraction`,
     the share of completions left out, and `credit/near_zero_advantages`, the number of completions whose advantage is
     so small that it is rounding but is not zero, so that they were not.
+
+    Differences from TRL, with every method:
+
+    1. Under FSDP2 an output head that is a sharding unit of its own (as accelerate makes of the untied head of a
+       vision-language model) is gathered before the loss. TRL's fused head never calls the module, so that nothing
+       gathers it, and gathers the weight itself in a way whose backward does not add up the processes' gradients: each
+       process would train its shard of the head on its own completions only.
 
     Attributes:
         credit_method (`CreditMethod`): The method in use.
@@ -253,12 +261,19 @@ class CreditGRPOTrainer(GRPOTrainer):
         view = self._credit_view(batch, plan) if plan.credited else None
         own = self._own_forwards(model, view, plan) if plan.credited else {}
         self._credit_pass = batch, view, own, plan
+        self._unshard_output_head(model)
         try:
             with self._uneven_gather(len(batch["advantages"]), plan.most_rows):
                 return super()._compute_loss(model, batch)
         finally:
             self._credit_pass = None
             self._weight_metrics(self._metrics[mode], logged, plan)
+
+    def _unshard_output_head(self, model: nn.Module) -> None:
+        """Makes FSDP2 reduce the output head's gradient: see the first difference from TRL."""
+        head = causal_model(self.accelerator.unwrap_model(model)).get_output_embeddings()
+        if isinstance(head, FSDPModule):
+            head.unshard()
 
     @contextlib.contextmanager
     def _uneven_gather(self, rows: int, most_rows: int):
