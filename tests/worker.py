@@ -266,6 +266,8 @@ def main():
             run(settings, job["models"], Path(job["output_dir"]) / name)
         except Exception as error:
             raise RuntimeError(f"case {name!r} failed") from error
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()  # else gloo's threads may abort the process as it ends
 
 
 if __name__ == "__main__":
