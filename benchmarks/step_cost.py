@@ -6,7 +6,8 @@
 
 MODEL is a path or hub id (`python examples/convert_smollm2.py DIR` makes SmolLM2-135M-Instruct). Every round runs one
 optimizer step of every variant; ratios are taken within a round, and their median and range over the rounds are printed.
-TRL computes its reference's log-probs in the rollout, so that the column `rollout` holds the cost of its KL penalty.
+TRL computes its reference's log-probs in the rollout, so that the column `rollout` holds the cost of its KL penalty. The
+column `peak MB` is the most memory that a step took above what all variants held before it (on a CPU, on Linux).
 """
 
 import argparse
@@ -16,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -54,7 +56,7 @@ def text_of(tokenizer, tokens, rng):
 
 class Variant:
     def __init__(self, name, arguments, model, tokenizer, data, lengths, rewards):
-        self.name, self.seconds = name, defaultdict(list)
+        self.name, self.seconds, self.megabytes = name, defaultdict(list), []
         self._lengths, self._rewards, self._generate = lengths, rewards, arguments.generate
         rng = random.Random(0)
         note = text_of(tokenizer, arguments.note_tokens, rng)
@@ -120,6 +122,7 @@ class Variant:
     def step(self):
         trainer, self.phases = self.trainer, defaultdict(float)
         torch.manual_seed(0)
+        held = reset_peak()
         started = now()
         for micro_batch in range(self._accumulation):
             trainer.accelerator.gradient_state._set_sync_gradients(micro_batch == self._accumulation - 1)
@@ -128,6 +131,7 @@ class Variant:
         trainer.optimizer.zero_grad()
         total = now() - started
         self.phases["loss"] = total - sum(self.phases.values())
+        self.megabytes.append(peak() - held)
         for phase, seconds in {**self.phases, "total": total}.items():
             self.seconds[phase].append(seconds)
 
@@ -136,6 +140,24 @@ def now():
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def process_memory(field):
+    """MB, from Linux."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
+
+
+def reset_peak():
+    """MB held now, from which on the peak counts."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    Path("/proc/self/clear_refs").write_text("5")
+    return process_memory("VmRSS")
+
+
+def peak():
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process_memory("VmHWM")
 
 
 def main():
@@ -163,10 +185,11 @@ def main():
         for variant in variants[turn % len(variants) :] + variants[: turn % len(variants)]:
             variant.step()
     phases = ("rollout", "credit", "loss", "total")
-    print(f"{'seconds (median)':18}" + "".join(f"{phase:>10}" for phase in phases))
+    print(f"{'seconds (median)':18}" + "".join(f"{phase:>10}" for phase in phases) + f"{'peak MB':>10}")
     for variant in variants:
         medians = [statistics.median(variant.seconds.get(phase, [0.0])[1:] or [0.0]) for phase in phases]
-        print(f"{variant.name:18}" + "".join(f"{value:10.2f}" for value in medians))
+        print(f"{variant.name:18}" + "".join(f"{value:10.2f}" for value in medians), end="")
+        print(f"{statistics.median(variant.megabytes[1:]):10.0f}")
     for base in (variant for variant in variants if variant.name.startswith("trl")):
         for variant in variants:
             if variant is not base:
