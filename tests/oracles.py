@@ -19,12 +19,21 @@ def gcpo_row(policy_logps, negative_logps, mask, top_fraction=0.4, top_mass=0.8,
         # exp(u) - u - 1 by its series where the closed form cancels
         value = math.exp(u) - u - 1 if abs(u) > 1e-2 else sum(u**k / math.factorial(k) for k in range(2, 12))
         contrasts.append(0.0 if abs(u) <= noise_floor else min(value, 10.0))
+    for t, weight in zip(places, rank_row(contrasts, [True] * len(places), top_fraction, top_mass), strict=True):
+        weights[t] = weight
+    return weights
+
+
+def rank_row(contrasts, mask, top_fraction=0.4, top_mass=0.8):
+    """GCPO's weights of one completion from its contrasts."""
+    places = [t for t, on in enumerate(mask) if on]
+    weights = [0.0] * len(mask)
     exponent = math.log(1 - top_mass) / math.log(1 - top_fraction) - 1
     n = len(places)
     powers = []
-    for value in contrasts:
-        lower = sum(other < value for other in contrasts)
-        equal = sum(other == value for other in contrasts)
+    for t in places:
+        lower = sum(contrasts[s] < contrasts[t] for s in places)
+        equal = sum(contrasts[s] == contrasts[t] for s in places)
         rank = lower + (equal + 1) / 2
         powers.append((rank / n) ** exponent)
     for t, power in zip(places, powers, strict=True):

@@ -1,18 +1,21 @@
 """What this package leans on in TRL; a failure here says which method moved."""
 
 import inspect
+import re
 
 import pytest
 from trl import GRPOTrainer
 from trl.trainer import utils
 from trl.trainer.callbacks import SyncRefModelCallback
 
+from trl_credit.batching import COMPLETION_KEYS, IMAGE_KEYS, PROMPT_KEYS, SEQUENCE_KEYS
 from trl_credit.signals.base import FORWARD_KEYS
 
 
 METHODS = {
     "_compute_loss": ["self", "model", "inputs"],
     "_generate": ["self", "prompts"],
+    "_prepare_inputs": ["self", "generation_batch"],
     "_generate_and_score_completions": ["self", "inputs"],
     "_set_signature_columns_if_needed": ["self"],
     "_tokenize_prompts": ["self", "prompts"],
@@ -30,6 +33,7 @@ FUNCTIONS = {
     utils.maybe_gather_lm_head_ctx: ["params"],
     utils.pad: ["tensors", "padding_value", "padding_side", "pad_to_multiple_of"],
     utils.split_pixel_values_by_grid: ["batch"],
+    utils.unsplit_pixel_values_by_grid: ["batch"],
     utils.use_adapter: ["model", "adapter_name"],
     SyncRefModelCallback.__init__: ["self", "ref_model", "accelerator"],
 }
@@ -64,6 +68,32 @@ def test_loss_reads_the_batch_after_its_own_forward():
     assert source.index("self._get_per_token_logps_and_entropies(") < source.index('inputs["advantages"]')
     assert source.count("self._get_per_token_logps_and_entropies(") == 1
     assert "advantages.dim() == 1" in source
+
+
+def test_a_generation_batch_is_buffered_whole():
+    """Its micro-batches are planned together, when TRL has replaced its buffer."""
+    source = inspect.getsource(GRPOTrainer._prepare_inputs)
+    assert "self._buffered_inputs = " in source
+    assert "self._buffered_inputs[self._step % self.args.steps_per_generation]" in source
+
+
+def test_what_the_loss_reads_of_the_batch_is_cut_with_it():
+    """A key of TRL's batch that batching.py does not know would keep its width, or its rows."""
+    known = {*PROMPT_KEYS, *COMPLETION_KEYS, *SEQUENCE_KEYS, *IMAGE_KEYS, "advantages", "num_items_in_batch"}
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    made = set(re.findall(r'output\["(\w+)"\]', source.split("output = {")[1]))
+    made |= set(re.findall(r'^ +"(\w+)":', source.split("output = {")[1].split("}")[0], re.MULTILINE))
+    read = set(re.findall(r'inputs(?:\.get\(|\[)"(\w+)"', inspect.getsource(GRPOTrainer._compute_loss)))
+    assert {"advantages", "completion_mask", "num_items_in_batch"} <= made
+    assert (made | read) - known == set()
+
+
+def test_what_the_loss_gathers():
+    """Processes may have different numbers of rows: what TRL gathers has one value a row (then it is padded), or one."""
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert re.findall(r"accelerator\.gather\w*\((\w+)", source) == [
+        "policy_loss", "aux_loss", "masked_seq_mean", "masked_seq_mean",
+    ]  # fmt: skip
 
 
 def test_trainer_signature_is_trls():

@@ -81,8 +81,16 @@ def expected_weights(name, batch, policy, reference, tokenizer):
     width = batch["completion_ids"].size(1)
     mask = batch["completion_mask"].bool().numpy()
     policy_logits = full_logits(policy, prompt_rows, completion_rows)
-    if name == "gcpo":
+    if name.startswith("gcpo"):
         negative_logits = full_logits(policy, negative_rows(tokenizer, prompt_rows), completion_rows)
+        if name == "gcpo_full":
+            divergences = [
+                oracles.kl(a.detach().numpy(), b.detach().numpy(), TEMPERATURE)
+                for a, b in zip(policy_logits, negative_logits, strict=True)
+            ]
+            return np.array(
+                [oracles.rank_row(row, on) for row, on in zip(padded(divergences, width), mask, strict=True)]
+            )
         sides = [
             padded([logps_of(x, c).detach().numpy() for x, c in zip(logits, completion_rows, strict=True)], width)
             for logits in (policy_logits, negative_logits)
@@ -98,6 +106,7 @@ def expected_weights(name, batch, policy, reference, tokenizer):
 
 CREDIT = {
     "gcpo": {"method": "gcpo", "negative_prompt": NEGATIVE},
+    "gcpo_full": {"method": "gcpo", "negative_prompt": NEGATIVE, "divergence": "full"},
     "dgpo": {"method": "dgpo", "temperature": 0.002},
 }
 
@@ -194,8 +203,8 @@ def test_forwards_are_as_few_as_stated(name, tiny_model, tmp_path):
         return calls
 
     assert forwards("uniform") == {"policy": 16, "reference": 0}
-    expected = {"gcpo": {"policy": 32, "reference": 0}, "dgpo": {"policy": 16, "reference": 16}}
-    assert forwards(CREDIT[name]) == expected[name]
+    expected = {"policy": 16, "reference": 16} if name == "dgpo" else {"policy": 32, "reference": 0}
+    assert forwards(CREDIT[name]) == expected
 
 
 @pytest.mark.parametrize("trainer_class", [CreditGRPOTrainer, GCPOTrainer, DGPOTrainer])

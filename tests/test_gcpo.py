@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_credit.methods.gcpo import average_ranks, contrast, gcpo_weights
+from trl_credit import GCPO, CreditInputs
+from trl_credit.methods.gcpo import average_ranks, contrast, full_contrast, gcpo_weights
 
 
 def test_hand_worked():
@@ -117,3 +118,46 @@ def test_float64_is_exact():
     mask = torch.rand(4, 30, generator=generator) < 0.7
     expected = oracles.rows(oracles.gcpo_row, policy.tolist(), negative.tolist(), mask.tolist(), noise_floor=1e-9)
     np.testing.assert_allclose(gcpo_weights(policy, negative, mask).numpy(), expected, rtol=1e-12, atol=0)
+
+
+def full_inputs(divergence, policy=None, dtype=torch.float32):
+    method = GCPO(divergence="full")
+    zeros = torch.zeros_like(divergence)
+    return method, CreditInputs(
+        mask=torch.ones_like(divergence, dtype=torch.bool),
+        policy_logps=zeros if policy is None else policy,
+        policy_entropy=zeros,
+        vocab_size=10,
+        signals={method.signals()[0]: divergence},
+        compute_dtype=dtype,
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(values=st.lists(st.integers(0, 40).map(lambda i: i / 8), min_size=1, max_size=20))
+def test_full_divergence_against_the_oracle(values):
+    method, inputs = full_inputs(torch.tensor([values]))
+    expected = oracles.rank_row(values, [True] * len(values))
+    np.testing.assert_allclose(method.weights(inputs)[0].double().numpy(), expected, rtol=2e-5, atol=1e-6)
+
+
+def test_full_divergence_below_the_noise_floor_is_uniform():
+    noise = torch.tensor([[1e-9, 3e-9, 0.0, 4e-9]])
+    method, inputs = full_inputs(noise)
+    assert torch.equal(method.weights(inputs), torch.ones(1, 4))
+    assert float(method.metrics(inputs)["contrast_fraction"].sum()) == 0
+    assert full_contrast(torch.tensor([[0.04, 0.06]]), noise_floor=0.3).tolist() == [[0.0, pytest.approx(0.06)]]
+    method, inputs = full_inputs(torch.tensor([[0.01, 0.04, 0.02, 0.03]]), dtype=torch.bfloat16)
+    assert torch.equal(method.weights(inputs), torch.ones(1, 4))
+
+
+def test_full_divergence_that_is_not_finite_gives_uniform_weights():
+    method, inputs = full_inputs(torch.tensor([[0.1, math.inf, 0.3], [0.1, math.nan, 0.3], [0.1, 0.2, 0.3]]))
+    weights = method.weights(inputs)
+    assert torch.equal(weights[:2], torch.ones(2, 3))
+    assert weights[2].std() > 0.5
+
+
+def test_unknown_divergence():
+    with pytest.raises(ValueError, match=r"`divergence` is 'ful'.*full"):
+        GCPO(divergence="ful")

@@ -12,7 +12,11 @@ from trl_credit.methods.base import effective_token_fraction, mean_one
 from trl_credit.metrics import credit_metrics
 
 
-every_method = pytest.mark.parametrize("method", [cls() for cls in METHODS.values()], ids=list(METHODS))
+# Every registered method at its defaults, and what needs other signals
+EVERY = {name: cls() for name, cls in METHODS.items()} | {
+    "gcpo-full": build_credit({"method": "gcpo", "divergence": "full"})
+}
+every_method = pytest.mark.parametrize("method", list(EVERY.values()), ids=list(EVERY))
 VOCAB = 50
 
 
@@ -137,9 +141,23 @@ def test_token_advantages(method):
 
 
 @every_method
+def test_completions_without_an_advantage_may_be_left_out_where_the_method_says_so(method):
+    """What `skip_zero_advantage` and the signals' forwards rely on."""
+    if method.credits_zero_advantage:
+        return
+    inputs = make_inputs(method, 2, 5, 11)
+    advantages = torch.tensor([0.0, 1.0, 0.0, -1.0, 0.5])
+    result = method.token_advantages(advantages, method.weights(inputs), inputs)
+    kept = advantages.nonzero().flatten()
+    part = mapped(inputs, lambda x: x[kept])
+    torch.testing.assert_close(method.token_advantages(advantages[kept], method.weights(part), part), result[kept])
+    assert (result[advantages == 0] == 0).all()
+
+
+@every_method
 def test_round_trip(method):
     assert build_credit(method.to_dict()) == method
-    assert build_credit(method.name) == method
+    assert build_credit(method.name) == type(method)()
 
 
 @every_method

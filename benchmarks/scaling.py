@@ -1,0 +1,256 @@
+"""What token credit adds to an update, by formula: FLOPs, memory and communication, from 1.5B to 72B parameters.
+
+    python benchmarks/scaling.py [--completion-tokens N] [--checkpointing] [--zero-advantage FRACTION] ...
+
+Prints the tables of docs/scaling.md. `tests/test_scaling.py` holds the formulas to what torch counts in real updates.
+"""
+
+import argparse
+from dataclasses import dataclass, replace
+
+
+# One H100 SXM; the shares of its peaks that trainers and engines reach are assumptions, stated in docs/scaling.md
+PEAK_FLOPS, UTILISATION = 989e12, 0.4
+MEMORY_BANDWIDTH, ENGINE_UTILISATION = 3.35e12, 0.6
+GPU_BYTES = 80e9
+# Bytes a second and GPU that collectives reach within a machine of 8 and between machines
+NVLINK, NETWORK = 300e9, 40e9
+GPUS_PER_MACHINE = 8
+
+METHODS = ("trl", "trl_kl", "uniform", "gcpo", "gcpo_full", "dgpo")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder with gated MLPs: what its matrix products are made of."""
+
+    name: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    head_dim: int = 128
+    tied: bool = False
+
+    @property
+    def head(self) -> int:
+        """Parameters of the output head."""
+        return self.hidden * self.vocab
+
+    @property
+    def backbone(self) -> int:
+        """Parameters of the layers' matrices."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def parameters(self) -> int:
+        return self.backbone + self.head * (1 if self.tied else 2)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of one token in an engine's cache, bf16."""
+        return 2 * 2 * self.layers * self.kv_heads * self.head_dim
+
+    def backbone_flops(self, tokens: int, attention: float) -> float:
+        """Of one sequence's forward; `attention` is the computed share of the (tokens, tokens) scores."""
+        return 2 * self.backbone * tokens + 4 * attention * self.layers * self.heads * self.head_dim * tokens**2
+
+    def head_flops(self, tokens: int) -> float:
+        return 2 * self.head * tokens
+
+
+MODELS = (
+    Model("Qwen2.5-1.5B", 28, 1536, 8960, 12, 2, 151936, tied=True),
+    Model("Qwen2.5-7B", 28, 3584, 18944, 28, 4, 152064),
+    Model("Qwen2.5-32B", 64, 5120, 27648, 40, 8, 152064),
+    Model("Qwen2.5-72B", 80, 8192, 29568, 64, 8, 152064),
+)
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step on one generation batch.
+
+    Args:
+        prompt: Tokens of a prompt.
+        note: Tokens that the negative prompt adds.
+        completion: Tokens of a completion.
+        completions: Completions, over all processes.
+        zero_advantage: Share of them without an advantage.
+        iterations: TRL's `num_iterations`.
+        checkpointing: Whether the backward computes the layers' forward again.
+        attention: Computed share of the attention scores: a half for causal kernels, 1 where a mask is applied.
+        old_logps: Whether TRL computes the sampling policy's log-probs: with `num_iterations > 1`, with vLLM, or where a
+            generation batch spans several optimizer steps.
+        scored: Positions that TRL's fused head projects; by default the completion's (on a CPU it takes every position).
+    """
+
+    prompt: int = 256
+    note: int = 15
+    completion: int = 2048
+    completions: int = 512
+    zero_advantage: float = 0.0
+    iterations: int = 1
+    checkpointing: bool = False
+    attention: float = 0.5
+    old_logps: bool = False
+    scored: int | None = None
+
+
+def update_flops(model: Model, update: Update, method: str, savings: bool = True) -> dict[str, float]:
+    """FLOPs of an update's matrix products: of the loss, of credit (or of TRL's KL penalty), without generation.
+
+    A forward costs 2 FLOPs a parameter and token, a backward twice that. TRL's fused head computes its logits again in
+    the backward: 4 products, not 3. The credit of completions without an advantage is never computed; `savings`
+    (`skip_zero_advantage`) leaves them out of the loss too.
+    """
+    length, rows = update.prompt + update.completion, update.completions
+    live = rows * (1 - update.zero_advantage)
+    scored = update.completion if update.scored is None else update.scored
+    forward = model.backbone_flops(length, update.attention)
+    loss = (4 if update.checkpointing else 3) * forward + 4 * model.head_flops(scored)
+    rows_in_loss = rows if method.startswith("trl") or not savings else live
+    credit = {
+        # once per generation batch, of every completion
+        "trl_kl": rows * (forward + model.head_flops(scored)),
+        "gcpo": update.iterations
+        * live
+        * (
+            model.backbone_flops(length + update.note, update.attention)
+            + model.head_flops(scored + (update.note if update.scored else 0))
+        ),
+        "gcpo_full": update.iterations
+        * live
+        * (model.backbone_flops(length + update.note, update.attention) + 2 * model.head_flops(update.completion)),
+        # the reference's hidden states are kept between iterations
+        "dgpo": live * (forward + update.iterations * 2 * model.head_flops(update.completion)),
+    }
+    old = rows * (forward + model.head_flops(scored)) if update.old_logps or update.iterations > 1 else 0.0
+    return {"loss": update.iterations * rows_in_loss * loss + old, "credit": credit.get(method, 0.0)}
+
+
+def sharded_bytes(model: Model, method: str, micro_batches: int, gpus: int, forwards: int = 1) -> dict[str, float]:
+    """Bytes that each GPU receives in an update under ZeRO-3 or FSDP2 (bf16): of the loss, and of credit.
+
+    The loss gathers the parameters in forward and backward and scatters gradients; each further forward gathers once.
+    """
+    share = 2 * (gpus - 1) / gpus
+    loss = 3 * share * model.parameters
+    head = share * model.head
+    credit = {
+        "trl_kl": share * model.parameters,
+        "gcpo": forwards * share * model.parameters,
+        "gcpo_full": forwards * share * model.parameters + head,
+        "dgpo": forwards * share * model.parameters + 2 * head,
+    }
+    return {"loss": micro_batches * loss, "credit": micro_batches * credit.get(method, 0.0)}
+
+
+def held_bytes(model: Model, method: str, gpus: int) -> float:
+    """What a GPU holds under ZeRO-3 or FSDP2: weights and gradients in bf16, master weights and Adam in fp32, and the
+    reference's weights."""
+    reference = 2 if method in ("trl_kl", "dgpo") else 0
+    return (2 + 2 + 12 + reference) * model.parameters / gpus
+
+
+def update_seconds(model: Model, update: Update, method: str, gpus: int, rows_per_gpu: int = 8, savings: bool = True):
+    """Seconds of loss and credit, each the longer of its computation and its communication (they overlap)."""
+    flops = update_flops(model, update, method, savings)
+    micro_batches = max(update.completions // (gpus * rows_per_gpu), 1) * update.iterations
+    traffic = sharded_bytes(model, method, micro_batches, gpus)
+    bandwidth = NVLINK if gpus <= GPUS_PER_MACHINE else NETWORK
+    return {
+        part: max(flops[part] / (gpus * PEAK_FLOPS * UTILISATION), traffic[part] / bandwidth)
+        for part in ("loss", "credit")
+    }
+
+
+def rollout_seconds(model: Model, update: Update, gpus: int, concurrent: int = 256) -> float:
+    """Decoding on as many GPUs, bound by reading weights and cache; each group of GPUs that holds the model once decodes
+    up to `concurrent` completions at a time."""
+    per_engine = 1
+    while 2 * model.parameters / per_engine > 0.6 * GPU_BYTES:
+        per_engine *= 2
+    engines = max(gpus // per_engine, 1)
+    rows = update.completions / engines
+    waves = max(rows / concurrent, 1)
+    context = update.prompt + update.completion / 2
+    read = 2 * model.parameters + min(rows, concurrent) * context * model.kv_bytes
+    return waves * update.completion * read / (per_engine * MEMORY_BANDWIDTH * ENGINE_UTILISATION)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompt-tokens", type=int, default=Update.prompt)
+    parser.add_argument("--completion-tokens", type=int, default=Update.completion)
+    parser.add_argument("--completions", type=int, default=Update.completions)
+    parser.add_argument("--zero-advantage", type=float, default=0.4, help="share without an advantage, third table")
+    parser.add_argument("--checkpointing", action="store_true")
+    arguments = parser.parse_args()
+    update = Update(
+        prompt=arguments.prompt_tokens,
+        completion=arguments.completion_tokens,
+        completions=arguments.completions,
+        checkpointing=arguments.checkpointing,
+    )
+
+    def ratio(model: Model, update: Update, method: str, base: str) -> str:
+        ours, theirs = (sum(update_flops(model, update, name).values()) for name in (method, base))
+        return f"{ours / theirs:.3f}"
+
+    print("FLOPs of an update, all advantages non-zero, relative to TRL with a KL penalty\n")
+    names = ["trl", "gcpo", "gcpo_full", "dgpo"]
+    print(table(["model", *names], [[m.name, *(ratio(m, update, n, "trl_kl") for n in names)] for m in MODELS]))
+
+    skipping = replace(update, zero_advantage=arguments.zero_advantage)
+    print(
+        f"\nThe same, {arguments.zero_advantage:.0%} of the completions without an advantage, relative to TRL without one\n"
+    )
+    names = ["trl_kl", "uniform", "gcpo", "gcpo_full", "dgpo"]
+    print(table(["model", *names], [[m.name, *(ratio(m, skipping, n, "trl") for n in names)] for m in MODELS]))
+
+    print(
+        "\nWhat credit adds to an update's time under ZeRO-3 or FSDP2, all advantages non-zero; and rollout / update\n"
+    )
+    names = ["trl_kl", "gcpo", "gcpo_full", "dgpo"]
+    rows = []
+    for model in MODELS:
+        for gpus in (1, 8, 64, 256):
+            if held_bytes(model, "trl", gpus) > 0.7 * GPU_BYTES:
+                rows.append([model.name, str(gpus), *["does not fit"] * len(names), ""])
+                continue
+            cells = []
+            for name in names:
+                seconds = update_seconds(model, update, name, gpus)
+                fits = held_bytes(model, name, gpus) <= 0.7 * GPU_BYTES
+                cells.append(f"{seconds['credit'] / seconds['loss']:.0%}" if fits else "does not fit")
+            seconds = sum(update_seconds(model, update, "trl", gpus).values())
+            rows.append([model.name, str(gpus), *cells, f"{rollout_seconds(model, update, gpus) / seconds:.1f}"])
+    print(table(["model", "GPUs", *names, "rollout / update"], rows))
+
+    print("\nBytes a GPU receives in one micro-batch under ZeRO-3 or FSDP2 on 64 GPUs, and holds\n")
+    rows = []
+    for model in MODELS:
+        traffic = {name: sharded_bytes(model, name, 1, 64) for name in ("trl_kl", "gcpo", "gcpo_full", "dgpo")}
+        rows.append(
+            [
+                model.name,
+                f"{traffic['gcpo']['loss'] / 1e9:.1f} GB",
+                *(f"{value['credit'] / 1e9:.1f} GB" for value in traffic.values()),
+                f"{held_bytes(model, 'trl', 64) / 1e9:.1f} GB",
+                f"{2 * model.parameters / 64 / 1e9:.2f} GB",
+            ]
+        )
+    print(table(["model", "loss", "trl_kl", "gcpo", "gcpo_full", "dgpo", "held by TRL", "a reference adds"], rows))
+
+
+if __name__ == "__main__":
+    main()
