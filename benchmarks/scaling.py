@@ -104,14 +104,15 @@ def update_flops(model: Model, update: Update, method: str, savings: bool = True
     """FLOPs of an update's matrix products: of the loss, of credit (or of TRL's KL penalty), without generation.
 
     A forward costs 2 FLOPs a parameter and token, a backward twice that. TRL's fused head computes its logits again in
-    the backward: 4 products, not 3. The credit of completions without an advantage is never computed; `savings`
-    (`skip_zero_advantage`) leaves them out of the loss too.
+    the backward: 4 products, not 3. Checkpointing computes a layer again but for its last matrix. The credit of
+    completions without an advantage is never computed; `savings` (`skip_zero_advantage`) leaves them out of the loss too.
     """
     length, rows = update.prompt + update.completion, update.completions
     live = rows * (1 - update.zero_advantage)
     scored = update.completion if update.scored is None else update.scored
     forward = model.backbone_flops(length, update.attention)
-    loss = (4 if update.checkpointing else 3) * forward + 4 * model.head_flops(scored)
+    again = forward - 2 * length * model.layers * model.hidden * model.intermediate if update.checkpointing else 0.0
+    loss = 3 * forward + again + 4 * model.head_flops(scored)
     rows_in_loss = rows if method.startswith("trl") or not savings else live
     credit = {
         # once per generation batch, of every completion

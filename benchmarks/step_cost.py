@@ -5,7 +5,8 @@
     python benchmarks/step_cost.py MODEL --realistic       # half the groups without variance, uneven lengths
 
 MODEL is a path or hub id (`python examples/convert_smollm2.py DIR` makes SmolLM2-135M-Instruct). Every round runs one
-optimizer step of every variant; ratios are taken within a round, and their median and range over the rounds are printed.
+optimizer step of every variant, each round in another order. Printed are the ratios of the fastest steps, which other load
+on the machine moves least, and the median and range of the ratios within a round.
 TRL computes its reference's log-probs in the rollout, so that the column `rollout` holds the cost of its KL penalty. The
 column `peak MB` is the most memory that a step took above what all variants held before it (on a CPU, on Linux).
 """
@@ -14,6 +15,7 @@ import argparse
 import copy
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -184,18 +186,20 @@ def main():
     for turn in range(arguments.rounds + 1):  # the first warms up
         for variant in variants[turn % len(variants) :] + variants[: turn % len(variants)]:
             variant.step()
+            print(f"{variant.name} {variant.seconds['total'][-1]:.1f} s", end="  ", file=sys.stderr, flush=True)
     phases = ("rollout", "credit", "loss", "total")
-    print(f"{'seconds (median)':18}" + "".join(f"{phase:>10}" for phase in phases) + f"{'peak MB':>10}")
+    print(f"{'seconds (fastest)':18}" + "".join(f"{phase:>10}" for phase in phases) + f"{'peak MB':>10}")
     for variant in variants:
-        medians = [statistics.median(variant.seconds.get(phase, [0.0])[1:] or [0.0]) for phase in phases]
-        print(f"{variant.name:18}" + "".join(f"{value:10.2f}" for value in medians), end="")
+        fastest = [min(variant.seconds.get(phase, [0.0])[1:] or [0.0]) for phase in phases]
+        print(f"{variant.name:18}" + "".join(f"{value:10.2f}" for value in fastest), end="")
         print(f"{statistics.median(variant.megabytes[1:]):10.0f}")
     for base in (variant for variant in variants if variant.name.startswith("trl")):
         for variant in variants:
             if variant is not base:
                 ratios = [a / b for a, b in zip(variant.seconds["total"][1:], base.seconds["total"][1:], strict=True)]
+                fastest = min(variant.seconds["total"][1:]) / min(base.seconds["total"][1:])
                 print(
-                    f"{variant.name} / {base.name}: {statistics.median(ratios):.3f} "
+                    f"{variant.name} / {base.name}: fastest {fastest:.3f}, median {statistics.median(ratios):.3f} "
                     f"({min(ratios):.3f} to {max(ratios):.3f})"
                 )
 
