@@ -272,7 +272,7 @@ class CreditGRPOTrainer(GRPOTrainer):
     def _unshard_output_head(self, model: nn.Module) -> None:
         """Makes FSDP2 reduce the output head's gradient: see the first difference from TRL."""
         head = causal_model(self.accelerator.unwrap_model(model)).get_output_embeddings()
-        if isinstance(head, FSDPModule):
+        if isinstance(head, FSDPModule) and torch.is_grad_enabled():
             head.unshard()
 
     @contextlib.contextmanager
