@@ -4,6 +4,7 @@ import itertools
 import random
 import zlib
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,22 @@ import torch
 from helpers import config, letter_reward, place_reward, prompts, save_tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from trl_credit import METHODS, CreditGRPOConfig, CreditGRPOTrainer
-from trl_credit.batching import Savings, concatenate, cut, partition, row_scales, select, stand_in, token_counts
+from trl_credit.batching import (
+    PLAN,
+    Savings,
+    concatenate,
+    cut,
+    partition,
+    plan_updates,
+    row_scales,
+    select,
+    stand_in,
+    token_counts,
+)
+from trl_credit.trainer import padding_enters
 
 
 CREDIT = {
@@ -143,10 +157,11 @@ def test_gradients_with_other_settings(settings, tiny_model, tmp_path):
 
 
 def test_token_means_keep_their_meaning(tiny_model, tmp_path):
-    """With rows dealt by length, a mean over micro-batches would count the tokens of short completions more."""
+    """With rows dealt by length, a mean over micro-batches would count the tokens of short completions more. Each step
+    is logged by itself, though one generation batch has two."""
     settings = {**WINDOWS, "num_iterations": 1, "max_steps": 2, "reward": place_reward, "learning_rate": 1e-9}
-    full, _ = train(tiny_model, tmp_path, **settings, **SAVE_NONE, logging_steps=2)
-    saved, _ = train(tiny_model, tmp_path, **settings, **SAVE_ALL, logging_steps=2)
+    full, _ = train(tiny_model, tmp_path, **settings, **SAVE_NONE)
+    saved, _ = train(tiny_model, tmp_path, **settings, **SAVE_ALL)
     batches = full._buffered_inputs
     tokens = np.array([batch["completion_mask"].sum().item() for batch in batches])
     full.model.eval()
@@ -156,8 +171,10 @@ def test_token_means_keep_their_meaning(tiny_model, tmp_path):
             full._metrics["eval"].clear()
             full._compute_loss(full.model, batch)
             entropies.append(full._metrics["eval"]["entropy"][0])
-    expected = (tokens * entropies).sum() / tokens.sum()
-    assert saved.state.log_history[0]["entropy"] == pytest.approx(expected, rel=1e-4)
+    assert tokens[:2].sum() != tokens[2:].sum()
+    for step, part in enumerate((slice(0, 2), slice(2, 4))):
+        expected = (tokens * entropies)[part].sum() / tokens[part].sum()
+        assert saved.state.log_history[step]["entropy"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", list(CREDIT))
@@ -293,6 +310,74 @@ def test_defaults(tiny_model, tmp_path):
     assert penalty == Savings(trim_padding=True, deal=True)
 
 
+def test_models_on_which_padding_acts_are_not_cut(tiny_model, tmp_path):
+    """GPT-2 counts TRL's padding as positions: the reference must see the same, or it is not the policy at the start."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    torch.manual_seed(0)
+    shape = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(shape)
+    for parameter in model.parameters():
+        parameter.data *= 3.0 if parameter.dim() > 1 else 1.0
+    model.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    rewards = [1.0] * 4 + [1.0, 2.0, 3.0, 4.0]
+    trainer, _ = train(str(tmp_path / "gpt2"), tmp_path, reward=lambda **kwargs: rewards, credit="dgpo", max_steps=1)
+    assert trainer._savings == Savings(skip_zero_advantage=True)
+    assert trainer.state.log_history[0]["credit/skipped_fraction"] == 0.5
+    assert trainer.state.log_history[0]["credit/hellinger"] < 1e-6
+    with pytest.raises(ValueError, match=r"`trim_padding` is not exact here: a 'gpt2' model.*`trim_padding=False`"):
+        resolved(tmp_path, str(tmp_path / "gpt2"), trim_padding=True)
+
+
+def test_padding_enters():
+    def reason(**rope):
+        return padding_enters(SimpleNamespace(model_type="some", rope_parameters=rope))
+
+    assert reason(rope_type="default", rope_theta=1e4) is None
+    assert reason(full_attention={"rope_type": "default"}, sliding_attention={"rope_type": "yarn"}) is None
+    assert "'longrope'" in reason(rope_type="longrope")
+    assert "'dynamic'" in reason(full_attention={"rope_type": "dynamic"}, sliding_attention={"rope_type": "default"})
+    assert "no rotary" in reason()
+
+
+def test_a_cache_that_nothing_is_kept_in_is_refused(tiny_model, tmp_path):
+    for credit, settings in (("gcpo", {}), ("uniform", {}), ("dgpo", {"sync_ref_model": True})):
+        with pytest.raises(ValueError, match=rf"`credit_cache_gib` \(1.0\) has no effect: .*{credit!r}"):
+            resolved(tmp_path, tiny_model, credit=credit, num_iterations=2, credit_cache_gib=1.0, **settings)
+
+
+def test_old_log_probs_keep_their_padding_in_half_precision(tiny_model, tmp_path):
+    """Other padding is other rounding, and a ratio of 1 would not be 1."""
+
+    def run(**settings):
+        return train(tiny_model, tmp_path, **{**WINDOWS, **settings}, credit=CREDIT["gcpo"], bf16=True)[0]
+
+    trainer = run()
+    assert trainer._savings.keep_old_prompts
+    widths = {batch["prompt_ids"].size(1) for batch in trainer._buffered_inputs}
+    assert len(widths) == 1
+    widths = {batch["completion_ids"].size(1) for batch in trainer._buffered_inputs}
+    assert len(widths) > 1
+    trainer = run(num_iterations=1, gradient_accumulation_steps=4)
+    assert "old_per_token_logps" not in trainer._buffered_inputs[0]
+    assert len({batch["prompt_ids"].size(1) for batch in trainer._buffered_inputs}) > 1
+
+
+def test_what_is_kept_goes_before_the_next_generation(tiny_model, tmp_path):
+    kept = []
+
+    def rollout(prompts_, trainer):
+        kept.extend(bool(batch[PLAN].kept) for batch in trainer._buffered_inputs or [])
+        return fixed_rollout(prompts_, trainer)
+
+    trainer, _ = train(tiny_model, tmp_path, **WINDOWS | {"max_steps": 8}, credit="dgpo", rollout_func=rollout)
+    assert kept == [False] * 4
+    assert any(batch[PLAN].kept for batch in trainer._buffered_inputs)
+
+
 def test_dealing_is_refused_with_the_reason(tmp_path, tiny_model, caplog):
     dropout = save_tiny_model(tmp_path / "dropout", attention_dropout=0.5)
     cases = [
@@ -356,7 +441,7 @@ def text_batch():
         "completion_mask": torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]]),
         "importance_sampling_ratio": torch.ones(2, 1),
         "old_per_token_logps": torch.ones(2, 4),
-        "token_type_ids": torch.arange(14).view(2, 7),
+        "token_type_ids": torch.tensor([[0, 1, 2, 3, 4, 0, 0], [0, 0, 9, 10, 0, 0, 0]]),
         "advantages": torch.tensor([1.0, 2.0]),
         "num_items_in_batch": torch.tensor(3),
         "names": ["a", "b"],
@@ -369,12 +454,31 @@ def test_cut():
     assert batch["completion_ids"].tolist() == [[4, 5], [6, 0]]
     assert batch["old_per_token_logps"].shape == (2, 2)
     assert batch["importance_sampling_ratio"].shape == (2, 1)
-    assert batch["token_type_ids"].tolist() == [[1, 2, 3, 4], [8, 9, 10, 11]]
+    assert batch["token_type_ids"].tolist() == [[1, 2, 3, 4], [0, 9, 10, 0]]
     assert cut(text_batch(), 3)["completion_ids"].shape == (2, 3)
     assert cut(text_batch(), 16)["prompt_ids"].shape == (2, 3)
     empty = text_batch()
     empty["completion_mask"] = torch.zeros(2, 4, dtype=torch.long)
     assert cut(empty)["completion_ids"].shape == (2, 2)
+
+
+def test_cut_keeps_what_is_said_to_go_with_the_completion():
+    batch = {**text_batch(), "completion/rewards": torch.arange(8).view(2, 4), "other": torch.zeros(2, 4)}
+    del batch["token_type_ids"]
+    assert cut(batch)["completion/rewards"].tolist() == [[0, 1], [4, 5]]
+    assert cut(batch)["other"].shape == (2, 4)
+    assert cut(batch, prompts=False)["prompt_ids"].shape == (2, 3)
+
+
+def test_images_of_a_completion_keep_their_tokens():
+    """A tool's images stand in the completion, whose mask is zero where it was truncated and in a stand-in."""
+    batch = {**text_batch(), "mm_token_type_ids": torch.tensor([[0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0]])}
+    del batch["token_type_ids"]
+    batch["completion_mask"] = torch.zeros(2, 4, dtype=torch.long)
+    assert cut(batch)["completion_ids"].shape == (2, 3)
+    assert cut(batch)["mm_token_type_ids"].tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
+    row = stand_in(select(batch, [1]))
+    assert row["mm_token_type_ids"].tolist() == [[0, 0, 0, 1]]
 
 
 def test_select_and_concatenate():
@@ -416,6 +520,28 @@ def test_images_go_with_their_rows():
     assert not {"pixel_values", "image_grid_thw", "num_images"} & set(select(image_batch(), [1]))
     # every process runs the vision tower
     assert stand_in(image_batch())["num_images"] != [0]
+    assert select({**text_batch(), "num_images": None}, [1])["num_images"] is None  # TRL, where it dropped them all
+
+
+def test_rows_with_and_without_images_stay_together():
+    """A process whose rows had no images would not run the vision tower, for which the others wait."""
+    batch = image_batch() | {"advantages": torch.tensor([0.0, 1.0, 0.0])}
+    savings = Savings(skip_zero_advantage=True, trim_padding=True, deal=True)
+
+    def plan(batch):
+        (planned,), metrics = plan_updates(
+            [batch], {"signal": token_counts}, lambda x: x, savings=savings, every_row=False, loss_type="dapo", window=1,
+            overhead=0, forward_overhead=0,
+        )  # fmt: skip
+        return planned, metrics["credit/skipped_fraction"]
+
+    planned, skipped = plan(batch)
+    assert planned["num_images"] == [2, 0, 1]
+    assert planned[PLAN].credit_rows == [0, 1, 2]
+    assert [sorted(rows) for rows in planned[PLAN].forwards["signal"]] == [[0, 1, 2]]
+    assert skipped == pytest.approx(2 / 3)
+    planned, _ = plan(select(batch, [0, 2]) | {"advantages": torch.tensor([0.0, 1.0])})
+    assert planned["num_images"] == [1]
 
 
 def test_every_method_is_covered():

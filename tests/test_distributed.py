@@ -19,6 +19,10 @@ from test_rollouts import tool_calling_model
 
 pytestmark = pytest.mark.slow
 
+LOGGED = (
+    "credit/", "reward", "completions/", "entropy", "loss", "grad_norm", "clip_ratio/", "cispo_clip_ratio", "kl", "vespo/",
+    "sampling/",
+)  # fmt: skip
 TIMES = ("step_time", "runtime", "per_second", "total_flos")
 CREDIT = {
     "uniform": "uniform",
@@ -218,7 +222,7 @@ def assert_histories_close(ours, theirs, micro_batches=1):
         for key in b:
             if key in composed:
                 continue
-            if key.startswith(("credit/", "reward", "completions/", "entropy")) or key in ("loss", "grad_norm"):
+            if key.startswith(LOGGED):
                 assert a[key] == pytest.approx(b[key], rel=1e-3, abs=2e-5), key
 
 

@@ -474,7 +474,7 @@ def test_conversational_prompts(tiny_model, tmp_path):
     )
     trainer = GCPOTrainer(
         model=tiny_model,
-        reward_funcs=letter_reward,
+        reward_funcs=place_reward,
         args=config(tmp_path, max_steps=1, chat_template_kwargs={"loud": True}),
         train_dataset=chats,
     )
@@ -483,6 +483,7 @@ def test_conversational_prompts(tiny_model, tmp_path):
     trainer.train()
     batch = recorder.updates[0]["batch"]
     key = "negative_prompt/wrong_answer"
+    assert len(batch["prompt_ids"]) == 8
     for row in range(len(batch["prompt_ids"])):
         real = trainer._tokenizer.decode(batch["prompt_ids"][row][batch["prompt_mask"][row].bool()])
         negative = trainer._tokenizer.decode(batch[f"{key}/ids"][row][batch[f"{key}/mask"][row].bool()])

@@ -72,3 +72,29 @@ def test_interpreted():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_compiled():
     compare("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_compare_distributions(dtype, bias):
+    """All of it, on the GPU's tiles, against the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 1, 3000, 64, generator=generator).to(dtype)
+    weights = torch.randn(2, 5000, 64, generator=generator).to(dtype) / 4
+    biases = torch.randn(2, 5000, generator=generator).to(dtype) if bias else (None, None)
+    mask = torch.ones(1, 3000, dtype=torch.bool)
+
+    def run(device):
+        sides = []
+        for states, weight, offset in zip(hidden, weights, biases, strict=True):
+            sides += [
+                states.to(device),
+                statistics.Head(weight.to(device), None if offset is None else offset.to(device)),
+            ]
+        return statistics.compare_distributions(*sides, mask.to(device), statistics.STATISTICS, 0.7, dtype)
+
+    ours, theirs = run("cuda"), run("cpu")
+    for name in statistics.STATISTICS:
+        torch.testing.assert_close(ours[name].cpu(), theirs[name], rtol=1e-3, atol=1e-4)

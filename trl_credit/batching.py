@@ -7,7 +7,7 @@ right), lists of one entry per completion, and scalars.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,8 @@ COMPLETION_KEYS = (
     "importance_sampling_ratio",
 )
 SEQUENCE_KEYS = ("token_type_ids", "mm_token_type_ids")
+# What a signal adds per token of the completion starts so
+COMPLETION_PREFIX = "completion/"
 # What goes with `pixel_values`, and is nothing without it
 IMAGE_KEYS = (
     "pixel_values", "image_grid_thw", "image_position_ids", "pixel_attention_mask", "spatial_shapes", "image_sizes",
@@ -55,18 +57,21 @@ class UpdatePlan:
         credit_rows: Rows that need token credit, because their advantage is not zero.
         forwards: For each signal with forwards of its own, the rows of each of them; every process makes equally many,
             so some may be empty.
-        live: Whether any process has a completion in this micro-batch (else its one row is a stand-in).
+        rows: The completions that this process has in this micro-batch; with none, its one row is a stand-in.
+        live: Whether any process has a completion in this micro-batch.
         credited: Whether any process has rows that need credit.
         most_rows: The most rows that this micro-batch has in any process.
         scale: (B,) what the token advantages are multiplied by, so that rows left out or dealt to other micro-batches
             do not change the loss's denominators; `None` for 1.
-        share: The micro-batch's share of the tokens, relative to the mean micro-batch: what its metrics are weighted by.
+        share: The micro-batch's share of the tokens, relative to the mean micro-batch of its optimizer step: what its
+            metrics are weighted by.
         keep: Whether signals that do not change between iterations are kept after the first.
         kept: Those signals' forwards.
     """
 
     credit_rows: list[int]
     forwards: dict[Signal, list[list[int]]]
+    rows: int = 0
     live: bool = True
     credited: bool = True
     most_rows: int = 0
@@ -115,7 +120,7 @@ def select(batch: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         return value
 
     picked = unsplit_pixel_values_by_grid({key: pick(value) for key, value in batch.items()})
-    if "num_images" in picked and not sum(picked["num_images"]):  # models take no empty tensor of images
+    if picked.get("num_images") is not None and not sum(picked["num_images"]):  # models take no empty tensor of images
         picked = {key: value for key, value in picked.items() if key not in IMAGE_KEYS}
     return picked
 
@@ -126,25 +131,37 @@ def cut_width(length: int, pad_to_multiple_of: int | None) -> int:
     return max(-(-int(length) // multiple), 1) * multiple
 
 
-def cut(batch: dict[str, Any], pad_to_multiple_of: int | None = None) -> dict[str, Any]:
+def cut(batch: dict[str, Any], pad_to_multiple_of: int | None = None, *, prompts: bool = True) -> dict[str, Any]:
     """A batch without the columns that are padding in every row.
 
-    Two completion columns stay: TRL takes a tensor of one column for one value per completion.
+    Two completion columns stay: TRL takes a tensor of one column for one value per completion. Images may stand in a
+    completion that is out of the loss (tools return them); their tokens stay with them.
+
+    Args:
+        batch: The batch.
+        pad_to_multiple_of: TRL's.
+        prompts: Whether the prompts' padding goes too.
     """
     prompt_width, completion_width = batch["prompt_ids"].size(1), batch["completion_ids"].size(1)
     longest_prompt, longest_completion = token_counts(batch).max(0)
-    prompt = min(cut_width(longest_prompt, pad_to_multiple_of), prompt_width)
-    completion = min(cut_width(max(longest_completion, 2), pad_to_multiple_of), completion_width)
-    batch = dict(batch)
-    for key in PROMPT_KEYS:
-        batch[key] = batch[key][:, prompt_width - prompt :]
-    for key in COMPLETION_KEYS:
-        if batch.get(key) is not None and batch[key].size(1) == completion_width:  # ratios may be (B, 1)
-            batch[key] = batch[key][:, :completion]
     for key in SEQUENCE_KEYS:
         if batch.get(key) is not None:
-            batch[key] = batch[key][:, prompt_width - prompt : prompt_width + completion]
-    return batch
+            typed = batch[key][:, prompt_width:].any(0).nonzero()
+            longest_completion = max(longest_completion, int(typed.max()) + 1 if len(typed) else 0)
+    prompt = min(cut_width(longest_prompt, pad_to_multiple_of), prompt_width) if prompts else prompt_width
+    completion = min(cut_width(max(longest_completion, 2), pad_to_multiple_of), completion_width)
+
+    def cut_one(key: str, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or value.dim() < 2:
+            return value
+        if key in PROMPT_KEYS:
+            return value[:, prompt_width - prompt :]
+        if key in SEQUENCE_KEYS:
+            return value[:, prompt_width - prompt : prompt_width + completion]
+        per_token = key in COMPLETION_KEYS or key.startswith(COMPLETION_PREFIX)
+        return value[:, :completion] if per_token and value.size(1) > 1 else value  # TRL's ratios may be (B, 1)
+
+    return {key: cut_one(key, value) for key, value in batch.items()}
 
 
 def stand_in(batch: dict[str, Any]) -> dict[str, Any]:
@@ -155,21 +172,26 @@ def stand_in(batch: dict[str, Any]) -> dict[str, Any]:
     lengths = token_counts(batch).sum(-1)
     if any(batch.get("num_images") or []):
         lengths = np.where(np.asarray(batch["num_images"]) > 0, lengths, lengths.max() + 1)
-    row = select(batch, [int(lengths.argmin())])
+    row = cut(select(batch, [int(lengths.argmin())]))
     for key in COMPLETION_KEYS:
         if key != "completion_ids" and row.get(key) is not None:
             row[key] = torch.zeros_like(row[key])
     row["advantages"] = torch.zeros_like(row["advantages"])
-    return cut(row)
+    return row
+
+
+def mixes_images(batch: dict[str, Any]) -> bool:
+    """Whether some rows have images and some have none."""
+    return batch.get("num_images") is not None and 0 < sum(map(bool, batch["num_images"])) < len(batch["num_images"])
 
 
 # Index plans
 
 
 def partition(lengths: np.ndarray, groups: int, max_rows: int, overhead: float) -> list[list[int]]:
-    """Deals rows to groups such that padding each group to its longest prompt and completion costs least.
+    """Deals rows to groups such that padding each group to its longest prompt and completion costs little.
 
-    Rows are sorted by length and cut into runs by dynamic programming.
+    Rows are sorted by length; of the ways to cut this order into runs, dynamic programming finds the cheapest.
 
     Args:
         lengths: (N, 2) tokens of each row's prompt and completion, N <= groups * max_rows.
@@ -251,11 +273,13 @@ class Savings:
     Args:
         skip_zero_advantage: Leave out rows whose advantage is exactly zero.
         trim_padding: Cut each micro-batch to its own longest prompt and completion.
+        keep_old_prompts: Leave the prompts' padding where the batch holds log-probs of before the update.
         deal: Deal the rows of an optimizer step to its micro-batches by length.
     """
 
     skip_zero_advantage: bool = False
     trim_padding: bool = False
+    keep_old_prompts: bool = False
     deal: bool = False
 
 
@@ -308,7 +332,9 @@ def deal_rows(
             dealt.append((stand_in(merged), None, False))
             continue
         batch = merged if group == rows.tolist() else select(merged, group)
-        batch = cut(batch, pad_to_multiple_of) if savings.trim_padding else batch
+        if savings.trim_padding:
+            prompts = not (savings.keep_old_prompts and batch.get("old_per_token_logps") is not None)
+            batch = cut(batch, pad_to_multiple_of, prompts=prompts)
         scale = None if (scale == 1).all() else torch.as_tensor(scale).to(batch["advantages"])
         dealt.append((batch, scale, True))
     return dealt
@@ -328,6 +354,7 @@ def plan_updates(
     window: int,
     overhead: float,
     forward_overhead: float,
+    max_forwards: int = MAX_FORWARDS,
     pad_to_multiple_of: int | None = None,
     kept_bytes_per_token: int = 0,
     budget_bytes: float = 0.0,
@@ -345,9 +372,13 @@ def plan_updates(
         window: Micro-batches of one optimizer step, among which rows may be dealt.
         overhead: What a micro-batch costs besides its tokens, in tokens.
         forward_overhead: The same of a signal's forward.
+        max_forwards: The most forwards that a signal makes for one micro-batch.
         pad_to_multiple_of: TRL's.
         kept_bytes_per_token: What signals that are kept between iterations take; 0 if none is.
         budget_bytes: What they may take in a process.
+
+    Where some rows have images and others none, none is left out or dealt: a process with a group of rows without images
+    would not run the vision tower, for which the others wait where it is sharded.
 
     Returns:
         The micro-batches to run, each with an [`UpdatePlan`] under the key `PLAN`, and the metrics of the plan.
@@ -355,6 +386,9 @@ def plan_updates(
     advantages = torch.cat([batch["advantages"] for batch in batches])
     near_zero = (advantages != 0) & (advantages.abs() < NEAR_ZERO)
     teaching = sum(int(_teaching(batch, every_row).sum()) for batch in batches)
+    mixed = any(map(mixes_images, batches))
+    if mixed:
+        savings = replace(savings, skip_zero_advantage=False, deal=False)
     dealt = []
     for start in range(0, len(batches), window):
         dealt += deal_rows(batches[start : start + window], savings, loss_type, overhead, pad_to_multiple_of)
@@ -362,30 +396,32 @@ def plan_updates(
     plans, numbers = [], []
     for batch, scale, has_rows in dealt:
         credit_rows = np.flatnonzero(_teaching(batch, every_row)) if has_rows else np.arange(0)
+        if mixed and len(credit_rows):
+            credit_rows = np.arange(len(batch["advantages"]))
         forwards = {}
         for signal, lengths_of in signal_lengths.items():
             lengths = lengths_of(batch)[credit_rows]
-            runs = partition(lengths, MAX_FORWARDS, max(len(credit_rows), 1), forward_overhead)
+            most_forwards = 1 if mixed else max_forwards
+            runs = partition(lengths, most_forwards, max(len(credit_rows), 1), forward_overhead)
             forwards[signal] = [credit_rows[run].tolist() for run in runs]
-        plans.append(UpdatePlan(credit_rows.tolist(), forwards, scale=scale))
+        plans.append(UpdatePlan(credit_rows.tolist(), forwards, rows=len(batch["advantages"]) * has_rows, scale=scale))
         tokens = int(loss_mask(batch).sum()) if has_rows else 0
         size = len(credit_rows) * batch["completion_ids"].size(1) * kept_bytes_per_token
-        numbers.append(
-            [len(batch["advantages"]) if has_rows else 0, tokens, len(credit_rows), size, *map(len, forwards.values())]
-        )
+        numbers.append([plans[-1].rows, tokens, len(credit_rows), size, *map(len, forwards.values())])
 
     local = [len(advantages), teaching, int(near_zero.sum()), *(number for row in numbers for number in row)]
     gathered = gather(torch.tensor([local], device=advantages.device)).cpu().numpy()
     rows, teaching, near_zero = gathered[:, :3].sum(0).tolist()
     gathered = gathered[:, 3:].reshape(len(gathered), len(plans), -1)
     most, tokens = gathered.max(0), gathered[:, :, 1].sum(0)
-    mean_tokens = tokens.sum() / max(most[:, 0].astype(bool).sum(), 1)
+    windows = tokens.reshape(-1, window), most[:, 0].astype(bool).reshape(-1, window)
+    mean_tokens = (windows[0].sum(1) / windows[1].sum(1).clip(min=1)).repeat(window)
     within_budget = np.cumsum(most[:, 3]) <= budget_bytes
     for i, plan in enumerate(plans):
         plan.most_rows, plan.live, plan.credited = int(most[i, 0]), bool(most[i, 0]), bool(most[i, 2])
         plan.keep = bool(kept_bytes_per_token and within_budget[i])
-        if (savings.skip_zero_advantage or savings.deal) and mean_tokens:
-            plan.share = tokens[i] / mean_tokens
+        if (savings.skip_zero_advantage or savings.deal) and mean_tokens[i]:
+            plan.share = tokens[i] / mean_tokens[i]
         for signal, count in zip(plan.forwards, most[i, 4:], strict=True):
             plan.forwards[signal] += [[]] * int(count - len(plan.forwards[signal]))
     metrics = {"credit/near_zero_advantages": float(near_zero)}

@@ -31,14 +31,17 @@ class CreditGRPOConfig(GRPOConfig):
             the full batch, so the gradient is the same up to rounding. An error where such completions do carry
             gradient or statistics: with a KL penalty, an entropy bonus, `top_entropy_quantile`, an MoE auxiliary loss
             or a method that credits them all the same. If unset: on wherever it is exact, except with `uniform`, which
-            is TRL bit for bit.
+            is TRL bit for bit. Neither this nor dealing is done where some prompts of a generation batch have images and
+            others none: their processes must all run the vision tower. With active dropout other masks are drawn.
         trim_padding (`bool`, *optional*):
             Whether each micro-batch is cut to its own longest prompt and completion, and rows are dealt to the
-            micro-batches of an optimizer step by length. The gradient is the same up to rounding (models with absolute
-            positions excepted, to which TRL's padding is not neutral in the first place). Where the composition of
-            micro-batches enters the result (an entropy bonus, `top_entropy_quantile`, an MoE auxiliary loss, active
-            dropout, `bnpo` with a KL penalty), they are cut and not dealt, with a warning if the field is set. If
-            unset: on, except with `uniform`.
+            micro-batches that an optimizer step takes from one generation batch by length. The gradient is the same up
+            to rounding. Where the composition of micro-batches enters the result (an entropy bonus,
+            `top_entropy_quantile`, an MoE auxiliary loss, active dropout, `bnpo` with a KL penalty), they are cut and
+            not dealt, with a warning if the field is set. In half precision, the prompts' padding stays where the loss
+            compares with log-probs of before the update, whose rounding it decides. An error for models whose outputs
+            depend on padding (without rotary embeddings, or with ones that scale with the length). If unset: on
+            wherever it is exact, except with `uniform`.
         credit_cache_gib (`float`, *optional*):
             With `num_iterations > 1`: GiB per process in which signals that do not change between iterations (the
             reference's hidden states) are kept after the first; what does not fit is computed again, as
@@ -69,7 +72,7 @@ class CreditGRPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Cut each micro-batch to its longest prompt and completion and deal rows to micro-batches by length; "
-            "same gradient. If unset: on, except with `uniform`."
+            "same gradient. If unset: on wherever it is exact, except with `uniform`."
         },
     )
     credit_cache_gib: float | None = field(
@@ -85,12 +88,13 @@ class CreditGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        method = None
         if self.credit is not None:
             method = build_credit(self.credit)
             check_credit(method, self)
             self.credit = method.to_dict()
         super().__post_init__()
-        if self.skip_zero_advantage and (reason := skip_refusal(self)):
+        if self.skip_zero_advantage and (reason := skip_refusal(self, method)):
             raise ValueError(f"`skip_zero_advantage` is not exact here: {reason} Set `skip_zero_advantage=False`.")
         if self.credit_cache_device not in (None, "cpu"):
             raise ValueError(f"`credit_cache_device` must be 'cpu' or unset, got {self.credit_cache_device!r}.")

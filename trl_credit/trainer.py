@@ -14,10 +14,11 @@ from accelerate.logging import get_logger
 from huggingface_hub import ModelCard
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from transformers import PretrainedConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
-from .batching import PLAN, Savings, UpdatePlan, cut, loss_mask, plan_updates, select, stand_in
+from .batching import MAX_FORWARDS, PLAN, Savings, UpdatePlan, cut, loss_mask, plan_updates, select, stand_in
 from .config import CreditGRPOConfig, check_credit, deal_refusal, skip_refusal
 from .methods import DGPO, GCPO, CreditInputs, CreditMethod, Uniform, build_credit
 from .metrics import credit_metrics
@@ -128,6 +129,7 @@ class CreditGRPOTrainer(GRPOTrainer):
             self.policy_hidden_states = HiddenStates(self.model)
         for source in self._signals.values():
             source.after_trainer_init(self)
+        self._padding_enters = padding_enters(self.model.config.get_text_config())
         self._savings = self._resolve_savings()
         if self._signals and _has_active_dropout(self.model):
             logger.warning(
@@ -155,12 +157,31 @@ class CreditGRPOTrainer(GRPOTrainer):
         no_skip = skip_refusal(args, self.credit_method, self.aux_loss_enabled)
         if skip and no_skip:
             raise ValueError(f"`skip_zero_advantage` is not exact here: {no_skip} Set `skip_zero_advantage=False`.")
+        if trim and self._padding_enters:
+            raise ValueError(f"`trim_padding` is not exact here: {self._padding_enters} Set `trim_padding=False`.")
         no_deal = deal_refusal(args, self.aux_loss_enabled, _has_active_dropout(self.model))
         if trim and no_deal:
             logger.warning("`trim_padding` cuts micro-batches, but does not deal rows to them by length: %s", no_deal)
+        for name in ("credit_cache_gib", "credit_cache_device"):
+            if getattr(args, name, None) is not None and not self._kept_bytes_per_token:
+                raise ValueError(
+                    f"`{name}` ({getattr(args, name)!r}) has no effect: nothing that credit method "
+                    f"{self.credit_method.name!r} computes stays the same between iterations. Remove it."
+                )
         skip = (default and not no_skip) if skip is None else skip
-        trim = default if trim is None else trim
-        return Savings(skip_zero_advantage=skip, trim_padding=trim, deal=trim and not no_deal)
+        trim = (default and not self._padding_enters) if trim is None else trim
+        return Savings(
+            skip_zero_advantage=skip,
+            trim_padding=trim,
+            # Less left padding is other rounding, which in half precision would show as ratios that are not 1
+            keep_old_prompts=self.forward_dtype.itemsize < 4,
+            deal=trim and not no_deal,
+        )
+
+    @property
+    def _kept_bytes_per_token(self) -> int:
+        """Of the signals that do not change between the iterations over a generation batch."""
+        return sum(source.bytes_per_token(self) for source in self._signals.values())
 
     # What signals need to know
 
@@ -210,6 +231,9 @@ class CreditGRPOTrainer(GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch):
         buffered = self._buffered_inputs
+        if self.model.training and self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
+            for batch in buffered or []:  # what was kept for them is not needed beside the next generation
+                batch[PLAN].kept.clear()
         inputs = super()._prepare_inputs(generation_batch)
         if not self.model.training:
             return self._planned([inputs], Savings())[0]
@@ -221,9 +245,12 @@ class CreditGRPOTrainer(GRPOTrainer):
     def _planned(self, batches: list[dict[str, Any]], savings: Savings) -> list[dict[str, Any]]:
         """TRL's micro-batches as they will be run, each with its plan."""
         args = self.args
-        # A forward of few tokens takes as long as one of so many: an accelerator must be filled, shards be gathered
+        # A forward of few tokens takes as long as one of so many: an accelerator must be filled, and shards be gathered
         overhead = 32 if self.accelerator.device.type == "cpu" else 512
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self.is_fsdp_enabled or (
+            self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
+        ):
+            overhead *= 8
         keeps, gib = self.model.training and self.num_iterations > 1, getattr(args, "credit_cache_gib", None)
         batches, metrics = plan_updates(
             batches,
@@ -234,11 +261,11 @@ class CreditGRPOTrainer(GRPOTrainer):
             loss_type=self.loss_type,
             # Slices of a generation batch that fall in the same optimizer step, whatever the step and the iteration
             window=math.gcd(args.gradient_accumulation_steps, args.steps_per_generation),
-            # Under sharding all micro-batches run anyway
-            overhead=0 if sharded else overhead,
-            forward_overhead=8 * overhead if sharded else overhead,
+            overhead=0 if self.is_deepspeed_enabled else overhead,  # under which all micro-batches run anyway
+            forward_overhead=overhead,
+            max_forwards=1 if self._padding_enters else MAX_FORWARDS,
             pad_to_multiple_of=self.pad_to_multiple_of,
-            kept_bytes_per_token=sum(s.bytes_per_token(self) for s in self._signals.values()) if keeps else 0,
+            kept_bytes_per_token=self._kept_bytes_per_token if keeps else 0,
             budget_bytes=(DEFAULT_CACHE_GIB if gib is None else gib) * 2**30,
         )
         for name, value in metrics.items():
@@ -263,7 +290,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         self._credit_pass = batch, view, own, plan
         self._unshard_output_head(model)
         try:
-            with self._uneven_gather(len(batch["advantages"]), plan.most_rows):
+            with self._own_rows_only(plan):
                 return super()._compute_loss(model, batch)
         finally:
             self._credit_pass = None
@@ -276,21 +303,29 @@ class CreditGRPOTrainer(GRPOTrainer):
             head.unshard()
 
     @contextlib.contextmanager
-    def _uneven_gather(self, rows: int, most_rows: int):
-        """Lets TRL gather one value a row where processes have different numbers of rows: the missing are NaN, which it
-        leaves out."""
-        gather = self.accelerator.gather
+    def _own_rows_only(self, plan: UpdatePlan):
+        """Lets TRL gather one value a row, and sum over processes, where these have different numbers of rows: missing
+        rows and those of stand-ins are NaN, which TRL leaves out, or add nothing."""
+        accelerator = self.accelerator
+        gather, reduce = accelerator.gather, accelerator.reduce
+        rows = max(plan.rows, 1)
 
-        def padded(tensor):
+        def gather_rows(tensor):
             if isinstance(tensor, torch.Tensor) and tensor.shape == (rows,):
-                tensor = nn.functional.pad(tensor, (0, max(most_rows - rows, 0)), value=math.nan)
+                tensor = nn.functional.pad(tensor[: plan.rows], (0, plan.most_rows - plan.rows), value=math.nan)
             return gather(tensor)
 
-        self.accelerator.gather = padded
+        def reduce_rows(tensor, **kwargs):
+            return reduce(tensor if plan.rows else torch.zeros_like(tensor), **kwargs)
+
+        if not plan.live or plan.rows == plan.most_rows:
+            yield
+            return
+        accelerator.gather, accelerator.reduce = gather_rows, reduce_rows
         try:
             yield
         finally:
-            del self.accelerator.gather
+            accelerator.gather, accelerator.reduce = gather, reduce
 
     @staticmethod
     def _weight_metrics(metrics: dict[str, list[float]], logged: dict[str, int], plan: UpdatePlan) -> None:
@@ -327,7 +362,8 @@ class CreditGRPOTrainer(GRPOTrainer):
             source, result = self._signals[signal], None
             for rows in groups:
                 rows = [place[row] for row in rows]
-                part = cut(select(view, rows)) if rows else stand_in(view)
+                part = select(view, rows) if rows else stand_in(view)
+                part = part if self._padding_enters else cut(part)
                 with torch.no_grad():
                     values = source.forward(self, model, part)
                 if result is None:
@@ -418,6 +454,28 @@ class DGPOTrainer(CreditGRPOTrainer):
     """[`CreditGRPOTrainer`] with the credit method [`DGPO`] (arXiv 2605.03327)."""
 
     _preset = DGPO
+
+
+def padding_enters(config: PretrainedConfig) -> str | None:
+    """Why a model's output on the tokens depends on their padding by more than rounding; `None` if it does not.
+
+    TRL passes no positions, so that padding on the left shifts them: rotary embeddings, which are relative, do not mind,
+    unless they are scaled with the padded length.
+
+    Args:
+        config: The text model's.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    # One mapping, or one for each kind of layer
+    mappings = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    kinds = {mapping.get("rope_type") for mapping in mappings}
+    if kinds == {None}:
+        return (
+            f"a {config.model_type!r} model has no rotary embeddings, so that padding may shift its tokens' positions."
+        )
+    if scaled := kinds & {"dynamic", "longrope"}:
+        return f"rotary embeddings of type {scaled.pop()!r} are scaled with the padded length."
+    return None
 
 
 def _has_active_dropout(model: nn.Module) -> bool:

@@ -93,7 +93,10 @@ class CreditMethod(ABC):
 
     @abstractmethod
     def weights(self, inputs: CreditInputs) -> torch.Tensor | None:
-        """(B, T) float weights: >= 0, 0 off the mask, mean 1 over each completion's mask, no gradient."""
+        """(B, T) float weights: >= 0, 0 off the mask, mean 1 over each completion's mask, no gradient.
+
+        Those of a completion depend on its own inputs only: which others are in the micro-batch is the trainer's choice.
+        """
 
     def token_advantages(
         self, advantages: torch.Tensor, weights: torch.Tensor | None, inputs: CreditInputs
@@ -104,7 +107,7 @@ class CreditMethod(ABC):
     @property
     def credits_zero_advantage(self) -> bool:
         """Whether completions whose advantage is zero get token advantages all the same, so that none may be skipped."""
-        return not self.reweights
+        return not self.reweights or type(self).token_advantages is not CreditMethod.token_advantages
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
         """(B, T) quantities to log as `credit/<name>`, each averaged over the mask's finite entries."""

@@ -55,7 +55,8 @@ class SignalSource:
     """Computes one signal. The trainer calls the hooks in this order; each does nothing by default.
 
     The first two run once. `extend_rollout` runs once per generation batch and may add entries, one per completion, to
-    the batch that TRL buffers: tensors or lists with one entry per completion. `forward` and `compute` run at each
+    the batch that TRL buffers: tensors or lists with one entry per completion; the name of a tensor with one column per
+    completion token starts with `completion/`, so that it is cut with them. `forward` and `compute` run at each
     update step: `forward` makes the signal's own forward, without gradient and in eval mode, before the loss's; it runs
     once for each group of rows that are alike in length, and only for rows that need credit. `compute` runs when the
     policy's forward is there. Every process runs the same hooks equally often, so they may use collectives.

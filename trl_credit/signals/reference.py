@@ -176,9 +176,13 @@ class _ReferenceSource(SignalSource):
         if trainer.args.sync_ref_model:
             return 0  # it may move between iterations
         model = trainer.accelerator.unwrap_model(self.model if self.model is not None else trainer.model)
-        return causal_model(model).config.get_text_config().hidden_size * trainer.forward_dtype.itemsize
+        return causal_model(model).config.get_text_config().hidden_size * trainer.head_dtype.itemsize
 
     def forward(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        # In the head's dtype, which is what its product takes: autocast leaves them wider
+        return self._states(trainer, model, batch).to(trainer.head_dtype)
+
+    def _states(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         if self.model is not None:
             return completion_hidden_states(trainer, self.model, self._hidden_states, batch)
         unwrapped = trainer.accelerator.unwrap_model(model)
