@@ -177,6 +177,13 @@ def test_token_means_keep_their_meaning(tiny_model, tmp_path):
         assert saved.state.log_history[step]["entropy"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_evaluation_between_windows(tiny_model, tmp_path):
+    trainer, _ = train(tiny_model, tmp_path, **WINDOWS, credit=CREDIT["dgpo"], per_device_eval_batch_size=4)
+    metrics = trainer.evaluate(prompts(3, seed=1))
+    assert metrics["eval_credit/weight_std"] > 0.01
+    assert 0 <= metrics["eval_credit/skipped_fraction"] <= 1
+
+
 @pytest.mark.parametrize("name", list(CREDIT))
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_a_step_without_any_advantage(name, accumulation, tiny_model, tmp_path):

@@ -260,7 +260,7 @@ class CreditGRPOTrainer(GRPOTrainer):
             every_row=self.credit_method.credits_zero_advantage,
             loss_type=self.loss_type,
             # Slices of a generation batch that fall in the same optimizer step, whatever the step and the iteration
-            window=math.gcd(args.gradient_accumulation_steps, args.steps_per_generation),
+            window=math.gcd(args.gradient_accumulation_steps, args.steps_per_generation, len(batches)),
             overhead=0 if self.is_deepspeed_enabled else overhead,  # under which all micro-batches run anyway
             forward_overhead=overhead,
             max_forwards=1 if self._padding_enters else MAX_FORWARDS,
