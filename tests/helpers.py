@@ -1,6 +1,7 @@
 """Small models and trainers for the tests."""
 
 import random
+from collections import Counter
 
 import torch
 from datasets import Dataset
@@ -95,6 +96,31 @@ def letter_reward(completions, **kwargs) -> list[float]:
 def place_reward(completions, **kwargs) -> list[float]:
     """Each completion's place in the batch: no two are equal, so that no advantage is zero."""
     return [float(place) for place in range(len(completions))]
+
+
+def fixed_rollout(prompts_, trainer, special=0):
+    """Completions of 1 to 12 tokens that depend on the prompt, its repetition and the step only, so that they are the same
+    whatever the number of processes; without the tokenizer's last `special` tokens."""
+    tokenizer, seen = trainer._tokenizer, Counter()
+    ids, completions = [], []
+    for prompt in prompts_:
+        rng = random.Random(f"{prompt}/{seen[prompt]}/{trainer.state.global_step}")
+        seen[prompt] += 1
+        length = rng.randint(1, 12)
+        ids.append(tokenizer(prompt)["input_ids"])
+        completions.append(
+            [rng.randrange(3, len(tokenizer) - special) for _ in range(length - 1)] + [tokenizer.eos_token_id]
+        )
+    return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
+
+
+def truncated_rollout(prompts_, trainer):
+    """Every second completion lacks its end."""
+    rollout = fixed_rollout(prompts_, trainer)
+    rollout["completion_ids"] = [
+        row[:-1] if i % 2 and len(row) > 1 else row for i, row in enumerate(rollout["completion_ids"])
+    ]
+    return rollout
 
 
 def config(output_dir, **overrides) -> CreditGRPOConfig:

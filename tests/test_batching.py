@@ -1,15 +1,13 @@
 """Savings: fewer rows and columns, the same gradients."""
 
 import itertools
-import random
 import zlib
-from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import config, letter_reward, place_reward, prompts, save_tiny_model
+from helpers import config, fixed_rollout, letter_reward, place_reward, prompts, save_tiny_model, truncated_rollout
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -38,28 +36,6 @@ CREDIT = {
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "sapo", "cispo", "vespo")
 SAVE_ALL = {"skip_zero_advantage": True, "trim_padding": True}
 SAVE_NONE = {"skip_zero_advantage": False, "trim_padding": False}
-
-
-def fixed_rollout(prompts_, trainer):
-    """Completions of 1 to 12 tokens that depend on the prompt, its repetition and the step only."""
-    tokenizer, seen = trainer.processing_class, Counter()
-    ids, completions = [], []
-    for prompt in prompts_:
-        rng = random.Random(f"{prompt}/{seen[prompt]}/{trainer.state.global_step}")
-        seen[prompt] += 1
-        ids.append(tokenizer(prompt)["input_ids"])
-        tokens = [rng.randrange(3, len(tokenizer)) for _ in range(rng.randint(0, 11))]
-        completions.append([*tokens, tokenizer.eos_token_id])
-    return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
-
-
-def truncated_rollout(prompts_, trainer):
-    """Every second completion lacks its end."""
-    rollout = fixed_rollout(prompts_, trainer)
-    rollout["completion_ids"] = [
-        row[:-1] if i % 2 and len(row) > 1 else row for i, row in enumerate(rollout["completion_ids"])
-    ]
-    return rollout
 
 
 def half_constant_reward(prompts, completions, **kwargs):

@@ -7,16 +7,15 @@ batch is made whatever the number of processes.
 import functools
 import json
 import os
-import random
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
-from helpers import config, letter_reward, place_reward, prompts
+from helpers import config, fixed_rollout, letter_reward, place_reward, prompts, truncated_rollout
 from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2VLForConditionalGeneration
@@ -41,30 +40,6 @@ def allow_fsdp_on_cpu():
 
 
 # Rollouts
-
-
-def fixed_rollout(prompts_, trainer, special=0):
-    """Completions without the tokenizer's last `special` tokens."""
-    tokenizer, seen = trainer._tokenizer, Counter()
-    ids, completions = [], []
-    for prompt in prompts_:
-        rng = random.Random(f"{prompt}/{seen[prompt]}/{trainer.state.global_step}")
-        seen[prompt] += 1
-        length = rng.randint(1, 12)
-        ids.append(tokenizer(prompt)["input_ids"])
-        completions.append(
-            [rng.randrange(3, len(tokenizer) - special) for _ in range(length - 1)] + [tokenizer.eos_token_id]
-        )
-    return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
-
-
-def truncated_rollout(prompts_, trainer):
-    """Every second completion lacks its end."""
-    rollout = fixed_rollout(prompts_, trainer)
-    rollout["completion_ids"] = [
-        row[:-1] if i % 2 and len(row) > 1 else row for i, row in enumerate(rollout["completion_ids"])
-    ]
-    return rollout
 
 
 def environment_rollout(prompts_, trainer):
