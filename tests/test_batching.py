@@ -18,6 +18,7 @@ from trl_credit.batching import (
     Savings,
     concatenate,
     cut,
+    deal_rows,
     partition,
     plan_updates,
     row_scales,
@@ -335,18 +336,15 @@ def test_a_cache_that_nothing_is_kept_in_is_refused(tiny_model, tmp_path):
 def test_old_log_probs_keep_their_padding_in_half_precision(tiny_model, tmp_path):
     """Other padding is other rounding, and a ratio of 1 would not be 1."""
 
-    def run(**settings):
-        return train(tiny_model, tmp_path, **{**WINDOWS, **settings}, credit=CREDIT["gcpo"], bf16=True)[0]
+    def width(batch, **settings):
+        savings = resolved(tmp_path, tiny_model, credit="gcpo", **settings)
+        (dealt, _, _), *_ = deal_rows([batch], savings, "dapo", overhead=0)
+        return dealt["prompt_ids"].size(1)
 
-    trainer = run()
-    assert trainer._savings.keep_old_prompts
-    widths = {batch["prompt_ids"].size(1) for batch in trainer._buffered_inputs}
-    assert len(widths) == 1
-    widths = {batch["completion_ids"].size(1) for batch in trainer._buffered_inputs}
-    assert len(widths) > 1
-    trainer = run(num_iterations=1, gradient_accumulation_steps=4)
-    assert "old_per_token_logps" not in trainer._buffered_inputs[0]
-    assert len({batch["prompt_ids"].size(1) for batch in trainer._buffered_inputs}) > 1
+    before = text_batch()
+    alone = {key: value for key, value in before.items() if key != "old_per_token_logps"}
+    assert width(before, bf16=True) == 3
+    assert width(before) == width(alone, bf16=True) == 2
 
 
 def test_what_is_kept_goes_before_the_next_generation(tiny_model, tmp_path):

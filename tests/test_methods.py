@@ -154,6 +154,15 @@ def test_completions_without_an_advantage_may_be_left_out_where_the_method_says_
     assert (result[advantages == 0] == 0).all()
 
 
+def test_a_method_with_token_advantages_of_its_own_credits_every_completion():
+    class Additive(type(EVERY["dgpo"])):
+        def token_advantages(self, advantages, weights, inputs):
+            return advantages.unsqueeze(1) + weights
+
+    assert Additive().credits_zero_advantage
+    assert [method.credits_zero_advantage for method in EVERY.values()] == [False] * len(EVERY)
+
+
 @every_method
 def test_round_trip(method):
     assert build_credit(method.to_dict()) == method
