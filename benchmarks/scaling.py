@@ -192,10 +192,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompt-tokens", type=int, default=Update.prompt)
     parser.add_argument("--completion-tokens", type=int, default=Update.completion)
-    parser.add_argument("--completions", type=int, default=Update.completions)
-    parser.add_argument("--zero-advantage", type=float, default=0.4, help="share without an advantage, third table")
-    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--completions", type=int, default=Update.completions, help="per optimizer step")
+    parser.add_argument("--zero-advantage", type=float, default=0.4, help="share without an advantage, second table")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     arguments = parser.parse_args()
+    if min(arguments.prompt_tokens, arguments.completion_tokens, arguments.completions) < 1:
+        parser.error("--prompt-tokens, --completion-tokens and --completions must be at least 1")
+    if not 0 <= arguments.zero_advantage <= 1:
+        parser.error(f"--zero-advantage must be from 0 to 1, got {arguments.zero_advantage}")
     update = Update(
         prompt=arguments.prompt_tokens,
         completion=arguments.completion_tokens,

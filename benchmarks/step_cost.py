@@ -36,8 +36,8 @@ SAVE_ALL = {"skip_zero_advantage": True, "trim_padding": True}
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("model", help="path or hub id; `python examples/convert_smollm2.py DIR` makes one")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each variant, after one that warms up")
     parser.add_argument("--generate", action="store_true", help="sample completions with the model")
     parser.add_argument("--realistic", action="store_true", help="64 uneven completions, half without an advantage")
     parser.add_argument("--prompt-tokens", type=int, default=60)

@@ -174,7 +174,9 @@ def test_a_step_without_any_advantage(name, accumulation, tiny_model, tmp_path):
     for entry in trainer.state.log_history[:-1]:
         assert entry["credit/skipped_fraction"] == 1.0
         assert entry["loss"] == 0.0
-        assert entry.get("entropy") is None
+        # The same keys as ever, without a value
+        for key in ("entropy", "credit/weight_std", "credit/weight_max", "credit/effective_fraction"):
+            assert entry[key] is None, key
 
 
 @pytest.mark.parametrize("name", ["gcpo", "dgpo"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import yaml
-from helpers import config, letter_reward, prompts
+from helpers import config, fixed_rollout, letter_reward, place_reward, prompts
 from trl import GRPOConfig, TrlParser
 
 from trl_credit import (
@@ -14,8 +14,10 @@ from trl_credit import (
     GCPO,
     CreditGRPOConfig,
     CreditGRPOTrainer,
+    CreditMethod,
     DGPOTrainer,
     GCPOTrainer,
+    Paper,
     Uniform,
     build_credit,
 )
@@ -124,6 +126,45 @@ def test_own_method_by_dotted_path(tmp_path, monkeypatch, tiny_model):
     trainer.train()
     assert trainer.state.log_history[0]["credit/weight_std"] > 0.1
     sys.modules.pop("own_method")
+
+
+@dataclass(frozen=True)
+class Broken(CreditMethod):
+    """Weights that are none.
+
+    Args:
+        kind: How.
+    """
+
+    kind: str = "negative"
+    name = "broken"
+    paper = Paper("None", "0000.00000", "None")
+
+    def weights(self, inputs):
+        ones = inputs.mask.float()
+        return {
+            "negative": -ones, "twice": 2 * ones, "off the mask": torch.ones_like(ones), "shape": ones[:, :1],
+            "nan": ones * float("nan"),
+        }[self.kind]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["negative", "twice", "off the mask", "shape", "nan"])
+def test_weights_that_are_none_are_refused(kind, tmp_path, tiny_model):
+    trainer = CreditGRPOTrainer(
+        model=tiny_model,
+        reward_funcs=place_reward,
+        rollout_func=fixed_rollout,
+        args=config(tmp_path, credit=Broken(kind)),
+        train_dataset=prompts(),
+    )
+    with pytest.raises(ValueError, match="credit method 'broken': `weights` must"):
+        trainer.train()
+
+
+def test_a_method_without_its_paper_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Broken, "paper", None)
+    with pytest.raises(ValueError, match=r"Broken' needs the class attributes `name` .* `paper`"):
+        config(tmp_path, credit=f"{__name__}.Broken")
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "sapo", "luspo"])

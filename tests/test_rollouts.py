@@ -91,7 +91,8 @@ def test_all_completions_truncated(name, tiny_model, tmp_path):
     trainer, masks = run(tiny_model, args)
     assert not masks[0].any()
     assert trainer.state.log_history[0]["credit/skipped_fraction"] == (0.0 if name == "uniform" else 1.0)
-    assert "credit/weight_std" not in trainer.state.log_history[0]  # there was nothing to weight
+    for key in ("weight_std", "effective_fraction"):  # there was nothing to weight
+        assert trainer.state.log_history[0][f"credit/{key}"] is None
 
 
 # Tools and environments: a model that never calls one still goes through TRL's tool code

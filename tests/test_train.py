@@ -275,6 +275,9 @@ def test_run_lora_from_a_recipe(tmp_path, tiny_model):
         (["--loss_type", "dap"], "`loss_type`: unknown value 'dap'. Did you mean 'dapo'"),
         (["--max_steps", "0"], "`max_steps` must be at least 1, or -1 for whole epochs, got 0"),
         (["--temperature", "0"], "`temperature` must be positive, got 0"),
+        (["--num_iterations", "0"], "`num_iterations` must be at least 1, got 0"),
+        (["--trim_padding", "maybe"], "argument --trim_padding/--trim-padding: Truthy value expected: got maybe"),
+        (["--credit_cache_gib", "abc"], "argument --credit_cache_gib/--credit-cache-gib: invalid float value: 'abc'"),
         (["--beta", "-1"], "`beta` must be non-negative, got -1"),
         (["--config"], "`--config` needs the path of a recipe"),
         (["--model_name_or_path", "nope"], "`model_name_or_path`: 'nope' is neither a local folder"),
@@ -315,13 +318,16 @@ def test_messages(extra, message, tmp_path, tiny_model, capsys, monkeypatch):
         ("lerning_rate: 1", "Unknown field `lerning_rate` in the recipe. Did you mean 'learning_rate'"),
         ("- a list", "must be a YAML mapping"),
         ("a: [", "not valid YAML"),
+        ("trim_padding: 3", "`trim_padding` must be true, false or unset, got 3"),
     ],
 )
 def test_bad_recipes(text, message, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(SystemExit):
         train.main(["--config", str(tmp_path / "recipe.yaml")])
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert "usage" not in error
 
 
 def test_nothing_to_train(capsys):

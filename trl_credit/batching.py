@@ -421,7 +421,7 @@ def plan_updates(
         plan.most_rows, plan.live, plan.credited = int(most[i, 0]), bool(most[i, 0]), bool(most[i, 2])
         plan.keep = bool(kept_bytes_per_token and within_budget[i])
         if (savings.skip_zero_advantage or savings.deal) and mean_tokens[i]:
-            plan.share = tokens[i] / mean_tokens[i]
+            plan.share = float(tokens[i] / mean_tokens[i])
         for signal, count in zip(plan.forwards, most[i, 4:], strict=True):
             plan.forwards[signal] += [[]] * int(count - len(plan.forwards[signal]))
     metrics = {"credit/near_zero_advantages": float(near_zero)}

@@ -64,15 +64,15 @@ class CreditGRPOConfig(GRPOConfig):
     skip_zero_advantage: bool | None = field(
         default=None,
         metadata={
-            "help": "Leave completions whose advantage is exactly zero out of the update; same gradient. If unset: on "
-            "wherever it is exact, except with `uniform`."
+            "help": "true or false: leave completions whose advantage is exactly zero out of the update; same gradient. If "
+            "unset: on wherever it is exact, except with `uniform`."
         },
     )
     trim_padding: bool | None = field(
         default=None,
         metadata={
-            "help": "Cut each micro-batch to its longest prompt and completion and deal rows to micro-batches by length; "
-            "same gradient. If unset: on wherever it is exact, except with `uniform`."
+            "help": "true or false: cut each micro-batch to its longest prompt and completion and deal rows to "
+            "micro-batches by length; same gradient. If unset: on wherever it is exact, except with `uniform`."
         },
     )
     credit_cache_gib: float | None = field(
@@ -88,6 +88,9 @@ class CreditGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        for name in ("skip_zero_advantage", "trim_padding"):
+            if not isinstance(getattr(self, name), bool | None):
+                raise ValueError(f"`{name}` must be true, false or unset, got {getattr(self, name)!r}.")
         method = None
         if self.credit is not None:
             method = build_credit(self.credit)

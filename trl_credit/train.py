@@ -113,6 +113,12 @@ def parse_arguments(argv: list[str], prog: str = "trl-credit train") -> tuple:
         ValueError: The recipe cannot be read, or a field is unknown (the nearest known one is named).
     """
     parser = TrlParser(ARGUMENT_TYPES, prog=prog, description=__doc__, allow_abbrev=False)
+
+    def fail(message: str):
+        """One line, and not hundreds of usage."""
+        raise ValueError(message)
+
+    parser.error = fail
     argv = [part for text in argv for part in (text.split("=", 1) if text.startswith("--config=") else [text])]
     known = {f.name for kind in ARGUMENT_TYPES for f in fields(kind) if f.init} | {"config", "env"}
 
@@ -178,6 +184,7 @@ def check_settings(args: CreditGRPOConfig) -> None:
     for name, valid, rule in (
         ("max_steps", lambda x: x == -1 or x >= 1, "at least 1, or -1 for whole epochs"),
         ("max_completion_length", lambda x: x >= 1, "at least 1"),
+        ("num_iterations", lambda x: x >= 1, "at least 1"),
         ("temperature", lambda x: x > 0, "positive"),
         ("learning_rate", lambda x: x >= 0, "non-negative"),
         ("beta", lambda x: x >= 0, "non-negative"),

@@ -50,10 +50,11 @@ class CreditGRPOTrainer(GRPOTrainer):
     `skip_zero_advantage` so does the update. `trim_padding` saves the padding. See [`CreditGRPOConfig`].
 
     Besides TRL's metrics it logs, in training and evaluation, over the completions that need credit:
-    `credit/weight_std`, `credit/weight_max`, `credit/effective_fraction` (1 = uniform), `credit/nonfinite_tokens` (per
-    micro-batch, over all processes) and the method's own. Once per generation batch it logs `credit/skipped_fraction`,
-    the share of completions left out, and `credit/near_zero_advantages`, the number of completions whose advantage is
-    so small that it is rounding but is not zero, so that they were not.
+    `credit/weight_std`, `credit/weight_max` (of each micro-batch, averaged over them), `credit/effective_fraction` (1 =
+    uniform), `credit/nonfinite_tokens` (per micro-batch, over all processes) and the method's own; `None`, as TRL logs,
+    where there are none. Once per generation batch it logs `credit/skipped_fraction`, the share of completions for which
+    no credit was computed, and `credit/near_zero_advantages`, the number of completions whose advantage is so small that
+    it is rounding but is not zero, so that they were not.
 
     Differences from TRL, with every method:
 
@@ -113,6 +114,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         self._tag_names = [*GRPOTrainer._tag_names, "trl-credit", self.credit_method.name]
         self._signals = {signal: signal.source() for signal in self.credit_method.signals()}
         self._credit_pass = None
+        self._weights_seen = False
         self.policy_hidden_states: HiddenStates | None = None
 
         for source in self._signals.values():
@@ -401,7 +403,16 @@ class CreditGRPOTrainer(GRPOTrainer):
         self, batch: dict[str, Any], view: dict[str, Any] | None, own: dict, plan: UpdatePlan, policy: PolicyForward
     ) -> None:
         """Replaces the batch's (B,) advantages by the method's token advantages and logs the credit metrics."""
-        if view is None:
+        if view is None:  # metrics there are all the same, of nothing
+            none = policy.logps.new_zeros(1, 1)
+            inputs = CreditInputs(
+                mask=none.bool(),
+                policy_logps=none,
+                policy_entropy=none,
+                vocab_size=self._vocab_size,
+                signals=dict.fromkeys(self._signals, none),
+            )
+            self._log_credit(inputs, self.credit_method.weights(inputs))
             return
         if view is not batch:
             policy = policy.rows(plan.credit_rows or [0])
@@ -416,6 +427,8 @@ class CreditGRPOTrainer(GRPOTrainer):
             compute_dtype=self.forward_dtype,
         )
         weights = self.credit_method.weights(inputs)
+        if not self._weights_seen and self.credit_method.reweights:
+            self._check_weights(weights, inputs.mask)
         advantages = self.credit_method.token_advantages(view["advantages"], weights, inputs)
         if view is not batch:  # the other rows' advantages are zero, or nothing of them is in the loss
             every = advantages.new_zeros(len(batch["advantages"]), *advantages.shape[1:])
@@ -429,9 +442,31 @@ class CreditGRPOTrainer(GRPOTrainer):
         unscored = 0
         if "sampling_per_token_logps" in view:
             unscored = (~torch.isfinite(view["sampling_per_token_logps"]) & inputs.mask).sum()
-        mode = "train" if self.model.training else "eval"
+        self._log_credit(inputs, weights, unscored)
+
+    def _log_credit(self, inputs: CreditInputs, weights: torch.Tensor | None, unscored: torch.Tensor | int = 0) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
         for name, value in credit_metrics(self.credit_method, inputs, weights, unscored, self.accelerator).items():
-            self._metrics[mode][name].append(value)
+            metrics[name].append(value)
+
+    def _check_weights(self, weights: torch.Tensor, mask: torch.Tensor) -> None:
+        """Once, as a method of the user's own may not do what it declares."""
+        self._weights_seen = True
+        name, shape = self.credit_method.name, tuple(mask.shape)
+        if weights.shape != mask.shape or weights.requires_grad:
+            raise ValueError(
+                f"credit method {name!r}: `weights` must return a {shape} tensor without gradient, got "
+                f"{tuple(weights.shape)}{' with one' if weights.requires_grad else ''}."
+            )
+        tokens = mask.sum(-1)
+        means = torch.where(mask, weights, 0.0).sum(-1) / tokens.clamp(min=1)
+        off = (means - (tokens > 0).to(means)).abs().max().item()
+        if not (off <= 1e-2 and (weights >= 0).all() and (weights[~mask] == 0).all()):
+            raise ValueError(
+                f"credit method {name!r}: `weights` must be >= 0, 0 off the mask and of mean 1 over each completion's mask; "
+                f"the means are off by up to {off:.3g}. `trl_credit.mean_one` scales scores so; a method that does not "
+                "reweight sets `reweights = False`."
+            )
 
     def create_model_card(self, *args, **kwargs):
         super().create_model_card(*args, **kwargs)

@@ -38,6 +38,8 @@ def get_method_class(name: str) -> type[CreditMethod]:
         raise ValueError(f"Cannot load the credit method {name!r}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, CreditMethod)):
         raise ValueError(f"{name!r} is not a subclass of trl_credit.CreditMethod.")
+    if not (isinstance(getattr(cls, "name", None), str) and isinstance(getattr(cls, "paper", None), Paper)):
+        raise ValueError(f"{name!r} needs the class attributes `name` (text) and `paper` (a trl_credit.Paper).")
     return cls
 
 

@@ -43,9 +43,10 @@ def train(credit: dict[str, Any], output_dir: Path, max_steps: int, seed: int) -
     class Progress(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "reward" in logs and (state.global_step % 10 == 0 or state.global_step == 1):
+                fraction = logs["credit/effective_fraction"]  # None if every group was all right or all wrong
                 print(
                     f"  {name:8} update {state.global_step:3d}/{state.max_steps}   reward {logs['reward']:.2f}   "
-                    f"effective fraction {logs['credit/effective_fraction']:.3f}",
+                    + ("no completion with an advantage" if fraction is None else f"effective fraction {fraction:.3f}"),
                     flush=True,
                 )
 
@@ -89,7 +90,9 @@ def train(credit: dict[str, Any], output_dir: Path, max_steps: int, seed: int) -
     last = history[-max(1, len(history) // 4) :]
 
     def mean(key: str, entries: list[dict]) -> float:
-        return sum(entry[key] for entry in entries) / len(entries)
+        """Over the updates that had something to weight."""
+        values = [entry[key] for entry in entries if entry[key] is not None]
+        return sum(values) / len(values) if values else float("nan")
 
     return {
         "credit": credit,
