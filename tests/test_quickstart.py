@@ -117,9 +117,9 @@ def test_training_raises_the_reward(name, tmp_path):
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     assert sum(rewards[-20:]) / 20 > sum(rewards[:10]) / 10 + 0.1
     if name == "gcpo":
-        fractions = [
-            e["credit/contrast_fraction"] for e in trainer.state.log_history if "credit/contrast_fraction" in e
-        ]
+        fractions = [entry.get("credit/contrast_fraction") for entry in trainer.state.log_history]
+        fractions = [fraction for fraction in fractions if fraction is not None]
+        assert len(fractions) > 50
         assert min(fractions) > 0.05, "the negative prompt must mean something to the embedded model"
 
 
