@@ -523,6 +523,9 @@ def test_rows_with_and_without_images_stay_together():
     assert planned[PLAN].credit_rows == [0, 1, 2]
     assert [sorted(rows) for rows in planned[PLAN].forwards["signal"]] == [[0, 1, 2]]
     assert skipped == pytest.approx(2 / 3)
+    planned, skipped = plan(batch | {"advantages": torch.zeros(3)})  # another process may have some
+    assert planned[PLAN].credit_rows == [0, 1, 2]
+    assert skipped == 1.0
     planned, _ = plan(select(batch, [0, 2]) | {"advantages": torch.tensor([0.0, 1.0])})
     assert planned["num_images"] == [1]
 

@@ -13,7 +13,7 @@ from trl_credit.signals import statistics
 from trl_credit.signals._triton import fold_triton
 
 
-pytestmark = pytest.mark.skipif(not is_triton_available(), reason="needs Triton")
+pytestmark = pytest.mark.skipif(not is_triton_available(), reason="Triton exists for Linux only")
 
 CONSTANTS = {"lowest": statistics._LOWEST, "floor": statistics._FLOOR, "ratio_limit": statistics._RATIO_LIMIT}
 PLANES = {4: ("squared_hellinger", "bhattacharyya"), 5: ("entropy",), 6: ("kl",), 7: ("reverse_kl",)}
@@ -69,13 +69,11 @@ def test_interpreted():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_compiled():
     compare("cuda")
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_compare_distributions(dtype, bias):
@@ -97,4 +95,4 @@ def test_compare_distributions(dtype, bias):
 
     ours, theirs = run("cuda"), run("cpu")
     for name in statistics.STATISTICS:
-        torch.testing.assert_close(ours[name].cpu(), theirs[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours[name].cpu(), theirs[name], rtol=1e-4, atol=1e-5)

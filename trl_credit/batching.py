@@ -396,7 +396,7 @@ def plan_updates(
     plans, numbers = [], []
     for batch, scale, has_rows in dealt:
         credit_rows = np.flatnonzero(_teaching(batch, every_row)) if has_rows else np.arange(0)
-        if mixed and len(credit_rows):
+        if mixed:  # a row without images could not stand in for one with
             credit_rows = np.arange(len(batch["advantages"]))
         forwards = {}
         for signal, lengths_of in signal_lengths.items():

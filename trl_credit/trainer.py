@@ -300,8 +300,10 @@ class CreditGRPOTrainer(GRPOTrainer):
 
     def _unshard_output_head(self, model: nn.Module) -> None:
         """Makes FSDP2 reduce the output head's gradient: see the first difference from TRL."""
+        if not self.is_fsdp_enabled or not torch.is_grad_enabled():
+            return
         head = causal_model(self.accelerator.unwrap_model(model)).get_output_embeddings()
-        if isinstance(head, FSDPModule) and torch.is_grad_enabled():
+        if isinstance(head, FSDPModule):
             head.unshard()
 
     @contextlib.contextmanager
@@ -428,7 +430,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         )
         weights = self.credit_method.weights(inputs)
         if not self._weights_seen and self.credit_method.reweights:
-            self._check_weights(weights, inputs.mask)
+            self._check_weights(weights, inputs)
         advantages = self.credit_method.token_advantages(view["advantages"], weights, inputs)
         if view is not batch:  # the other rows' advantages are zero, or nothing of them is in the loss
             every = advantages.new_zeros(len(batch["advantages"]), *advantages.shape[1:])
@@ -449,15 +451,19 @@ class CreditGRPOTrainer(GRPOTrainer):
         for name, value in credit_metrics(self.credit_method, inputs, weights, unscored, self.accelerator).items():
             metrics[name].append(value)
 
-    def _check_weights(self, weights: torch.Tensor, mask: torch.Tensor) -> None:
-        """Once, as a method of the user's own may not do what it declares."""
+    def _check_weights(self, weights: torch.Tensor, inputs: CreditInputs) -> None:
+        """Once, as a method of the user's own may not do what it declares. What it makes of a NaN is not judged."""
         self._weights_seen = True
-        name, shape = self.credit_method.name, tuple(mask.shape)
+        name, mask, shape = self.credit_method.name, inputs.mask, tuple(inputs.mask.shape)
         if weights.shape != mask.shape or weights.requires_grad:
             raise ValueError(
                 f"credit method {name!r}: `weights` must return a {shape} tensor without gradient, got "
                 f"{tuple(weights.shape)}{' with one' if weights.requires_grad else ''}."
             )
+        finite = ~inputs.nonfinite.any(-1)
+        weights, mask = weights[finite], mask[finite]
+        if not len(mask):
+            return
         tokens = mask.sum(-1)
         means = torch.where(mask, weights, 0.0).sum(-1) / tokens.clamp(min=1)
         off = (means - (tokens > 0).to(means)).abs().max().item()
