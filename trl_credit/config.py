@@ -12,6 +12,8 @@ from .methods import CreditMethod, build_credit
 # completion's log-probs, so advantages of mean 1 x A_i per token act as A_i. `cispo` detaches the ratio and `vespo`
 # ignores the level.
 RATIO_GRADIENT_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "sapo", "luspo")
+# TRL's and GSPO-token's
+IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence", "sequence_token")
 
 
 @dataclass
@@ -48,6 +50,24 @@ class CreditGRPOConfig(GRPOConfig):
             `credit/kept_fraction` shows. 0 keeps nothing. If unset: 4.
         credit_cache_device (`str`, *optional*):
             Where they are kept: `"cpu"`, or if unset the device that computed them.
+        importance_sampling_level (`str`, *optional*, defaults to `"token"`):
+            TRL's `"token"` and `"sequence"`, and `"sequence_token"` (GSPO-token): the sequence's ratio with each token's
+            gradient, so that token advantages matter. Clipping acts on the sequence's ratio; TRL's `clip_ratio/*` are then
+            shares of tokens, so that a long completion counts more than with `"sequence"`. KL bias correction multiplies
+            with the sequence's ratio.
+        dynamic_sampling (`bool`, *optional*, defaults to `False`):
+            Whether groups that teach nothing are replaced by groups of fresh prompts, generated and scored in further
+            rounds until the generation batch is full (DAPO); see [`~trl_credit.rollout.DynamicSamplingMixin`] for what is
+            logged. Not in evaluation. The run's length stays what `max_steps` or the epochs make it; passes over the data
+            are logged.
+        dynamic_sampling_max_rounds (`int`, *optional*):
+            The most rounds for one generation batch, the first included; groups that are still to be replaced then stay,
+            with the advantage they have. If unset: 10.
+        dynamic_sampling_reward (`str`, *optional*):
+            Name of the reward function whose mean over the group decides. If unset, groups are replaced whose rewards are
+            all the same.
+        dynamic_sampling_range (`list[float]`, *optional*):
+            `[low, high]`: groups are kept whose mean of that reward lies strictly between. If unset: 0 and 1.
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit"]
@@ -87,7 +107,32 @@ class CreditGRPOConfig(GRPOConfig):
         metadata={"help": "Where such signals are kept: `cpu`, or if unset the device that computed them."},
     )
 
+    dynamic_sampling: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace groups that teach nothing by groups of fresh prompts, in further rounds of generation (DAPO)."
+        },
+    )
+    dynamic_sampling_max_rounds: int | None = field(
+        default=None,
+        metadata={"help": "The most rounds for one generation batch, the first included. If unset: 10."},
+    )
+    dynamic_sampling_reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the reward function whose mean over the group decides. If unset: groups are replaced whose "
+            "rewards are all the same."
+        },
+    )
+    dynamic_sampling_range: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "LOW HIGH: groups are kept whose mean of `dynamic_sampling_reward` lies strictly between. If unset: 0 1."
+        },
+    )
+
     def __post_init__(self):
+        self._check_dynamic_sampling()
         for name in ("skip_zero_advantage", "trim_padding"):
             if not isinstance(getattr(self, name), bool | None):
                 raise ValueError(f"`{name}` must be true, false or unset, got {getattr(self, name)!r}.")
@@ -110,15 +155,44 @@ class CreditGRPOConfig(GRPOConfig):
                     "twice. Remove it."
                 )
 
+    def _check_dynamic_sampling(self):
+        rounds, bounds = self.dynamic_sampling_max_rounds, self.dynamic_sampling_range
+        for name in ("dynamic_sampling_max_rounds", "dynamic_sampling_reward", "dynamic_sampling_range"):
+            if getattr(self, name) is not None and not self.dynamic_sampling:
+                raise ValueError(
+                    f"`{name}` ({getattr(self, name)!r}) has no effect with `dynamic_sampling=False`. Set it to true, or "
+                    f"remove `{name}`."
+                )
+        if rounds is not None and not (isinstance(rounds, int) and rounds >= 2):
+            raise ValueError(
+                f"`dynamic_sampling_max_rounds` must be at least 2, as the first round replaces nothing, got {rounds!r}."
+            )
+        if bounds is None:
+            return
+        if self.dynamic_sampling_reward is None:
+            raise ValueError(
+                f"`dynamic_sampling_range` ({bounds!r}) needs `dynamic_sampling_reward`: the reward function whose mean it "
+                "is about."
+            )
+        numbers = isinstance(bounds, (list, tuple)) and all(isinstance(x, (int, float)) for x in bounds)
+        if not (numbers and len(bounds) == 2 and bounds[0] < bounds[1]):
+            raise ValueError(f"`dynamic_sampling_range` must be two numbers, the lower first, got {bounds!r}.")
+
 
 def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
-    """Raises `ValueError` for settings that would cancel the method's token credit."""
+    """Raises `ValueError` for settings that would cancel the method's token credit, or have no effect."""
     if method.reweights and args.importance_sampling_level == "sequence" and args.loss_type in RATIO_GRADIENT_LOSSES:
         raise ValueError(
             f"`importance_sampling_level='sequence'` cancels the token credit of {method.name!r} with "
             f"`loss_type={args.loss_type!r}`: the gradient of a sequence-level ratio sums over the completion, so "
-            "weights of mean 1 have no effect. Set `importance_sampling_level='token'`, or `loss_type='cispo'`, or "
-            "`credit='uniform'` (which is GSPO)."
+            "weights of mean 1 have no effect. Set `importance_sampling_level='sequence_token'` (the sequence's ratio, "
+            "each token's gradient) or 'token', or `loss_type='cispo'`, or `credit='uniform'` (which is GSPO)."
+        )
+    if args.importance_sampling_level == "sequence_token" and args.loss_type not in RATIO_GRADIENT_LOSSES:
+        raise ValueError(
+            f"`importance_sampling_level='sequence_token'` has no effect with `loss_type={args.loss_type!r}`, through whose "
+            "ratio no gradient goes: with `cispo` it is 'sequence', and `vespo` ignores the level. Set 'sequence' or "
+            "'token'."
         )
 
 

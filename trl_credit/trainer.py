@@ -22,6 +22,8 @@ from .batching import MAX_FORWARDS, PLAN, Savings, UpdatePlan, cut, loss_mask, p
 from .config import CreditGRPOConfig, check_credit, deal_refusal, skip_refusal
 from .methods import DGPO, GCPO, CreditInputs, CreditMethod, Uniform, build_credit
 from .metrics import credit_metrics
+from .ratio import sequence_token_old_logps
+from .rollout import DynamicSamplingMixin, check_dynamic_sampling
 from .signals.base import HiddenStates, PolicyForward, causal_model, vocabulary_size
 
 
@@ -33,7 +35,7 @@ DEFAULT_CACHE_GIB = 4.0
 _TRL_SIGNATURE = inspect.signature(GRPOTrainer.__init__)
 
 
-class CreditGRPOTrainer(GRPOTrainer):
+class CreditGRPOTrainer(DynamicSamplingMixin, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] in which a credit method decides how much of a completion's advantage each token gets.
 
@@ -108,6 +110,7 @@ class CreditGRPOTrainer(GRPOTrainer):
             training_args = copy.copy(training_args)  # the preset is this trainer's, not the caller's config's
             training_args.credit = self.credit_method.to_dict()
         arguments["args"] = training_args
+        check_dynamic_sampling(type(self), arguments)
 
         self._name = self.credit_method.name.upper() if type(self.credit_method) is not Uniform else GRPOTrainer._name
         self._paper = vars(self.credit_method.paper)
@@ -126,6 +129,15 @@ class CreditGRPOTrainer(GRPOTrainer):
             super().__init__(**arguments)
         finally:
             training_args.sync_ref_model = training_args.sync_ref_model or follows
+        self._sequence_token = self.importance_sampling_level == "sequence_token"
+        if self._sequence_token:
+            self.importance_sampling_level = "token"  # with old log-probs that make it so
+            if not self._off_policy:
+                logger.warning(
+                    "`importance_sampling_level='sequence_token'` has no effect here: every update is made with the policy "
+                    "that generated, so that all ratios are 1. Set `num_iterations` above 1, or `steps_per_generation` "
+                    "above `gradient_accumulation_steps`."
+                )
         self._vocab_size = vocabulary_size(causal_model(self.accelerator.unwrap_model(self.model)))
         if any(source.needs_hidden_states for source in self._signals.values()):
             self.policy_hidden_states = HiddenStates(self.model)
@@ -185,6 +197,14 @@ class CreditGRPOTrainer(GRPOTrainer):
         """Of the signals that do not change between the iterations over a generation batch."""
         return sum(source.bytes_per_token(self) for source in self._signals.values())
 
+    @property
+    def _off_policy(self) -> bool:
+        """Whether TRL keeps the log-probs of the policy that generated."""
+        args = self.args
+        return bool(args.gradient_accumulation_steps % (args.steps_per_generation * self.num_iterations)) or (
+            self.use_vllm and self.vllm_importance_sampling_correction
+        )
+
     # What signals need to know
 
     @property
@@ -222,8 +242,9 @@ class CreditGRPOTrainer(GRPOTrainer):
         self._signature_columns += [column for column in needed if column not in self._signature_columns]
 
     def _generate(self, prompts: list):
+        generated = super()._generate(prompts)
         self._rollout_prompts = prompts  # with images and environment observations in place
-        return super()._generate(prompts)
+        return generated
 
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
@@ -397,6 +418,12 @@ class CreditGRPOTrainer(GRPOTrainer):
         with self.policy_hidden_states.captured() if self.policy_hidden_states else contextlib.nullcontext():
             logps, entropies, aux_loss = forward()
         hidden_states = self.policy_hidden_states and self.policy_hidden_states.pop(logits_to_keep)
+        batch = credit_pass[0]
+        if self._sequence_token and "old_per_token_logps" in batch:
+            old = batch["old_per_token_logps"]
+            batch["old_per_token_logps"] = sequence_token_old_logps(logps, old, loss_mask(batch))
+            if self.off_policy_mask_threshold is not None:  # measures the drift from what generated
+                batch.setdefault("sampling_per_token_logps", old)
         with torch.no_grad():
             self._assign_credit(*credit_pass, PolicyForward(logps.detach(), entropies.detach(), hidden_states))
         return logps, entropies, aux_loss
