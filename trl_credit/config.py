@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from .methods import CreditMethod, build_credit
+from .nonfinite import DEFAULT_MAX_NONFINITE_UPDATES
 
 
 # Losses whose gradient goes through the importance ratio. Taken over the sequence, the ratio's gradient sums the
@@ -68,6 +69,12 @@ class CreditGRPOConfig(GRPOConfig):
             all the same.
         dynamic_sampling_range (`list[float]`, *optional*):
             `[low, high]`: groups are kept whose mean of that reward lies strictly between. If unset: 0 and 1.
+        max_nonfinite_updates (`int`, *optional*, defaults to `5`):
+            Updates with a NaN or infinite loss or gradient norm are skipped; after so many in a row the run ends.
+        enable_jit_checkpoint (`bool`, *optional*, defaults to `False`):
+            Whether SIGTERM makes the run finish its update, save a checkpoint and exit with code 143. Unlike transformers'
+            own, the checkpoint is one that can be resumed from exactly: see
+            [`~trl_credit.checkpoint.PreemptionCallback`].
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit"]
@@ -131,8 +138,22 @@ class CreditGRPOConfig(GRPOConfig):
         },
     )
 
+    max_nonfinite_updates: int = field(
+        default=DEFAULT_MAX_NONFINITE_UPDATES,
+        metadata={
+            "help": "Updates whose loss or gradient norm is not finite are skipped; after so many in a row the run ends."
+        },
+    )
+
     def __post_init__(self):
         self._check_dynamic_sampling()
+        if not (isinstance(self.max_nonfinite_updates, int) and self.max_nonfinite_updates >= 1):
+            raise ValueError(f"`max_nonfinite_updates` must be at least 1, got {self.max_nonfinite_updates!r}.")
+        if self.enable_jit_checkpoint and self.save_only_model:
+            raise ValueError(
+                "`enable_jit_checkpoint` saves a checkpoint to resume from, which `save_only_model=True` leaves incomplete. "
+                "Set one of the two to false."
+            )
         for name in ("skip_zero_advantage", "trim_padding"):
             if not isinstance(getattr(self, name), bool | None):
                 raise ValueError(f"`{name}` must be true, false or unset, got {getattr(self, name)!r}.")

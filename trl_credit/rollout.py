@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, get_callable_name, repeat_iterable_dataset
 
 from .methods.base import nearest
@@ -295,6 +294,15 @@ class DynamicSamplingMixin:
                 self._metrics["train"][name] = values
         return self._as_generated(rollouts)
 
+    def _extra_state(self):
+        state = super()._extra_state()
+        return state if self._prompt_stream is None else state | {"prompts": self._prompt_stream.state_dict()}
+
+    def _load_extra_state(self, state):
+        super()._load_extra_state(state)
+        if self._prompt_stream is not None and "prompts" in state:
+            self._prompt_stream.load_state_dict(state["prompts"])
+
     # One round
 
     def _scored(self, inputs: list[dict], prompts: list, generated: tuple) -> tuple[list[Rollout], torch.Tensor]:
@@ -510,9 +518,10 @@ def check_dynamic_sampling(trainer_class: type, arguments: dict[str, Any]) -> No
             "`dynamic_sampling` draws fresh prompts from the training set, but `train_dataset` is None: the environment's "
             "`reset` makes the prompts. Give a `train_dataset` whose rows `reset` takes, or set `dynamic_sampling=False`."
         )
-    if trainer_class._get_train_sampler is not GRPOTrainer._get_train_sampler:
+    owner = next(cls for cls in trainer_class.__mro__ if "_get_train_sampler" in vars(cls))
+    if owner.__module__.partition(".")[0] not in ("trl", "trl_credit"):
         raise ValueError(
-            f"`dynamic_sampling` draws prompts in the order of TRL's sampler, which {trainer_class.__name__} overrides "
+            f"`dynamic_sampling` draws prompts in the order of TRL's sampler, which {owner.__name__} overrides "
             "(`_get_train_sampler`). Remove the override, or set `dynamic_sampling=False`."
         )
     rewards = arguments["reward_funcs"] or []

@@ -19,9 +19,11 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from .batching import MAX_FORWARDS, PLAN, Savings, UpdatePlan, cut, loss_mask, plan_updates, select, stand_in
+from .checkpoint import ResumeMixin
 from .config import CreditGRPOConfig, check_credit, deal_refusal, skip_refusal
 from .methods import DGPO, GCPO, CreditInputs, CreditMethod, Uniform, build_credit
 from .metrics import credit_metrics
+from .nonfinite import NonfiniteGuardMixin
 from .ratio import sequence_token_old_logps
 from .rollout import DynamicSamplingMixin, check_dynamic_sampling
 from .signals.base import HiddenStates, PolicyForward, causal_model, vocabulary_size
@@ -35,7 +37,7 @@ DEFAULT_CACHE_GIB = 4.0
 _TRL_SIGNATURE = inspect.signature(GRPOTrainer.__init__)
 
 
-class CreditGRPOTrainer(DynamicSamplingMixin, GRPOTrainer):
+class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, ResumeMixin, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] in which a credit method decides how much of a completion's advantage each token gets.
 

@@ -1,0 +1,392 @@
+"""Exact resume: what TRL does not save, checkpoints that are whole or not there, and a node that is taken away.
+
+A run that is stopped after any update and resumed from its checkpoint makes the parameters and metrics of the run that was
+never stopped, bit for bit with transformers generation. TRL and transformers save parameters, optimizer, scheduler and
+random states; beside them this module saves, per process and without pickle, the generation batch whose updates are not
+over, TRL's step counter, metrics that were not logged yet, the stream of dynamic sampling, the adaptive entropy
+coefficient and a reference model that follows the policy. Beyond the first pass over the data it takes the sampler to the
+pass it was in.
+"""
+
+import dataclasses
+import inspect
+import json
+import os
+import signal
+import threading
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list
+from datasets import IterableDataset
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+from trl.trainer.callbacks import SyncRefModelCallback
+from trl.trainer.utils import RepeatSampler
+
+from .batching import PLAN, UpdatePlan
+
+
+logger = get_logger(__name__)
+
+# Of a process that was asked to end (SIGTERM) and has saved its state: 128 + 15, what a shell reports for the signal
+PREEMPTED = 143
+
+STATE_NAME = "credit_state_{}.safetensors"
+REFERENCE_NAME = "credit_reference_{}.safetensors"
+# transformers' own SIGTERM checkpoint puts it there while it writes
+_INCOMPLETE_NAME = "checkpoint-is-incomplete.txt"
+
+# What must be as it was for a generation batch to be continued
+_BATCH_SETTINGS = (
+    "world_size",
+    "per_device_train_batch_size",
+    "steps_per_generation",
+    "gradient_accumulation_steps",
+    "num_generations",
+    "num_iterations",
+)
+
+
+# Files
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Writes nested mappings and lists of tensors, numbers, text and `None` as one safetensors file, at once or not at all.
+
+    Raises:
+        TypeError: A value of another type, named by its place.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def encode(value: Any, place: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            tensors[place] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            return {"tensor": place}
+        if isinstance(value, dict):
+            return {"dict": {str(key): encode(item, f"{place}/{key}") for key, item in value.items()}}
+        if isinstance(value, (list, tuple)):
+            return [encode(item, f"{place}/{i}") for i, item in enumerate(value)]
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        raise TypeError(f"{place or 'the tree'} is a {type(value).__name__}, which has no safe format.")
+
+    metadata = {"tree": json.dumps(encode(tree, ""))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata)
+    os.replace(temporary, path)
+
+
+def load_tree(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What [`save_tree`] wrote; tuples are lists."""
+    with safe_open(path, framework="pt", device=str(device)) as file:
+
+        def decode(value: Any) -> Any:
+            if isinstance(value, list):
+                return [decode(item) for item in value]
+            if not isinstance(value, dict):
+                return value
+            if "tensor" in value:
+                return file.get_tensor(value["tensor"])
+            return {key: decode(item) for key, item in value["dict"].items()}
+
+        return decode(json.loads(file.metadata()["tree"]))
+
+
+# Which checkpoints are whole
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: transformers writes its state last, when all processes are done."""
+    if (checkpoint / _INCOMPLETE_NAME).exists():
+        return False
+    try:
+        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    except (OSError, ValueError, TypeError):
+        return False
+    return True
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest whole checkpoint of a run, or `None`; newer ones that are not whole are named in a warning."""
+    found = []
+    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if path.is_dir() and number.isdecimal():
+            found.append((int(number), path))
+    for _, path in sorted(found, reverse=True):
+        if is_complete(path):
+            return path
+        logger.warning("%s was not written to its end: it is left alone, and an earlier one is looked for.", path)
+    return None
+
+
+# A node that is taken away
+
+
+class PreemptionCallback(TrainerCallback):
+    """Makes SIGTERM end the run after the update in progress, with a checkpoint.
+
+    transformers' own callback is not used, for three reasons: it may save between the forward and the step of an update,
+    whose gradient is then lost; processes that get the signal at different times would not save together; and the run
+    ends with exit code 0, as if it were finished.
+    """
+
+    def __init__(self, accelerator):
+        self.accelerator = accelerator
+        self.received = self.stopped = False
+        self._previous = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError(
+                "`enable_jit_checkpoint` handles SIGTERM, which only the main thread can: call `train` there, or set it to "
+                "false."
+            )
+        self.received = self.stopped = False
+        self._previous = signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, *_):
+        self.received = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        received = torch.tensor(int(self.received), device=self.accelerator.device)
+        if self.accelerator.reduce(received, reduction="sum"):
+            control.should_save = control.should_training_stop = self.stopped = True
+
+    def restore(self) -> None:
+        """Puts the previous handler back."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
+
+
+class ResumeMixin:
+    """Checkpoints from which TRL's trainer resumes exactly; see the module."""
+
+    _checkpoint_state: dict[str, Any] | None = None  # of the checkpoint that is being resumed from
+    _train_sampler = None
+
+    def __init__(self, *args, **kwargs):
+        training_args = inspect.signature(GRPOTrainer.__init__).bind(self, *args, **kwargs).arguments["args"]
+        asked, training_args.enable_jit_checkpoint = training_args.enable_jit_checkpoint, False
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            training_args.enable_jit_checkpoint = asked
+        self._preemption = PreemptionCallback(self.accelerator) if asked else None
+        if asked:
+            self.add_callback(self._preemption)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """[`~transformers.Trainer.train`], which resumes from whole checkpoints only, and exactly.
+
+        Args:
+            resume_from_checkpoint: The path of a checkpoint; `True` for the last whole one in `output_dir`; `"auto"` for
+                that one if there is one, else the beginning.
+
+        Raises:
+            ValueError: The checkpoint was not written to its end, or there is none.
+            SystemExit: With code 143, after SIGTERM with `enable_jit_checkpoint`: the checkpoint is written.
+        """
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        if checkpoint is not None:
+            self._read_checkpoint_state(Path(checkpoint))
+        try:
+            output = super().train(checkpoint, *args, **kwargs)
+        finally:
+            self._checkpoint_state = None
+            if self._preemption is not None:
+                self._preemption.restore()
+        if self._preemption is not None and self._preemption.stopped:
+            logger.warning("SIGTERM: saved after update %d; exiting with code %d.", self.state.global_step, PREEMPTED)
+            raise SystemExit(PREEMPTED)
+        return output
+
+    def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
+        if not asked:
+            return None
+        if asked is True or asked == "auto":
+            # One process looks, as others may see a shared folder later
+            found = [last_complete_checkpoint(self.args.output_dir) if self.accelerator.is_main_process else None]
+            found = broadcast_object_list(found)[0]
+            if found is None and asked is True:
+                raise ValueError(
+                    f"`resume_from_checkpoint`: there is no whole checkpoint in {self.args.output_dir!r}. Use 'auto' to "
+                    "start from the beginning where there is none."
+                )
+            return found and str(found)
+        if not is_complete(Path(asked)):
+            raise ValueError(
+                f"`resume_from_checkpoint`: {asked!r} is not a checkpoint that was written to its end. Use `True` for the "
+                "last whole one in `output_dir`."
+            )
+        return asked
+
+    # Save
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:  # one that is overwritten is not whole meanwhile
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        rank, folder = self.accelerator.process_index, Path(output_dir)
+        save_tree(folder / STATE_NAME.format(rank), self._state_to_save())
+        references = self._followed_references()
+        if references and (rank == 0 or self._sharded):
+            save_tree(folder / REFERENCE_NAME.format(rank), references)
+        # The trainer's state, which the main process writes next, says that the checkpoint is whole
+        self.accelerator.wait_for_everyone()
+
+    def _state_to_save(self) -> dict[str, Any]:
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        epoch, share = divmod(self.state.epoch or 0.0, 1.0)
+        state = {
+            "settings": self._batch_settings(),
+            "step": self._step,
+            "metrics": dict(self._metrics["train"]),
+            "loss": self._tr_loss,
+            "last_logged": self._globalstep_last_logged,
+            "entropy": [self.entropy_coef, self._last_world_entropy] if self.use_adaptive_entropy else None,
+            # Of an iterable dataset, whose epochs have no length
+            "epoch": int(epoch),
+            "batches": round(share * self.state.max_steps * self.args.gradient_accumulation_steps),
+            "batch": None,
+            **self._extra_state(),
+        }
+        if self._step % generate_every and self._buffered_inputs is not None:
+            state["batch"] = [
+                {key: _encode_plan(value) if key == PLAN else value for key, value in batch.items()}
+                for batch in self._buffered_inputs
+            ]
+        return state
+
+    def _extra_state(self) -> dict[str, Any]:
+        """What other parts of the trainer want to have back."""
+        return {}
+
+    def _load_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes it back."""
+
+    def _batch_settings(self) -> dict[str, Any]:
+        settings = {name: getattr(self.args, name) for name in _BATCH_SETTINGS}
+        return settings | {"credit": json.dumps(self.credit_method.to_dict(), sort_keys=True)}
+
+    # Load
+
+    def _read_checkpoint_state(self, checkpoint: Path) -> None:
+        path = checkpoint / STATE_NAME.format(self.accelerator.process_index)
+        if not path.exists():
+            logger.warning(
+                "%s has no %s: it was not saved by this trainer, or with fewer processes. Parameters and optimizer are "
+                "resumed, but the run will not be the one that was stopped: a new generation batch is made, and prompts "
+                "may repeat.",
+                checkpoint,
+                path.name,
+            )
+            return
+        self._checkpoint_state = load_tree(path, self.accelerator.device)
+
+    def _get_train_sampler(self, dataset=None):
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ):
+        epochs, batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        state = self._checkpoint_state
+        if isinstance(self.train_dataset, IterableDataset):
+            if state is not None and not self.args.ignore_data_skip:
+                epochs, batches = state["epoch"], state["batches"]
+        elif isinstance(self._train_sampler, RepeatSampler):
+            for _ in range(epochs):  # each pass draws its order
+                next(iter(self._train_sampler), None)
+        return epochs, batches
+
+    def _load_rng_state(self, checkpoint):
+        # transformers calls this when it has gone to where the run was, right before the first update
+        super()._load_rng_state(checkpoint)
+        state, self._checkpoint_state = self._checkpoint_state, None
+        if state is None:
+            return
+        self._load_extra_state(state)
+        self._metrics["train"] = defaultdict(list, state["metrics"])
+        self._tr_loss, self._globalstep_last_logged = state["loss"], state["last_logged"]
+        if state["entropy"] is not None and self.use_adaptive_entropy:
+            self.entropy_coef, self._last_world_entropy = state["entropy"]
+        self._load_references(Path(checkpoint))
+        settings = self._batch_settings()
+        changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
+        if changed:
+            logger.warning(
+                "%s changed since the checkpoint was saved: its generation batch is not continued, a new one is made.",
+                ", ".join(f"`{name}`" for name in changed),
+            )
+            return
+        self._step = state["step"]
+        if state["batch"] is not None:
+            signals = [signal for signal, source in self._signals.items() if source.has_forward]
+            self._buffered_inputs = [
+                {key: _decode_plan(value, signals) if key == PLAN else value for key, value in batch.items()}
+                for batch in state["batch"]
+            ]
+
+    # A reference model that follows the policy
+
+    @property
+    def _sharded(self) -> bool:
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+
+    def _followed_references(self) -> list[dict[str, torch.Tensor]]:
+        """This process's part of each, by parameter."""
+        models = [
+            self.accelerator.unwrap_model(callback.ref_model)
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, SyncRefModelCallback)
+        ]
+        return [{name: _local(parameter) for name, parameter in model.named_parameters()} for model in models]
+
+    def _load_references(self, checkpoint: Path) -> None:
+        references = self._followed_references()
+        if not references:
+            return
+        rank = self.accelerator.process_index if self._sharded else 0
+        saved = load_tree(checkpoint / REFERENCE_NAME.format(rank), self.accelerator.device)
+        for reference, values in zip(references, saved, strict=True):
+            for name, parameter in reference.items():
+                parameter.copy_(values[name])
+
+
+def _local(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The part of a parameter that this process has."""
+    if hasattr(parameter, "ds_tensor"):  # ZeRO-3
+        return parameter.ds_tensor.data
+    return parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.data
+
+
+def _encode_plan(plan: UpdatePlan) -> dict[str, Any]:
+    values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    values["forwards"] = list(plan.forwards.values())
+    del values["kept"]  # computed again
+    return values
+
+
+def _decode_plan(values: dict[str, Any], signals: list) -> UpdatePlan:
+    return UpdatePlan(**values | {"forwards": dict(zip(signals, values["forwards"], strict=True))})
