@@ -161,12 +161,42 @@ CASES = {
     # a momentum: torch cannot load the state of a sharded optimizer that has none
     "resumed": {"credit": CREDIT["dgpo"], "num_iterations": 1, "max_steps": 4, "resume": "saved/checkpoint-2",
                 "optim_args": "momentum=0.5"},
+    "dynamic": {"credit": CREDIT["gcpo"], "dynamic_sampling": True, "rollout": "placed", "reward": "even_prompt"},
+    "dynamic_iterable": {"credit": CREDIT["dgpo"], "dynamic_sampling": True, "rollout": "placed",
+                         "reward": "even_prompt", "iterable": True, "shuffle_dataset": False},
+    # one group, of which each process has a half
+    "dynamic_across": {"credit": "uniform", "dynamic_sampling": True, "rollout": "placed", "reward": "even_prompt",
+                       "num_generations": 8, "num_iterations": 1},
+    "sequence_token": {"credit": CREDIT["dgpo"], "importance_sampling_level": "sequence_token"},
 }  # fmt: skip
 
 # Not comparable between numbers of processes: generated, or with a term of each process's own micro-batch
 OTHERS = {
+    "nonfinite": {"credit": CREDIT["gcpo"], "nan_at": 1},  # transformers leaves a NaN out of a process's logged loss
     "environment": {"credit": "gcpo", "model": "tools", "environment": True, "rollout": "generate"},
     "moe": {"credit": CREDIT["gcpo"], "model": "moe", "router_aux_loss_coef": 0.1},
+    "dynamic_generated": {"credit": CREDIT["gcpo"], "dynamic_sampling": True, "rollout": "generate",
+                          "reward": "even_prompt"},
+    "dynamic_environment": {"credit": "gcpo", "model": "tools", "environment": True, "rollout": "generate",
+                            "dynamic_sampling": True, "reward": "even_prompt"},
+    # groups of three on two processes: an even number of them in each round
+    "dynamic_odd": {"credit": CREDIT["gcpo"], "dynamic_sampling": True, "rollout": "placed", "reward": "even_prompt",
+                    "rows": 6, "num_generations": 3},
+}  # fmt: skip
+
+# The same run twice, the second time from a checkpoint in the middle of a generation batch of four updates
+EXACT = {"rollout": "generate", "steps_per_generation": 2, "num_iterations": 2, "max_steps": 7, "save_strategy": "steps",
+         "save_steps": 3, "optim_args": "momentum=0.5"}  # fmt: skip
+RESUMED = {
+    "uniform": {"credit": "uniform"},
+    "lora": {"credit": CREDIT["dgpo"], "peft": True},
+    "synced": {"credit": CREDIT["dgpo"], "sync_ref_model": True, "ref_model_sync_steps": 2},
+    "dynamic": {"credit": CREDIT["gcpo"], "dynamic_sampling": True, "reward": "even_prompt"},
+}
+EXACTLY = {
+    f"exact_{name}{suffix}": EXACT | settings | ({"resume": f"exact_{name}/checkpoint-3"} if suffix else {})
+    for name, settings in RESUMED.items()
+    for suffix in ("", "_resumed")
 }
 
 # The same gradient with and without the savings, of every loss; of generation batches of two optimizer steps, which TRL
@@ -181,7 +211,7 @@ PAIRS = {
     for (i, loss_type), saves in itertools.product(enumerate(LOSSES), (False, True))
 }  # fmt: skip
 
-MATRIX = {name: SGD | settings for name, settings in (CASES | OTHERS | PAIRS).items()}
+MATRIX = {name: SGD | settings for name, settings in (CASES | OTHERS | EXACTLY | PAIRS).items()}
 SHARED = ("ddp", "zero2", "zero3", "fsdp2")
 
 
@@ -265,12 +295,33 @@ def test_savings_keep_the_gradient(backend, loss_type, matrix):
     assert difference <= 2e-4 * change  # after four updates
 
 
+@pytest.mark.parametrize("case", ["moe", "dynamic_odd"])
 @pytest.mark.parametrize("backend", ["zero2", "zero3", "fsdp2"])
-def test_moe_with_its_auxiliary_loss(backend, matrix):
-    (ours, our_parameters), (theirs, their_parameters) = matrix(backend)["moe"], matrix("ddp")["moe"]
+def test_backends_agree(backend, case, matrix):
+    """On what is not the same in one process."""
+    (ours, our_parameters), (theirs, their_parameters) = matrix(backend)[case], matrix("ddp")[case]
     assert_histories_close(ours["history"], theirs["history"])
-    difference, change = change_norms(our_parameters, their_parameters, matrix("single")["moe"][0]["initial"])
+    difference, change = change_norms(our_parameters, their_parameters, matrix("single")[case][0]["initial"])
     assert difference <= 1e-3 * change
+
+
+@pytest.mark.parametrize("backend", SHARED)
+def test_a_nan_of_one_process_skips_the_update_on_all(backend, matrix):
+    (ours, our_parameters), (theirs, their_parameters) = matrix(backend)["nonfinite"], matrix("single")["nonfinite"]
+    assert [entry.get("nonfinite_updates") for entry in ours["history"][:3]] == [None, 1.0, 1.0]
+    difference, change = change_norms(our_parameters, their_parameters, theirs["initial"])
+    assert change > 1e-4
+    assert difference <= 1e-3 * change
+
+
+@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("backend", SHARED)
+def test_resumed_exactly(backend, name, matrix):
+    results = matrix(backend)
+    (ours, our_parameters), (theirs, their_parameters) = results[f"exact_{name}_resumed"], results[f"exact_{name}"]
+    for a, b in zip(without_times(ours["history"][:-1]), without_times(theirs["history"][:-1]), strict=True):
+        assert a == b
+    assert all((our_parameters[key] == parameter).all() for key, parameter in their_parameters.items())
 
 
 @pytest.mark.parametrize("backend", ["single", *SHARED])
@@ -288,6 +339,17 @@ def test_cases_are_what_they_say(backend, matrix):
     assert logged("dgpo", "credit/kept_fraction") == [1.0, 1.0]
     assert max(logged("vllm_ratios", "sampling/importance_sampling_ratio/max")) > 1.0
     assert min(logged("moe", "aux_loss")) > 0
+    for case in (
+        "dynamic",
+        "dynamic_iterable",
+        "dynamic_across",
+        "dynamic_generated",
+        "dynamic_odd",
+        "dynamic_environment",
+    ):
+        assert max(logged(case, "dynamic_sampling/rounds")) > 1, case
+        assert max(logged(case, "dynamic_sampling/too_easy")) > 0, case
+    assert max(logged("dynamic_odd", "dynamic_sampling/prompts_drawn")) % 2 == 0
     assert len(results["resumed"][0]["history"]) >= 4
     difference, change = change_norms(
         results["resumed"][1], results["saved"][1], matrix("single")["saved"][0]["initial"]

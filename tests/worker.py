@@ -7,6 +7,8 @@ batch is made whatever the number of processes.
 import functools
 import json
 import os
+import random
+import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -56,8 +58,21 @@ def vision_rollout(prompts_, trainer):
     return {**fixed_rollout(texts, trainer, 4), "prompt_ids": trainer._tokenize_prompts(prompts_)[0]}
 
 
+def placed_rollout(prompts_, trainer):
+    """Completions that depend on the prompt, the place among all processes' completions and the step."""
+    tokenizer = trainer._tokenizer
+    first = trainer.accelerator.process_index * len(prompts_)
+    completions = []
+    for place, prompt in enumerate(prompts_, first):
+        rng = random.Random(f"{prompt}/{place}/{trainer.state.global_step}")
+        tokens = [rng.randrange(3, len(tokenizer)) for _ in range(rng.randint(0, 11))]
+        completions.append([*tokens, tokenizer.eos_token_id])
+    return {"prompt_ids": tokenizer(prompts_)["input_ids"], "completion_ids": completions, "logprobs": None}
+
+
 ROLLOUTS = {
     "fixed": fixed_rollout,
+    "placed": placed_rollout,
     "truncated": truncated_rollout,
     "environment": environment_rollout,
     "vision": vision_rollout,
@@ -78,6 +93,18 @@ def second_half_constant_reward(completions, rank, **kwargs):
     return [1.0 if r else reward for r, reward in zip(rank, letter_reward(completions), strict=True)]
 
 
+def even_prompt_reward(prompts, completion_ids, **kwargs):
+    """No variance in the groups of prompts of even length; elsewhere as the tokens have it."""
+    return [1.0 if len(str(p)) % 2 == 0 else sum(ids) % 7 / 7 for p, ids in zip(prompts, completion_ids, strict=True)]
+
+
+def preempted_reward(completion_ids, trainer_state, **kwargs):
+    """The second process is told to end during its third update's rollout."""
+    if trainer_state.global_step == 2 and PartialState().process_index == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return [sum(ids) % 7 / 7 for ids in completion_ids]
+
+
 def failing_reward(completions, **kwargs):
     if PartialState().process_index == 1:
         raise RuntimeError("the reward of process 1 is out of order")
@@ -89,6 +116,8 @@ REWARDS = {
     "half_constant": half_constant_reward,
     "second_half_constant": second_half_constant_reward,
     "failing": failing_reward,
+    "even_prompt": even_prompt_reward,
+    "preempted": preempted_reward,
 }
 
 
@@ -183,7 +212,8 @@ def run(settings, paths, output):
     environment, vllm = settings.pop("environment", False), settings.pop("vllm", False)
     resume, per_process = settings.pop("resume", False), settings.pop("per_process", 1)
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    settings["per_device_train_batch_size"] = 8 // processes // per_process
+    rows, nan_at = settings.pop("rows", 8), settings.pop("nan_at", None)
+    settings["per_device_train_batch_size"] = rows // processes // per_process
     args = config(output, kind=GRPOConfig if theirs else CreditGRPOConfig, **settings)
     # after the arguments: under ZeRO-3 with `zero3_init_flag` it is partitioned as it is loaded
     model, processor = model_and_processor(name, paths, as_object)
@@ -212,12 +242,21 @@ def run(settings, paths, output):
             return generate(inputs)
 
         trainer._generate_and_score_completions = without_weight_sync
+    if nan_at is not None:  # in the last process only
+        compute_loss = trainer._compute_loss
+
+        def nan_loss(model, inputs):
+            loss = compute_loss(model, inputs)
+            bad = trainer.state.global_step == nan_at and trainer.accelerator.is_last_process
+            return loss * float("nan") if bad else loss
+
+        trainer._compute_loss = nan_loss
     recorder = None if theirs else Recorder(trainer)
     if name == "vision":
         trainer._save = functools.partial(without_processor, trainer, trainer._save)
     if processes == 1:
         trainer.save_model(str(output / "initial"))
-    trainer.train(resume_from_checkpoint=str(output.parent / resume) if resume else None)
+    trainer.train(resume if resume == "auto" else str(output.parent / resume) if resume else None)
     sharded = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in trainer.model.parameters())
     trainer.save_model()
     state = trainer.accelerator.state

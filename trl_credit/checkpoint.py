@@ -88,7 +88,7 @@ def save_tree(path: Path, tree: Any) -> None:
 
 def load_tree(path: Path, device: torch.device | str = "cpu") -> Any:
     """What [`save_tree`] wrote; tuples are lists."""
-    with safe_open(path, framework="pt", device=str(device)) as file:
+    with safe_open(path, framework="pt") as file:
 
         def decode(value: Any) -> Any:
             if isinstance(value, list):
@@ -96,7 +96,7 @@ def load_tree(path: Path, device: torch.device | str = "cpu") -> Any:
             if not isinstance(value, dict):
                 return value
             if "tensor" in value:
-                return file.get_tensor(value["tensor"])
+                return file.get_tensor(value["tensor"]).to(device)
             return {key: decode(item) for key, item in value["dict"].items()}
 
         return decode(json.loads(file.metadata()["tree"]))
