@@ -1,19 +1,12 @@
 """A run that was stopped and resumed is the run that was not."""
 
-import json
-import math
-import os
-import shutil
-import signal
-
 import pytest
 import torch
-from helpers import config, fixed_rollout, letter_reward, prompts
+from helpers import config, letter_reward, prompts
 from peft import LoraConfig
 from test_uniform import TIMES
 
 from trl_credit import CreditGRPOTrainer
-from trl_credit.checkpoint import PREEMPTED, is_complete, last_complete_checkpoint, load_tree, save_tree
 
 
 GCPO = {"method": "gcpo", "negative_prompt": "!{prompt}"}

@@ -11,6 +11,7 @@ pass it was in.
 import dataclasses
 import inspect
 import json
+import logging
 import os
 import signal
 import threading
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from datasets import IterableDataset
 from safetensors import safe_open
@@ -35,7 +35,7 @@ from trl.trainer.utils import RepeatSampler
 from .batching import PLAN, UpdatePlan
 
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 # Of a process that was asked to end (SIGTERM) and has saved its state: 128 + 15, what a shell reports for the signal
 PREEMPTED = 143

@@ -7,6 +7,7 @@ from trl import GRPOConfig
 
 from .methods import CreditMethod, build_credit
 from .nonfinite import DEFAULT_MAX_NONFINITE_UPDATES
+from .rewards.guard import DEFAULT_TIMEOUT
 
 
 # Losses whose gradient goes through the importance ratio. Taken over the sequence, the ratio's gradient sums the
@@ -69,6 +70,13 @@ class CreditGRPOConfig(GRPOConfig):
             all the same.
         dynamic_sampling_range (`list[float]`, *optional*):
             `[low, high]`: groups are kept whose mean of that reward lies strictly between. If unset: 0 and 1.
+        on_reward_error (`str`, *optional*, defaults to `"raise"`):
+            What a reward function that raises, hangs, or returns something other than one finite number or `None` for each
+            completion does: `"raise"` ends the run with an error that names the function and the completion; `"exclude"`
+            leaves the completion out of its group and counts it. Where a function fails on every completion, it is an error
+            all the same.
+        reward_timeout (`float`, *optional*, defaults to `1200.0`):
+            Seconds that a reward function may take for a batch of completions; 0 for no limit.
         max_nonfinite_updates (`int`, *optional*, defaults to `5`):
             Updates with a NaN or infinite loss or gradient norm are skipped; after so many in a row the run ends.
         enable_jit_checkpoint (`bool`, *optional*, defaults to `False`):
@@ -138,6 +146,17 @@ class CreditGRPOConfig(GRPOConfig):
         },
     )
 
+    on_reward_error: str = field(
+        default="raise",
+        metadata={
+            "help": "What a reward function that raises, hangs or returns no reward does: `raise` an error that names the "
+            "completion, or `exclude` the completion and count it."
+        },
+    )
+    reward_timeout: float = field(
+        default=DEFAULT_TIMEOUT,
+        metadata={"help": "Seconds that a reward function may take for a batch of completions; 0 for no limit."},
+    )
     max_nonfinite_updates: int = field(
         default=DEFAULT_MAX_NONFINITE_UPDATES,
         metadata={
@@ -149,6 +168,10 @@ class CreditGRPOConfig(GRPOConfig):
         self._check_dynamic_sampling()
         if not (isinstance(self.max_nonfinite_updates, int) and self.max_nonfinite_updates >= 1):
             raise ValueError(f"`max_nonfinite_updates` must be at least 1, got {self.max_nonfinite_updates!r}.")
+        if self.on_reward_error not in ("raise", "exclude"):
+            raise ValueError(f"`on_reward_error` must be 'raise' or 'exclude', got {self.on_reward_error!r}.")
+        if not 0 <= self.reward_timeout < math.inf:
+            raise ValueError(f"`reward_timeout` must be non-negative and finite, got {self.reward_timeout!r}.")
         if self.enable_jit_checkpoint and self.save_only_model:
             raise ValueError(
                 "`enable_jit_checkpoint` saves a checkpoint to resume from, which `save_only_model=True` leaves incomplete. "

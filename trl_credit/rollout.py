@@ -8,7 +8,6 @@ normalises and logs the batch that results as if it had generated nothing else.
 import contextlib
 import copy
 import math
-from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -286,12 +285,9 @@ class DynamicSamplingMixin:
             self._pending_extra_logs[column] = [rollout.logged.get(column) for rollout in rollouts]
         if not groups:
             return generated
-        logged, self._metrics["train"] = self._metrics["train"], defaultdict(list, metrics)
+        for name in [name for name in self._metrics["train"] if name.startswith(("completions/", "tools/"))]:
+            self._metrics["train"][name] = metrics.get(name, [])
         self._log_generated(prompts, rollouts)
-        self._metrics["train"]["num_tokens"] = logged["num_tokens"]
-        for name, values in logged.items():
-            if name.startswith("dynamic_sampling/"):
-                self._metrics["train"][name] = values
         return self._as_generated(rollouts)
 
     def _extra_state(self):
@@ -459,7 +455,7 @@ class DynamicSamplingMixin:
             masks = {} if tool_mask is None else {"env_mask": tool_mask}
             rollout = {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": logprobs, **masks}
             stands_in["rollout_func"] = lambda *_: rollout
-        seen = self.state.num_input_tokens_seen
+        seen, tokens = self.state.num_input_tokens_seen, self._metrics["train"]["num_tokens"]
         with contextlib.ExitStack() as stack:
             for name, function in stands_in.items():
                 if name in vars(self):
@@ -468,7 +464,7 @@ class DynamicSamplingMixin:
                     stack.callback(delattr, self, name)
                 setattr(self, name, function)
             super()._generate(prompts)
-        self.state.num_input_tokens_seen = seen
+        self.state.num_input_tokens_seen, self._metrics["train"]["num_tokens"] = seen, tokens
 
     @staticmethod
     def _as_generated(rollouts: list[Rollout]) -> tuple:

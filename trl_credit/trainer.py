@@ -25,6 +25,7 @@ from .methods import DGPO, GCPO, CreditInputs, CreditMethod, Uniform, build_cred
 from .metrics import credit_metrics
 from .nonfinite import NonfiniteGuardMixin
 from .ratio import sequence_token_old_logps
+from .rewards.guard import RewardGuardMixin
 from .rollout import DynamicSamplingMixin, check_dynamic_sampling
 from .signals.base import HiddenStates, PolicyForward, causal_model, vocabulary_size
 
@@ -37,7 +38,7 @@ DEFAULT_CACHE_GIB = 4.0
 _TRL_SIGNATURE = inspect.signature(GRPOTrainer.__init__)
 
 
-class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, ResumeMixin, GRPOTrainer):
+class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMixin, ResumeMixin, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] in which a credit method decides how much of a completion's advantage each token gets.
 

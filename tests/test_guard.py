@@ -1,0 +1,322 @@
+"""Reward functions that fail, and updates that are not finite."""
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from helpers import config, fixed_rollout, letter_reward, prompts
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
+
+from trl_credit import CreditGRPOTrainer
+from trl_credit.checkpoint import load_tree
+from trl_credit.rewards.guard import AsyncGuardedReward, GuardedReward, RewardError, time_limit
+
+
+NAN, INF = float("nan"), float("inf")
+BAD = "bad"
+
+
+def by_text(on_bad):
+    """A reward that is right but for the completions that say so."""
+
+    def reward(prompts, completions, log_extra=None, log_metric=None, **kwargs):
+        if log_extra is not None:
+            log_extra("text", list(completions))
+            log_metric("scored", float(len(completions)))
+        return [on_bad(completions) if BAD in text else float(len(text)) for text in completions]
+
+    return reward
+
+
+def raises(completions):
+    raise KeyError("no answer")
+
+
+def hangs(completions):
+    while True:
+        time.sleep(0.01)
+
+
+def swallows(completions):
+    for _ in range(10_000):
+        with contextlib.suppress(Exception):
+            time.sleep(0.01)
+
+
+def shorter(prompts, completions, **kwargs):
+    return [float(len(text)) for text in completions if BAD not in text]
+
+
+FAILING = {
+    "raises": (by_text(raises), "KeyError: 'no answer'"),
+    "hangs": (by_text(hangs), r"took more than 1 s \(`reward_timeout`\)"),
+    "swallows": (by_text(swallows), r"took more than 1 s \(`reward_timeout`\)"),
+    "nan": (by_text(lambda _: NAN), "returned nan"),
+    "inf": (by_text(lambda _: INF), "returned inf"),
+    "text": (by_text(lambda _: "high"), "returned 'high', which is no number"),
+    "shorter": (shorter, "returned 0 rewards for 1 completions"),
+}
+TEXTS = ["a", "bcd", BAD, "ef"]
+
+
+COLUMNS = {"text": ["a", "bcd", None, "ef"]}
+
+
+def arguments(texts, columns, metrics):
+    return {
+        "prompts": [f"p{i}" for i in range(len(texts))],
+        "completions": list(texts),
+        "completion_ids": [[1]] * len(texts),
+        "log_extra": lambda name, values: columns.setdefault(name, []).extend(values),
+        "log_metric": lambda name, value: metrics.setdefault(name, []).append(value),
+    }
+
+
+def call(function, texts=TEXTS, exclude=False):
+    columns, metrics = {}, {}
+    guarded = GuardedReward(function, "mine", exclude=exclude, timeout=1.0)
+    return guarded(**arguments(texts, columns, metrics)), columns, metrics
+
+
+def call_async(function, texts=TEXTS, exclude=False):
+    async def coroutine(**kwargs):
+        await asyncio.sleep(1000 if function is FAILING["hangs"][0] and BAD in kwargs["completions"] else 0)
+        return function(**kwargs)
+
+    columns, metrics = {}, {}
+    guarded = AsyncGuardedReward(coroutine, "mine", exclude=exclude, timeout=1.0)
+    return asyncio.run(guarded(**arguments(texts, columns, metrics))), columns, metrics
+
+
+CASES = [(call, kind) for kind in FAILING] + [(call_async, kind) for kind in FAILING if kind != "swallows"]
+
+
+@pytest.mark.parametrize(("call", "kind"), CASES)
+def test_a_failure_names_the_function_and_the_completion(call, kind):
+    function, problem = FAILING[kind]
+    with pytest.raises(RewardError, match=rf"'mine' failed on completion 2 of 4: .*{problem}.*Prompt: 'p2' .*'{BAD}'"):
+        call(function)
+
+
+@pytest.mark.parametrize(("call", "kind"), CASES)
+def test_a_failure_excludes_the_completion(call, kind):
+    rewards, columns, metrics = call(FAILING[kind][0], exclude=True)
+    assert rewards == [1.0, 3.0, INF, 2.0]  # infinity until it is gathered
+    if kind in ("raises", "hangs", "swallows"):  # found one by one; what failing calls logged is gone
+        assert columns == COLUMNS
+        assert metrics == {"scored": [1.0, 1.0, 1.0]}
+    elif kind != "shorter":
+        assert columns == {"text": TEXTS}
+        assert metrics == {"scored": [4.0]}
+
+
+@pytest.mark.parametrize("call", [call, call_async])
+def test_a_function_that_works_is_called_once(call):
+    rewards, columns, metrics = call(by_text(lambda _: None))
+    assert rewards == [1.0, 3.0, None, 2.0]
+    assert columns == {"text": TEXTS}
+    assert metrics == {"scored": [4.0]}
+
+
+@pytest.mark.parametrize("kind", ["raises", "nan"])
+def test_a_function_that_fails_on_everything_is_an_error(kind):
+    with pytest.raises(RewardError, match=r"'mine' failed on every completion: "):
+        call(FAILING[kind][0], texts=[BAD] * 3, exclude=True)
+
+
+def test_a_function_that_fails_on_the_batch_only():
+    def reward(completions, **kwargs):
+        return [1.0] * min(len(completions), 2)
+
+    with pytest.raises(
+        RewardError, match=r"failed on 4 completions together, .* it returned 2 rewards for 4 completions"
+    ):
+        call(reward)
+    assert call(reward, exclude=True)[0] == [1.0] * 4
+
+
+def test_the_signals_that_a_function_uses_stay_its_own():
+    with time_limit(0.2):
+        signal.alarm(0)
+    before = signal.getsignal(signal.SIGVTALRM)
+    with pytest.raises(TimeoutError), time_limit(0.1):
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGVTALRM) is before
+    time.sleep(0.3)  # the first timer is gone
+
+
+def test_code_that_does_not_return_to_python_ends_the_process():
+    """A search that backtracks for ever holds the interpreter: the process ends, and says where it was."""
+    script = """
+        import faulthandler, re
+        from trl_credit.rewards import guard
+        later = faulthandler.dump_traceback_later
+        faulthandler.dump_traceback_later = lambda seconds, **kwargs: later(seconds - 29, **kwargs)
+
+        def stuck_reward(completions, **kwargs):
+            return [float(bool(re.match("(a+)+$", text))) for text in completions]
+
+        function = guard.GuardedReward(stuck_reward, "stuck_reward", exclude=False, timeout=0.5)
+        function(prompts=["p"], completions=["a" * 64 + "b"])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert "in stuck_reward" in done.stderr
+
+
+# In training
+
+
+def make(model, path, reward, **overrides):
+    return CreditGRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=config(path, **overrides),
+        train_dataset=prompts(),
+        rollout_func=fixed_rollout,
+    )
+
+
+def length_reward(completions, **kwargs):
+    return [float(len(text)) for text in completions]
+
+
+def long_is_bad(completions, **kwargs):
+    return [NAN if len(text) > 7 else 1.0 for text in completions]
+
+
+def test_excluded_completions_are_out_of_their_groups(tiny_model, tmp_path):
+    """By any of the functions, for all of them: as if TRL had got no reward from either."""
+
+    def masked(completions, **kwargs):
+        return [None if len(text) > 7 else float(len(text)) for text in completions]
+
+    def constant(completions, **kwargs):
+        return [None if len(text) > 7 else 1.0 for text in completions]
+
+    runs = {}
+    for name, functions in {"ours": [length_reward, long_is_bad], "theirs": [masked, constant]}.items():
+        trainer = make(tiny_model, tmp_path / name, functions, on_reward_error="exclude", max_steps=2)
+        batches = []
+        plan = trainer._planned
+        trainer._planned = lambda batch, *args, plan=plan, batches=batches: (batches.extend(batch), plan(batch, *args))[
+            1
+        ]
+        trainer.train()
+        runs[name] = trainer.state.log_history, [batch["advantages"] for batch in batches]
+    for ours, theirs in zip(runs["ours"][1], runs["theirs"][1], strict=True):
+        assert torch.equal(ours, theirs)
+        assert (ours == 0).any()
+        assert (ours != 0).any()
+    log, other = runs["ours"][0][0], runs["theirs"][0][0]
+    assert log["rewards/long_is_bad/excluded"] > 0
+    assert log["rewards/length_reward/excluded"] == 0
+    assert other["rewards/masked/excluded"] == 0
+    assert log["reward"] == other["reward"]
+
+
+def test_in_training_it_is_an_error_that_names_the_completion(tiny_model, tmp_path):
+    with pytest.raises(RewardError, match=r"'long_is_bad' failed on completion \d of 8: it returned nan"):
+        make(tiny_model, tmp_path, [length_reward, long_is_bad]).train()
+
+
+def test_a_reward_model_that_returns_nan(tiny_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    settings = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    small = Qwen2Config(
+        vocab_size=len(tokenizer), num_labels=1, num_key_value_heads=1, pad_token_id=tokenizer.pad_token_id, **settings
+    )
+    reward = Qwen2ForSequenceClassification(small)
+    torch.nn.init.constant_(reward.score.weight, NAN)
+    reward.config._name_or_path = "judge"
+
+    def trainer(**overrides):
+        return CreditGRPOTrainer(
+            model=tiny_model,
+            reward_funcs=[reward, letter_reward],
+            reward_processing_classes=[tokenizer, None],
+            args=config(tmp_path, max_steps=1, **overrides),
+            train_dataset=prompts(),
+        )
+
+    with pytest.raises(RewardError, match=r"'judge' failed on completion 0 of 8: it returned nan.*Prompt: "):
+        trainer().train()
+    excluding = trainer(on_reward_error="exclude")
+    excluding.train()
+    assert excluding.state.log_history[0]["rewards/judge/excluded"] == 8
+
+
+# Updates that are not finite
+
+
+def poison(trainer, steps):
+    compute_loss = trainer._compute_loss
+
+    def nan_loss(model, inputs):
+        loss = compute_loss(model, inputs)
+        return loss * NAN if trainer.state.global_step in steps else loss
+
+    trainer._compute_loss = nan_loss
+
+
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+def test_a_nan_changes_nothing(max_grad_norm, tiny_model, tmp_path):
+    settings = {"max_steps": 5, "max_grad_norm": max_grad_norm, "weight_decay": 0.1, "max_nonfinite_updates": 3}
+    trainer = make(tiny_model, tmp_path, letter_reward, gradient_accumulation_steps=2, **settings)
+    poison(trainer, {1, 2})
+    states = []
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_post_hook(
+        lambda optimizer, *_: states.append(
+            [p.detach().clone() for p in trainer.model.parameters()]
+            + [v.clone() for state in optimizer.state.values() for v in state.values()]
+        )
+    )
+    trainer.train()
+    assert len(states) == 5
+    same = [all(torch.equal(a, b) for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(states)]
+    assert same == [True, True, False, False]
+    assert [log.get("nonfinite_updates") for log in trainer.state.log_history[:5]] == [None, 1.0, 2.0, 2.0, 2.0]
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_too_many_in_a_row_end_the_run(tiny_model, tmp_path):
+    trainer = make(tiny_model, tmp_path, letter_reward, max_steps=9, max_nonfinite_updates=2)
+    poison(trainer, {1, 3, 4, 5})
+    batches = {}
+    compute_loss = trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: (
+        batches.setdefault(trainer.state.global_step, inputs),
+        compute_loss(model, inputs),
+    )[1]
+    with pytest.raises(FloatingPointError, match=r"update 5 is not finite.*2th in a row \(`max_nonfinite_updates`\)"):
+        trainer.train()
+    assert trainer.state.global_step == 4
+    saved = load_tree(tmp_path / "nonfinite_batch" / "rank_0.safetensors")
+    assert saved["global_step"] == 3  # the first of the two
+    for name in ("prompt_ids", "completion_ids", "completion_mask", "advantages"):
+        assert torch.equal(saved["batches"][0][name], batches[3][name])
+
+
+def test_a_gradient_that_overflows(tiny_model, tmp_path):
+    """The loss is finite, its gradient is not."""
+    trainer = make(tiny_model, tmp_path, letter_reward, max_steps=2)
+    parameter = next(iter(trainer.model.parameters()))
+    parameter.register_hook(lambda gradient: gradient * INF if trainer.state.global_step == 0 else gradient)
+    before = parameter.detach().clone()
+    seen = []
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_post_hook(lambda *_: seen.append(parameter.detach().clone()))
+    trainer.train()
+    assert torch.equal(seen[0], before)
+    assert not torch.equal(seen[1], before)
+    assert trainer.state.log_history[0]["nonfinite_updates"] == 1.0

@@ -1,0 +1,247 @@
+"""Reward functions that raise, hang, or return what is no reward: who it was, on which completion, and what then."""
+
+import asyncio
+import contextlib
+import faulthandler
+import functools
+import logging
+import math
+import signal
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from trl.trainer.utils import is_async_callable
+
+
+logger = logging.getLogger(__name__)  # of every process: each has completions of its own
+
+# Less than the 30 minutes after which torch gives up on a process, so that the error names the function
+DEFAULT_TIMEOUT = 1200.0
+
+# What stands for an excluded completion until TRL has gathered the rewards: a function's own infinity is an error
+_EXCLUDED = math.inf
+
+
+class RewardError(RuntimeError):
+    """A reward function failed on a completion."""
+
+
+class _TimeUp(BaseException):
+    """Not an `Exception`, which a reward function may catch."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raises `TimeoutError` in the main thread when the time is up; code that never returns to Python ends the process
+    half a minute later, with a traceback that shows it."""
+    if not seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    over = False
+
+    def interrupt(*_):
+        if not over:
+            raise _TimeUp
+
+    # Not SIGALRM, which reward functions use themselves
+    previous = signal.signal(signal.SIGVTALRM, interrupt)
+    timer = threading.Timer(seconds, signal.pthread_kill, (threading.get_ident(), signal.SIGVTALRM))
+    timer.daemon = True
+    timer.start()
+    with contextlib.suppress(ValueError, AttributeError, OSError):  # no stderr
+        faulthandler.dump_traceback_later(seconds + 30, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    except _TimeUp:
+        raise TimeoutError(f"it took more than {seconds:g} s (`reward_timeout`)") from None
+    finally:
+        over = True
+        timer.cancel()
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGVTALRM, previous)
+
+
+def _checked(rewards: list | None, error: Exception | None, expected: int) -> list[float | str | None]:
+    """The rewards as numbers, or what is wrong with one; raises what is wrong with all."""
+    if error is not None:
+        raise error
+    if len(rewards) != expected:
+        raise ValueError(f"it returned {len(rewards)} rewards for {expected} completions")
+    checked: list[float | str | None] = []
+    for reward in rewards:
+        try:
+            value = None if reward is None else float(reward)
+        except (TypeError, ValueError):
+            checked.append(f"it returned {reward!r}, which is no number (`None` stands for no reward)")
+            continue
+        bad = value is not None and not math.isfinite(value)
+        checked.append(f"it returned {value} (`None` stands for no reward)" if bad else value)
+    return checked
+
+
+class GuardedReward:
+    """A reward function whose failures are errors that name the completion, or exclude it.
+
+    Where a call fails as a whole, the completions are tried one by one to find the one it was.
+
+    Args:
+        function: As TRL takes them.
+        name: As in TRL's metrics.
+        exclude: Whether completions on which it fails are left out of their groups, instead of ending the run.
+        timeout: Seconds that a call may take; one by one, each completion has its share of them, at least a second.
+    """
+
+    def __init__(self, function: Callable, name: str, *, exclude: bool, timeout: float | None):
+        functools.update_wrapper(self, function)
+        self.function, self.name, self.exclude, self.timeout = function, name, exclude, timeout
+
+    def __call__(self, **kwargs) -> list[float | None]:
+        steps = self._steps(kwargs)
+        request = next(steps)
+        while True:
+            arguments, timeout = request
+            try:
+                with time_limit(timeout):
+                    result, error = list(self.function(**arguments)), None
+            except Exception as caught:
+                result, error = None, caught
+            try:
+                request = steps.send((result, error))
+            except StopIteration as end:
+                return end.value
+
+    def _steps(self, kwargs: dict[str, Any]):
+        """For functions of both kinds: yields what to call with and for how long, is sent the result or the exception,
+        and returns the rewards."""
+        count = len(kwargs["completions"])
+        records, whole = [_Recorded(kwargs)], None
+        result, error = yield records[0].kwargs, self.timeout
+        try:
+            checked = _checked(result, error, count)
+        except Exception as problem:
+            checked, records, whole = [], [], problem
+            for i in range(count):
+                records.append(_Recorded(_row(kwargs, i, count)))
+                result, error = yield records[i].kwargs, self.timeout and max(self.timeout / count, 1.0)
+                try:
+                    checked += _checked(result, error, 1)
+                except Exception as problem_of_one:
+                    checked.append(f"{type(problem_of_one).__name__}: {problem_of_one}")
+                    records[i] = _Recorded({})  # what it logged before it failed is not kept
+                if isinstance(checked[i], str) and not self.exclude:
+                    break
+        failed = [i for i, value in enumerate(checked) if isinstance(value, str)]
+        if failed and not self.exclude:
+            raise _error(self.name, kwargs, failed[0], checked[failed[0]]) from whole
+        if len(failed) == count > 1 or (whole is not None and not self.exclude):
+            problem = checked[0] if failed else f"{type(whole).__name__}: {whole}"
+            where = "every completion" if failed else f"{count} completions together, though on none of them alone"
+            raise RewardError(f"The reward function {self.name!r} failed on {where}: {problem}.") from whole
+        for i in failed:
+            logger.warning("Excluded: %s", _error(self.name, kwargs, i, checked[i]))
+            checked[i] = _EXCLUDED
+        _Recorded.pass_on(records, kwargs)
+        return checked
+
+
+class AsyncGuardedReward(GuardedReward):
+    """The same of an `async` function."""
+
+    async def __call__(self, **kwargs):
+        steps = self._steps(kwargs)
+        request = next(steps)
+        while True:
+            arguments, timeout = request
+            try:
+                result, error = list(await asyncio.wait_for(self.function(**arguments), timeout or None)), None
+            except asyncio.TimeoutError:
+                result, error = None, TimeoutError(f"it took more than {timeout:g} s (`reward_timeout`)")
+            except Exception as caught:
+                result, error = None, caught
+            try:
+                request = steps.send((result, error))
+            except StopIteration as end:
+                return end.value
+
+
+class _Recorded:
+    """Keyword arguments of one call, in which what the function logs is kept until the call is known to be good."""
+
+    def __init__(self, kwargs: dict[str, Any]):
+        self.columns: dict[str, list] = defaultdict(list)
+        self.metrics: list[tuple[str, float]] = []
+        self.kwargs = dict(kwargs)
+        if "log_extra" in kwargs:
+            self.kwargs["log_extra"] = lambda column, values: self.columns[column].extend(values)
+        if "log_metric" in kwargs:
+            self.kwargs["log_metric"] = lambda name, value: self.metrics.append((name, value))
+
+    @staticmethod
+    def pass_on(records: list["_Recorded"], kwargs: dict[str, Any]) -> None:
+        """Logs what one call for all completions, or one for each, has logged."""
+        for column in {column: None for record in records for column in record.columns}:
+            parts = [record.columns.get(column, [None]) for record in records]
+            kwargs["log_extra"](column, [value for part in parts for value in part])
+        for record in records:
+            for name, value in record.metrics:
+                kwargs["log_metric"](name, value)
+
+
+def _row(kwargs: dict[str, Any], i: int, count: int) -> dict[str, Any]:
+    """The arguments for one completion."""
+    return {
+        name: [value[i]] if isinstance(value, list) and len(value) == count else value for name, value in kwargs.items()
+    }
+
+
+def _error(name: str, kwargs: dict[str, Any], i: int, problem: str) -> RewardError:
+    return RewardError(
+        f"The reward function {name!r} failed on completion {i} of {len(kwargs['completions'])}: {problem}. Prompt: "
+        f"{_shortened(kwargs['prompts'][i])} Completion: {_shortened(kwargs['completions'][i])} (See `on_reward_error`.)"
+    )
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-80:]}"
+
+
+class RewardGuardMixin:
+    """Guards the trainer's reward functions; see [`GuardedReward`].
+
+    With `on_reward_error="exclude"` a completion on which any reward function fails has no reward at all: it is left out
+    of its group's mean and has no advantage. `rewards/NAME/excluded` is logged, their number in a scoring.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._excludes = getattr(self.args, "on_reward_error", "raise") == "exclude"
+        timeout = getattr(self.args, "reward_timeout", DEFAULT_TIMEOUT)
+        for i, (function, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
+            if not isinstance(function, nn.Module):
+                guard = AsyncGuardedReward if is_async_callable(function) else GuardedReward
+                self.reward_funcs[i] = guard(function, name, exclude=self._excludes, timeout=timeout)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        models = [isinstance(function, nn.Module) for function in self.reward_funcs]
+        wrong = ~torch.isfinite(rewards) & torch.tensor(models, device=rewards.device)
+        if wrong.any() and not self._excludes:
+            i, column = wrong.nonzero()[0].tolist()
+            first = self.accelerator.process_index * len(prompts)
+            name, texts = self.reward_func_names[column], {"prompts": prompts, "completions": completions}
+            if first <= i < first + len(prompts):
+                raise _error(name, texts, i - first, f"it returned {rewards[i, column].item()}")
+            raise RewardError(f"The reward model {name!r} failed on a completion of another process.")
+        if self._excludes:
+            excluded = wrong | (rewards == _EXCLUDED)
+            mode = "train" if self.model.training else "eval"
+            for name, count in zip(self.reward_func_names, excluded.sum(0).tolist(), strict=True):
+                self._metrics[mode][f"rewards/{name}/excluded"].append(float(count))
+            rewards = rewards.masked_fill(excluded.any(-1, keepdim=True), math.nan)
+        return rewards
