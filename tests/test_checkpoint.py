@@ -1,5 +1,13 @@
 """A run that was stopped and resumed is the run that was not."""
 
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import config, letter_reward, prompts
@@ -7,6 +15,7 @@ from peft import LoraConfig
 from test_uniform import TIMES
 
 from trl_credit import CreditGRPOTrainer
+from trl_credit.checkpoint import PREEMPTED, is_complete, last_complete_checkpoint, load_tree, save_tree
 
 
 GCPO = {"method": "gcpo", "negative_prompt": "!{prompt}"}
@@ -97,3 +106,221 @@ def test_resumed_from_any_update(case, tiny_model, tmp_path):
         torch.manual_seed(stop)  # not the state of the run that was stopped
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
         assert_same_run(outcome(resumed), expected, f"{case}, stopped after {stop}")
+
+
+def test_what_changed_is_not_continued(tiny_model, tmp_path, caplog):
+    make(tiny_model, tmp_path, max_steps=2).train()
+    resumed = make(tiny_model, tmp_path, max_steps=5, per_device_train_batch_size=8, credit=GCPO)
+    resumed.train(resume_from_checkpoint=True)
+    assert "`per_device_train_batch_size`, `credit` changed since the checkpoint was saved" in caplog.text
+    assert len(resumed.state.log_history) == 2 + 3 + 1
+
+
+def test_a_checkpoint_of_trl(tiny_model, tmp_path, caplog):
+    make(tiny_model, tmp_path, max_steps=2).train()
+    (tmp_path / "checkpoint-2" / "credit_state_0.safetensors").unlink()
+    make(tiny_model, tmp_path, max_steps=3).train(resume_from_checkpoint=True)
+    assert "it was not saved by this trainer" in caplog.text
+
+
+def test_beginning_over_with_another_learning_rate_is_no_business_of_ours(tiny_model, tmp_path, caplog):
+    """What is not about the generation batch may change."""
+    make(tiny_model, tmp_path, max_steps=2).train()
+    make(tiny_model, tmp_path, max_steps=3, learning_rate=1e-4).train(resume_from_checkpoint=True)
+    assert "changed since the checkpoint" not in caplog.text
+
+
+# Trees
+
+
+def test_trees(tmp_path):
+    tree = {
+        "a": [torch.arange(6).view(2, 3).T, None, True, 1.5, "text", float("nan")],
+        "b": {"c": torch.tensor(3), "d": torch.zeros(2, 0, dtype=torch.bool), "e": []},
+        "tensor": {"dict": torch.tensor([0.1], dtype=torch.bfloat16)},
+        "": 0,
+    }
+    shared = torch.randn(4, 4)
+    tree["views"] = [shared[:2], shared[1:]]
+    save_tree(tmp_path / "tree.safetensors", tree)
+    loaded = load_tree(tmp_path / "tree.safetensors")
+
+    def check(a, b):
+        assert type(a) is type(b)
+        if isinstance(a, torch.Tensor):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+        elif isinstance(a, dict):
+            assert a.keys() == b.keys()
+            for key in a:
+                check(a[key], b[key])
+        elif isinstance(a, list):
+            assert len(a) == len(b)
+            for x, y in zip(a, b, strict=True):
+                check(x, y)
+        else:
+            assert a == b or (a != a and b != b)
+
+    check(loaded, tree)
+    assert [path.name for path in tmp_path.iterdir()] == ["tree.safetensors"]
+
+
+def test_no_pickle(tmp_path):
+    with pytest.raises(TypeError, match="/a/1 is a Random, which has no safe format"):
+        save_tree(tmp_path / "tree.safetensors", {"a": [0, random.Random()]})
+    assert not list(tmp_path.iterdir())
+
+
+# Whole or not there
+
+
+def checkpoint(path, step, *, state="{}"):
+    folder = Path(path) / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    if state is not None:
+        (folder / "trainer_state.json").write_text(state)
+    return folder
+
+
+def test_the_last_whole_checkpoint(tmp_path, caplog):
+    assert last_complete_checkpoint(tmp_path) is None
+    checkpoint(tmp_path, 9)
+    checkpoint(tmp_path, 10)
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-99").touch()
+    checkpoint(tmp_path, 11, state=None)
+    checkpoint(tmp_path, 12, state='{"epoch": 0.')
+    (checkpoint(tmp_path, 13) / "checkpoint-is-incomplete.txt").touch()
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-10"
+    assert all(f"checkpoint-{step} was not written to its end" in caplog.text for step in (11, 12, 13))
+
+
+def test_resume_asks_for_a_whole_one(tiny_model, tmp_path):
+    trainer = make(tiny_model, tmp_path, max_steps=1)
+    with pytest.raises(ValueError, match=r"there is no whole checkpoint in .* Use 'auto'"):
+        trainer.train(resume_from_checkpoint=True)
+    broken = checkpoint(tmp_path, 5, state=None)
+    with pytest.raises(ValueError, match="checkpoint-5' is not a checkpoint that was written to its end"):
+        trainer.train(resume_from_checkpoint=str(broken))
+    trainer.train(resume_from_checkpoint="auto")
+    assert trainer.state.global_step == 1
+
+
+def start(script, path, *arguments):
+    """Runs this file as a script in a process of its own; returns it."""
+    here = Path(__file__).parent
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), environment.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, str(here / "test_checkpoint.py"), script, str(path), *arguments],
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+
+
+STOPPED = {"max_steps": 6, "save_steps": 2, "credit": GCPO}
+
+# Where a process is killed while it writes the checkpoint of its fourth update
+PLACES = ("model", "optimizer", "rng", "state", "rotation")
+
+
+def killed(path, model, place):
+    """Trains, and is killed in the middle of a checkpoint that overwrites one of an earlier run."""
+    trainer = make(model, path, save_total_limit=1, **STOPPED)
+
+    def kill(function, before=True):
+        def dies(*args, **kwargs):
+            if trainer.state.global_step == 4 and not before:
+                function(*args, **kwargs)
+            if trainer.state.global_step == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return dies
+
+    if place == "model":
+        trainer._save = kill(trainer._save)
+    elif place == "optimizer":
+        trainer._save_scaler = kill(trainer._save_scaler)
+    elif place == "rng":
+        trainer._save_rng_state = kill(trainer._save_rng_state, before=False)
+    elif place == "state":
+        trainer._save_rng_state = kill(trainer._save_rng_state)
+    else:
+        import transformers.trainer
+
+        transformers.trainer.rotate_checkpoints = kill(transformers.trainer.rotate_checkpoints)
+    trainer.train()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_while_writing(place, tiny_model, tmp_path):
+    whole = make(tiny_model, tmp_path / "whole", **STOPPED)
+    whole.train()
+    run = tmp_path / "run"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-6", run / "checkpoint-4")  # of an earlier run, and whole
+    os.utime(run / "checkpoint-4", (0, 0))
+    done = start("killed", run, tiny_model, place)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    found = last_complete_checkpoint(run)
+    assert found.name == ("checkpoint-4" if place == "rotation" else "checkpoint-2")
+    resumed = make(tiny_model, run, **STOPPED)
+    resumed.train(resume_from_checkpoint="auto")
+    assert_same_run(outcome(resumed), outcome(whole), place)
+
+
+def preempted(path, model, moment):
+    """Trains, and is told to end during its fifth update, which generates, or its third, which does not."""
+    trainer = make(model, path, enable_jit_checkpoint=True, **STOPPED)
+    step = {"generation": 4, "backward": 2}[moment]
+
+    def then(name):
+        function = getattr(trainer, name)
+
+        def signals(*args, **kwargs):
+            if trainer.state.global_step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return function(*args, **kwargs)
+
+        setattr(trainer, name, signals)
+
+    then({"generation": "_generate", "backward": "_get_grad_norm"}[moment])
+    trainer.train()
+    print("not reached")
+
+
+@pytest.mark.parametrize("moment", ["generation", "backward"])
+def test_preempted(moment, tiny_model, tmp_path):
+    whole = make(tiny_model, tmp_path / "whole", **STOPPED)
+    whole.train()
+    run = tmp_path / "run"
+    step = {"generation": 5, "backward": 3}[moment]
+    done = start("preempted", run, tiny_model, moment)
+    assert done.returncode == PREEMPTED == 143, done.stderr[-3000:]
+    assert f"saved after update {step}; exiting with code 143" in done.stderr
+    assert "not reached" not in done.stdout
+    assert is_complete(run / f"checkpoint-{step}")
+    resumed = make(tiny_model, run, **STOPPED)
+    resumed.train(resume_from_checkpoint="auto")
+    assert_same_run(outcome(resumed), outcome(whole), moment)
+
+
+def test_the_handler_is_there_while_training_only(tiny_model, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    during = []
+    trainer = make(
+        tiny_model,
+        tmp_path,
+        reward=lambda completions, **_: [during.append(signal.getsignal(signal.SIGTERM)) or 0.0] * len(completions),
+        enable_jit_checkpoint=True,
+        max_steps=1,
+    )
+    assert signal.getsignal(signal.SIGTERM) is before
+    trainer.train()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert all(handler is not before for handler in during)
+    assert trainer.args.enable_jit_checkpoint
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"killed": killed, "preempted": preempted}[sys.argv[1]](*sys.argv[2:])

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -385,3 +386,23 @@ def test_a_failing_process_fails_the_job(backend, models, tmp_path):
     done = start(backend, tmp_path / "run", models, cases)
     assert done.returncode != 0
     assert "the reward of process 1 is out of order" in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["ddp", "zero3"])
+def test_one_process_is_told_to_end(backend, models, tmp_path):
+    """Both finish the update, save and exit; resumed, the run is the one that was not told."""
+    settings = {**SGD, **EXACT, "credit": CREDIT["gcpo"], "reward": "preempted", "save_steps": 100, "logging_steps": 2,
+                "steps_per_generation": 1, "num_iterations": 1}  # fmt: skip
+    stopped = {**settings, "enable_jit_checkpoint": True}
+    done = start(backend, tmp_path / "run", models, {"run": stopped})
+    assert done.returncode != 0
+    assert "saved after update 3; exiting with code 143" in done.stderr
+    assert done.stderr.count("(exitcode: 143)") or "exitcode  : 143" in done.stderr
+    calm = {**settings, "reward": "calm"}
+    shutil.move(tmp_path / "run" / "run", tmp_path / "stopped")
+    cases = {"resumed": {**calm, "resume": str(tmp_path / "stopped" / "checkpoint-3")}, "whole": calm}
+    results = launch(backend, tmp_path / "again", models, cases)
+    (ours, our_parameters), (theirs, their_parameters) = results["resumed"], results["whole"]
+    for a, b in zip(without_times(ours["history"][:-1]), without_times(theirs["history"][:-1]), strict=True):
+        assert a == b
+    assert all((our_parameters[key] == parameter).all() for key, parameter in their_parameters.items())

@@ -102,6 +102,10 @@ def preempted_reward(completion_ids, trainer_state, **kwargs):
     """The second process is told to end during its third update's rollout."""
     if trainer_state.global_step == 2 and PartialState().process_index == 1:
         os.kill(os.getpid(), signal.SIGTERM)
+    return calm_reward(completion_ids)
+
+
+def calm_reward(completion_ids, **kwargs):
     return [sum(ids) % 7 / 7 for ids in completion_ids]
 
 
@@ -111,6 +115,9 @@ def failing_reward(completions, **kwargs):
     return place_reward(completions)
 
 
+preempted_reward.__name__ = calm_reward.__name__  # its name is in the logs
+
+
 REWARDS = {
     "letter": letter_reward,
     "half_constant": half_constant_reward,
@@ -118,6 +125,7 @@ REWARDS = {
     "failing": failing_reward,
     "even_prompt": even_prompt_reward,
     "preempted": preempted_reward,
+    "calm": calm_reward,
 }
 
 
