@@ -22,7 +22,7 @@ from trl import (
     get_quantization_config,
 )
 
-from .config import RATIO_GRADIENT_LOSSES, CreditGRPOConfig
+from .config import IMPORTANCE_SAMPLING_LEVELS, RATIO_GRADIENT_LOSSES, CreditGRPOConfig
 from .data import load_splits, prepare, report_unparsable
 from .methods import METHODS
 from .methods.base import nearest
@@ -177,7 +177,7 @@ def check_settings(args: CreditGRPOConfig) -> None:
     """Raises `ValueError` for settings that would fail, or do nothing, only after the model is loaded."""
     for name, value, allowed in (
         ("loss_type", args.loss_type, (*RATIO_GRADIENT_LOSSES, "cispo", "vespo")),
-        ("importance_sampling_level", args.importance_sampling_level, ("token", "sequence")),
+        ("importance_sampling_level", args.importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS),
     ):
         if value not in allowed:
             raise ValueError(f"`{name}`: unknown value {value!r}. {nearest(value, allowed)}")
@@ -270,9 +270,9 @@ def build_datasets(script_args, training_args, dataset_args) -> tuple:
     return prepared, prepare(evaluation, **columns)
 
 
-def build_rewards(script_args, train_dataset) -> list:
+def build_rewards(script_args, training_args, train_dataset) -> list:
     """The reward functions, checked against the dataset's columns; a reward model by its name."""
-    functions = [build_reward(spec) for spec in script_args.reward_funcs or []]
+    functions = [build_reward(spec, training_args.max_completion_length) for spec in script_args.reward_funcs or []]
     if not functions and not script_args.reward_model_name_or_path:
         raise ValueError("No reward: set `reward_funcs` or `reward_model_name_or_path`.")
     names = train_dataset.column_names
@@ -307,13 +307,17 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     }
     return {
         "model": model,
-        "reward_funcs": build_rewards(script_args, train_dataset),
+        "reward_funcs": build_rewards(script_args, training_args, train_dataset),
         "args": training_args,
         "train_dataset": train_dataset,
         "eval_dataset": eval_dataset,
         "quantization_config": get_quantization_config(model_args),
         "peft_config": get_peft_config(model_args),
     }
+
+
+# transformers' field takes a path; `true` is its trainer's way to say the last checkpoint, and `auto` ours
+_FLAGS = {"true": True, "false": None, "none": None, "auto": "auto"}
 
 
 def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
@@ -335,15 +339,24 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
         if PartialState().is_main_process:
             print(f"trl-credit train: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    resume = training_args.resume_from_checkpoint
+    try:
+        trainer.train(resume_from_checkpoint=_FLAGS.get(str(resume).lower(), resume))
+    except SystemExit:  # after SIGTERM; the checkpoint is saved
+        _close(trainer)
+        raise
     trainer.save_model(training_args.output_dir)
     trainer.create_model_card(dataset_name=script_args.dataset_name)
     trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    _close(trainer)
+    return trainer
+
+
+def _close(trainer: CreditGRPOTrainer) -> None:
     if hasattr(trainer, "end"):  # transformers >= 5.18: closes trackers and the process group
         trainer.end()
-    return trainer
 
 
 if __name__ == "__main__":
