@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--max_steps", type=int, default=200)
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.8, 0.85, 0.9])
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.85, 0.9, 0.95])
     parser.add_argument("--credit", default="uniform")
     args = parser.parse_args()
     args.credit = json.loads(args.credit) if args.credit.startswith("{") else args.credit

@@ -4,10 +4,13 @@ import collections
 
 import numpy as np
 import pytest
+import qwen_vision
+import torch
 from datasets import Dataset
 from helpers import config, fixed_rollout, letter_reward, prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_rollouts import chats, tool_calling_model
 from test_uniform import assert_same, run
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
@@ -331,3 +334,262 @@ def test_credit_reads_the_final_batch(credit, tiny_model, tmp_path):
         if key:
             negative = tokenizer.decode(batch[f"{key}/ids"][i][batch[f"{key}/mask"][i].bool()])
             assert negative == f"{prompt}!"
+
+
+# TRL's other ways to make a batch
+
+
+def by_prompt(hard):
+    """Groups of the prompts that hold one of the texts are hard."""
+
+    def reward(prompts, completions, **kwargs):
+        return [0.0 if any(text in str(p) for text in hard) else float(i % 2) for i, p in enumerate(prompts)]
+
+    return reward
+
+
+def recorded(trainer):
+    """TRL's generation batches, before they are cut into micro-batches."""
+    batches = []
+    generate = trainer._generate_and_score_completions
+
+    def record(inputs):
+        batch = generate(inputs)
+        batches.append((list(inputs), {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}))
+        return batch
+
+    trainer._generate_and_score_completions = record
+    return batches
+
+
+@pytest.mark.parametrize("credit", ["uniform", {"method": "gcpo", "negative_prompt": "blank_image"}, "dgpo"], ids=str)
+def test_images_are_those_of_the_final_batch(credit, tmp_path):
+    model, processor = qwen_vision.tiny_model()
+    data = qwen_vision.make_dataset()
+    order = trl_order(8, 2, True, 3, passes=1)
+    trainer = CreditGRPOTrainer(
+        model=model,
+        processing_class=processor,
+        reward_funcs=by_prompt([f"see {order[0]}?"]),
+        args=config(tmp_path, credit=credit, dynamic_sampling=True, max_steps=2, num_iterations=2),
+        train_dataset=data,
+    )
+    batches = recorded(trainer)
+    trainer.train()
+    ((inputs, batch),) = batches
+    kept = [order[2]] * 4 + [order[1]] * 4
+    assert [row["prompt"][0]["content"] for row in inputs] == [f"see {i}?" for i in kept]
+    assert batch["num_images"] == [len(data[i]["images"]) for i in kept]
+    expected = processor.image_processor(
+        images=[image for i in kept for image in data[i]["images"]], return_tensors="pt"
+    )
+    assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+    assert torch.equal(batch["image_grid_thw"], expected["image_grid_thw"])
+    tokens = (batch["prompt_ids"] == model.config.image_token_id).sum(-1)
+    per_image = expected["image_grid_thw"].prod(-1) // 4
+    assert tokens.tolist() == [part.sum().item() for part in torch.split(per_image, batch["num_images"])]
+
+
+def test_text_does_not_take_the_place_of_images(tmp_path):
+    """TRL takes a batch's images from its rows when there are any: a group with images is replaced by one with images."""
+    model, processor = qwen_vision.tiny_model()
+    data = qwen_vision.make_dataset()
+    order = trl_order(8, 2, True, 3, passes=1)
+    hard, text = order[0], order[2]  # the first that is drawn in its place has no image
+    data = data.map(
+        lambda row, i: {"images": [] if i == text else row["images"]}, with_indices=True, features=data.features
+    )
+    trainer = CreditGRPOTrainer(
+        model=model,
+        processing_class=processor,
+        reward_funcs=by_prompt([f"see {hard}?"]),
+        args=config(tmp_path, dynamic_sampling=True, max_steps=1),
+        train_dataset=data,
+    )
+    batches = recorded(trainer)
+    trainer.train()
+    assert [row["prompt"][0]["content"] for row in batches[0][0][::4]] == [f"see {i}?" for i in (order[3], order[1])]
+    log = trainer.state.log_history[0]
+    assert (log["dynamic_sampling/surplus"], log["dynamic_sampling/rounds"]) == (1, 3)
+
+
+class Place:
+    """An environment that knows which row it was reset with."""
+
+    made = 0
+
+    def __init__(self):
+        type(self).made += 1
+
+    def reset(self, answer, **kwargs) -> str:
+        self.answer = answer
+        return f"at {answer}"
+
+    def add(self, number: int) -> int:
+        """Adds one.
+
+        Args:
+            number: The number.
+
+        Returns:
+            The number plus one.
+        """
+        return number + 1
+
+
+class Other(Place):
+    made = 0
+
+    def reset(self, answer, **kwargs) -> str:
+        self.answer = answer
+        return f"elsewhere {answer}"
+
+
+def test_environments_are_reset_with_the_fresh_rows(tmp_path):
+    model, tokenizer = tool_calling_model(tmp_path / "model")
+    rows = chats()
+    rows = rows.add_column("environment", ["place" if i % 2 else "other" for i in range(len(rows))])
+    order = trl_order(16, 2, True, 3, passes=1)
+    answers = []
+
+    def reward(prompts, completions, environments, **kwargs):
+        answers.append([environment.answer for environment in environments])
+        return by_prompt([rows[order[0]]["prompt"][0]["content"]])(prompts, completions)
+
+    trainer = CreditGRPOTrainer(
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=reward,
+        environment_factory={"place": Place, "other": Other},
+        args=config(tmp_path, dynamic_sampling=True, max_steps=1, credit="gcpo"),
+        train_dataset=rows,
+    )
+    batches = recorded(trainer)
+    trainer.train()
+    ((inputs, batch),) = batches
+    assert [row["answer"] for row in inputs[::4]] == [rows[i]["answer"] for i in (order[2], order[1])]
+    assert answers == [
+        [rows[i]["answer"] for i in order[:2] for _ in range(4)],
+        [rows[order[2]]["answer"]] * 4,
+    ]
+    for i, row in enumerate(inputs):
+        text = tokenizer.decode(batch["prompt_ids"][i][batch["prompt_mask"][i].bool()])
+        place = "at" if row["environment"] == "place" else "elsewhere"
+        assert f"{row['prompt'][0]['content']}{place} {row['answer']}<|im_end|>" in text
+    assert trainer._batch_environments == [row["environment"] for row in inputs]
+    assert Place.made + Other.made <= 2 + 8 + 4  # probed, and then as many as work at the same time
+    assert trainer.state.log_history[0]["tools/call_frequency"] == 0
+
+
+class FakeVLLM:
+    """As TRL's wrapper of vLLM answers: completions by the prompt, with the sampler's log-probs."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.calls = tokenizer, []
+
+    def sync_weights(self):
+        pass
+
+    def generate(self, prompts, images, num_generations, profiler):
+        assert len(prompts) % num_generations == 0
+        assert all(prompt == prompts[i // num_generations * num_generations] for i, prompt in enumerate(prompts))
+        self.calls.append(len(prompts))
+        ids = [
+            [10 + (sum(prompt) + i) % 20] * (1 + i % 5) + [self.tokenizer.eos_token_id]
+            for i, prompt in enumerate(prompts)
+        ]
+        return prompts, ids, [[[-0.1 * token] for token in row] for row in ids], None
+
+
+def test_vllm(tiny_model, tmp_path):
+    data = prompts(16)
+    order = trl_order(16, 2, True, 3, passes=1)
+    reward = Judge(hard=texts(data, [order[0]]))
+    trainer = make(tiny_model, tmp_path, data, reward, max_steps=1, credit=CREDITS["gcpo"])
+    trainer.use_vllm, trainer.vllm_generation = True, FakeVLLM(trainer.processing_class)
+    trainer._last_loaded_step = -1
+    batches = recorded(trainer)
+    trainer.train()
+    ((_, batch),) = batches
+    assert trainer.vllm_generation.calls == [8, 4]
+    mask = batch["completion_mask"].bool()
+    torch.testing.assert_close(batch["sampling_per_token_logps"][mask], -0.1 * batch["completion_ids"][mask].float())
+    assert batch["importance_sampling_ratio"].shape[0] == 8
+    assert batch["old_per_token_logps"].shape == batch["completion_ids"].shape
+
+
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_several_rewards(aggregation, tiny_model, tmp_path):
+    """Two that cancel in the sum teach nothing, unless they are normalised one by one."""
+
+    def up(completions, **kwargs):
+        return [float(i % 2) for i in range(len(completions))]
+
+    def down(completions, **kwargs):
+        return [1.0 - i % 2 for i in range(len(completions))]
+
+    trainer = make(tiny_model, tmp_path, prompts(4), [up, down], max_steps=1, multi_objective_aggregation=aggregation)
+    trainer.train()
+    kept = trainer.state.log_history[0]["dynamic_sampling/kept"]
+    assert kept == (0 if aggregation == "sum_then_normalize" else 2)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        (
+            {"dynamic_sampling": False, "dynamic_sampling_max_rounds": 3},
+            r"`dynamic_sampling_max_rounds` \(3\) has no effect",
+        ),
+        (
+            {"dynamic_sampling": False, "dynamic_sampling_reward": "x"},
+            r"`dynamic_sampling_reward` \('x'\) has no effect",
+        ),
+        ({"dynamic_sampling_max_rounds": 1}, "at least 2, as the first round replaces nothing, got 1"),
+        ({"dynamic_sampling_range": [0.1, 0.9]}, "needs `dynamic_sampling_reward`"),
+        ({"dynamic_sampling_range": [0.9, 0.1], "dynamic_sampling_reward": "x"}, "two numbers, the lower first"),
+        ({"dynamic_sampling_range": [0.1], "dynamic_sampling_reward": "x"}, "two numbers, the lower first"),
+    ],
+)
+def test_settings_that_are_wrong(settings_, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **{"dynamic_sampling": True, **settings_})
+
+
+def test_an_unknown_reward_is_named_before_the_model_is_loaded(tmp_path):
+    with pytest.raises(ValueError, match=r"no reward function 'leter_reward'. Did you mean 'letter_reward'"):
+        make("no/such/model", tmp_path, prompts(4), letter_reward, dynamic_sampling_reward="leter_reward")
+
+
+def test_an_environment_that_makes_the_prompts(tmp_path):
+    with pytest.raises(ValueError, match="`train_dataset` is None: the environment's `reset` makes the prompts"):
+        CreditGRPOTrainer(
+            model="no/such/model",
+            environment_factory=Place,
+            args=config(tmp_path, dynamic_sampling=True),
+            train_dataset=None,
+        )
+
+
+def test_a_sampler_of_the_users_own(tmp_path):
+    class Curriculum(CreditGRPOTrainer):
+        def _get_train_sampler(self, dataset=None):
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match=r"TRL's sampler, which Curriculum overrides"):
+        Curriculum(
+            model="no/such/model", reward_funcs=letter_reward, args=config(tmp_path, dynamic_sampling=True),
+            train_dataset=prompts(4),
+        )  # fmt: skip
+
+
+def test_a_column_that_is_too_short(tiny_model, tmp_path):
+    def reward(completions, log_extra, **kwargs):
+        log_extra("half", completions[::2])
+        return [float(i) for i in range(len(completions))]
+
+    with pytest.raises(ValueError, match="logged 4 values in the column 'half' for 8 completions"):
+        make(tiny_model, tmp_path, prompts(8), reward, max_steps=1).train()
