@@ -225,7 +225,7 @@ PLACES = ("model", "optimizer", "rng", "state", "rotation")
 
 def killed(path, model, place):
     """Trains, and is killed in the middle of a checkpoint that overwrites one of an earlier run."""
-    trainer = make(model, path, save_total_limit=1, **STOPPED)
+    trainer = make(model, path, save_total_limit=2, **STOPPED)
 
     def kill(function, before=True):
         def dies(*args, **kwargs):

@@ -4,6 +4,7 @@ import inspect
 import re
 
 import pytest
+from transformers import Trainer
 from trl import GRPOTrainer
 from trl.trainer import utils
 from trl.trainer.callbacks import SyncRefModelCallback
@@ -17,6 +18,23 @@ METHODS = {
     "_generate": ["self", "prompts"],
     "_prepare_inputs": ["self", "generation_batch"],
     "_generate_and_score_completions": ["self", "inputs"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_generate_single_turn": ["self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
+    "_tool_call_loop": [
+        "self", "prompts", "prompt_ids", "completion_ids", "completions", "logprobs", "images", "multimodal_fields",
+    ],
+    "_get_train_sampler": ["self", "dataset"],
+    "get_train_dataloader": ["self"],
+    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    # transformers'
+    "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "_get_grad_norm": ["self", "model", "grad_norm"],
+    "_init_training_state": [
+        "self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial",
+    ],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_save_rng_state": ["self", "output_dir"],
+    "_load_rng_state": ["self", "checkpoint"],
     "_set_signature_columns_if_needed": ["self"],
     "_tokenize_prompts": ["self", "prompts"],
     "create_model_card": ["self", "model_name", "dataset_name", "tags"],
@@ -28,6 +46,18 @@ METHODS = {
 }  # fmt: skip
 
 FUNCTIONS = {
+    utils.RepeatSampler.__init__: [
+        "self",
+        "data_source",
+        "mini_repeat_count",
+        "batch_size",
+        "repeat_count",
+        "shuffle",
+        "seed",
+    ],
+    utils.repeat_iterable_dataset: ["dataset", "mini_repeat_count", "batch_size", "repeat_count"],
+    utils.get_callable_name: ["func"],
+    utils.is_async_callable: ["func"],
     utils.create_model_from_path: ["model_id", "architecture", "kwargs"],
     utils.get_config_model_id: ["config"],
     utils.maybe_gather_lm_head_ctx: ["params"],
@@ -86,6 +116,41 @@ def test_what_the_loss_reads_of_the_batch_is_cut_with_it():
     read = set(re.findall(r'inputs(?:\.get\(|\[)"(\w+)"', inspect.getsource(GRPOTrainer._compute_loss)))
     assert {"advantages", "completion_mask", "num_items_in_batch"} <= made
     assert (made | read) - known == set()
+
+
+def test_the_rollout_is_prepared_before_it_is_generated():
+    """A further round of dynamic sampling ends where TRL has generated: nothing that costs is done before, and what came
+    before (environments, images) is kept by row."""
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    before, after = source.split("= self._generate(prompts)")
+    assert "_get_per_token_logps_and_entropies(" not in before
+    assert "_metrics" not in before
+    assert "= self._calculate_rewards(inputs, prompts, completions, completion_ids_list)" in after
+    assert set(re.findall(r"self\.(_batch_\w+|environments)", after)) == {"_batch_environments"}
+
+
+def test_what_is_logged_of_generation():
+    """Of the final batch only: these are logged again when groups were replaced."""
+    names = re.findall(r'_metrics\[mode\]\["([\w/]+)"\]', inspect.getsource(GRPOTrainer._generate))
+    assert {name.split("/")[0] for name in names} == {"num_tokens", "completions", "tools"}
+
+
+def test_a_checkpoint_is_marked_last():
+    """The trainer's state is written when random states are, before old checkpoints are removed."""
+    source = inspect.getsource(Trainer._save_checkpoint)
+    places = [
+        source.index(text) for text in ("self.save_model(", "_save_rng_state(", "save_to_json(", "rotate_checkpoints(")
+    ]
+    assert places == sorted(places)
+
+
+def test_where_the_random_state_is_restored():
+    """When the dataloader is where it was, and before the first update."""
+    source = inspect.getsource(Trainer._run_epoch)
+    assert source.count("self._load_rng_state(resume_from_checkpoint)") == 2
+    assert source.rindex("self._load_rng_state(") < source.index("self.training_step(")
+    setup = inspect.getsource(Trainer._inner_training_loop)
+    assert setup.index("_init_training_state(") < setup.index("self._tr_loss = ") < setup.index("self._run_epoch(")
 
 
 def test_what_the_loss_gathers():

@@ -237,7 +237,7 @@ def test_groups_are_replaced_in_place(rollout_func, tiny_model, tmp_path):
     assert log["called"] == 1.0
     tokenizer = trainer.processing_class
     tokens = sum(len(tokenizer(p)["input_ids"]) + len(ids) for call in judge.calls for p, ids in call)
-    assert log["num_tokens"] == tokens  # of everything that was generated
+    assert log["num_tokens"] == trainer.state.num_input_tokens_seen == tokens  # of everything that was generated
 
     # The batch of the update
     (batch,) = batches
@@ -306,9 +306,13 @@ def test_a_chosen_reward_decides(tiny_model, tmp_path):
 def test_not_in_evaluation(tiny_model, tmp_path):
     data = prompts(8)
     judge = Judge(hard=data["prompt"])
-    trainer = make(tiny_model, tmp_path, data, judge, per_device_eval_batch_size=8)
+    settings_ = {"max_steps": 1, "per_device_eval_batch_size": 8}
+    trainer = make(tiny_model, tmp_path, data, judge, **settings_)
+    trainer.train()
+    judge.calls.clear()
     trainer.evaluate(data)
     assert [len(call) for call in judge.calls] == [8] * 4
+    assert {prompt for call in judge.calls for prompt, _ in call} == set(data["prompt"])
 
 
 @pytest.mark.parametrize("credit", ["gcpo", "dgpo"])
