@@ -9,7 +9,6 @@ pass it was in.
 """
 
 import dataclasses
-import inspect
 import json
 import logging
 import os
@@ -28,7 +27,6 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import RepeatSampler
 
@@ -177,7 +175,7 @@ class ResumeMixin:
     _train_sampler = None
 
     def __init__(self, *args, **kwargs):
-        training_args = inspect.signature(GRPOTrainer.__init__).bind(self, *args, **kwargs).arguments["args"]
+        training_args = kwargs["args"]
         asked, training_args.enable_jit_checkpoint = training_args.enable_jit_checkpoint, False
         try:
             super().__init__(*args, **kwargs)

@@ -46,8 +46,8 @@ class NonfiniteGuardMixin:
 
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        finite = all(map(bool, self._update_finite))
-        if self.accelerator.mixed_precision != "fp16":
+        finite = bool(torch.stack(self._update_finite).all())
+        if self.accelerator.mixed_precision != "fp16" and grad_norm is not None:  # DeepSpeed can be told to take none
             finite = finite and math.isfinite(float(grad_norm))
         nonfinite = torch.tensor(int(not finite), device=self.accelerator.device)
         if self.accelerator.reduce(nonfinite, reduction="sum"):

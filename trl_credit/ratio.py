@@ -7,7 +7,8 @@ A_i. GSPO-token keeps the value and gives each token its own gradient:
     s_i,t  = sg[s_i] * pi(y_t) / sg[pi(y_t)]
 
 Clipping acts on the value s_i, alike for all tokens of a completion whose advantages have one sign; the gradient of token
-t is s_i * A_i,t * grad log pi(y_t). TRL's token-level loss computes just that from other log-probs of the old policy.
+t is s_i * A_i,t * grad log pi(y_t). TRL's token-level loss computes just that from other log-probs of the old policy, whose
+mean distance from the live policy's is the true one, so that TRL's off-policy mask keeps the same completions.
 """
 
 import torch

@@ -423,10 +423,9 @@ class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMi
         hidden_states = self.policy_hidden_states and self.policy_hidden_states.pop(logits_to_keep)
         batch = credit_pass[0]
         if self._sequence_token and "old_per_token_logps" in batch:
-            old = batch["old_per_token_logps"]
-            batch["old_per_token_logps"] = sequence_token_old_logps(logps, old, loss_mask(batch))
-            if self.off_policy_mask_threshold is not None:  # measures the drift from what generated
-                batch.setdefault("sampling_per_token_logps", old)
+            batch["old_per_token_logps"] = sequence_token_old_logps(
+                logps, batch["old_per_token_logps"], loss_mask(batch)
+            )
         with torch.no_grad():
             self._assign_credit(*credit_pass, PolicyForward(logps.detach(), entropies.detach(), hidden_states))
         return logps, entropies, aux_loss

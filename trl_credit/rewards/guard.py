@@ -62,6 +62,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     finally:
         over = True
         timer.cancel()
+        timer.join()  # or its signal might meet the handler of before, which may be to die
         faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGVTALRM, previous)
 
