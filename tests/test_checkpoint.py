@@ -14,7 +14,7 @@ from helpers import config, letter_reward, prompts
 from peft import LoraConfig
 from test_uniform import TIMES
 
-from trl_credit import CreditGRPOTrainer
+from trl_credit import CreditGRPOTrainer, train
 from trl_credit.checkpoint import PREEMPTED, is_complete, last_complete_checkpoint, load_tree, save_tree
 
 
@@ -204,6 +204,22 @@ def test_resume_asks_for_a_whole_one(tiny_model, tmp_path):
         trainer.train(resume_from_checkpoint=str(broken))
     trainer.train(resume_from_checkpoint="auto")
     assert trainer.state.global_step == 1
+
+
+def test_from_the_command_line(tmp_path, capsys):
+    recipe = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
+    arguments = ["--config", recipe, "--output_dir", str(tmp_path), "--save_strategy", "steps", "--save_steps", "1"]
+    arguments += ["--per_device_train_batch_size", "8", "--logging_steps", "1", "--resume_from_checkpoint"]
+    with pytest.raises(SystemExit) as error:
+        train.main([*arguments, "true"])
+    assert error.value.code == 2
+    assert "error: `resume_from_checkpoint`: there is no whole checkpoint" in capsys.readouterr().err
+    assert train.main([*arguments, "auto", "--max_steps", "2"]).state.global_step == 2
+    for asked in ("auto", "true", str(tmp_path / "checkpoint-2")):
+        trainer = train.main([*arguments, asked, "--max_steps", "3"])
+        assert [entry["step"] for entry in trainer.state.log_history] == [1, 2, 3, 3]
+        assert trainer._initial_global_step == 2
+        shutil.rmtree(tmp_path / "checkpoint-3")
 
 
 def start(script, path, *arguments):

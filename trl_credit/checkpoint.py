@@ -196,7 +196,7 @@ class ResumeMixin:
             ValueError: The checkpoint was not written to its end, or there is none.
             SystemExit: With code 143, after SIGTERM with `enable_jit_checkpoint`: the checkpoint is written.
         """
-        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         if checkpoint is not None:
             self._read_checkpoint_state(Path(checkpoint))
         try:
@@ -210,7 +210,8 @@ class ResumeMixin:
             raise SystemExit(PREEMPTED)
         return output
 
-    def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
+    def checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
+        """The path of the checkpoint that [`train`] would take; raises `ValueError` as it does."""
         if not asked:
             return None
         if asked is True or asked == "auto":

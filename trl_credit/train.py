@@ -334,14 +334,15 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
             trust_remote_code=training_args.trust_remote_code,
         )
         trainer = CreditGRPOTrainer(**arguments)
+        resume = training_args.resume_from_checkpoint
+        checkpoint = trainer.checkpoint_to_resume(_FLAGS.get(str(resume).lower(), resume))
     except (ValueError, TypeError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
         if PartialState().is_main_process:
             print(f"trl-credit train: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    resume = training_args.resume_from_checkpoint
     try:
-        trainer.train(resume_from_checkpoint=_FLAGS.get(str(resume).lower(), resume))
+        trainer.train(resume_from_checkpoint=checkpoint)
     except SystemExit:  # after SIGTERM; the checkpoint is saved
         _close(trainer)
         raise
