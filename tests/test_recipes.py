@@ -1,13 +1,17 @@
 """Every recipe parses, keeps its promises, and would reach the trainer; nothing is downloaded."""
 
+import inspect
 import itertools
 import math
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed.launcher.api
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
@@ -17,6 +21,7 @@ import trl_credit.train
 from trl_credit import DGPO, GCPO, Uniform, build_credit
 from trl_credit.quickstart.task import NEGATIVE_MARK
 from trl_credit.rewards import build_reward
+from trl_credit.rollout import check_reward_name
 from trl_credit.train import parse_arguments, resolve_model, trainer_arguments
 
 
@@ -49,6 +54,16 @@ def header_of(path: Path) -> str:
     return "\n".join(line.removeprefix("#").strip() for line in comment).replace("\\\n", " ")
 
 
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def switch_off(path: Path, part: str) -> list[str]:
+    """The options that the header gives for a part."""
+    (options,) = re.findall(rf"^{part} +(--.*)$", header_of(path), flags=re.MULTILINE)
+    return options.split()
+
+
 def parsed(path: Path, *overrides: str) -> tuple:
     return parse_arguments(["--config", str(path), *NO_GPU, *overrides])
 
@@ -62,7 +77,7 @@ def launched_with(path: Path) -> dict | None:
 def test_all_recipes_are_found():
     names = {name_of(path).removeprefix("recipes/").removesuffix(".yaml") for path in RECIPES}
     methods = {"grpo", "dapo", "gcpo", "dgpo", "gcpo_lora", "dgpo_lora"}
-    assert names >= {"quickstart", "smollm2"}
+    assert names >= {"quickstart", "smollm2", "dapo"}
     for size, expected in (("1.5b", methods), ("7b", methods), ("32b", methods - {"gcpo_lora"})):
         assert names >= {f"qwen2.5-{size}/{method}" for method in expected}
 
@@ -90,7 +105,7 @@ def test_recipe_parses(path):
     method = build_credit(settings["credit"])
     assert training_args.credit == method.to_dict()
     for spec in script_args.reward_funcs:
-        assert callable(build_reward(spec))
+        assert callable(build_reward(spec, training_args.max_completion_length))
     assert training_args.reward_weights is None or len(training_args.reward_weights) == len(script_args.reward_funcs)
 
 
@@ -107,6 +122,12 @@ def test_recipe_reaches_the_trainer(path, monkeypatch):
         assert made["train_dataset"]["solution"] == ["2", "4"]
         text = prompt if isinstance(prompt, str) else " ".join(message["content"] for message in prompt)
         assert r"\boxed{" in text
+    punishments = [f for f in made["reward_funcs"] if f.__name__ == "soft_overlong_punishment_reward"]
+    assert len(punishments) == ("soft_overlong_punishment" in script_args.reward_funcs)
+    for function in punishments:
+        length = training_args.max_completion_length
+        assert (function.max_completion_len, function.soft_punish_cache) == (length, length // 5)
+    check_reward_name(training_args, [function.__name__ for function in made["reward_funcs"]])
     assert made["model"] == resolve_model(model_args.model_name_or_path)
     assert training_args.model_init_kwargs["dtype"] == settings_of(path)["dtype"]
     assert made["quantization_config"] is None
@@ -152,10 +173,8 @@ def test_batches_are_as_the_comments_say(path):
 def test_lengths_fit_together(path):
     settings = settings_of(path)
     args = parsed(path)[1]
-    for spec in settings["reward_funcs"]:
-        if isinstance(spec, dict) and spec["name"] == "soft_overlong_punishment":
-            assert spec["max_completion_len"] == args.max_completion_length
-            assert 0 < spec["soft_punish_cache"] < args.max_completion_length
+    # Lengths are the run's, and so stay right when `--max_completion_length` changes
+    assert all(isinstance(spec, str) for spec in settings["reward_funcs"])
     if args.use_vllm and args.vllm_mode == "colocate":
         assert args.vllm_max_model_length > args.max_completion_length
     if args.use_vllm and args.vllm_mode == "server":
@@ -185,8 +204,11 @@ def test_credit_recipes_keep_the_published_settings(path):
     assert {name: getattr(args, name) for name in published} == published
     if not path.stem.endswith("_lora"):
         assert args.learning_rate == 1e-6
+    assert bool(args.dynamic_sampling) == ("gcpo" in path.stem)
     if "gcpo" in path.stem:
-        assert "dynamic sampling" in header_of(path)
+        assert (args.dynamic_sampling_reward, args.dynamic_sampling_range) == ("accuracy", None)
+        assert "dynamic sampling (groups of accuracy 0 or 1 are left out and replaced)" in one_line(header_of(path))
+        assert not parsed(path, *switch_off(path, "Without dynamic sampling:"))[1].dynamic_sampling
 
 
 @pytest.mark.parametrize("path", [p for m in ("grpo", "dapo") for p in paths(f"qwen2.5-*/{m}.yaml")], ids=name_of)
@@ -195,10 +217,64 @@ def test_baselines_are_uniform(path):
     assert build_credit(args.credit) == Uniform()
     if path.stem == "grpo":
         assert (args.loss_type, args.epsilon_high, args.beta) == ("grpo", None, 0.001)
-    else:
-        assert (args.loss_type, args.epsilon, args.epsilon_high, args.beta) == ("dapo", 0.2, 0.28, 0.0)
-        assert args.mask_truncated_completions
-        assert "dynamic sampling" in header_of(path)
+        assert not args.dynamic_sampling
+
+
+# DAPO: each part and what it is when it is off
+PARTS = {
+    "clip-higher": ("epsilon_high", 0.28, 0.2),
+    "token-level loss": ("loss_type", "dapo", "grpo"),
+    "overlong filtering": ("mask_truncated_completions", True, False),
+    "soft overlong punishment": ("reward_weights", [1.0, 0.5], [1.0]),
+    "no KL penalty": ("beta", 0.0, 0.001),
+    "dynamic sampling": ("dynamic_sampling", True, False),
+}
+DAPO = paths("dapo.yaml")
+ACCURACY = {"quickstart": "trl_credit.quickstart.task.correct_answer", "Qwen": "accuracy"}
+
+
+@pytest.mark.parametrize("path", DAPO, ids=name_of)
+def test_dapo_has_all_its_parts(path):
+    script_args, args, model_args, _ = parsed(path)
+    assert build_credit(args.credit) == Uniform()
+    assert {name: getattr(args, name) for name, _, _ in PARTS.values()} == {n: on for n, on, _ in PARTS.values()}
+    assert (args.epsilon, args.importance_sampling_level, args.scale_rewards) == (0.2, "token", "group")
+    accuracy = ACCURACY["quickstart" if "quickstart" in model_args.model_name_or_path else "Qwen"]
+    assert script_args.reward_funcs == [accuracy, "soft_overlong_punishment"]
+    assert args.dynamic_sampling_reward == accuracy.rpartition(".")[-1]
+    assert (args.dynamic_sampling_range, args.dynamic_sampling_max_rounds) == (None, None)
+    # Where every update is on-policy, no ratio is clipped
+    assert args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("path", DAPO, ids=name_of)
+def test_each_part_of_dapo_is_switched_off_as_the_header_says(path, part):
+    script_args, args, _, _ = parsed(path, *switch_off(path, part))
+    for other, (name, on, off) in PARTS.items():
+        assert getattr(args, name) == (off if other == part else on), name
+    assert ("soft_overlong_punishment" in script_args.reward_funcs) == (part != "soft overlong punishment")
+    assert len(args.reward_weights) == len(script_args.reward_funcs)
+
+
+def test_dapo_takes_token_credit():
+    path = ROOT / "recipes" / "dapo.yaml"
+    lines = [line for line in header_of(path).splitlines() if "--credit" in line]
+    options = [shlex.split(line.removeprefix("Credit:")) for line in lines]
+    methods = [build_credit(parsed(path, *line)[1].credit) for line in options]
+    assert methods == [GCPO(negative_prompt=NEGATIVE_MARK + "{prompt}"), DGPO()]
+
+
+@pytest.mark.parametrize("path", paths("qwen2.5-*/*.yaml"), ids=name_of)
+def test_long_runs_can_be_resumed(path):
+    args, header = parsed(path)[1], one_line(header_of(path))
+    assert args.enable_jit_checkpoint
+    assert args.save_strategy == "steps"
+    assert not args.save_only_model
+    assert "Resume: the launch command and --resume_from_checkpoint auto. SIGTERM" in header
+    assert ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in header) == (launched_with(path)["num_processes"] > 1)
+    # What the launcher itself starts has a grace period, which must be there to set
+    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in inspect.getsource(torch.distributed.launcher.api)
 
 
 @pytest.mark.parametrize("credit", ["uniform", "dgpo"])

@@ -545,11 +545,11 @@ def test_several_rewards(aggregation, tiny_model, tmp_path):
     ("settings_", "message"),
     [
         (
-            {"dynamic_sampling": False, "dynamic_sampling_max_rounds": 3},
+            {"dynamic_sampling": None, "dynamic_sampling_max_rounds": 3},
             r"`dynamic_sampling_max_rounds` \(3\) has no effect",
         ),
         (
-            {"dynamic_sampling": False, "dynamic_sampling_reward": "x"},
+            {"dynamic_sampling": None, "dynamic_sampling_reward": "x"},
             r"`dynamic_sampling_reward` \('x'\) has no effect",
         ),
         ({"dynamic_sampling_max_rounds": 1}, "at least 2, as the first round replaces nothing, got 1"),

@@ -57,11 +57,11 @@ class CreditGRPOConfig(GRPOConfig):
             gradient, so that token advantages matter. Clipping acts on the sequence's ratio; TRL's `clip_ratio/*` are then
             shares of tokens, so that a long completion counts more than with `"sequence"`. KL bias correction multiplies
             with the sequence's ratio.
-        dynamic_sampling (`bool`, *optional*, defaults to `False`):
+        dynamic_sampling (`bool`, *optional*):
             Whether groups that teach nothing are replaced by groups of fresh prompts, generated and scored in further
             rounds until the generation batch is full (DAPO); see [`~trl_credit.rollout.DynamicSamplingMixin`] for what is
             logged. Not in evaluation. The run's length stays what `max_steps` or the epochs make it; passes over the data
-            are logged.
+            are logged. If unset: no, and the three fields below are errors; with `False` they are left unread.
         dynamic_sampling_max_rounds (`int`, *optional*):
             The most rounds for one generation batch, the first included; groups that are still to be replaced then stay,
             with the advantage they have. If unset: 10.
@@ -122,8 +122,8 @@ class CreditGRPOConfig(GRPOConfig):
         metadata={"help": "Where such signals are kept: `cpu`, or if unset the device that computed them."},
     )
 
-    dynamic_sampling: bool = field(
-        default=False,
+    dynamic_sampling: bool | None = field(
+        default=None,
         metadata={
             "help": "Replace groups that teach nothing by groups of fresh prompts, in further rounds of generation (DAPO)."
         },
@@ -202,9 +202,10 @@ class CreditGRPOConfig(GRPOConfig):
     def _check_dynamic_sampling(self):
         rounds, bounds = self.dynamic_sampling_max_rounds, self.dynamic_sampling_range
         for name in ("dynamic_sampling_max_rounds", "dynamic_sampling_reward", "dynamic_sampling_range"):
-            if getattr(self, name) is not None and not self.dynamic_sampling:
+            # False is said on purpose, as by `--dynamic_sampling false` after a recipe that sets them
+            if getattr(self, name) is not None and self.dynamic_sampling is None:
                 raise ValueError(
-                    f"`{name}` ({getattr(self, name)!r}) has no effect with `dynamic_sampling=False`. Set it to true, or "
+                    f"`{name}` ({getattr(self, name)!r}) has no effect without `dynamic_sampling`. Set it to true, or "
                     f"remove `{name}`."
                 )
         if rounds is not None and not (isinstance(rounds, int) and rounds >= 2):

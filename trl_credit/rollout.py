@@ -531,5 +531,5 @@ def check_dynamic_sampling(trainer_class: type, arguments: dict[str, Any]) -> No
 def check_reward_name(args, names: list[str]) -> None:
     """Raises `ValueError` unless `dynamic_sampling_reward` is one of the reward functions' names, or unset."""
     name = getattr(args, "dynamic_sampling_reward", None)
-    if name is not None and name not in names:
+    if name is not None and args.dynamic_sampling and name not in names:
         raise ValueError(f"`dynamic_sampling_reward`: there is no reward function {name!r}. {nearest(name, names)}")
