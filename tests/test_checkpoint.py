@@ -268,6 +268,7 @@ def killed(path, model, place):
     trainer.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_while_writing(place, tiny_model, tmp_path):
     whole = make(tiny_model, tmp_path / "whole", **STOPPED)
@@ -304,6 +305,7 @@ def preempted(path, model, moment):
     print("not reached")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["generation", "backward"])
 def test_preempted(moment, tiny_model, tmp_path):
     whole = make(tiny_model, tmp_path / "whole", **STOPPED)

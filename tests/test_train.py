@@ -171,13 +171,46 @@ def test_build_reward(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "run", "lengths"),
+    [
+        ({}, 20480, (20480, 4096)),  # DAPO's
+        ({}, 8, (8, 1)),
+        ({}, 3, (3, 1)),
+        ({"max_completion_len": 100}, None, (100, 20)),
+        ({"max_completion_len": 100}, 50, (100, 20)),
+        ({"soft_punish_cache": 30}, 100, (100, 30)),
+    ],
+)
+def test_lengths_of_the_run(arguments, run, lengths):
+    reward = build_reward({"name": "soft_overlong_punishment", **arguments}, run)
+    assert (reward.max_completion_len, reward.soft_punish_cache) == lengths
+
+
+def test_length_of_the_cosine():
+    for arguments, run, length in (({}, 50, 50), ({"max_len": 100}, 50, 100), ({"max_len": 100}, None, 100)):
+        reward = build_reward({"name": "cosine_scaled", **arguments}, run)
+        ids = [[1] * (length // 2), [1] * length]
+        assert reward([r"\boxed{7}"] * 2, ["7"] * 2, completion_ids=ids) == [0.75, 0.5]
+
+
+@pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("accurcy", "unknown reward 'accurcy'. Did you mean 'accuracy'"),
         ("no_module.reward", "cannot load 'no_module.reward'"),
         ({"factor": 2}, "does not say the `name`"),
         ('{"name": ', "not valid JSON"),
-        ({"name": "soft_overlong_punishment"}, "missing"),
+        ("soft_overlong_punishment", "needs `max_completion_len`, or the run's `max_completion_length`"),
+        ("cosine_scaled", "needs `max_len`, or the run's `max_completion_length`"),
+        ({"name": "cosine_scaled", "max_len": 0}, "`max_len` of 'cosine_scaled' must be positive, got 0"),
+        ({"name": "cosine_scaled", "max_len": 9, "max_value": 1}, "unexpected keyword argument 'max_value'"),
+        (
+            {"name": "soft_overlong_punishment", "max_completion_len": 1},
+            "between 0 and `max_completion_len` (1), got 1",
+        ),
+        ({"name": "soft_overlong_punishment", "max_completion_len": 9, "soft_punish_cache": 9}, "got 9"),
+        ({"name": "soft_overlong_punishment", "max_completion_len": 9, "soft_punish_cache": 0}, "got 0"),
+        ({"name": "soft_overlong_punishment", "max_completion_len": "9"}, "not supported between"),
         ({"name": "test_train.make_scaled", "facto": 1}, "unexpected keyword argument 'facto'"),
     ],
 )
@@ -353,6 +386,13 @@ def test_one_reward_as_text(tmp_path, tiny_model):
     recipe.write_text("reward_funcs: accuracy")
     script_args, *_ = train.parse_arguments(["--config", str(recipe), "--output_dir", "out", *ON_CPU])
     assert script_args.reward_funcs == ["accuracy"]
+
+
+def test_rewards_know_the_length_of_the_run(tmp_path, tiny_model):
+    rewards = ["--reward_funcs", "soft_overlong_punishment", "--max_completion_length", "40"]
+    arguments = train.trainer_arguments(*train.parse_arguments(line(tmp_path, tiny_model, *rewards)))
+    (reward,) = arguments["reward_funcs"]
+    assert (reward.max_completion_len, reward.soft_punish_cache) == (40, 8)
 
 
 def test_reward_without_its_column(tmp_path, tiny_model, capsys):

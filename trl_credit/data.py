@@ -7,16 +7,16 @@ from typing import Any
 import datasets
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from math_verify import parse
 
 from .methods.base import nearest
 from .quickstart import task
+from .rewards.verifier import default_verifier
 
 
 logger = logging.getLogger(__name__)
 
 _FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-# math-verify parses some thousand answers a second
+# A few seconds: a worker of the verifier parses about a thousand a second
 _MAX_ANSWERS_CHECKED = 2_000
 
 
@@ -173,9 +173,9 @@ def report_unparsable(dataset: Dataset | IterableDataset) -> int:
     """
     if isinstance(dataset, IterableDataset):
         return 0
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time-out is off: answers are short
     solutions = dataset["solution"][:_MAX_ANSWERS_CHECKED]
-    bad = [answer for answer in solutions if not parse(str(answer), parsing_timeout=None)]
+    verdicts = default_verifier().verify([""] * len(solutions), [str(answer) for answer in solutions])
+    bad = [answer for answer, verdict in zip(solutions, verdicts, strict=True) if verdict.reward is None]
     if bad:
         logger.warning(
             "%d of the first %d answers do not parse, so `accuracy` will not score their completions; for example %r.",

@@ -7,16 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trl.rewards import (
-    accuracy_reward,
     get_cosine_scaled_reward,
     get_repetition_penalty_reward,
     get_soft_overlong_punishment,
-    reasoning_accuracy_reward,
     think_format_reward,
 )
 
 from .._imports import load_dotted
 from ..methods.base import nearest
+from .verifier import default_verifier
 
 
 # What TRL's trainer passes to every reward function, besides the dataset's columns
@@ -25,23 +24,87 @@ TRAINER_ARGUMENTS = frozenset(
 )
 
 
-def accuracy(completions: list, solution: list, **kwargs) -> list[float | None]:
+def _text(completion: str | list[dict[str, Any]]) -> str:
+    """The text that is judged: of a conversation, the last message."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def _verify(completions: list, solution: list, log_extra, log_metric, **request) -> list[float | None]:
+    solution = [str(answer) for answer in solution]
+    verdicts = default_verifier().verify([_text(completion) for completion in completions], solution, **request)
+    if log_extra is not None:
+        log_extra("solution", solution)
+        log_extra("gold_parsed", [verdict.gold_parsed for verdict in verdicts])
+        log_extra("answer_parsed", [verdict.answer_parsed for verdict in verdicts])
+    if log_metric is not None:
+        for name, outcome in (("verifier/timeouts", "timed_out"), ("verifier/crashes", "crashed")):
+            log_metric(name, float(sum(verdict.outcome == outcome for verdict in verdicts)))
+    return [verdict.reward for verdict in verdicts]
+
+
+def accuracy(
+    completions: list,
+    solution: list,
+    log_extra: Callable[[str, list], None] | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
+    **kwargs,
+) -> list[float | None]:
     """1.0 where math-verify finds the solution in the completion, else 0.0; `None` where the solution does not parse.
 
-    TRL's `accuracy_reward`, which judges, for plain-text completions too; of a conversation it judges the last message.
+    TRL's `accuracy_reward`, run by the [`default_verifier`], for plain-text completions too; of a conversation it judges
+    the last message. An answer that cannot be verified within the verifier's limits gets 0.0; how many there were is
+    logged as `verifier/timeouts` and `verifier/crashes`.
     """
-    messages = [c[-1:] if isinstance(c, list) else [{"role": "assistant", "content": c}] for c in completions]
-    return accuracy_reward(messages, [str(answer) for answer in solution], **kwargs)
+    return _verify(completions, solution, log_extra, log_metric)
+
+
+def reasoning_accuracy(
+    completions: list,
+    solution: list,
+    reasoning_delimiters: list[str] | None = None,
+    log_extra: Callable[[str, list], None] | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
+    **kwargs,
+) -> list[float | None]:
+    """[`accuracy`] of what comes after the last of the `reasoning_delimiters` (by default `</think>`), 0.0 without one:
+    TRL's `reasoning_accuracy_reward`."""
+    request = {"function": "reasoning_accuracy", "reasoning_delimiters": reasoning_delimiters}
+    return _verify(completions, solution, log_extra, log_metric, **request)
+
+
+reasoning_accuracy.__name__ = "reasoning_accuracy_reward"  # the name in TRL's metrics
+
+
+def cosine_scaled(max_len: int, **arguments) -> Callable:
+    """[`accuracy`] on a cosine schedule of the completion's length: TRL's `get_cosine_scaled_reward`, and its arguments."""
+    arguments = {"max_len": max_len, **arguments}
+    get_cosine_scaled_reward(**arguments)  # raises for a wrong one
+    reward = functools.partial(_cosine_scaled, arguments=arguments)
+    reward.__name__ = "cosine_scaled_reward"
+    return reward
+
+
+def _cosine_scaled(
+    completions: list,
+    solution: list,
+    completion_ids: list[list[int]],
+    log_metric: Callable[[str, float], None] | None = None,
+    *,
+    arguments: dict[str, Any],
+    **kwargs,
+) -> list[float | None]:
+    lengths = [len(ids) for ids in completion_ids]
+    return _verify(completions, solution, None, log_metric, function="cosine_scaled", lengths=lengths, **arguments)
 
 
 # Functions as they are, and factories that are called with the arguments given in the recipe
 REWARDS: dict[str, Callable] = {
     "accuracy": accuracy,
-    "reasoning_accuracy": reasoning_accuracy_reward,
+    "reasoning_accuracy": reasoning_accuracy,
     "think_format": think_format_reward,
 }
 REWARD_FACTORIES: dict[str, Callable] = {
-    "cosine_scaled": get_cosine_scaled_reward,
+    "cosine_scaled": cosine_scaled,
     "repetition_penalty": get_repetition_penalty_reward,
     "soft_overlong_punishment": get_soft_overlong_punishment,
 }
@@ -54,13 +117,16 @@ _TRL_NAMES = {
 }
 
 
-def build_reward(spec: str | Mapping[str, Any]) -> Callable:
+def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | None = None) -> Callable:
     """The reward function that a recipe names.
 
     Args:
         spec: A name of [`REWARDS`] or [`REWARD_FACTORIES`], the dotted path of your own function, or a mapping of `name`
             and keyword arguments (JSON text on the command line). The arguments of a function that takes completions
             are bound to it; any other callable is a factory that is called with them.
+        max_completion_length: The run's, in tokens: the default of `max_completion_len` (`soft_overlong_punishment`) and
+            `max_len` (`cosine_scaled`). `soft_punish_cache` is by default a fifth of `max_completion_len`, as in DAPO
+            (arXiv 2503.14476: 4096 of 20480).
 
     Raises:
         ValueError: Unknown name (the nearest known one is given), a path that cannot be loaded, wrong arguments.
@@ -79,6 +145,7 @@ def build_reward(spec: str | Mapping[str, Any]) -> Callable:
     function = known[name] if name in known else _load(name, known)
     takes_completions = name in REWARDS or "completions" in inspect.signature(function).parameters
     try:
+        _set_lengths(name, arguments, max_completion_length)
         if not takes_completions:
             return function(**arguments)
         if not arguments:
@@ -89,6 +156,25 @@ def build_reward(spec: str | Mapping[str, Any]) -> Callable:
         return bound
     except TypeError as error:
         raise ValueError(f"`reward_funcs`: {name!r} with the arguments {arguments}: {error}.") from error
+
+
+def _set_lengths(name: str, arguments: dict[str, Any], max_completion_length: int | None) -> None:
+    """Fills in the lengths that a recipe leaves to the run."""
+    length = {"soft_overlong_punishment": "max_completion_len", "cosine_scaled": "max_len"}.get(name)
+    if length is None:
+        return
+    maximum = arguments.setdefault(length, max_completion_length)
+    if maximum is None:
+        raise ValueError(f"`reward_funcs`: {name!r} needs `{length}`, or the run's `max_completion_length`.")
+    if not maximum > 0:
+        raise ValueError(f"`reward_funcs`: `{length}` of {name!r} must be positive, got {maximum}.")
+    if name == "soft_overlong_punishment":
+        cache = arguments.setdefault("soft_punish_cache", max(1, maximum // 5))
+        if not 0 < cache < maximum:
+            raise ValueError(
+                f"`reward_funcs`: `soft_punish_cache` of {name!r} must be between 0 and `max_completion_len` ({maximum}), "
+                f"got {cache}."
+            )
 
 
 def _load(path: str, known: Mapping[str, Callable]) -> Callable:
