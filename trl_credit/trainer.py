@@ -67,6 +67,12 @@ class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMi
        vision-language model) is gathered before the loss. TRL's fused head never calls the module, so that nothing
        gathers it, and gathers the weight itself in a way whose backward does not add up the processes' gradients: each
        process would train its shard of the head on its own completions only.
+    2. An update whose loss or gradient norm is not finite is skipped ([`~trl_credit.nonfinite.NonfiniteGuardMixin`]).
+    3. A reward function that returns a NaN or an infinity, or hangs, is an error, or its completion is excluded
+       ([`~trl_credit.rewards.guard.RewardGuardMixin`]); `None` stands for no reward, as in TRL, which takes a NaN for it.
+    4. A resumed run is the one that was not stopped, and SIGTERM may save it ([`~trl_credit.checkpoint.ResumeMixin`]).
+
+    Dynamic sampling is described in [`~trl_credit.rollout.DynamicSamplingMixin`].
 
     Attributes:
         credit_method (`CreditMethod`): The method in use.
