@@ -1,17 +1,21 @@
 """A run that was stopped and resumed is the run that was not."""
 
+import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from helpers import config, letter_reward, prompts
 from peft import LoraConfig
+from safetensors.torch import load_file
 from test_uniform import TIMES
 
 from trl_credit import CreditGRPOTrainer, train
@@ -27,7 +31,7 @@ def parity_reward(completion_ids, **kwargs) -> list[float]:
     return [float(sum(ids) % 5 < 2) for ids in completion_ids]
 
 
-def make(model, path, reward=letter_reward, peft=False, iterable=False, size=6, rollout_func=None, **overrides):
+def make(model, path, reward=letter_reward, peft=False, iterable=False, size=6, evaluate=False, **overrides):
     data = prompts(size)
     settings = {
         "per_device_train_batch_size": 4,
@@ -46,7 +50,7 @@ def make(model, path, reward=letter_reward, peft=False, iterable=False, size=6, 
         args=config(path, **settings | overrides),
         train_dataset=data.to_iterable_dataset() if iterable else data,
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if peft else None,
-        rollout_func=rollout_func,
+        eval_dataset=prompts(2, seed=1) if evaluate else None,
     )
 
 
@@ -106,6 +110,55 @@ def test_resumed_from_any_update(case, tiny_model, tmp_path):
         torch.manual_seed(stop)  # not the state of the run that was stopped
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
         assert_same_run(outcome(resumed), expected, f"{case}, stopped after {stop}")
+
+
+EVALUATED = {"eval_strategy": "epoch", "per_device_eval_batch_size": 8, "max_steps": 18, "save_steps": 12}
+
+
+@pytest.mark.parametrize("stop", [12, 15])
+def test_resumed_around_an_evaluation(stop, tiny_model, tmp_path):
+    """At the end of the first pass, where the checkpoint of its last step comes before the evaluation, and later."""
+    settings = EVALUATED | ({"save_steps": 15} if stop == 15 else {})
+    whole = make(tiny_model, tmp_path / "whole", evaluate=True, **settings)
+    whole.train()
+    assert sum("eval_loss" in entry for entry in whole.state.log_history) == 2  # and when it ends
+    resumed = make(tiny_model, tmp_path / "resumed", evaluate=True, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
+    assert_same_run(outcome(resumed), outcome(whole), stop)
+
+
+def test_resumed_with_the_completions_table(tiny_model, tmp_path):
+    settings = {"log_completions": True, "max_steps": 4, "credit": GCPO}
+    make(tiny_model, tmp_path / "whole", **settings).train()
+    resumed = make(tiny_model, tmp_path / "resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    for step in (3, 4):
+        ours, theirs = (
+            pandas.read_parquet(tmp_path / run / "completions" / f"completions_{step:05d}.parquet")
+            for run in ("resumed", "whole")
+        )
+        assert len(theirs) == 8
+        pandas.testing.assert_frame_equal(ours, theirs)
+
+
+def test_a_finished_run_is_finished(tiny_model, tmp_path):
+    make(tiny_model, tmp_path, max_steps=3).train()
+    resumed = make(tiny_model, tmp_path, max_steps=3)
+    before = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    resumed.train(resume_from_checkpoint="auto")
+    assert resumed.state.global_step == 3
+    assert all(torch.equal(p, before[name]) for name, p in resumed.model.named_parameters() if name in before)
+
+
+def test_more_processes_than_before(tiny_model, tmp_path, monkeypatch):
+    """All take the first one's state: streams that differ would mix prompts in a group."""
+    settings = {"dynamic_sampling": True, "reward": parity_reward, "size": 9}
+    first = make(tiny_model, tmp_path, max_steps=3, **settings)
+    first.train()
+    resumed = make(tiny_model, tmp_path, max_steps=3, **settings)
+    monkeypatch.setattr(type(resumed.accelerator), "process_index", 1)
+    resumed._read_checkpoint_state(tmp_path / "checkpoint-3")
+    assert resumed._checkpoint_state["prompts"] == first._prompt_stream.state_dict()
 
 
 def test_what_changed_is_not_continued(tiny_model, tmp_path, caplog):
@@ -320,6 +373,66 @@ def test_preempted(moment, tiny_model, tmp_path):
     resumed = make(tiny_model, run, **STOPPED)
     resumed.train(resume_from_checkpoint="auto")
     assert_same_run(outcome(resumed), outcome(whole), moment)
+
+
+def signalled(trainer, step):
+    """Sends SIGTERM during an update."""
+    get_grad_norm = trainer._get_grad_norm
+
+    def signals(*args, **kwargs):
+        if trainer.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return get_grad_norm(*args, **kwargs)
+
+    trainer._get_grad_norm = signals
+    return trainer
+
+
+def test_preempted_in_the_middle_of_an_epoch(tiny_model, tmp_path):
+    """What is due at its end is not due: an evaluation would take its time, and another random state into the checkpoint."""
+    settings = EVALUATED | {"save_strategy": "epoch", "enable_jit_checkpoint": True}
+    whole = make(tiny_model, tmp_path / "whole", evaluate=True, **settings)
+    whole.train()
+    stopped = signalled(make(tiny_model, tmp_path / "run", evaluate=True, **settings), 4)
+    with pytest.raises(SystemExit) as error:
+        stopped.train()
+    assert error.value.code == PREEMPTED
+    assert [entry["step"] for entry in stopped.state.log_history] == [1, 2, 3, 4, 5, 5]  # and the run's summary
+    assert not any("eval_loss" in entry for entry in stopped.state.log_history)
+    resumed = make(tiny_model, tmp_path / "run", evaluate=True, **settings)
+    resumed.train(resume_from_checkpoint="auto")
+    assert_same_run(outcome(resumed), outcome(whole))
+
+
+def test_preempted_where_the_best_is_saved(tiny_model, tmp_path):
+    settings = {"save_strategy": "best", "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 100}
+    trainer = make(tiny_model, tmp_path, evaluate=True, enable_jit_checkpoint=True, **settings)
+    with pytest.raises(SystemExit):
+        signalled(trainer, 2).train()
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-3"
+
+
+def test_preempted_in_the_last_update_it_is_over(tiny_model, tmp_path):
+    trainer = signalled(make(tiny_model, tmp_path, enable_jit_checkpoint=True, max_steps=3), 2)
+    trainer.train()
+    assert trainer.state.global_step == 3
+
+
+def test_children_can_be_told_to_end(tiny_model, tmp_path):
+    """As a reward function does that runs code and gives up on it."""
+    ended = []
+
+    def reward(completions, **kwargs):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        child.terminate()
+        child.join(10)
+        ended.append(child.exitcode)
+        child.kill()
+        return [0.0] * len(completions)
+
+    make(tiny_model, tmp_path, reward=reward, enable_jit_checkpoint=True, max_steps=1).train()
+    assert ended == [-signal.SIGTERM]
 
 
 def test_the_handler_is_there_while_training_only(tiny_model, tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import itertools
 import signal
 import subprocess
@@ -139,7 +140,43 @@ def test_a_function_that_fails_on_the_batch_only():
         RewardError, match=r"failed on 4 completions together, .* it returned 2 rewards for 4 completions"
     ):
         call(reward)
-    assert call(reward, exclude=True)[0] == [1.0] * 4
+    with pytest.raises(RewardError, match=r"though on none of them alone"):
+        call(reward, exclude=True)
+
+
+def test_one_prompt_on_which_everything_fails_is_excluded():
+    """It may be the prompt's fault: a round of dynamic sampling has one, and so may a batch of an evaluation."""
+    columns, metrics = {}, {}
+    guarded = GuardedReward(by_text(raises), "mine", exclude=True, timeout=1.0)
+    arguments_ = arguments([BAD] * 4, columns, metrics) | {"prompts": ["p"] * 4}
+    assert guarded(**arguments_) == [INF] * 4
+
+
+def test_judges_that_work_side_by_side():
+    """The one that hangs is named, though each has less time alone than all together."""
+
+    async def judge(completions, **kwargs):
+        await asyncio.gather(*(asyncio.sleep(1000 if BAD in text else 0.05) for text in completions))
+        return [1.0] * len(completions)
+
+    guarded = AsyncGuardedReward(judge, "mine", exclude=False, timeout=3.0)
+    with pytest.raises(RewardError, match=r"failed on completion 5 of 8: TimeoutError"):
+        asyncio.run(guarded(**arguments(["a"] * 5 + [BAD, "b", "c"], {}, {})))
+
+
+def test_a_callable_object_keeps_its_own_attributes():
+    class Reward:
+        def __init__(self):
+            self._steps = self.name = self.function = self.timeout = 0
+
+        def __call__(self, completions, answer=None, **kwargs):
+            self._steps += 1
+            return [1.0] * len(completions)
+
+    reward = Reward()
+    assert call(reward)[0] == [1.0] * 4
+    assert reward._steps == 1
+    assert "answer" in inspect.signature(GuardedReward(reward, "mine", exclude=False, timeout=1.0)).parameters
 
 
 def test_the_signals_that_a_function_uses_stay_its_own():
@@ -299,13 +336,39 @@ def test_too_many_in_a_row_end_the_run(tiny_model, tmp_path):
         batches.setdefault(trainer.state.global_step, inputs),
         compute_loss(model, inputs),
     )[1]
-    with pytest.raises(FloatingPointError, match=r"update 5 is not finite.*2th in a row \(`max_nonfinite_updates`\)"):
+    with pytest.raises(
+        FloatingPointError, match=r"update 5 is not finite.*number 2 in a row \(`max_nonfinite_updates`\)"
+    ):
         trainer.train()
     assert trainer.state.global_step == 4
     saved = load_tree(tmp_path / "nonfinite_batch" / "rank_0.safetensors")
     assert saved["global_step"] == 3  # the first of the two
     for name in ("prompt_ids", "completion_ids", "completion_mask", "advantages"):
         assert torch.equal(saved["batches"][0][name], batches[3][name])
+
+
+def test_a_run_after_one_that_ended(tiny_model, tmp_path):
+    trainer = make(
+        tiny_model, tmp_path, letter_reward, max_steps=3, max_nonfinite_updates=1, gradient_accumulation_steps=2
+    )
+    bad = {0}
+    poison(trainer, bad)
+    with pytest.raises(FloatingPointError):
+        trainer.train()
+    bad.clear()
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert not trainer._update_batches
+
+
+def test_a_loss_of_the_users_own(tiny_model, tmp_path):
+    class Own(CreditGRPOTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return self._compute_loss(model, inputs)
+
+    trainer = Own(model=tiny_model, reward_funcs=letter_reward, args=config(tmp_path), train_dataset=prompts())
+    trainer.train()
+    assert trainer.state.global_step == 3
 
 
 def test_a_gradient_that_overflows(tiny_model, tmp_path):

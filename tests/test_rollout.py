@@ -263,9 +263,8 @@ def test_groups_are_replaced_in_place(rollout_func, tiny_model, tmp_path):
 def test_what_is_left_when_the_rounds_are_used_up(tiny_model, tmp_path):
     data = prompts(16)
     hard = Judge(hard=data["prompt"])
-    trainer = make(
-        tiny_model, tmp_path, data, hard, per_device_train_batch_size=16, max_steps=1, dynamic_sampling_max_rounds=3
-    )
+    settings_ = {"per_device_train_batch_size": 16, "max_steps": 1, "dynamic_sampling_max_rounds": 3}
+    trainer = make(tiny_model, tmp_path, data, hard, fixed_rollout, **settings_)
     trainer.train()
     log = trainer.state.log_history[0]
     assert [len(call) for call in hard.calls] == [16, 16, 16]
@@ -274,6 +273,7 @@ def test_what_is_left_when_the_rounds_are_used_up(tiny_model, tmp_path):
     assert log["dynamic_sampling/kept"] == 0
     assert log["dynamic_sampling/too_hard"] == 12
     assert log["dynamic_sampling/discarded_tokens"] == sum(len(ids) for call in hard.calls[1:] for _, ids in call)
+    assert log["completions/mean_length"] == np.mean([len(ids) for _, ids in hard.calls[0]])
 
 
 def test_no_more_rounds_than_prompts(tiny_model, tmp_path):
@@ -588,6 +588,59 @@ def test_a_sampler_of_the_users_own(tmp_path):
             model="no/such/model", reward_funcs=letter_reward, args=config(tmp_path, dynamic_sampling=True),
             train_dataset=prompts(4),
         )  # fmt: skip
+
+
+def test_a_dataloader_of_the_users_own(tiny_model, tmp_path):
+    class Own(CreditGRPOTrainer):
+        def get_train_dataloader(self):
+            return GRPOTrainer.get_train_dataloader(self)
+
+    trainer = Own(
+        model=tiny_model,
+        reward_funcs=letter_reward,
+        args=config(tmp_path, dynamic_sampling=True),
+        train_dataset=prompts(4),
+    )
+    with pytest.raises(ValueError, match="Own overrides `get_train_dataloader` without calling"):
+        trainer.train()
+
+
+def test_rewards_that_a_subclass_makes(tiny_model, tmp_path):
+    """They decide, once for each completion."""
+    calls = []
+
+    class Shaped(CreditGRPOTrainer):
+        def _calculate_rewards(self, inputs, prompts, *args):
+            rewards = super()._calculate_rewards(inputs, prompts, *args)
+            calls.append(len(rewards))
+            return rewards + torch.arange(len(rewards))[:, None] % 4
+
+    trainer = Shaped(
+        model=tiny_model, reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=config(tmp_path, dynamic_sampling=True, max_steps=2), train_dataset=prompts(8),
+    )  # fmt: skip
+    trainer.train()
+    assert calls == [8, 8]
+    log = trainer.state.log_history[0]
+    assert (log["dynamic_sampling/kept"], log["reward"]) == (2, 1.5)
+
+
+def test_two_rewards_that_log_the_same_column(tiny_model, tmp_path):
+    data = prompts(16)
+    order = trl_order(16, 2, True, 3, passes=1)
+    rewards = [Judge(hard=texts(data, [order[0]])), Judge(hard=texts(data, [order[0]]))]
+    trainer = make(tiny_model, tmp_path, data, rewards, max_steps=1, log_completions=True)
+    trainer.train()
+    seen = [text.split(":")[0] for text in trainer._logs["extra"]["answer"]]
+    assert seen == list(trainer._logs["prompt"]) == [p for p in texts(data, [order[2], order[1]]) for _ in range(4)]
+
+
+def test_another_data_set_is_begun_anew(caplog):
+    state = stream(11).state_dict()
+    other = stream(12)
+    other.load_state_dict(state | {"position": 6})
+    assert "has 12 rows, and had 11" in caplog.text
+    assert other.state_dict()["position"] == 0
 
 
 def test_a_column_that_is_too_short(tiny_model, tmp_path):

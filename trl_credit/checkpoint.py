@@ -14,9 +14,9 @@ import logging
 import os
 import signal
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -28,7 +28,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.callbacks import SyncRefModelCallback
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, strip_images_from_messages
 
 from .batching import PLAN, UpdatePlan
 
@@ -139,6 +139,9 @@ class PreemptionCallback(TrainerCallback):
     ends with exit code 0, as if it were finished.
     """
 
+    # The one that handles the signal now
+    _installed: ClassVar["PreemptionCallback | None"] = None
+
     def __init__(self, accelerator):
         self.accelerator = accelerator
         self.received = self.stopped = False
@@ -151,27 +154,48 @@ class PreemptionCallback(TrainerCallback):
                 "false."
             )
         self.received = self.stopped = False
+        self._process = os.getpid()
         self._previous = signal.signal(signal.SIGTERM, self._receive)
+        PreemptionCallback._installed = self
 
     def _receive(self, *_):
         self.received = True
+        if os.getpid() != self._process:  # a child's, before it could put the previous handler back
+            self.restore()
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def on_step_end(self, args, state, control, **kwargs):
         received = torch.tensor(int(self.received), device=self.accelerator.device)
-        if self.accelerator.reduce(received, reduction="sum"):
+        if self.accelerator.reduce(received, reduction="sum") and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = self.stopped = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.stopped and state.epoch % 1:  # what is due at an epoch's end is not due in the middle of one
+            control.should_log = control.should_evaluate = control.should_save = False
 
     def restore(self) -> None:
         """Puts the previous handler back."""
+        PreemptionCallback._installed = None
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
+
+
+def _after_fork() -> None:
+    """A child, as reward functions make them to run code, ends when it is told to."""
+    if PreemptionCallback._installed is not None:
+        PreemptionCallback._installed.restore()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class ResumeMixin:
     """Checkpoints from which TRL's trainer resumes exactly; see the module."""
 
     _checkpoint_state: dict[str, Any] | None = None  # of the checkpoint that is being resumed from
+    _saved_step: int | None = None
     _train_sampler = None
 
     def __init__(self, *args, **kwargs):
@@ -239,6 +263,21 @@ class ResumeMixin:
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
+        self._saved_step = self.state.global_step
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
+        if self.control.should_evaluate and self._saved_step == self.state.global_step:
+            # At the end of an epoch, after its last step's checkpoint, which is to be resumed from after the evaluation
+            self.control.should_save = True
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if self._preemption is not None and self._preemption.stopped and self._saved_step != self.state.global_step:
+            self._save_checkpoint(model, trial)  # `save_strategy="best"` decides for itself
+
+    def _run_epoch(self, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # a finished run, resumed
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
 
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
@@ -256,7 +295,8 @@ class ResumeMixin:
         state = {
             "settings": self._batch_settings(),
             "step": self._step,
-            "metrics": dict(self._metrics["train"]),
+            "metrics": {name: list(map(float, values)) for name, values in self._metrics["train"].items()},
+            "table": self._table_to_save(),
             "loss": self._tr_loss,
             "last_logged": self._globalstep_last_logged,
             "entropy": [self.entropy_coef, self._last_world_entropy] if self.use_adaptive_entropy else None,
@@ -273,6 +313,16 @@ class ResumeMixin:
             ]
         return state
 
+    def _table_to_save(self) -> str | None:
+        """The completions table of the last generation batch, which TRL writes at each logging step; no images."""
+        if not self.log_completions:
+            return None
+        logs = {name: list(values) for name, values in self._logs.items() if isinstance(values, deque)}
+        logs |= {name: {k: list(v) for k, v in self._logs[name].items()} for name in ("rewards", "extra")}
+        for name in ("prompt", "completion"):
+            logs[name] = [strip_images_from_messages(messages) for messages in logs[name]]
+        return json.dumps(logs | {"images": []}, default=str)
+
     def _extra_state(self) -> dict[str, Any]:
         """What other parts of the trainer want to have back."""
         return {}
@@ -288,11 +338,12 @@ class ResumeMixin:
 
     def _read_checkpoint_state(self, checkpoint: Path) -> None:
         path = checkpoint / STATE_NAME.format(self.accelerator.process_index)
+        if not path.exists():  # there are more processes now: what all have in common is the first one's
+            path = checkpoint / STATE_NAME.format(0)
         if not path.exists():
             logger.warning(
-                "%s has no %s: it was not saved by this trainer, or with fewer processes. Parameters and optimizer are "
-                "resumed, but the run will not be the one that was stopped: a new generation batch is made, and prompts "
-                "may repeat.",
+                "%s has no %s: it was not saved by this trainer. Parameters and optimizer are resumed, but the run will not "
+                "be the one that was stopped: a new generation batch is made, and prompts may repeat.",
                 checkpoint,
                 path.name,
             )
@@ -321,17 +372,19 @@ class ResumeMixin:
     def _load_rng_state(self, checkpoint):
         # transformers calls this when it has gone to where the run was, right before the first update
         super()._load_rng_state(checkpoint)
-        state, self._checkpoint_state = self._checkpoint_state, None
+        state = self._checkpoint_state
         if state is None:
             return
+        if not self.args.auto_find_batch_size:  # which may begin again
+            self._checkpoint_state = None
         self._load_extra_state(state)
         self._metrics["train"] = defaultdict(list, state["metrics"])
         self._tr_loss, self._globalstep_last_logged = state["loss"], state["last_logged"]
         if state["entropy"] is not None and self.use_adaptive_entropy:
             self.entropy_coef, self._last_world_entropy = state["entropy"]
-        self._load_references(Path(checkpoint))
         settings = self._batch_settings()
         changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
+        self._load_references(Path(checkpoint), "world_size" in changed)
         if changed:
             logger.warning(
                 "%s changed since the checkpoint was saved: its generation batch is not continued, a new one is made.",
@@ -339,6 +392,10 @@ class ResumeMixin:
             )
             return
         self._step = state["step"]
+        if state["table"] is not None and self.log_completions:
+            for name, values in json.loads(state["table"]).items():
+                for column, rows in values.items() if isinstance(values, dict) else [(None, values)]:
+                    (self._logs[name] if column is None else self._logs[name][column]).extend(rows)
         if state["batch"] is not None:
             signals = [signal for signal, source in self._signals.items() if source.has_forward]
             self._buffered_inputs = [
@@ -362,12 +419,17 @@ class ResumeMixin:
         ]
         return [{name: _local(parameter) for name, parameter in model.named_parameters()} for model in models]
 
-    def _load_references(self, checkpoint: Path) -> None:
+    def _load_references(self, checkpoint: Path, world_size_changed: bool) -> None:
         references = self._followed_references()
         if not references:
             return
+        if self._sharded and world_size_changed:
+            raise ValueError(
+                "`sync_ref_model`: the reference was saved in the shards of another number of processes. Resume with as "
+                "many as saved it."
+            )
         rank = self.accelerator.process_index if self._sharded else 0
-        saved = load_tree(checkpoint / REFERENCE_NAME.format(rank), self.accelerator.device)
+        saved = load_tree(checkpoint / REFERENCE_NAME.format(rank))
         for reference, values in zip(references, saved, strict=True):
             for name, parameter in reference.items():
                 parameter.copy_(values[name])

@@ -73,10 +73,11 @@ class CreditGRPOConfig(GRPOConfig):
         on_reward_error (`str`, *optional*, defaults to `"raise"`):
             What a reward function that raises, hangs, or returns something other than one finite number or `None` for each
             completion does: `"raise"` ends the run with an error that names the function and the completion; `"exclude"`
-            leaves the completion out of its group and counts it. Where a function fails on every completion, it is an error
-            all the same.
-        reward_timeout (`float`, *optional*, defaults to `1200.0`):
-            Seconds that a reward function may take for a batch of completions; 0 for no limit.
+            leaves the completion out of its group and counts it. Where a function fails on all completions of several
+            prompts, or on several together but on none alone, it is an error all the same.
+        reward_timeout (`float`, *optional*, defaults to `800.0`):
+            Seconds that a reward function may take for a batch of completions, and as many to find the completion on which
+            it hangs; 0 for no limit.
         max_nonfinite_updates (`int`, *optional*, defaults to `5`):
             Updates with a NaN or infinite loss or gradient norm are skipped; after so many in a row the run ends.
         enable_jit_checkpoint (`bool`, *optional*, defaults to `False`):

@@ -37,6 +37,12 @@ class NonfiniteGuardMixin:
         self._update_batches: list[dict] = []
         self._update_finite: list[torch.Tensor] = []
 
+    def _prepare_for_training(self, *args, **kwargs):
+        self._nonfinite_in_row = 0
+        self._update_batches.clear()  # of an earlier run that ended in the middle of an update
+        self._update_finite.clear()
+        return super()._prepare_for_training(*args, **kwargs)
+
     def compute_loss(self, model, inputs, *args, **kwargs):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if self.model.training:
@@ -46,9 +52,9 @@ class NonfiniteGuardMixin:
 
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        finite = bool(torch.stack(self._update_finite).all())
+        finite = not self._update_finite or bool(torch.stack(self._update_finite).all())
         if self.accelerator.mixed_precision != "fp16" and grad_norm is not None:  # DeepSpeed can be told to take none
-            finite = finite and math.isfinite(float(grad_norm))
+            finite = math.isfinite(float(grad_norm)) and finite
         nonfinite = torch.tensor(int(not finite), device=self.accelerator.device)
         if self.accelerator.reduce(nonfinite, reduction="sum"):
             self._skip_update(model)
@@ -76,7 +82,7 @@ class NonfiniteGuardMixin:
             logger.warning(message)
             return
         raise FloatingPointError(
-            f"{message} It is the {most}th in a row (`max_nonfinite_updates`), so the run ends. The batch of the first of "
+            f"{message} It is number {most} in a row (`max_nonfinite_updates`), so the run ends. The batch of the first of "
             f"them is in {str(folder)!r}; the parameters are those before it. Usual causes are a learning rate that is too "
             "high, half precision, and a NaN in the model that was loaded."
         )

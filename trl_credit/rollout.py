@@ -7,6 +7,7 @@ normalises and logs the batch that results as if it had generated nothing else.
 
 import contextlib
 import copy
+import logging
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from trl.trainer.utils import RepeatSampler, get_callable_name, repeat_iterable_
 
 from .methods.base import nearest
 
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_ROUNDS = 10
 
@@ -146,6 +149,7 @@ class PromptStream:
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is, as plain numbers."""
         return {
+            "size": len(self._dataset) if self._indexed else None,
             "pass": self._pass,
             "position": self._position,
             "pass_length": self._pass_length,
@@ -153,7 +157,14 @@ class PromptStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where another stream over the same data was."""
+        """Goes to where another stream over the same data was; over other data it begins anew, with a warning."""
+        if self._indexed and state["size"] != len(self._dataset):
+            logger.warning(
+                "The training set has %d rows, and had %s when the checkpoint was saved: prompts are drawn from the start.",
+                len(self._dataset),
+                state["size"],
+            )
+            return
         self.__init__(self._dataset, **self._settings)
         while self._pass < state["pass"]:
             if self._indexed:
@@ -218,7 +229,7 @@ class DynamicSamplingMixin:
     _prompt_stream: PromptStream | None = None
     _drawn: list | None = None  # prompts of the generation batch that is being made
     _round_inputs: list[dict] | None = None  # dataset rows of a further round
-    _rewards: torch.Tensor | None = None  # of the batch with its replacements
+    _batch_inputs: list[dict] | None = None  # and of the batch
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -239,15 +250,26 @@ class DynamicSamplingMixin:
         return loader
 
     def _generate_and_score_completions(self, inputs):
-        if self._prompt_stream is None or not self.model.training:
+        if not getattr(self.args, "dynamic_sampling", False) or not self.model.training:
             return super()._generate_and_score_completions(inputs)
+        if self._prompt_stream is None:
+            raise ValueError(
+                f"`dynamic_sampling` needs the prompts of TRL's dataloader, but {type(self).__name__} overrides "
+                "`get_train_dataloader` without calling `super()`. Call it, or set `dynamic_sampling=False`."
+            )
         self._drawn = self._prompt_stream.draw(self.args.generation_batch_size // self.num_generations)
         inputs[:] = self._local_examples(self._drawn)
         self._batch_inputs = inputs
         try:
             return super()._generate_and_score_completions(inputs)
         finally:
-            self._drawn = self._rewards = self._batch_inputs = None
+            self._drawn = self._batch_inputs = None
+            vars(self).pop("_calculate_rewards", None)
+
+    def _metrics_of_generation(self) -> dict[str, list[float]]:
+        """What TRL logs where it generates."""
+        metrics = self._metrics["train"].items()
+        return {name: list(values) for name, values in metrics if name.startswith(("completions/", "tools/"))}
 
     def _local_examples(self, drawn: list) -> list[dict]:
         """This process's rows of the groups of the prompts drawn."""
@@ -255,21 +277,18 @@ class DynamicSamplingMixin:
         first = rows * self.accelerator.process_index
         return [self._prompt_stream.example(drawn[i // self.num_generations]) for i in range(first, first + rows)]
 
-    def _calculate_rewards(self, *args, **kwargs):
-        if self._rewards is not None:  # scored already
-            return self._rewards
-        return super()._calculate_rewards(*args, **kwargs)
-
     def _generate(self, prompts: list):
         if self._drawn is None:
             return super()._generate(prompts)
         if self._round_inputs is not None:
             raise _RoundScored(*self._scored(self._round_inputs, prompts, super()._generate(prompts)))
-        inputs, metrics = self._batch_inputs, {name: list(values) for name, values in self._metrics["train"].items()}
+        inputs, before = self._batch_inputs, self._metrics_of_generation()
         generated = super()._generate(prompts)
+        first = self._metrics_of_generation()
         rollouts, rewards = self._scored(inputs, prompts, generated)
         environments = getattr(self, "_batch_environments", None)
-        groups, self._rewards = self._further_rounds(rollouts, rewards)
+        groups, rewards = self._further_rounds(rollouts, rewards)
+        self._calculate_rewards = lambda *_: rewards  # when TRL asks for them
         start = self.accelerator.process_index * len(rollouts)
         for i in range(len(rollouts)):
             group, member = divmod(start + i, self.num_generations)
@@ -283,10 +302,10 @@ class DynamicSamplingMixin:
         self._batch_environments = environments
         for column in {column for rollout in rollouts for column in rollout.logged}:
             self._pending_extra_logs[column] = [rollout.logged.get(column) for rollout in rollouts]
+        for name in self._metrics_of_generation():
+            self._metrics["train"][name] = (before if groups else first).get(name, [])
         if not groups:
             return generated
-        for name in [name for name in self._metrics["train"] if name.startswith(("completions/", "tools/"))]:
-            self._metrics["train"][name] = metrics.get(name, [])
         self._log_generated(prompts, rollouts)
         return self._as_generated(rollouts)
 
@@ -316,7 +335,7 @@ class DynamicSamplingMixin:
             row.update(more)  # as TRL does, for the reward functions
         if images is None and self.rollout_func is not None:
             images = [_images(prompt) for prompt in prompts]
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+        rewards = self._calculate_rewards(inputs, prompts, completions, completion_ids)
         none = [None] * len(prompts)
         columns = (
             prompts,
@@ -332,12 +351,13 @@ class DynamicSamplingMixin:
         )
         rollouts = [Rollout(*row) for row in zip(*columns, strict=True)]
         for column, values in self._pending_extra_logs.items():
-            if len(values) != len(rollouts):
+            if len(values) % len(rollouts):
                 raise ValueError(
                     f"A reward function logged {len(values)} values in the column {column!r} for {len(rollouts)} "
                     "completions: `log_extra` takes one for each."
                 )
-            for rollout, value in zip(rollouts, values, strict=True):
+            # Of several functions that log the same column the last counts, as in TRL
+            for rollout, value in zip(rollouts, values[-len(rollouts) :], strict=True):
                 rollout.logged[column] = value
         self._pending_extra_logs.clear()
         return rollouts, rewards
@@ -359,6 +379,7 @@ class DynamicSamplingMixin:
         verdicts = self._judge(rewards)
         counts, totals = np.bincount(verdicts, minlength=4), [self._total_rewards(rewards)]
         missing = np.flatnonzero(verdicts != KEPT).tolist()
+        with_images = [self._has_images(prompt) for prompt in batch] if missing else []
         rounds, generated, groups = 1, 0, {}
         # Every process must have equally many completions of a round
         multiple = self.accelerator.num_processes // math.gcd(size, self.accelerator.num_processes)
@@ -375,7 +396,8 @@ class DynamicSamplingMixin:
             generated += sum(rollout.generated_tokens for rollout in rollouts)
             for candidate in np.flatnonzero(verdicts == KEPT).tolist():
                 prompt = drawn[candidate]
-                group = next((g for g in missing if self._has_images(batch[g]) == self._has_images(prompt)), None)
+                has_images = self._has_images(prompt)
+                group = next((g for g in missing if with_images[g] == has_images), None)
                 if group is None:
                     continue
                 missing.remove(group)

@@ -9,6 +9,7 @@ import math
 import signal
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,8 +21,9 @@ from trl.trainer.utils import is_async_callable
 
 logger = logging.getLogger(__name__)  # of every process: each has completions of its own
 
-# Less than the 30 minutes after which torch gives up on a process, so that the error names the function
-DEFAULT_TIMEOUT = 1200.0
+# Twice this, with the search for the completion, is less than the 30 minutes after which torch gives up on a process, so
+# that the error names the function
+DEFAULT_TIMEOUT = 800.0
 
 # What stands for an excluded completion until TRL has gathered the rewards: a function's own infinity is an error
 _EXCLUDED = math.inf
@@ -57,6 +59,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         faulthandler.dump_traceback_later(seconds + 30, exit=True, file=sys.__stderr__)
     try:
         yield
+        over = True
     except _TimeUp:
         raise TimeoutError(f"it took more than {seconds:g} s (`reward_timeout`)") from None
     finally:
@@ -88,17 +91,19 @@ def _checked(rewards: list | None, error: Exception | None, expected: int) -> li
 class GuardedReward:
     """A reward function whose failures are errors that name the completion, or exclude it.
 
-    Where a call fails as a whole, the completions are tried one by one to find the one it was.
+    Where a call fails as a whole, the completions are tried one by one to find the one it was. A call that fails though none
+    of them does alone, or on completions of several prompts and all of them, is the function's fault and an error.
 
     Args:
         function: As TRL takes them.
         name: As in TRL's metrics.
         exclude: Whether completions on which it fails are left out of their groups, instead of ending the run.
-        timeout: Seconds that a call may take; one by one, each completion has its share of them, at least a second.
+        timeout: Seconds that a call may take, and all the calls one by one together: each has half of what is left, at least
+            a second.
     """
 
     def __init__(self, function: Callable, name: str, *, exclude: bool, timeout: float | None):
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())
         self.function, self.name, self.exclude, self.timeout = function, name, exclude, timeout
 
     def __call__(self, **kwargs) -> list[float | None]:
@@ -125,10 +130,12 @@ class GuardedReward:
         try:
             checked = _checked(result, error, count)
         except Exception as problem:
-            checked, records, whole = [], [], problem
+            checked, records, whole, left = [], [], problem, self.timeout
             for i in range(count):
                 records.append(_Recorded(_row(kwargs, i, count)))
-                result, error = yield records[i].kwargs, self.timeout and max(self.timeout / count, 1.0)
+                begin = time.monotonic()
+                result, error = yield records[i].kwargs, left and max(left / 2, 1.0)
+                left = left and max(left - (time.monotonic() - begin), 1.0)
                 try:
                     checked += _checked(result, error, 1)
                 except Exception as problem_of_one:
@@ -139,7 +146,8 @@ class GuardedReward:
         failed = [i for i, value in enumerate(checked) if isinstance(value, str)]
         if failed and not self.exclude:
             raise _error(self.name, kwargs, failed[0], checked[failed[0]]) from whole
-        if len(failed) == count > 1 or (whole is not None and not self.exclude):
+        prompts = {str(prompt) for prompt in kwargs["prompts"]}
+        if (len(failed) == count and len(prompts) > 1) or (whole is not None and not failed):
             problem = checked[0] if failed else f"{type(whole).__name__}: {whole}"
             where = "every completion" if failed else f"{count} completions together, though on none of them alone"
             raise RewardError(f"The reward function {self.name!r} failed on {where}: {problem}.") from whole
