@@ -255,6 +255,9 @@ def test_resume_asks_for_a_whole_one(tiny_model, tmp_path):
     broken = checkpoint(tmp_path, 5, state=None)
     with pytest.raises(ValueError, match="checkpoint-5' is not a checkpoint that was written to its end"):
         trainer.train(resume_from_checkpoint=str(broken))
+    for wrong in ("no/such/folder", "", 7):
+        with pytest.raises(ValueError, match=rf"`resume_from_checkpoint`: {wrong!r} is not a folder"):
+            trainer.train(resume_from_checkpoint=wrong)
     trainer.train(resume_from_checkpoint="auto")
     assert trainer.state.global_step == 1
 

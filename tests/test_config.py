@@ -271,3 +271,21 @@ def test_version_warning():
 def test_no_version_warning_inside_the_range(recwarn):
     warn_if_untested("1.16.3")
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"importance_sampling_level": "seqence"}, "unknown value 'seqence'. Did you mean 'sequence'"),
+        ({"max_nonfinite_updates": 0}, "`max_nonfinite_updates` must be a whole number from 1, got 0"),
+        ({"max_nonfinite_updates": 1.5}, "whole number from 1, got 1.5"),
+        ({"reward_timeout": -1}, "or 0 for no limit, got -1"),
+        ({"reward_timeout": None}, "or 0 for no limit, got None"),
+        ({"reward_timeout": 1e12}, "at most 30 days"),
+        ({"on_reward_error": "ignore"}, "`on_reward_error` must be 'raise' or 'exclude', got 'ignore'"),
+        ({"enable_jit_checkpoint": True, "save_only_model": True}, "which `save_only_model=True` leaves incomplete"),
+    ],
+)
+def test_settings_of_runs_that_survive(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **settings)

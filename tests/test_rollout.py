@@ -260,7 +260,7 @@ def test_groups_are_replaced_in_place(rollout_func, tiny_model, tmp_path):
     assert list(trainer._logs["rewards"]["judge"]) == [0.0, 1.0] * 8
 
 
-def test_what_is_left_when_the_rounds_are_used_up(tiny_model, tmp_path):
+def test_what_is_left_when_the_rounds_are_used_up(tiny_model, tmp_path, caplog):
     data = prompts(16)
     hard = Judge(hard=data["prompt"])
     settings_ = {"per_device_train_batch_size": 16, "max_steps": 1, "dynamic_sampling_max_rounds": 3}
@@ -268,6 +268,9 @@ def test_what_is_left_when_the_rounds_are_used_up(tiny_model, tmp_path):
     trainer.train()
     log = trainer.state.log_history[0]
     assert [len(call) for call in hard.calls] == [16, 16, 16]
+    assert (
+        "drew 12 prompts in 3 rounds, and no group of them teaches anything: 0 were too easy and 12 too" in caplog.text
+    )
     assert log["dynamic_sampling/rounds"] == 3
     assert log["dynamic_sampling/left"] == 4
     assert log["dynamic_sampling/kept"] == 0
@@ -552,7 +555,9 @@ def test_several_rewards(aggregation, tiny_model, tmp_path):
             {"dynamic_sampling": None, "dynamic_sampling_reward": "x"},
             r"`dynamic_sampling_reward` \('x'\) has no effect",
         ),
-        ({"dynamic_sampling_max_rounds": 1}, "at least 2, as the first round replaces nothing, got 1"),
+        ({"dynamic_sampling_max_rounds": 1}, "whole number from 2, as the first round replaces nothing, got 1"),
+        ({"dynamic_sampling_max_rounds": 3.0}, "whole number from 2"),
+        ({"dynamic_sampling": "false"}, "must be true, false or unset, got 'false'"),
         ({"dynamic_sampling_range": [0.1, 0.9]}, "needs `dynamic_sampling_reward`"),
         ({"dynamic_sampling_range": [0.9, 0.1], "dynamic_sampling_reward": "x"}, "two numbers, the lower first"),
         ({"dynamic_sampling_range": [0.1], "dynamic_sampling_reward": "x"}, "two numbers, the lower first"),

@@ -128,6 +128,40 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
     return None
 
 
+def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | None:
+    """The path of the checkpoint that `resume_from_checkpoint` asks for, `None` for the beginning.
+
+    Args:
+        asked: A path; `True` or "true" for the last whole checkpoint; "auto" for that one or else the beginning.
+        output_dir: Of the run.
+
+    Raises:
+        ValueError: There is none, or it was not written to its end.
+    """
+    word = str(asked).lower()
+    if asked is None or word in ("false", "none"):
+        return None
+    if word in ("true", "auto"):
+        found = last_complete_checkpoint(output_dir)
+        if found is None and word == "true":
+            raise ValueError(
+                f"`resume_from_checkpoint`: there is no whole checkpoint in {output_dir!r}. Use 'auto' to start from the "
+                "beginning where there is none."
+            )
+        return found and str(found)
+    path = Path(str(asked))
+    if not asked or not path.is_dir():
+        problem = "is not a folder"
+    elif not is_complete(path):
+        problem = "is not a checkpoint that was written to its end"
+    else:
+        return str(path)
+    raise ValueError(
+        f"`resume_from_checkpoint`: {asked!r} {problem}. Use 'auto' for the last whole one in `output_dir`, or else the "
+        "beginning."
+    )
+
+
 # A node that is taken away
 
 
@@ -220,7 +254,9 @@ class ResumeMixin:
             ValueError: The checkpoint was not written to its end, or there is none.
             SystemExit: With code 143, after SIGTERM with `enable_jit_checkpoint`: the checkpoint is written.
         """
-        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        # One process looks, as others may see a shared folder later
+        found = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        checkpoint = broadcast_object_list([found])[0]
         if checkpoint is not None:
             self._read_checkpoint_state(Path(checkpoint))
         try:
@@ -233,27 +269,6 @@ class ResumeMixin:
             logger.warning("SIGTERM: saved after update %d; exiting with code %d.", self.state.global_step, PREEMPTED)
             raise SystemExit(PREEMPTED)
         return output
-
-    def checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
-        """The path of the checkpoint that [`train`] would take; raises `ValueError` as it does."""
-        if not asked:
-            return None
-        if asked is True or asked == "auto":
-            # One process looks, as others may see a shared folder later
-            found = [last_complete_checkpoint(self.args.output_dir) if self.accelerator.is_main_process else None]
-            found = broadcast_object_list(found)[0]
-            if found is None and asked is True:
-                raise ValueError(
-                    f"`resume_from_checkpoint`: there is no whole checkpoint in {self.args.output_dir!r}. Use 'auto' to "
-                    "start from the beginning where there is none."
-                )
-            return found and str(found)
-        if not is_complete(Path(asked)):
-            raise ValueError(
-                f"`resume_from_checkpoint`: {asked!r} is not a checkpoint that was written to its end. Use `True` for the "
-                "last whole one in `output_dir`."
-            )
-        return asked
 
     # Save
 

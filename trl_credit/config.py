@@ -1,4 +1,4 @@
-"""TRL's GRPO configuration with one more field."""
+"""TRL's GRPO configuration with the credit method, and what an update saves, a rollout samples and a run survives."""
 
 import math
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from .methods import CreditMethod, build_credit
+from .methods.base import nearest
 from .nonfinite import DEFAULT_MAX_NONFINITE_UPDATES
 from .rewards.guard import DEFAULT_TIMEOUT
 
@@ -123,10 +124,31 @@ class CreditGRPOConfig(GRPOConfig):
         metadata={"help": "Where such signals are kept: `cpu`, or if unset the device that computed them."},
     )
 
+    # TRL's and transformers', of which more can be said
+    importance_sampling_level: str = field(
+        default="token",
+        metadata={
+            "help": "`token`, `sequence` (GSPO), or `sequence_token` (GSPO-token): the sequence's ratio with each token's "
+            "gradient, which keeps token credit."
+        },
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "`auto`: the last checkpoint of `output_dir` that was written to its end, or the beginning. `true`: that "
+            "one, or an error. Or the path of one."
+        },
+    )
+    enable_jit_checkpoint: bool = field(
+        default=False,
+        metadata={"help": "On SIGTERM finish the update, save a checkpoint and exit with code 143."},
+    )
+
     dynamic_sampling: bool | None = field(
         default=None,
         metadata={
-            "help": "Replace groups that teach nothing by groups of fresh prompts, in further rounds of generation (DAPO)."
+            "help": "true or false: replace groups that teach nothing by groups of fresh prompts, in further rounds of "
+            "generation (DAPO). If unset: no."
         },
     )
     dynamic_sampling_max_rounds: int | None = field(
@@ -136,8 +158,8 @@ class CreditGRPOConfig(GRPOConfig):
     dynamic_sampling_reward: str | None = field(
         default=None,
         metadata={
-            "help": "Name of the reward function whose mean over the group decides. If unset: groups are replaced whose "
-            "rewards are all the same."
+            "help": "Name of the reward function whose mean over the group decides, as in the metrics (`rewards/NAME/mean`). "
+            "If unset: groups are replaced whose rewards are all the same."
         },
     )
     dynamic_sampling_range: list[float] | None = field(
@@ -151,7 +173,7 @@ class CreditGRPOConfig(GRPOConfig):
         default="raise",
         metadata={
             "help": "What a reward function that raises, hangs or returns no reward does: `raise` an error that names the "
-            "completion, or `exclude` the completion and count it."
+            "completion, or `exclude` the completion and count it. After a failed call completions are tried one by one."
         },
     )
     reward_timeout: float = field(
@@ -166,21 +188,28 @@ class CreditGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
-        self._check_dynamic_sampling()
+        if self.importance_sampling_level not in IMPORTANCE_SAMPLING_LEVELS:
+            hint = nearest(self.importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS)
+            raise ValueError(f"`importance_sampling_level`: unknown value {self.importance_sampling_level!r}. {hint}")
         if not (isinstance(self.max_nonfinite_updates, int) and self.max_nonfinite_updates >= 1):
-            raise ValueError(f"`max_nonfinite_updates` must be at least 1, got {self.max_nonfinite_updates!r}.")
+            raise ValueError(
+                f"`max_nonfinite_updates` must be a whole number from 1, got {self.max_nonfinite_updates!r}."
+            )
         if self.on_reward_error not in ("raise", "exclude"):
             raise ValueError(f"`on_reward_error` must be 'raise' or 'exclude', got {self.on_reward_error!r}.")
-        if not 0 <= self.reward_timeout < math.inf:
-            raise ValueError(f"`reward_timeout` must be non-negative and finite, got {self.reward_timeout!r}.")
+        if not (isinstance(self.reward_timeout, (int, float)) and 0 <= self.reward_timeout <= 30 * 86_400):
+            raise ValueError(
+                f"`reward_timeout` must be seconds, at most 30 days of them, or 0 for no limit, got {self.reward_timeout!r}."
+            )
         if self.enable_jit_checkpoint and self.save_only_model:
             raise ValueError(
                 "`enable_jit_checkpoint` saves a checkpoint to resume from, which `save_only_model=True` leaves incomplete. "
                 "Set one of the two to false."
             )
-        for name in ("skip_zero_advantage", "trim_padding"):
+        for name in ("skip_zero_advantage", "trim_padding", "dynamic_sampling"):
             if not isinstance(getattr(self, name), bool | None):
                 raise ValueError(f"`{name}` must be true, false or unset, got {getattr(self, name)!r}.")
+        self._check_dynamic_sampling()
         method = None
         if self.credit is not None:
             method = build_credit(self.credit)
@@ -211,7 +240,8 @@ class CreditGRPOConfig(GRPOConfig):
                 )
         if rounds is not None and not (isinstance(rounds, int) and rounds >= 2):
             raise ValueError(
-                f"`dynamic_sampling_max_rounds` must be at least 2, as the first round replaces nothing, got {rounds!r}."
+                "`dynamic_sampling_max_rounds` must be a whole number from 2, as the first round replaces nothing, got "
+                f"{rounds!r}."
             )
         if bounds is None:
             return

@@ -227,6 +227,7 @@ class DynamicSamplingMixin:
     """
 
     _prompt_stream: PromptStream | None = None
+    _warned = False
     _drawn: list | None = None  # prompts of the generation batch that is being made
     _round_inputs: list[dict] | None = None  # dataset rows of a further round
     _batch_inputs: list[dict] | None = None  # and of the batch
@@ -424,6 +425,13 @@ class DynamicSamplingMixin:
         }
         for name, value in values.items():
             self._metrics["train"][f"dynamic_sampling/{name}"].append(float(value))
+        if not in_range and not self._warned:
+            self._warned = True
+            logger.warning(
+                "Dynamic sampling drew %d prompts in %d rounds, and no group of them teaches anything: %d were too easy and %d "
+                "too hard. See `dynamic_sampling_reward`, `dynamic_sampling_range` and the difficulty of the data.",
+                len(tried), rounds, counts[TOO_EASY], counts[TOO_HARD],
+            )  # fmt: skip
         return groups, rewards
 
     def _round(self, drawn: list) -> tuple[list[Rollout], torch.Tensor]:
@@ -554,4 +562,5 @@ def check_reward_name(args, names: list[str]) -> None:
     """Raises `ValueError` unless `dynamic_sampling_reward` is one of the reward functions' names, or unset."""
     name = getattr(args, "dynamic_sampling_reward", None)
     if name is not None and args.dynamic_sampling and name not in names:
-        raise ValueError(f"`dynamic_sampling_reward`: there is no reward function {name!r}. {nearest(name, names)}")
+        hint = nearest(str(name).rpartition(".")[2], names)
+        raise ValueError(f"`dynamic_sampling_reward`: there is no reward function {name!r}. {hint}")

@@ -22,6 +22,7 @@ from trl import (
     get_quantization_config,
 )
 
+from .checkpoint import checkpoint_to_resume
 from .config import IMPORTANCE_SAMPLING_LEVELS, RATIO_GRADIENT_LOSSES, CreditGRPOConfig
 from .data import load_splits, prepare, report_unparsable
 from .methods import METHODS
@@ -316,10 +317,6 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     }
 
 
-# transformers' field takes a path; `true` is its trainer's way to say the last checkpoint, and `auto` ours
-_FLAGS = {"true": True, "false": None, "none": None, "auto": "auto"}
-
-
 def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     """Trains, saves and (if asked) pushes a recipe; returns the trainer. What is wrong with the recipe or its data is
     said in one line, with exit status 2, before a model is loaded wherever that can be known."""
@@ -333,16 +330,15 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
             revision=model_args.model_revision,
             trust_remote_code=training_args.trust_remote_code,
         )
+        checkpoint_to_resume(training_args.resume_from_checkpoint, training_args.output_dir)
         trainer = CreditGRPOTrainer(**arguments)
-        resume = training_args.resume_from_checkpoint
-        checkpoint = trainer.checkpoint_to_resume(_FLAGS.get(str(resume).lower(), resume))
     except (ValueError, TypeError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
         if PartialState().is_main_process:
             print(f"trl-credit train: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except SystemExit:  # after SIGTERM; the checkpoint is saved
         _close(trainer)
         raise

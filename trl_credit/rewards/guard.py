@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -39,46 +39,57 @@ class _TimeUp(BaseException):
 
 @contextlib.contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raises `TimeoutError` in the main thread when the time is up; code that never returns to Python ends the process
-    half a minute later, with a traceback that shows it."""
+    """Raises `TimeoutError` in the main thread when the time is up; code that neither returns to Python nor looks for
+    signals ends the process half a minute later, with a traceback that shows it."""
     if not seconds or threading.current_thread() is not threading.main_thread():
         yield
         return
-    over = False
+    over, deadline = False, time.monotonic() + seconds
 
     def interrupt(*_):
-        if not over:
+        if not over and time.monotonic() >= deadline:
             raise _TimeUp
 
-    # Not SIGALRM, which reward functions use themselves
+    # Not SIGALRM, which reward functions use themselves. The thread wakes what waits; what computes and holds the
+    # interpreter, as a search that backtracks, gets the signal from the kernel at each second of its time
     previous = signal.signal(signal.SIGVTALRM, interrupt)
     timer = threading.Timer(seconds, signal.pthread_kill, (threading.get_ident(), signal.SIGVTALRM))
     timer.daemon = True
-    timer.start()
-    with contextlib.suppress(ValueError, AttributeError, OSError):  # no stderr
-        faulthandler.dump_traceback_later(seconds + 30, exit=True, file=sys.__stderr__)
     try:
-        yield
-        over = True
+        try:
+            timer.start()
+            signal.setitimer(signal.ITIMER_VIRTUAL, min(seconds, 1.0), 1.0)
+            with contextlib.suppress(ValueError, AttributeError, OSError):  # no stderr
+                faulthandler.dump_traceback_later(seconds + 30, exit=True, file=sys.__stderr__)
+            yield
+        finally:
+            over = True
     except _TimeUp:
-        raise TimeoutError(f"it took more than {seconds:g} s (`reward_timeout`)") from None
+        raise TimeoutError(f"it took more than {seconds:.3g} s (see `reward_timeout`)") from None
     finally:
-        over = True
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         timer.cancel()
         timer.join()  # or its signal might meet the handler of before, which may be to die
         faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGVTALRM, previous)
 
 
-def _checked(rewards: list | None, error: Exception | None, expected: int) -> list[float | str | None]:
+def _checked(rewards: Any, error: Exception | None, expected: int) -> list[float | str | None]:
     """The rewards as numbers, or what is wrong with one; raises what is wrong with all."""
     if error is not None:
         raise error
+    if isinstance(rewards, (str, bytes, dict)) or not isinstance(rewards, Iterable):
+        raise TypeError(
+            f"it returned {_shortened(rewards)}, where a list with one reward for each completion is needed"
+        )
+    rewards = list(rewards)
     if len(rewards) != expected:
         raise ValueError(f"it returned {len(rewards)} rewards for {expected} completions")
     checked: list[float | str | None] = []
     for reward in rewards:
         try:
+            if isinstance(reward, str):
+                raise TypeError
             value = None if reward is None else float(reward)
         except (TypeError, ValueError):
             checked.append(f"it returned {reward!r}, which is no number (`None` stands for no reward)")
@@ -113,7 +124,7 @@ class GuardedReward:
             arguments, timeout = request
             try:
                 with time_limit(timeout):
-                    result, error = list(self.function(**arguments)), None
+                    result, error = self.function(**arguments), None
             except Exception as caught:
                 result, error = None, caught
             try:
@@ -145,14 +156,17 @@ class GuardedReward:
                     break
         failed = [i for i, value in enumerate(checked) if isinstance(value, str)]
         if failed and not self.exclude:
-            raise _error(self.name, kwargs, failed[0], checked[failed[0]]) from whole
+            together = f" (of all completions together: {whole})" if whole is not None and count > 1 else ""
+            raise _error(self.name, kwargs, failed[0], checked[failed[0]] + together) from whole
         prompts = {str(prompt) for prompt in kwargs["prompts"]}
         if (len(failed) == count and len(prompts) > 1) or (whole is not None and not failed):
             problem = checked[0] if failed else f"{type(whole).__name__}: {whole}"
             where = "every completion" if failed else f"{count} completions together, though on none of them alone"
             raise RewardError(f"The reward function {self.name!r} failed on {where}: {problem}.") from whole
+        if failed:
+            error = _error(self.name, kwargs, failed[0], checked[failed[0]])
+            logger.warning("Excluded %d of %d completions; for example %s", len(failed), count, error)
         for i in failed:
-            logger.warning("Excluded: %s", _error(self.name, kwargs, i, checked[i]))
             checked[i] = _EXCLUDED
         _Recorded.pass_on(records, kwargs)
         return checked
@@ -167,9 +181,9 @@ class AsyncGuardedReward(GuardedReward):
         while True:
             arguments, timeout = request
             try:
-                result, error = list(await asyncio.wait_for(self.function(**arguments), timeout or None)), None
+                result, error = await asyncio.wait_for(self.function(**arguments), timeout or None), None
             except asyncio.TimeoutError:
-                result, error = None, TimeoutError(f"it took more than {timeout:g} s (`reward_timeout`)")
+                result, error = None, TimeoutError(f"it took more than {timeout:.3g} s (see `reward_timeout`)")
             except Exception as caught:
                 result, error = None, caught
             try:
