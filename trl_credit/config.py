@@ -135,8 +135,8 @@ class CreditGRPOConfig(GRPOConfig):
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "`auto`: the last checkpoint of `output_dir` that was written to its end, or the beginning. `true`: that "
-            "one, or an error. Or the path of one."
+            "help": "`auto`: the last checkpoint of `output_dir` that was written to its end, or the beginning. `true`: "
+            "that one, or an error. Or the path of one."
         },
     )
     enable_jit_checkpoint: bool = field(
@@ -158,7 +158,7 @@ class CreditGRPOConfig(GRPOConfig):
     dynamic_sampling_reward: str | None = field(
         default=None,
         metadata={
-            "help": "Name of the reward function whose mean over the group decides, as in the metrics (`rewards/NAME/mean`). "
+            "help": "Name of the reward function whose mean over the group decides, as in the metric `rewards/NAME/mean`. "
             "If unset: groups are replaced whose rewards are all the same."
         },
     )

@@ -428,8 +428,8 @@ class DynamicSamplingMixin:
         if not in_range and not self._warned:
             self._warned = True
             logger.warning(
-                "Dynamic sampling drew %d prompts in %d rounds, and no group of them teaches anything: %d were too easy and %d "
-                "too hard. See `dynamic_sampling_reward`, `dynamic_sampling_range` and the difficulty of the data.",
+                "Dynamic sampling drew %d prompts in %d rounds, and no group of them teaches anything: %d were too easy and "
+                "%d too hard. See `dynamic_sampling_reward`, `dynamic_sampling_range` and the difficulty of the data.",
                 len(tried), rounds, counts[TOO_EASY], counts[TOO_HARD],
             )  # fmt: skip
         return groups, rewards
