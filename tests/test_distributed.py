@@ -350,7 +350,8 @@ def test_cases_are_what_they_say(backend, matrix):
     ):
         assert max(logged(case, "dynamic_sampling/rounds")) > 1, case
         assert max(logged(case, "dynamic_sampling/too_easy")) > 0, case
-    assert max(logged("dynamic_odd", "dynamic_sampling/prompts_drawn")) % 2 == 0
+    if backend != "single":
+        assert max(logged("dynamic_odd", "dynamic_sampling/prompts_drawn")) % 2 == 0
     assert len(results["resumed"][0]["history"]) >= 4
     difference, change = change_norms(
         results["resumed"][1], results["saved"][1], matrix("single")["saved"][0]["initial"]
