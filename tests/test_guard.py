@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import contextlib
+import functools
 import inspect
 import itertools
 import os
@@ -311,6 +312,14 @@ def test_excluded_completions_are_out_of_their_groups(tiny_model, tmp_path):
     assert log["rewards/length_reward/excluded"] == 0
     assert other["rewards/masked/excluded"] == 0
     assert log["reward"] == other["reward"]
+
+
+def test_a_function_that_trl_cannot_call_is_refused_before_the_model_is_loaded(tmp_path):
+    def narrow(prompts, completions):
+        return [0.0] * len(completions)
+
+    with pytest.raises(ValueError, match=r"'narrow' does not take completion_ids, log_extra, .* Add `\*\*kwargs`"):
+        make("no/such/model", tmp_path, [letter_reward, functools.partial(narrow)])
 
 
 def test_in_training_it_is_an_error_that_names_the_completion(tiny_model, tmp_path):

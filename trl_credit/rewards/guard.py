@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import faulthandler
 import functools
+import inspect
 import logging
 import math
 import signal
@@ -16,7 +17,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from trl.trainer.utils import is_async_callable
+from trl.trainer.utils import get_callable_name, is_async_callable
+
+from . import TRAINER_ARGUMENTS
 
 
 logger = logging.getLogger(__name__)  # of every process: each has completions of its own
@@ -232,6 +235,23 @@ def _error(name: str, kwargs: dict[str, Any], i: int, problem: str) -> RewardErr
 def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-80:]}"
+
+
+def check_reward_functions(functions: Any) -> None:
+    """Raises `ValueError` for a function that cannot be called as TRL does, with every column of the dataset by name."""
+    for function in functions if isinstance(functions, list) else [functions]:
+        if isinstance(function, (str, nn.Module)) or not callable(function):
+            continue
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except ValueError:  # a builtin
+            continue
+        missing = TRAINER_ARGUMENTS - {"environments"} - {parameter.name for parameter in parameters}
+        if missing and all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            raise ValueError(
+                f"The reward function {get_callable_name(function)!r} does not take {', '.join(sorted(missing))}, which TRL "
+                "passes to all of them, as it does the dataset's columns. Add `**kwargs` to its parameters."
+            )
 
 
 class RewardGuardMixin:
