@@ -254,9 +254,15 @@ class ResumeMixin:
             ValueError: The checkpoint was not written to its end, or there is none.
             SystemExit: With code 143, after SIGTERM with `enable_jit_checkpoint`: the checkpoint is written.
         """
-        # One process looks, as others may see a shared folder later
-        found = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        checkpoint = broadcast_object_list([found])[0]
+        checkpoint, error = None, None
+        if self.accelerator.is_main_process:  # others may see a shared folder later
+            try:
+                checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+            except ValueError as caught:
+                error = str(caught)
+        checkpoint, error = broadcast_object_list([checkpoint, error])
+        if error is not None:
+            raise ValueError(error)
         if checkpoint is not None:
             self._read_checkpoint_state(Path(checkpoint))
         try:

@@ -22,10 +22,10 @@ class NonfiniteGuardMixin:
     """Skips an update whose loss or gradient norm is not finite, on every process.
 
     Parameters and optimizer state stay as they are; the learning-rate schedule goes on. Under DeepSpeed its own overflow
-    check skips the step, and in fp16 the loss scaler does, for which infinite gradients are nothing unusual: there an
-    update counts only if its loss is not finite. `nonfinite_updates` is logged, the number so far, once there is one. The
-    micro-batches of the first of several in a row are written to `output_dir/nonfinite_batch`, one file per process, to be
-    read with [`~trl_credit.checkpoint.load_tree`].
+    check skips the step (unless its configuration switches that off), and in fp16 the loss scaler does, for which
+    infinite gradients are nothing unusual: there an update counts only if its loss is not finite. `nonfinite_updates` is
+    logged, the number so far, once there is one. The micro-batches of the first of several in a row are written to
+    `output_dir/nonfinite_batch`, one file per process, to be read with [`~trl_credit.checkpoint.load_tree`].
 
     Raises:
         FloatingPointError: From `train`, after `max_nonfinite_updates` such updates in a row.

@@ -307,8 +307,9 @@ class DynamicSamplingMixin:
             self._metrics["train"][name] = (before if groups else first).get(name, [])
         if not groups:
             return generated
-        self._log_generated(prompts, rollouts)
-        return self._as_generated(rollouts)
+        final = self._as_generated(rollouts)
+        self._log_generated(prompts, final)
+        return final
 
     def _extra_state(self):
         state = super()._extra_state()
@@ -407,7 +408,9 @@ class DynamicSamplingMixin:
 
         start = self.accelerator.process_index * len(first)
         tokens = sum(rollout.generated_tokens for i, rollout in enumerate(first, start) if i // size in groups)
-        tokens = self.accelerator.reduce(torch.tensor(tokens, device=self.accelerator.device), reduction="sum").item()
+        if groups:
+            tokens = torch.tensor(tokens, device=self.accelerator.device)
+            tokens = self.accelerator.reduce(tokens, reduction="sum").item()
         used = sum(rollout.generated_tokens for _, rollouts in groups.values() for rollout in rollouts)
         in_range = len(batch) - len(missing)
         values = {
@@ -471,11 +474,9 @@ class DynamicSamplingMixin:
 
     # The final batch
 
-    def _log_generated(self, prompts: list, rollouts: list[Rollout]) -> None:
+    def _log_generated(self, prompts: list, generated: tuple) -> None:
         """Lets TRL log its metrics of generation, from the final batch."""
-        ids, logprobs = [rollout.completion_ids for rollout in rollouts], _column(rollouts, "logprobs")
-        prompt_ids, tool_mask = [rollout.prompt_ids for rollout in rollouts], _column(rollouts, "tool_mask")
-        completions = [rollout.completion for rollout in rollouts]
+        prompt_ids, ids, tool_mask, completions, logprobs, *_ = generated
         stands_in = {
             "_tokenize_prompts": lambda *_: (prompt_ids, None, {}),
             "_generate_single_turn": lambda *_, **__: (ids, logprobs),

@@ -77,31 +77,6 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, previous)
 
 
-def _checked(rewards: Any, error: Exception | None, expected: int) -> list[float | str | None]:
-    """The rewards as numbers, or what is wrong with one; raises what is wrong with all."""
-    if error is not None:
-        raise error
-    if isinstance(rewards, (str, bytes, dict)) or not isinstance(rewards, Iterable):
-        raise TypeError(
-            f"it returned {_shortened(rewards)}, where a list with one reward for each completion is needed"
-        )
-    rewards = list(rewards)
-    if len(rewards) != expected:
-        raise ValueError(f"it returned {len(rewards)} rewards for {expected} completions")
-    checked: list[float | str | None] = []
-    for reward in rewards:
-        try:
-            if isinstance(reward, str):
-                raise TypeError
-            value = None if reward is None else float(reward)
-        except (TypeError, ValueError):
-            checked.append(f"it returned {reward!r}, which is no number (`None` stands for no reward)")
-            continue
-        bad = value is not None and not math.isfinite(value)
-        checked.append(f"it returned {value} (`None` stands for no reward)" if bad else value)
-    return checked
-
-
 class GuardedReward:
     """A reward function whose failures are errors that name the completion, or exclude it.
 
@@ -121,40 +96,34 @@ class GuardedReward:
         self.function, self.name, self.exclude, self.timeout = function, name, exclude, timeout
 
     def __call__(self, **kwargs) -> list[float | None]:
-        steps = self._steps(kwargs)
-        request = next(steps)
-        while True:
-            arguments, timeout = request
+        rewards: list[float | None] = []
+        for call in self._calls(kwargs, rewards):
             try:
-                with time_limit(timeout):
-                    result, error = self.function(**arguments), None
-            except Exception as caught:
-                result, error = None, caught
-            try:
-                request = steps.send((result, error))
-            except StopIteration as end:
-                return end.value
+                with time_limit(call.timeout):
+                    call.result = self.function(**call.kwargs)
+            except Exception as error:
+                call.error = error
+        return rewards
 
-    def _steps(self, kwargs: dict[str, Any]):
-        """For functions of both kinds: yields what to call with and for how long, is sent the result or the exception,
-        and returns the rewards."""
+    def _calls(self, kwargs: dict[str, Any], rewards: list[float | None]) -> Iterator["_Call"]:
+        """The calls to make, for functions of both kinds; when they are made, the rewards are there."""
         count = len(kwargs["completions"])
-        records, whole = [_Recorded(kwargs)], None
-        result, error = yield records[0].kwargs, self.timeout
+        calls, whole = [_Call(kwargs, self.timeout)], None
+        yield calls[0]
         try:
-            checked = _checked(result, error, count)
+            checked = calls[0].checked(count)
         except Exception as problem:
-            checked, records, whole, left = [], [], problem, self.timeout
+            checked, calls, whole, left = [], [], problem, self.timeout
             for i in range(count):
-                records.append(_Recorded(_row(kwargs, i, count)))
+                calls.append(_Call(_row(kwargs, i, count), left and max(left / 2, 1.0)))
                 begin = time.monotonic()
-                result, error = yield records[i].kwargs, left and max(left / 2, 1.0)
+                yield calls[i]
                 left = left and max(left - (time.monotonic() - begin), 1.0)
                 try:
-                    checked += _checked(result, error, 1)
+                    checked += calls[i].checked(1)
                 except Exception as problem_of_one:
                     checked.append(f"{type(problem_of_one).__name__}: {problem_of_one}")
-                    records[i] = _Recorded({})  # what it logged before it failed is not kept
+                    calls[i] = _Call({}, None)  # what it logged before it failed is not kept
                 if isinstance(checked[i], str) and not self.exclude:
                     break
         failed = [i for i, value in enumerate(checked) if isinstance(value, str)]
@@ -171,34 +140,31 @@ class GuardedReward:
             logger.warning("Excluded %d of %d completions; for example %s", len(failed), count, error)
         for i in failed:
             checked[i] = _EXCLUDED
-        _Recorded.pass_on(records, kwargs)
-        return checked
+        _Call.pass_on(calls, kwargs)
+        rewards += checked
 
 
 class AsyncGuardedReward(GuardedReward):
     """The same of an `async` function."""
 
-    async def __call__(self, **kwargs):
-        steps = self._steps(kwargs)
-        request = next(steps)
-        while True:
-            arguments, timeout = request
+    async def __call__(self, **kwargs) -> list[float | None]:
+        rewards: list[float | None] = []
+        for call in self._calls(kwargs, rewards):
             try:
-                result, error = await asyncio.wait_for(self.function(**arguments), timeout or None), None
+                call.result = await asyncio.wait_for(self.function(**call.kwargs), call.timeout or None)
             except asyncio.TimeoutError:
-                result, error = None, TimeoutError(f"it took more than {timeout:.3g} s (see `reward_timeout`)")
-            except Exception as caught:
-                result, error = None, caught
-            try:
-                request = steps.send((result, error))
-            except StopIteration as end:
-                return end.value
+                call.error = TimeoutError(f"it took more than {call.timeout:.3g} s (see `reward_timeout`)")
+            except Exception as error:
+                call.error = error
+        return rewards
 
 
-class _Recorded:
-    """Keyword arguments of one call, in which what the function logs is kept until the call is known to be good."""
+class _Call:
+    """One call: its keyword arguments and seconds, and then its result or its exception. What the function logs is kept
+    until the call is known to be good."""
 
-    def __init__(self, kwargs: dict[str, Any]):
+    def __init__(self, kwargs: dict[str, Any], timeout: float | None):
+        self.timeout, self.result, self.error = timeout, None, None
         self.columns: dict[str, list] = defaultdict(list)
         self.metrics: list[tuple[str, float]] = []
         self.kwargs = dict(kwargs)
@@ -207,14 +173,39 @@ class _Recorded:
         if "log_metric" in kwargs:
             self.kwargs["log_metric"] = lambda name, value: self.metrics.append((name, value))
 
+    def checked(self, expected: int) -> list[float | str | None]:
+        """The rewards as numbers, or what is wrong with one; raises what is wrong with all."""
+        if self.error is not None:
+            raise self.error
+        rewards = self.result
+        if isinstance(rewards, (str, bytes, dict)) or not isinstance(rewards, Iterable):
+            raise TypeError(
+                f"it returned {_shortened(rewards)}, where a list with one reward for each completion is needed"
+            )
+        rewards = list(rewards)
+        if len(rewards) != expected:
+            raise ValueError(f"it returned {len(rewards)} rewards for {expected} completions")
+        checked: list[float | str | None] = []
+        for reward in rewards:
+            try:
+                if isinstance(reward, str):
+                    raise TypeError
+                value = None if reward is None else float(reward)
+            except (TypeError, ValueError):
+                checked.append(f"it returned {reward!r}, which is no number (`None` stands for no reward)")
+                continue
+            bad = value is not None and not math.isfinite(value)
+            checked.append(f"it returned {value} (`None` stands for no reward)" if bad else value)
+        return checked
+
     @staticmethod
-    def pass_on(records: list["_Recorded"], kwargs: dict[str, Any]) -> None:
+    def pass_on(calls: list["_Call"], kwargs: dict[str, Any]) -> None:
         """Logs what one call for all completions, or one for each, has logged."""
-        for column in {column: None for record in records for column in record.columns}:
-            parts = [record.columns.get(column, [None]) for record in records]
+        for column in {column: None for call in calls for column in call.columns}:
+            parts = [call.columns.get(column, [None]) for call in calls]
             kwargs["log_extra"](column, [value for part in parts for value in part])
-        for record in records:
-            for name, value in record.metrics:
+        for call in calls:
+            for name, value in call.metrics:
                 kwargs["log_metric"](name, value)
 
 
