@@ -134,6 +134,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     methods = commands.add_parser("methods", help="list the credit methods, or show one of them")
     methods.add_argument("name", nargs="?", help="a method, or the dotted path of your own class")
+    commands.add_parser("inspect", add_help=False, help="show the token credit of completions: a page, a terminal view")
+    commands.add_parser("compare", add_help=False, help="train a recipe with several methods and seeds, and compare")
+    commands.add_parser("bench", add_help=False, help="CreditBench: does credit land on the tokens that decided?")
     commands.add_parser("quickstart", add_help=False, help="train the embedded model with every method and compare")
     modules = {"train": ".train", "eval": ".evaluation.cli"}
     if argv and argv[0] in modules:  # their arguments are their own
@@ -142,10 +145,17 @@ def main(argv: list[str] | None = None) -> None:
         except KeyboardInterrupt:
             raise SystemExit(130) from None
         return
-    if argv and argv[0] == "quickstart":
-        from .quickstart.run import main as quickstart
-
-        quickstart(argv[1:])
+    in_process = {
+        "inspect": ".inspection.cli",
+        "compare": ".comparison.cli",
+        "bench": ".bench.cli",
+        "quickstart": ".quickstart.run",
+    }
+    if argv and argv[0] in in_process:
+        try:
+            importlib.import_module(in_process[argv[0]], __package__).main(argv[1:])
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
         return
     arguments = parser.parse_args(argv)
     try:

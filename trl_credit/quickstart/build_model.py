@@ -1,9 +1,10 @@
 """Builds the quickstart's embedded model from nothing: `python -m trl_credit.quickstart.build_model OUTPUT_DIR`.
 
 A Qwen2-type model of about 0.9M parameters with one token per character, pre-trained on written-out sums
-([`trl_credit.quickstart.task`]). Each step of a solution is wrong with probability 0.2, so the model starts near 64 %
-and has something to learn. A fifth of the prompts begin with the negative mark; their steps are wrong with probability
-0.7, so the model also knows what a negative prompt asks for.
+([`trl_credit.quickstart.task`]) of two to five numbers in every style, mostly three and plain. Each step of a solution is
+wrong with probability 0.2 (and the copy of the sum, where there is one), so the model starts near 64 % on three numbers and
+has something to learn. A fifth of the prompts begin with the negative mark; their steps are wrong with probability 0.7, so
+the model also knows what a negative prompt asks for.
 
 The build is deterministic: one thread and one seed give the same weights on the same machine type.
 """
@@ -24,6 +25,9 @@ CHARACTERS = string.digits + string.punctuation + string.ascii_letters + " \n"
 STEP_ERROR_RATE = 0.2
 NEGATIVE_SHARE = 0.2
 NEGATIVE_STEP_ERROR_RATE = 0.7
+# Shares of the batches
+STYLE_SHARES = {"plain": 0.45, "letters": 0.25, "words": 0.15, "copy": 0.15}
+NUM_TERMS_SHARES = {3: 0.7, 2: 0.1, 4: 0.1, 5: 0.1}
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
@@ -41,27 +45,32 @@ def build_tokenizer() -> Qwen2Tokenizer:
     )
 
 
-def sample_text(rng: random.Random, num_terms: int = 3) -> tuple[str, str]:
+def sample_text(rng: random.Random, num_terms: int = 3, style: str = "plain") -> tuple[str, str]:
     """One pre-training example as (prompt, completion)."""
     terms = make_problem(rng, num_terms)
     negative = rng.random() < NEGATIVE_SHARE
     error_rate = NEGATIVE_STEP_ERROR_RATE if negative else STEP_ERROR_RATE
     wrong = {i for i in range(num_terms - 1) if rng.random() < error_rate}
-    return NEGATIVE_MARK * negative + prompt_of(terms), written_solution(terms, rng, wrong)
+    wrong_copy = style == "copy" and rng.random() < error_rate
+    return NEGATIVE_MARK * negative + prompt_of(terms, style), written_solution(terms, rng, wrong, style, wrong_copy)
 
 
 def build_model(
     *,
-    num_batches: int = 2000,
-    batch_size: int = 128,
+    num_batches: int = 3600,
+    batch_size: int = 64,
     hidden_size: int = 128,
     num_layers: int = 4,
     learning_rate: float = 2e-3,
-    num_terms: int = 3,
+    num_terms: int | None = None,
+    style: str | None = None,
     seed: int = 0,
     log_every: int = 100,
 ) -> tuple[Qwen2ForCausalLM, Qwen2Tokenizer]:
-    """Pre-trains the model and returns it in float32 with its tokenizer."""
+    """Pre-trains the model and returns it in float32 with its tokenizer.
+
+    Each batch has one style and one number of terms, which `style` and `num_terms` fix.
+    """
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tokenizer = build_tokenizer()
@@ -83,7 +92,9 @@ def build_model(
     schedule = get_cosine_schedule_with_warmup(optimizer, num_batches // 20, num_batches)
 
     for batch in range(num_batches):
-        pairs = [sample_text(rng, num_terms) for _ in range(batch_size)]
+        batch_style = style or rng.choices(list(STYLE_SHARES), list(STYLE_SHARES.values()))[0]
+        batch_terms = num_terms or rng.choices(list(NUM_TERMS_SHARES), list(NUM_TERMS_SHARES.values()))[0]
+        pairs = [sample_text(rng, batch_terms, batch_style) for _ in range(batch_size)]
         inputs = tokenizer(
             [prompt + completion + tokenizer.eos_token for prompt, completion in pairs],
             padding=True,
@@ -113,7 +124,7 @@ def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, output_dir: Path) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--num_batches", type=int, default=2000)
+    parser.add_argument("--num_batches", type=int, default=3600)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)

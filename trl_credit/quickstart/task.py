@@ -1,17 +1,32 @@
-"""The quickstart's task: sums of three numbers, with the steps written out.
+"""The embedded model's task: sums, with the steps written out.
 
 A prompt is `83+48+14=`; a completion adds the numbers one at a time and states the result after `#`:
 `83+48=131;131+14=145;#145`. The embedded model was pre-trained on such completions, some of whose steps are wrong, so it
 knows the format but not always the answer. It has also read prompts that begin with [`NEGATIVE_MARK`], whose
 completions are mostly wrong: that is what "give a wrong answer" means to it.
+
+A mark before the sum asks for another style ([`STYLES`]), in which some tokens are uncertain but decide nothing, or the
+deciding token stands elsewhere:
+
+    plain     83+48+14=     83+48=131;131+14=145;#145
+    letters   ~83+48+14=    hqzbwe83+48=131;pwkdxo131+14=145;#145      six random letters before every step
+    words     &83+48+14=    so then 83+48=131;now 131+14=145;#145      one to three random words before every step
+    copy      @83+48+14=    83+48+14:83+48=131;131+14=145;#145         the sum is copied first, where it may be misread
 """
 
 import random
+import string
 
 from datasets import Dataset
 
+from ..methods.base import nearest
+
 
 NEGATIVE_MARK = "!"
+# The mark that asks for each style
+STYLES = {"plain": "", "letters": "~", "words": "&", "copy": "@"}
+NUM_LETTERS = 6
+WORDS = ("so", "then", "next", "now", "ok", "here", "thus", "well")
 
 
 def _misread(number: int, rng: random.Random) -> int:
@@ -28,40 +43,117 @@ def make_problem(rng: random.Random, num_terms: int = 3) -> list[int]:
     return [rng.randint(10, 99) for _ in range(num_terms)]
 
 
-def prompt_of(terms: list[int]) -> str:
-    return "+".join(map(str, terms)) + "="
+def prompt_of(terms: list[int], style: str = "plain") -> str:
+    return STYLES[style] + "+".join(map(str, terms)) + "="
 
 
-def written_solution(terms: list[int], rng: random.Random, wrong_steps: set[int] = frozenset()) -> str:
+def _style_text(style: str, rng: random.Random) -> str:
+    """What stands before a step and decides nothing."""
+    if style == "letters":
+        return "".join(rng.choice(string.ascii_lowercase) for _ in range(NUM_LETTERS))
+    if style == "words":
+        return "".join(rng.choice(WORDS) + " " for _ in range(rng.randint(1, 3)))
+    return ""
+
+
+def solution_parts(
+    terms: list[int],
+    rng: random.Random,
+    wrong_steps: set[int] = frozenset(),
+    style: str = "plain",
+    wrong_copy: bool = False,
+) -> list[tuple[str, str]]:
+    """The written-out solution as (text, role) parts; the text is their concatenation.
+
+    Roles: `error`, the one digit that is wrong where it is first written (what follows is computed from it); `style`,
+    what decides nothing; `step` for the rest.
+
+    Args:
+        terms: The numbers.
+        rng: Draws style and errors.
+        wrong_steps: The steps, numbered from 0, whose result has one wrong digit.
+        style: One of [`STYLES`].
+        wrong_copy: Whether one number is misread where the style `copy` copies them.
+    """
+    parts: list[tuple[str, str]] = []
+
+    def write(text: str, role: str = "step") -> None:
+        if text:
+            parts.append((text, role))
+
+    def write_misread(number: int) -> int:
+        wrong = _misread(number, rng)
+        right, text = str(number), str(wrong)
+        place = next(i for i, (a, b) in enumerate(zip(right, text, strict=True)) if a != b)
+        write(text[:place])
+        write(text[place], "error")
+        write(text[place + 1 :])
+        return wrong
+
+    terms = list(terms)
+    if style == "copy":
+        misread = rng.randrange(len(terms)) if wrong_copy else None
+        for i, term in enumerate(terms):
+            write("+" if i else "")
+            if i == misread:
+                terms[i] = write_misread(term)
+            else:
+                write(str(term))
+        write(":")
+    total = terms[0]
+    for i, term in enumerate(terms[1:]):
+        write(_style_text(style, rng), "style")
+        write(f"{total}+{term}=")
+        if i in wrong_steps:
+            total = write_misread(total + term)
+        else:
+            total += term
+            write(str(total))
+        write(";")
+    write(f"#{total}")
+    return parts
+
+
+def written_solution(
+    terms: list[int],
+    rng: random.Random,
+    wrong_steps: set[int] = frozenset(),
+    style: str = "plain",
+    wrong_copy: bool = False,
+) -> str:
     """The written-out solution, in which the steps numbered in `wrong_steps` (from 0) have one wrong digit.
 
-    Later steps go on from the wrong intermediate result, so one wrong digit decides the outcome.
+    Later steps go on from the wrong intermediate result, so one wrong digit decides the outcome. Arguments as of
+    [`solution_parts`].
     """
-    total, steps = terms[0], []
-    for i, term in enumerate(terms[1:]):
-        result = total + term
-        if i in wrong_steps:
-            result = _misread(result, rng)
-        steps.append(f"{total}+{term}={result};")
-        total = result
-    return "".join(steps) + f"#{total}"
+    return "".join(text for text, _ in solution_parts(terms, rng, wrong_steps, style, wrong_copy))
 
 
-def make_dataset(size: int, seed: int = 0, num_terms: int = 3, exclude: Dataset | None = None) -> Dataset:
+def make_dataset(
+    size: int, seed: int = 0, num_terms: int = 3, style: str = "plain", exclude: Dataset | None = None
+) -> Dataset:
     """A dataset of `size` different problems with the columns `prompt` and `answer` (both text).
 
     Args:
         size: Number of rows.
         seed: Seed; the same seed gives the same rows.
-        num_terms: Numbers to add in each problem.
+        num_terms: Numbers to add in each problem; the embedded model has read 2 to 5.
+        style: How the embedded model writes its steps, one of [`STYLES`].
         exclude: A dataset whose prompts must not appear (to hold out an evaluation set).
+
+    Raises:
+        ValueError: Unknown style, or a number of terms that is no whole number from 2.
     """
+    if style not in STYLES:
+        raise ValueError(f"`style` is {style!r}. {nearest(style, STYLES)}")
+    if not isinstance(num_terms, int) or num_terms < 2:
+        raise ValueError(f"`num_terms` must be a whole number from 2, got {num_terms!r}.")
     rng = random.Random(seed)
     seen = set(exclude["prompt"]) if exclude is not None else set()
     rows = []
     while len(rows) < size:
         terms = make_problem(rng, num_terms)
-        prompt = prompt_of(terms)
+        prompt = prompt_of(terms, style)
         if prompt not in seen:
             seen.add(prompt)
             rows.append({"prompt": prompt, "answer": str(sum(terms))})

@@ -7,7 +7,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -44,7 +44,17 @@ MODEL_INPUT_KEYS = tuple(name for name in FORWARD_KEYS if name not in ("num_imag
 
 @dataclass(frozen=True)
 class Signal(ABC):
-    """What a method asks for: a frozen description, equal for equal parameters, so that methods share it."""
+    """What a method asks for: a frozen description, equal for equal parameters, so that methods share it.
+
+    Class attributes:
+        title: What it is called where its values are shown; by default the class's name.
+    """
+
+    title: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.title = cls.__dict__.get("title") or cls.__name__
 
     @abstractmethod
     def source(self) -> SignalSource:

@@ -151,6 +151,8 @@ class NegativePromptLogps(Signal):
 
     negative_prompt: str = "wrong_answer"
 
+    title = "negative-prompt log-prob"
+
     def source(self) -> _NegativePromptSource:
         return _NegativePromptSource(self.negative_prompt)
 
@@ -165,6 +167,8 @@ class NegativePromptKL(Signal):
     """
 
     negative_prompt: str = "wrong_answer"
+
+    title = "KL to the negative prompt"
 
     def source(self) -> _NegativePromptKLSource:
         return _NegativePromptKLSource(self.negative_prompt)

@@ -45,6 +45,8 @@ class ReferenceHellinger(Signal):
 
     reference: str | None = None
 
+    title = "squared Hellinger distance"
+
     def source(self) -> _ReferenceSource:
         return _ReferenceSource(self.reference)
 

@@ -1,0 +1,252 @@
+"""What is known of one completion's tokens: the record behind pages, tables and CreditBench."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import PreTrainedTokenizerBase
+
+
+# Name of the key under which a parquet file's schema holds what belongs to the file and not to a row
+FILE_KEY = b"trl_credit"
+
+
+@dataclass(frozen=True)
+class CompletionCredit:
+    """One completion with its token credit under one or more methods. Every array has one entry per token, T of them.
+
+    Args:
+        prompt: The prompt as the model read it, special tokens included.
+        completion: The completion's text.
+        tokens: T pieces of text to show, whose concatenation is the completion; a token that holds only a part of a
+            character is `<0xE4>`-like, and the one that completes it shows the character.
+        token_ids: (T,) int64.
+        mask: (T,) bool, the tokens that enter the loss.
+        logps: (T,) float32 log-probs of the tokens under the policy, nats.
+        entropy: (T,) float32 entropy of the policy's next-token distribution, nats.
+        signals: By title, what the methods asked for (such as `negative-prompt log-prob`): (T,) float32.
+        weights: By the method's label: (T,) float32, >= 0, mean 1 over the mask; a method without weights is missing.
+        token_advantages: By the method's label: (T,) float32 advantages that enter the loss.
+        advantage: The sequence advantage A_i; `None` if unknown.
+        reward: The completion's reward; `None` if unknown.
+        group: Completions of the same prompt have the same number.
+        info: What else is known of it (step, answer, rewards by name, ...), JSON values by name.
+    """
+
+    prompt: str
+    completion: str
+    tokens: list[str]
+    token_ids: np.ndarray
+    mask: np.ndarray
+    logps: np.ndarray
+    entropy: np.ndarray
+    signals: Mapping[str, np.ndarray] = field(default_factory=dict)
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    token_advantages: Mapping[str, np.ndarray] = field(default_factory=dict)
+    advantage: float | None = None
+    reward: float | None = None
+    group: int = 0
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        length = len(self.tokens)
+        arrays = {
+            "token_ids": self.token_ids,
+            "mask": self.mask,
+            "logps": self.logps,
+            "entropy": self.entropy,
+            **{f"signals[{name!r}]": value for name, value in self.signals.items()},
+            **{f"weights[{name!r}]": value for name, value in self.weights.items()},
+            **{f"token_advantages[{name!r}]": value for name, value in self.token_advantages.items()},
+        }
+        for name, array in arrays.items():
+            if np.shape(array) != (length,):
+                raise ValueError(f"{name} has shape {np.shape(array)}, but there are {length} tokens.")
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds, special tokens included.
+
+    A character may be spread over several tokens: those before the last show their bytes, as `<0xE4>`, where the
+    vocabulary tells them, else U+FFFD.
+    """
+    pieces: list[str] = []
+    # Decoded with the tokens before it, as a token's text may depend on its left neighbour (a leading space)
+    start = read = 0
+    before = ""
+    special = set(tokenizer.all_special_ids)
+
+    def decode(part: Sequence[int]) -> str:
+        return tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    for end in range(1, len(ids) + 1):
+        if ids[end - 1] in special:
+            pieces.append(tokenizer.convert_ids_to_tokens(int(ids[end - 1])))
+            start, read, before = end, end, ""
+            continue
+        text = decode(ids[start:end])
+        # No character has more than four bytes: what is still incomplete then is no UTF-8
+        if text.endswith("\ufffd") and end - read < 4 and len(text) > len(before):
+            pieces.append(_bytes_of(tokenizer, int(ids[end - 1])))
+            continue
+        pieces.append(text[len(before) :] if len(text) >= len(before) else decode(ids[end - 1 : end]))
+        start, read, before = end - 1, end, decode(ids[end - 1 : end])
+        if before.startswith("\ufffd"):  # it completed a character: it cannot be decoded alone
+            start, before = end, ""
+    return pieces
+
+
+def _bytes_of(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    token = tokenizer.convert_ids_to_tokens(token_id)
+    if token is None or token.startswith("<0x"):
+        return token or "\ufffd"
+    values = {character: value for value, character in bytes_to_unicode().items()}
+    if not all(character in values for character in token):
+        return "\ufffd"
+    return "".join(f"<0x{values[character]:02X}>" for character in token)
+
+
+# Files
+
+
+_COLUMNS = ("weights", "token_advantages", "signals")
+_PREFIX = {"weights": "weight", "token_advantages": "token_advantage", "signals": "signal"}
+
+
+def to_table(records: Iterable[CompletionCredit], about: Mapping[str, Any] | None = None) -> pa.Table:
+    """An Arrow table with a row for each completion and lists of one entry per token.
+
+    Columns: `prompt`, `completion`, `group`, `reward`, `advantage`, `tokens`, `token_ids`, `mask`, `logps`, `entropy`,
+    `signal/TITLE`, `weight/METHOD`, `token_advantage/METHOD`, `info` (JSON).
+
+    Args:
+        records: The completions.
+        about: JSON values that belong to the file (model, methods, ...), kept in the schema's metadata.
+    """
+    import pyarrow as pa
+
+    records = list(records)
+    # Columns are those of any record; one that lacks it has null there
+    names = {kind: list(dict.fromkeys(name for r in records for name in getattr(r, kind))) for kind in _COLUMNS}
+    columns: dict[str, pa.Array] = {
+        "prompt": pa.array([_encodable(r.prompt) for r in records], pa.string()),
+        "completion": pa.array([_encodable(r.completion) for r in records], pa.string()),
+        "group": pa.array([r.group for r in records], pa.int64()),
+        "reward": pa.array([r.reward for r in records], pa.float64()),
+        "advantage": pa.array([r.advantage for r in records], pa.float64()),
+        "tokens": pa.array([[_encodable(t) for t in r.tokens] for r in records], pa.list_(pa.string())),
+        "token_ids": pa.array([list(map(int, r.token_ids)) for r in records], pa.list_(pa.int64())),
+        "mask": pa.array([list(map(bool, r.mask)) for r in records], pa.list_(pa.bool_())),
+    }
+    floats = pa.list_(pa.float32())
+    for name in ("logps", "entropy"):
+        columns[name] = pa.array([np.asarray(getattr(r, name), np.float32) for r in records], floats)
+    for kind in _COLUMNS:
+        for name in names[kind]:
+            values = [getattr(r, kind).get(name) for r in records]
+            columns[f"{_PREFIX[kind]}/{name}"] = pa.array(
+                [None if value is None else np.asarray(value, np.float32) for value in values], floats
+            )
+    columns["info"] = pa.array([json.dumps(dict(r.info), default=str) for r in records], pa.string())
+    table = pa.table(columns)
+    return table.replace_schema_metadata({FILE_KEY: json.dumps(dict(about or {}), default=str)})
+
+
+def from_table(table: pa.Table) -> tuple[list[CompletionCredit], dict[str, Any]]:
+    """The records of a table that [`to_table`] made, and what it says of the file.
+
+    Raises:
+        ValueError: It has not its columns.
+    """
+    needed = ("prompt", "completion", "tokens", "token_ids", "mask", "logps", "entropy")
+    missing = [name for name in needed if name not in table.column_names]
+    if missing:
+        raise ValueError(f"This is no table of token credit: it has no column {missing[0]!r}.")
+    about = json.loads((table.schema.metadata or {}).get(FILE_KEY, b"{}"))
+    records = []
+    for row in table.to_pylist():
+        kinds = {
+            kind: {
+                name.removeprefix(f"{_PREFIX[kind]}/"): _floats(value)
+                for name, value in row.items()
+                if name.startswith(f"{_PREFIX[kind]}/") and value is not None
+            }
+            for kind in _COLUMNS
+        }
+        records.append(
+            CompletionCredit(
+                prompt=row["prompt"],
+                completion=row["completion"],
+                tokens=row["tokens"],
+                token_ids=np.array(row["token_ids"], np.int64),
+                mask=np.array(row["mask"], bool),
+                logps=_floats(row["logps"]),
+                entropy=_floats(row["entropy"]),
+                advantage=row.get("advantage"),
+                reward=row.get("reward"),
+                group=row.get("group") or 0,
+                info=json.loads(row.get("info") or "{}"),
+                **kinds,
+            )
+        )
+    return records, about
+
+
+def write_parquet(path: Path, records: Iterable[CompletionCredit], about: Mapping[str, Any] | None = None) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(to_table(records, about), path)
+
+
+def read_parquet(path: Path) -> tuple[list[CompletionCredit], dict[str, Any]]:
+    """Raises `ValueError` if the file is no parquet, or not of token credit."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"Cannot read {str(path)!r}: {str(error).splitlines()[0]}") from error
+    return from_table(table)
+
+
+def to_json(record: CompletionCredit) -> dict[str, Any]:
+    """JSON values; NaN and infinities are `None`."""
+
+    def listed(array: np.ndarray) -> list:
+        return [float(f"{value:.7g}") if math.isfinite(value) else None for value in array.tolist()]
+
+    return {
+        "prompt": record.prompt,
+        "completion": record.completion,
+        "group": record.group,
+        "reward": record.reward,
+        "advantage": record.advantage,
+        "tokens": list(record.tokens),
+        "token_ids": [int(i) for i in record.token_ids],
+        "mask": [bool(m) for m in record.mask],
+        "logps": listed(record.logps),
+        "entropy": listed(record.entropy),
+        **{kind: {name: listed(value) for name, value in getattr(record, kind).items()} for kind in _COLUMNS},
+        "info": dict(record.info),
+    }
+
+
+def _floats(values: list) -> np.ndarray:
+    return np.array([math.nan if value is None else value for value in values], np.float32)
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,344 @@
+"""Scores given completions with the trainer's own code: the same forwards, signals and weights as in a training step."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import pad
+
+from ..config import CreditGRPOConfig
+from ..methods import CreditInputs, CreditMethod, Paper, build_credit
+from ..signals.base import Signal, vocabulary_size
+from ..trainer import CreditGRPOTrainer
+from .records import CompletionCredit, token_pieces
+
+
+# Tokens of prompts and completions, padding included, that go through the model together
+TOKENS_PER_BATCH = 16_384
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A completion to score.
+
+    Args:
+        prompt: Plain text, or messages.
+        token_ids: The completion's tokens; or else
+        text: its text, which is tokenized.
+        finished: Whether a `text` ends with the end-of-sequence token.
+        mask: Which tokens enter the loss; by default all.
+        advantage: The sequence advantage; only its product with the weights depends on it.
+        reward: The reward.
+        group: Number of its prompt.
+        example: The dataset's row, for methods that read a column of it.
+        info: Kept in the record.
+    """
+
+    prompt: str | list[dict]
+    token_ids: Sequence[int] | None = None
+    text: str | None = None
+    finished: bool = True
+    mask: Sequence[bool] | None = None
+    advantage: float | None = None
+    reward: float | None = None
+    group: int = 0
+    example: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Together(CreditMethod):
+    """Asks for what several methods ask for, and gives every completion's advantage to all its tokens.
+
+    Args:
+        methods: The methods, as mappings.
+    """
+
+    methods: list
+
+    name = "together"
+    paper = Paper(title="", id="", citation="")
+    reweights = False
+
+    def signals(self) -> tuple[Signal, ...]:
+        return tuple(dict.fromkeys(signal for method in self.methods for signal in build_credit(method).signals()))
+
+    def weights(self, inputs: CreditInputs) -> None:
+        return None
+
+    def token_advantages(self, advantages, weights, inputs):
+        return advantages
+
+
+class _Recorder(CreditGRPOTrainer):
+    """A trainer that never trains, and keeps what its credit method saw."""
+
+    seen: CreditInputs | None = None
+
+    def _log_credit(self, inputs, weights, unscored=0):
+        self.seen = inputs
+
+
+def labelled(methods: Sequence[str | Mapping | CreditMethod]) -> dict[str, CreditMethod]:
+    """Methods by a label: the name, and where several have the same name the parameters in which they differ."""
+    built = [build_credit(method) for method in methods]
+    labels: dict[str, CreditMethod] = {}
+    for method in built:
+        label = method.name
+        others = [other.to_dict() for other in built if other.name == label]
+        if len(others) > 1:
+            label += "".join(
+                f" {name}={value}"
+                for name, value in method.to_dict().items()
+                if name != "method" and any(other.get(name, method) != value for other in others)
+            )
+        if label in labels:
+            raise ValueError(f"The method {label!r} is there twice.")
+        labels[label] = method
+    return labels
+
+
+def signal_titles(signals: Sequence[Signal]) -> dict[Signal, str]:
+    """Signals by what they are called where they are shown; parameters are added where two have the same title."""
+    titles = [signal.title for signal in signals]
+    return {
+        signal: signal.title if titles.count(signal.title) == 1 else f"{signal.title}: {signal!r}" for signal in signals
+    }
+
+
+class CreditScorer:
+    """Scores completions with one or more credit methods; they share every forward.
+
+    Everything is computed by [`CreditGRPOTrainer`], which runs its loss without gradient on completions that are given:
+    what is scored here is what training would have used.
+
+    Args:
+        model: Path or hub id, or a model object (which is put in eval mode).
+        methods: By label; see [`labelled`].
+        processing_class: The tokenizer; by default the model's.
+        temperature: The rollout temperature, at which everything is taken.
+        chat_template_kwargs: As of [`~trl.GRPOConfig`].
+        dtype: The dtype to load a model in, as in `from_pretrained`.
+        **settings: More fields of [`CreditGRPOConfig`].
+
+    Raises:
+        ValueError: As the trainer's constructor.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        methods: Mapping[str, CreditMethod],
+        *,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        temperature: float = 1.0,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        dtype: str = "float32",
+        **settings: Any,
+    ):
+        self.methods = dict(methods)
+        self._folder = tempfile.TemporaryDirectory(prefix="trl-credit-")
+        on_cpu = not torch.accelerator.is_available()
+        arguments = {
+            "output_dir": str(Path(self._folder.name) / "unused"),
+            "credit": {
+                "method": f"{Together.__module__}.{Together.__qualname__}",
+                "methods": [method.to_dict() for method in self.methods.values()],
+            },
+            "temperature": temperature,
+            "chat_template_kwargs": chat_template_kwargs,
+            "model_init_kwargs": {"dtype": dtype} if isinstance(model, str) else None,
+            "bf16": False,
+            "use_cpu": on_cpu,
+            "report_to": "none",
+            "save_strategy": "no",
+            "gradient_checkpointing": False,
+            "remove_unused_columns": False,
+            "per_device_train_batch_size": 2,
+            "num_generations": 2,
+            "disable_tqdm": True,
+        }
+        self._trainer = _Recorder(
+            model=model,
+            reward_funcs=_no_reward,
+            args=CreditGRPOConfig(**(arguments | settings)),
+            # Prompts are those of the completions to come
+            train_dataset=Dataset.from_list([{"prompt": ".", "negative_prompt": "."}]),
+            processing_class=processing_class,
+        )
+        self._trainer.model.eval()
+        self._titles = signal_titles(list(self._trainer.credit_method.signals()))
+
+    @property
+    def trainer(self) -> CreditGRPOTrainer:
+        """The trainer that scores."""
+        return self._trainer
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self._trainer.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._trainer._tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return vocabulary_size(self.model)
+
+    def token_ids(self, completion: Completion) -> list[int]:
+        """The completion's tokens."""
+        if completion.token_ids is not None:
+            return list(completion.token_ids)
+        if completion.text is None:
+            raise ValueError("A completion needs `token_ids` or `text`.")
+        ids = self.tokenizer(completion.text, add_special_tokens=False)["input_ids"]
+        eos = self.tokenizer.eos_token_id
+        return [*ids, eos] if completion.finished and eos is not None else ids
+
+    def score(self, completions: Sequence[Completion]) -> list[CompletionCredit]:
+        """The records of completions, in their order.
+
+        One of which no token enters the loss has no weights, and log-probs that are NaN.
+
+        Raises:
+            ValueError: A completion without text and tokens, a mask of another length, or one that is too long.
+        """
+        rows = [self.token_ids(completion) for completion in completions]
+        prompts, _, _ = self._trainer._tokenize_prompts([completion.prompt for completion in completions])
+        context = self._trainer.context_length
+        for i, (row, prompt, completion) in enumerate(zip(rows, prompts, completions, strict=True)):
+            if completion.mask is not None and len(completion.mask) != len(row):
+                raise ValueError(f"Completion {i}: the mask has {len(completion.mask)} entries for {len(row)} tokens.")
+            if context is not None and len(prompt) + len(row) > context:
+                raise ValueError(
+                    f"Completion {i}: prompt and completion have {len(prompt) + len(row)} tokens, more than the model's "
+                    f"context of {context}."
+                )
+        records: dict[int, CompletionCredit] = {}
+        scored = [i for i, row in enumerate(rows) if any(row if (m := completions[i].mask) is None else m)]
+        for part in self._batches(scored, [len(p) for p in prompts], [len(r) for r in rows]):
+            chosen = [completions[i] for i in part]
+            inputs = self.inputs(chosen, [prompts[i] for i in part], [rows[i] for i in part])
+            advantages = torch.tensor([c.advantage or 0.0 for c in chosen], device=inputs.mask.device)
+            weights, token_advantages = credit_of(self.methods, inputs, advantages)
+
+            def of(tensor: torch.Tensor, place: int, length: int) -> np.ndarray:
+                return tensor[place, :length].float().cpu().numpy()
+
+            for place, i in enumerate(part):
+                length = len(rows[i])
+                records[i] = self._record(
+                    completions[i],
+                    prompts[i],
+                    rows[i],
+                    mask=inputs.mask[place, :length].cpu().numpy(),
+                    logps=of(inputs.policy_logps, place, length),
+                    entropy=of(inputs.policy_entropy, place, length),
+                    signals={self._titles[s]: of(value, place, length) for s, value in inputs.signals.items()},
+                    weights={label: of(value, place, length) for label, value in weights.items()},
+                    token_advantages={label: of(value, place, length) for label, value in token_advantages.items()}
+                    if completions[i].advantage is not None
+                    else {},
+                )
+        for i in set(range(len(rows))) - set(records):  # nothing of it is in the loss
+            nothing = np.full(len(rows[i]), np.nan, np.float32)
+            mask = np.zeros(len(rows[i]), bool)
+            records[i] = self._record(completions[i], prompts[i], rows[i], mask=mask, logps=nothing, entropy=nothing)
+        return [records[i] for i in range(len(rows))]
+
+    def _batches(self, chosen: list[int], prompt_lengths: list[int], lengths: list[int]) -> Iterator[list[int]]:
+        """Indices of completions alike in length, as many as fit."""
+        part: list[int] = []
+        for i in sorted(chosen, key=lambda i: (lengths[i], prompt_lengths[i])):
+            wider = max(lengths[j] for j in [*part, i]) + max(prompt_lengths[j] for j in [*part, i])
+            if part and wider * (len(part) + 1) > TOKENS_PER_BATCH:
+                yield part
+                part = []
+            part.append(i)
+        if part:
+            yield part
+
+    def inputs(
+        self, completions: Sequence[Completion], prompts: list[list[int]], rows: list[list[int]]
+    ) -> CreditInputs:
+        """What credit methods see of a batch: [`CreditInputs`] with every method's signals."""
+        trainer = self._trainer
+        device = trainer.accelerator.device
+        pad_id = trainer._tokenizer.pad_token_id
+        width = max(2, *map(len, rows))  # TRL takes a tensor of one column for one value per completion
+
+        def padded(values: list[list], side: str, value: int) -> torch.Tensor:
+            return pad([torch.tensor(v, dtype=torch.long) for v in values], value, side).to(device)
+
+        def completion_side(values: list[list], value: int) -> torch.Tensor:
+            return padded([[*v, *[value] * (width - len(v))] for v in values], "right", value)
+
+        masks = [list(map(int, c.mask)) if c.mask is not None else [1] * len(r) for c, r in zip(completions, rows)]
+        batch = {
+            "prompt_ids": padded(prompts, "left", pad_id),
+            "prompt_mask": padded([[1] * len(p) for p in prompts], "left", 0),
+            "completion_ids": completion_side(rows, pad_id),
+            "completion_mask": completion_side([[1] * len(r) for r in rows], 0),
+            "tool_mask": completion_side(masks, 0),
+            "advantages": torch.tensor([c.advantage or 0.0 for c in completions], device=device),
+            "num_items_in_batch": torch.tensor(float(max(1, sum(map(sum, masks)))), device=device),
+        }
+        examples = [dict(c.example) for c in completions]
+        for source in trainer._signals.values():
+            source.extend_rollout(trainer, examples, [c.prompt for c in completions], batch)
+        with torch.no_grad():
+            trainer._compute_loss(trainer.model, batch)
+        trainer._metrics["eval"].clear()
+        inputs, trainer.seen = trainer.seen, None
+        return inputs
+
+    def _record(self, completion: Completion, prompt: list[int], row: list[int], **arrays: Any) -> CompletionCredit:
+        text = completion.text
+        return CompletionCredit(
+            prompt=self.tokenizer.decode(prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False),
+            completion=self.tokenizer.decode(row, skip_special_tokens=True) if text is None else text,
+            tokens=token_pieces(self.tokenizer, row),
+            token_ids=np.array(row, np.int64),
+            advantage=completion.advantage,
+            reward=completion.reward,
+            group=completion.group,
+            info=dict(completion.info),
+            **arrays,
+        )
+
+
+def credit_of(
+    methods: Mapping[str, CreditMethod], inputs: CreditInputs, advantages: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(B, T) weights and (B, T) token advantages by the methods' labels; methods without weights have none."""
+    weights, token_advantages = {}, {}
+    for label, method in methods.items():
+        own = {signal: inputs.signals[signal] for signal in method.signals()}
+        seen = CreditInputs(
+            mask=inputs.mask,
+            policy_logps=inputs.policy_logps,
+            policy_entropy=inputs.policy_entropy,
+            vocab_size=inputs.vocab_size,
+            signals=own,
+            compute_dtype=inputs.compute_dtype,
+        )
+        found = method.weights(seen)
+        if found is not None:
+            weights[label] = found
+        result = method.token_advantages(advantages, found, seen)
+        result = result.unsqueeze(1).expand_as(inputs.mask) if result.dim() == 1 else result
+        token_advantages[label] = torch.where(inputs.mask, result, 0.0)
+    return weights, token_advantages
+
+
+def _no_reward(completions, **kwargs) -> list[float]:
+    return [0.0] * len(completions)
