@@ -282,7 +282,10 @@ class CreditScorer:
         def completion_side(values: list[list], value: int) -> torch.Tensor:
             return padded([[*v, *[value] * (width - len(v))] for v in values], "right", value)
 
-        masks = [list(map(int, c.mask)) if c.mask is not None else [1] * len(r) for c, r in zip(completions, rows)]
+        masks = [
+            list(map(int, c.mask)) if c.mask is not None else [1] * len(r)
+            for c, r in zip(completions, rows, strict=True)
+        ]
         batch = {
             "prompt_ids": padded(prompts, "left", pad_id),
             "prompt_mask": padded([[1] * len(p) for p in prompts], "left", 0),
