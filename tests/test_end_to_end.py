@@ -602,7 +602,7 @@ def test_rounding_noise_is_not_sharpened(bf16, tiny_model, tmp_path):
     trainer = CreditGRPOTrainer(
         model=tiny_model,
         reward_funcs=letter_reward,
-        args=config(tmp_path, bf16=bf16, max_steps=1, credit={"method": "dgpo", "target_effective_fraction": 0.5}),
+        args=config(tmp_path, bf16=bf16, max_steps=1, credit={"method": "dgpo", "temperature": "adaptive"}),
         train_dataset=prompts(),
     )
     source = next(iter(trainer._signals.values()))

@@ -71,6 +71,13 @@ class CreditGRPOConfig(GRPOConfig):
             all the same.
         dynamic_sampling_range (`list[float]`, *optional*):
             `[low, high]`: groups are kept whose mean of that reward lies strictly between. If unset: 0 and 1.
+        credit_log_steps (`int`, *optional*):
+            Every so many updates, write the token credit of a few of the update's completions as a page and a parquet file to
+            `OUTPUT_DIR/credit`, and send it to the trackers that show HTML or pictures; see
+            [`~trl_credit.credit_log.CreditLog`]. With `log_completions` it must be a multiple of `logging_steps`, as TRL's
+            table of completions gets columns. If unset: never.
+        credit_log_completions (`int`, *optional*):
+            How many completions. If unset: 4.
         on_reward_error (`str`, *optional*, defaults to `"raise"`):
             What a reward function that raises, hangs, or returns something other than one finite number or `None` for each
             completion does: `"raise"` ends the run with an error that names the function and the completion; `"exclude"`
@@ -169,6 +176,18 @@ class CreditGRPOConfig(GRPOConfig):
         },
     )
 
+    credit_log_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Every so many updates, write the token credit of a few completions (a page and a parquet file in "
+            "`OUTPUT_DIR/credit`) and send it to the trackers. If unset: never."
+        },
+    )
+    credit_log_completions: int | None = field(
+        default=None,
+        metadata={"help": "How many completions `credit_log_steps` shows. If unset: 4."},
+    )
+
     on_reward_error: str = field(
         default="raise",
         metadata={
@@ -216,6 +235,7 @@ class CreditGRPOConfig(GRPOConfig):
             check_credit(method, self)
             self.credit = method.to_dict()
         super().__post_init__()
+        self._check_credit_log()
         if self.skip_zero_advantage and (reason := skip_refusal(self, method)):
             raise ValueError(f"`skip_zero_advantage` is not exact here: {reason} Set `skip_zero_advantage=False`.")
         if self.credit_cache_device not in (None, "cpu"):
@@ -228,6 +248,25 @@ class CreditGRPOConfig(GRPOConfig):
                     f"`{name}` ({getattr(self, name)!r}) has no effect with `num_iterations=1`: nothing is computed "
                     "twice. Remove it."
                 )
+
+    def _check_credit_log(self):
+        for name in ("credit_log_steps", "credit_log_completions"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"`{name}` must be a whole number from 1, or unset, got {value!r}.")
+        if self.credit_log_steps is None:
+            if self.credit_log_completions is not None:
+                raise ValueError(
+                    f"`credit_log_completions` ({self.credit_log_completions}) has no effect without `credit_log_steps`."
+                )
+            return
+        if self.log_completions and (
+            self.logging_strategy != "steps" or self.logging_steps < 1 or self.credit_log_steps % self.logging_steps
+        ):
+            raise ValueError(
+                f"`credit_log_steps` ({self.credit_log_steps}) must be a multiple of `logging_steps` ({self.logging_steps}) "
+                "with `log_completions`, whose table is written every `logging_steps` and gets columns of token credit."
+            )
 
     def _check_dynamic_sampling(self):
         rounds, bounds = self.dynamic_sampling_max_rounds, self.dynamic_sampling_range

@@ -20,7 +20,9 @@ from trl.trainer.utils import get_config_model_id
 
 from .batching import MAX_FORWARDS, PLAN, Savings, UpdatePlan, cut, loss_mask, plan_updates, select, stand_in
 from .checkpoint import ResumeMixin
+from .collapse import CollapseWatch
 from .config import CreditGRPOConfig, check_credit, deal_refusal, skip_refusal
+from .credit_log import DEFAULT_COMPLETIONS, CreditLog
 from .methods import DGPO, GCPO, CreditInputs, CreditMethod, Uniform, build_credit
 from .metrics import credit_metrics
 from .nonfinite import NonfiniteGuardMixin
@@ -71,6 +73,10 @@ class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMi
     3. A reward function that returns a NaN or an infinity, or hangs, is an error, or its completion is excluded
        ([`~trl_credit.rewards.guard.RewardGuardMixin`]); `None` stands for no reward, as in TRL, which takes a NaN for it.
     4. A resumed run is the one that was not stopped, and SIGTERM may save it ([`~trl_credit.checkpoint.ResumeMixin`]).
+
+    A method other than `uniform` that has been uniform in effect for 20 updates is said to be, once, with what to change
+    ([`~trl_credit.collapse.CollapseWatch`]); `credit_log_steps` shows completions with their token credit
+    ([`~trl_credit.credit_log.CreditLog`]).
 
     Dynamic sampling is described in [`~trl_credit.rollout.DynamicSamplingMixin`].
 
@@ -155,6 +161,11 @@ class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMi
             source.after_trainer_init(self)
         self._padding_enters = padding_enters(self.model.config.get_text_config())
         self._savings = self._resolve_savings()
+        self._collapse = CollapseWatch(self.credit_method)
+        self._credit_log: CreditLog | None = None
+        if steps := getattr(self.args, "credit_log_steps", None):
+            self._credit_log = CreditLog(self, steps, self.args.credit_log_completions or DEFAULT_COMPLETIONS)
+            self.add_callback(self._credit_log)
         if self._signals and _has_active_dropout(self.model):
             logger.warning(
                 "The policy has active dropout: its own forward in the loss uses it, the credit method's forwards do "
@@ -260,6 +271,8 @@ class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMi
         batch = super()._generate_and_score_completions(inputs)
         for source in self._signals.values():
             source.extend_rollout(self, inputs, self._rollout_prompts, batch)
+        if self._credit_log and self.model.training:
+            self._credit_log.extend_rollout(batch)
         return batch
 
     def _prepare_inputs(self, generation_batch):
@@ -468,6 +481,8 @@ class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMi
         if not self._weights_seen and self.credit_method.reweights:
             self._check_weights(weights, inputs)
         advantages = self.credit_method.token_advantages(view["advantages"], weights, inputs)
+        if self._credit_log:
+            self._credit_log.see(view, inputs, weights, advantages)
         if view is not batch:  # the other rows' advantages are zero, or nothing of them is in the loss
             every = advantages.new_zeros(len(batch["advantages"]), *advantages.shape[1:])
             if plan.credit_rows:
@@ -484,8 +499,20 @@ class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMi
 
     def _log_credit(self, inputs: CreditInputs, weights: torch.Tensor | None, unscored: torch.Tensor | int = 0) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, value in credit_metrics(self.credit_method, inputs, weights, unscored, self.accelerator).items():
+        found = credit_metrics(self.credit_method, inputs, weights, unscored, self.accelerator)
+        for name, value in found.items():
             metrics[name].append(value)
+        if self.model.training:
+            self._collapse.see(self.state.global_step, found, inputs)
+
+    def log(self, logs, start_time=None):
+        columns = self._credit_log.columns() if self._credit_log and self.model.training else {}
+        self._logs["extra"].update(columns)
+        try:
+            super().log(logs, start_time)
+        finally:
+            for column in columns:  # they are of this update, and TRL's own go on
+                del self._logs["extra"][column]
 
     def _check_weights(self, weights: torch.Tensor, inputs: CreditInputs) -> None:
         """Once, as a method of the user's own may not do what it declares. What it makes of a NaN is not judged."""

@@ -1,6 +1,7 @@
 """What every credit method is: parameters, the signals it needs, and a pure function of (B, T) tensors."""
 
 import difflib
+import math
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -12,6 +13,10 @@ import torch
 
 from ..signals.base import Signal
 from .inputs import CreditInputs
+
+
+# Weights whose effective token fraction is above this are uniform in effect
+UNIFORM_FRACTION = 0.999
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class CreditMethod(ABC):
         hints = typing.get_type_hints(type(self))
         for field in fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
-            if isinstance(value, str) and not _matches(value, hint) and _matches(0.0, hint):
+            if isinstance(value, str) and _matches(0.0, hint):
                 # YAML reads `1e-3` as text
                 try:
                     value = float(value)
@@ -112,6 +117,22 @@ class CreditMethod(ABC):
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
         """(B, T) quantities to log as `credit/<name>`, each averaged over the mask's finite entries."""
         return {}
+
+    def is_uniform(self, metrics: Mapping[str, float]) -> bool | None:
+        """Whether the method was uniform in effect, which is not what it is for.
+
+        Args:
+            metrics: Of some completions: `credit/effective_fraction`, and those of [`metrics`] as `credit/<name>`.
+
+        Returns:
+            `None` where that cannot be said: nothing was weighted, or the method has no weights.
+        """
+        fraction = metrics.get("credit/effective_fraction")
+        return None if fraction is None or math.isnan(fraction) else fraction > UNIFORM_FRACTION
+
+    def remedy(self, inputs: CreditInputs) -> str:
+        """What to change where the method is uniform in effect, as seen in `inputs`: the end of a sentence."""
+        return f"`trl-credit methods {self.to_dict()['method']}` shows its parameters."
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping that `build_credit` turns back into this method: its name (a dotted path for a class that is

@@ -9,8 +9,8 @@ The loss is PPO-clip without a KL term; pi_ref is the frozen initial policy. At 
 weights are 1. Training settings of the paper: learning rate 1e-6, weight decay 0.1, clip 0.2, 16 completions per prompt.
 
 Known weakness: with a vocabulary of 150k, s is of order 1e-4 to 1e-2, and at tau = 0.5 the weights are uniform in all but
-name. `credit/weight_std` and `credit/effective_fraction` show it; a smaller `temperature`, or a
-`target_effective_fraction`, is the way out.
+name. `credit/weight_std` and `credit/effective_fraction` show it; a smaller `temperature`, or `temperature: adaptive`, is
+the way out.
 
 Reference: DGPO: Distribution-Guided Policy Optimization for Fine-Grained Credit Assignment (arXiv 2605.03327; three
 other papers are called DGPO).
@@ -28,8 +28,12 @@ from .base import CreditMethod, Paper, at_least_float32, effective_token_fractio
 from .inputs import CreditInputs
 
 
-# Squared Hellinger distances up to this size are rounding of the two forwards: with a target effective fraction they
-# must not be told apart. Left pads on one side only give about 1e-14 in float32 and 5e-7 in bfloat16.
+ADAPTIVE = "adaptive"
+# Of GCPO's weights with its defaults, in the limit of long completions
+EFFECTIVE_FRACTION = 0.63
+
+# Squared Hellinger distances up to this size are rounding of the two forwards: with an adaptive temperature they must not
+# be told apart. Left pads on one side only give about 1e-14 in float32 and 5e-7 in bfloat16.
 _NOISE_FLOOR = {torch.float64: 1e-20, torch.float32: 1e-12, torch.float16: 1e-7, torch.bfloat16: 1e-5}
 
 
@@ -114,19 +118,21 @@ class DGPO(CreditMethod):
     """Credit by the distance from the reference policy, gated by entropy.
 
     Args:
-        temperature: tau of the softmax over a completion's tokens; smaller is sharper.
+        temperature: tau of the softmax over a completion's tokens; smaller is sharper. Or `adaptive`: for each
+            completion the one at which the effective token fraction is `effective_fraction`. Not in the paper, which
+            leaves the choice of tau to future work.
         entropy_exponent: kappa, the exponent of the normalised entropy; 0 switches the entropy gate off.
         reference: Path or hub id of the reference policy. By default it is the policy's initial weights (with PEFT:
             the adapters switched off, or a copy of a pretrained adapter). Name it in a second-stage run, whose initial
             weights are the first stage's result, and where the model to resume is itself the checkpoint.
-        target_effective_fraction: If set, in (0, 1): `temperature` is replaced, for each completion, by the one at which
-            the effective token fraction is this. Not in the paper, which leaves the choice of tau to future work.
+        effective_fraction: With `temperature: adaptive`, in (0, 1): exp(H(w / T)) / T of each completion's weights. By
+            default 0.63, which is that of GCPO's weights.
     """
 
-    temperature: float = 0.5
+    temperature: float | str = 0.5
     entropy_exponent: float = 1.0
     reference: str | None = None
-    target_effective_fraction: float | None = None
+    effective_fraction: float | None = None
 
     name = "dgpo"
     paper = Paper(
@@ -150,22 +156,29 @@ class DGPO(CreditMethod):
         "from.",
         "A completion with a NaN or infinite distance gets uniform weights and is counted in "
         "`credit/nonfinite_tokens`.",
-        "With a `target_effective_fraction`, distances below a noise floor for the policy's dtype count as 0, so that no "
-        "distance means uniform weights.",
-        "`target_effective_fraction` and a reference that follows the policy (`sync_ref_model`) are additions, off by "
+        "With `temperature: adaptive`, distances below a noise floor for the policy's dtype count as 0, so that no distance "
+        "means uniform weights.",
+        "`temperature: adaptive` and a reference that follows the policy (`sync_ref_model`) are additions, off by "
         "default.",
     )
 
     def validate(self) -> None:
-        self.require(0 < self.temperature < math.inf, "temperature", "positive and finite")
+        if isinstance(self.temperature, str):
+            self.require(self.temperature == ADAPTIVE, "temperature", f"a number or {ADAPTIVE!r}")
+        else:
+            self.require(0 < self.temperature < math.inf, "temperature", "positive and finite")
         self.require(0 <= self.entropy_exponent < math.inf, "entropy_exponent", "non-negative and finite")
-        if self.target_effective_fraction is not None:
-            self.require(0 < self.target_effective_fraction < 1, "target_effective_fraction", "between 0 and 1")
-            if self.temperature != type(self).temperature:
+        if self.effective_fraction is not None:
+            self.require(0 < self.effective_fraction < 1, "effective_fraction", "between 0 and 1 (both excluded)")
+            if not self._adaptive:
                 raise ValueError(
-                    f"credit method 'dgpo': `temperature` ({self.temperature}) has no effect with "
-                    f"`target_effective_fraction` ({self.target_effective_fraction}): set one of the two."
+                    f"credit method 'dgpo': `effective_fraction` ({self.effective_fraction}) has no effect with "
+                    f"`temperature` {self.temperature}: set `temperature: {ADAPTIVE}`."
                 )
+
+    @property
+    def _adaptive(self) -> bool:
+        return self.temperature == ADAPTIVE
 
     @property
     def _signal(self) -> ReferenceHellinger:
@@ -175,17 +188,34 @@ class DGPO(CreditMethod):
         return (self._signal,)
 
     def _distance(self, inputs: CreditInputs) -> torch.Tensor:
+        return self._above_noise(inputs) if self._adaptive else inputs.signals[self._signal]
+
+    def _above_noise(self, inputs: CreditInputs) -> torch.Tensor:
         distance = inputs.signals[self._signal]
-        if self.target_effective_fraction is None:
-            return distance
         floor = _NOISE_FLOOR.get(inputs.compute_dtype, _NOISE_FLOOR[torch.bfloat16])
         return torch.where(distance <= floor, 0.0, distance)
 
     def _temperature(self, inputs: CreditInputs) -> float | torch.Tensor:
-        if self.target_effective_fraction is None:
+        if not self._adaptive:
             return self.temperature
-        scores = dgpo_scores(self._distance(inputs), inputs.policy_entropy, inputs.vocab_size, self.entropy_exponent)
-        return adaptive_temperature(scores, inputs.mask, self.target_effective_fraction)
+        fraction = EFFECTIVE_FRACTION if self.effective_fraction is None else self.effective_fraction
+        return self._sharpened(inputs, fraction)
+
+    def _sharpened(self, inputs: CreditInputs, fraction: float) -> torch.Tensor:
+        distance = self._above_noise(inputs)
+        scores = dgpo_scores(distance, inputs.policy_entropy, inputs.vocab_size, self.entropy_exponent)
+        return adaptive_temperature(scores, inputs.mask, fraction)
+
+    def remedy(self, inputs: CreditInputs) -> str:
+        """See [`CreditMethod.remedy`]."""
+        sharper = self._sharpened(inputs, EFFECTIVE_FRACTION)
+        sharper = sharper[torch.isfinite(sharper)]
+        if self._adaptive or not len(sharper):
+            return (
+                "the policy does not differ from its reference on these tokens; where it should (it is a trained model), "
+                "name the model that its training started from as `reference`."
+            )
+        return f"lower `temperature` to about {sharper.median().item():.1g}, or use `temperature: {ADAPTIVE}`."
 
     def weights(self, inputs: CreditInputs) -> torch.Tensor:
         return dgpo_weights(
@@ -198,14 +228,14 @@ class DGPO(CreditMethod):
         )
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
-        """`hellinger`: mean squared Hellinger distance d_t; `normalized_entropy`: mean g_t; with a target effective
-        fraction also `temperature`, the mean of the (finite) temperatures found, and `hellinger_fraction`, the share of
+        """`hellinger`: mean squared Hellinger distance d_t; `normalized_entropy`: mean g_t; with `temperature: adaptive`
+        also `temperature`, the mean of the (finite) temperatures found, and `hellinger_fraction`, the share of
         tokens whose distance is above the rounding noise."""
         values = {
             "hellinger": inputs.signals[self._signal],
             "normalized_entropy": normalized_entropy(inputs.policy_entropy, inputs.vocab_size),
         }
-        if self.target_effective_fraction is not None:
+        if self._adaptive:
             values["temperature"] = self._temperature(inputs).expand_as(inputs.mask)
             values["hellinger_fraction"] = (self._distance(inputs) > 0).float()
         return values

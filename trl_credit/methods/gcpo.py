@@ -19,13 +19,14 @@ Differences from the official code are numbered in [`GCPO.differences`].
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from ..signals.base import Signal
 from ..signals.negative_prompt import NegativePromptKL, NegativePromptLogps, check_negative_prompt
-from .base import CreditMethod, Paper, at_least_float32, mean_one, nearest
+from .base import UNIFORM_FRACTION, CreditMethod, Paper, at_least_float32, mean_one, nearest
 from .inputs import CreditInputs
 
 
@@ -222,6 +223,23 @@ class GCPO(CreditMethod):
         # An infinite log-prob has a contrast all the same, but not one to trust
         contrasts = self._contrast(inputs).masked_fill(inputs.nonfinite, torch.nan)
         return rank_weights(contrasts, inputs.mask, self.top_fraction, self.top_mass)
+
+    def is_uniform(self, metrics: Mapping[str, float]) -> bool | None:
+        """Ranks spread whatever there is, so contrasts above the noise floor are looked at too: the share of the tokens
+        that have one."""
+        fraction = metrics.get("credit/contrast_fraction")
+        if fraction is None or math.isnan(fraction):
+            return super().is_uniform(metrics)
+        return fraction < 1 - UNIFORM_FRACTION or super().is_uniform(metrics)
+
+    def remedy(self, inputs: CreditInputs) -> str:
+        """See [`CreditMethod.remedy`]."""
+        dtype = str(inputs.compute_dtype).removeprefix("torch.")
+        return (
+            f"the negative prompt {self.negative_prompt!r} moves hardly any token's log-prob by more than the rounding of "
+            f"{dtype} ({noise_floor_of(inputs.compute_dtype):g} nats); choose a `negative_prompt` that this model reacts "
+            "to" + (", or `divergence: full`" if self.divergence == "sampled" else "") + "."
+        )
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
         """`contrast`: mean contrast c_t (nats); `contrast_fraction`: share of tokens whose contrast is above the noise

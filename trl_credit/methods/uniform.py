@@ -8,6 +8,7 @@ Reference: DeepSeekMath (arXiv 2402.03300). DAPO (arXiv 2503.14476), Dr. GRPO, G
 loss on top of it (`loss_type`, `epsilon_high`, `importance_sampling_level`, ...).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,10 @@ class Uniform(CreditMethod):
 
     def weights(self, inputs: CreditInputs) -> torch.Tensor:
         return inputs.mask.float()
+
+    def is_uniform(self, metrics: Mapping[str, float]) -> None:
+        """It is what it is for."""
+        return
 
     def token_advantages(self, advantages: torch.Tensor, weights: torch.Tensor, inputs: CreditInputs) -> torch.Tensor:
         return advantages

@@ -1,0 +1,267 @@
+"""Token credit of a few completions, written and sent to the trackers while a run trains."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
+
+from .batching import select
+from .methods import CreditInputs
+from .methods.base import effective_token_fraction
+
+
+if TYPE_CHECKING:
+    from .trainer import CreditGRPOTrainer
+
+
+logger = get_logger(__name__)
+
+DEFAULT_COMPLETIONS = 4
+# What is kept of a completion until it is shown, and the columns that TRL's table of completions gets
+ROW, REWARD = "credit_log/row", "credit_log/reward"
+FRACTION_COLUMN, TOP_COLUMN = "credit/effective_fraction", "credit/top_tokens"
+_TOP_TOKENS = 5
+
+
+@dataclass
+class _Seen:
+    """One completion of a micro-batch: its row of the batch, of the method's inputs and of what came out."""
+
+    batch: dict[str, Any]
+    inputs: CreditInputs
+    weights: torch.Tensor | None
+    token_advantages: torch.Tensor
+
+    @property
+    def advantage(self) -> float:
+        return self.batch["advantages"].item()
+
+
+class CreditLog(TrainerCallback):
+    """Every `credit_log_steps` updates, shows the token credit of a few completions of that update.
+
+    Nothing is computed for it: what the update's own credit pass had is kept and shown. On the main process:
+    `OUTPUT_DIR/credit/step-N.html` (see [`~trl_credit.report.credit.write_credit_report`]) and `step-N.parquet` (see
+    [`~trl_credit.inspection.records.to_table`]); wandb and trackio get the page, TensorBoard a picture (with matplotlib).
+    With `log_completions`, TRL's table of completions gets the columns `credit/effective_fraction` and
+    `credit/top_tokens` (the heaviest tokens and their weights), empty for completions that had no credit in that update.
+
+    The completions are the main process's, as many with a positive as with a negative advantage where there are.
+    """
+
+    def __init__(self, trainer: CreditGRPOTrainer, steps: int, completions: int):
+        self._trainer = trainer
+        self._steps = steps
+        self._completions = completions
+        self._seen: list[_Seen] = []
+        self._columns: dict[int, tuple[float, str]] = {}
+        self._table: dict[str, list] = {}
+
+    @property
+    def wants(self) -> bool:
+        """Whether the update under way is one to show."""
+        trainer = self._trainer
+        return trainer.model.training and (trainer.state.global_step + 1) % self._steps == 0
+
+    def extend_rollout(self, batch: dict[str, Any]) -> None:
+        """Numbers the completions of a generation batch, and keeps their rewards (the weighted sums)."""
+        trainer = self._trainer
+        rows = len(batch["advantages"])
+        start = trainer.accelerator.process_index * rows
+        total = trainer.accelerator.num_processes * rows
+        device = batch["advantages"].device
+        logged = [list(trainer._logs["rewards"][name])[-total:] for name in trainer.reward_func_names]
+        per_function = torch.tensor(
+            [[math.nan if value is None else value for value in values] for values in logged], dtype=torch.float32
+        )
+        rewards = (per_function * trainer.reward_weights.cpu().unsqueeze(1)).nansum(0)
+        batch[ROW] = torch.arange(rows, device=device)
+        batch[REWARD] = rewards[start : start + rows].to(device)
+
+    def see(
+        self,
+        batch: dict[str, Any],
+        inputs: CreditInputs,
+        weights: torch.Tensor | None,
+        token_advantages: torch.Tensor,
+    ) -> None:
+        """Keeps what a micro-batch's credit pass had, if the update is one to show.
+
+        Args:
+            batch: Rows that got credit.
+            inputs: What the method saw of them.
+            weights: (B, T) weights.
+            token_advantages: (B, T) or (B,) advantages that enter the loss.
+        """
+        if not self.wants:
+            return
+        if self._trainer.log_completions:
+            self._keep_columns(batch, inputs, weights)
+        if not self._trainer.accelerator.is_main_process:
+            return
+        advantages = batch["advantages"].tolist()
+        occupied = inputs.mask.any(-1).tolist()
+        for sign in (True, False):
+            kept = sum((seen.advantage > 0) == sign for seen in self._seen)
+            rows = [row for row, value in enumerate(advantages) if (value > 0) == sign and occupied[row]]
+            for row in rows[: max(0, self._completions - kept)]:
+                self._seen.append(self._row(row, batch, inputs, weights, token_advantages))
+
+    @staticmethod
+    def _row(row: int, batch, inputs: CreditInputs, weights, token_advantages) -> _Seen:
+        def one(tensor):
+            return None if tensor is None else tensor[row : row + 1].detach().float().cpu()
+
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", ROW, REWARD)
+        picked = select({name: batch[name] for name in names if name in batch}, [row])
+        return _Seen(
+            batch={name: value.cpu() for name, value in picked.items()},
+            inputs=CreditInputs(
+                mask=inputs.mask[row : row + 1].cpu(),
+                policy_logps=one(inputs.policy_logps),
+                policy_entropy=one(inputs.policy_entropy),
+                vocab_size=inputs.vocab_size,
+                signals={signal: one(value) for signal, value in inputs.signals.items()},
+                compute_dtype=inputs.compute_dtype,
+            ),
+            weights=one(weights),
+            token_advantages=one(token_advantages),
+        )
+
+    def _keep_columns(self, batch: dict[str, Any], inputs: CreditInputs, weights: torch.Tensor | None) -> None:
+        if weights is None or ROW not in batch:
+            return
+        fractions = effective_token_fraction(weights, inputs.mask).tolist()
+        best = torch.where(inputs.mask, weights, -1.0).topk(min(_TOP_TOKENS, weights.size(1)), dim=-1)
+        tokenizer, ids = self._trainer._tokenizer, batch["completion_ids"]
+        for i, row in enumerate(batch[ROW].tolist()):
+            if not inputs.mask[i].any():
+                continue
+            top = [
+                f"{tokenizer.decode([int(ids[i, place])])!r} {weight:.2f}"
+                for place, weight in zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)
+                if weight >= 0
+            ]
+            self._columns[row] = (fractions[i], ", ".join(top))
+
+    # At the end of the update
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self._steps:
+            return
+        if self._trainer.log_completions:
+            self._gather_columns()
+        seen, self._seen = self._chosen(), []
+        if not self._trainer.accelerator.is_main_process:
+            return
+        if not seen:
+            logger.warning("Update %d had no completion with credit to show.", state.global_step)
+            return
+        try:
+            self._write(seen, state.global_step)
+        except OSError as error:  # a run must not end for a picture
+            logger.warning("Cannot write the token credit of update %d: %s", state.global_step, error)
+
+    def _chosen(self) -> list[_Seen]:
+        """Half of them with a positive advantage, where there are so many of both."""
+        up = [seen for seen in self._seen if seen.advantage > 0]
+        down = [seen for seen in self._seen if seen.advantage <= 0]
+        half = max(self._completions - len(down), min(len(up), -(-self._completions // 2)))
+        return [*up[:half], *down[: self._completions - min(half, len(up))]]
+
+    def _gather_columns(self) -> None:
+        columns, self._columns = self._columns, {}
+        trainer = self._trainer
+        total = len(trainer._logs["prompt"])
+        rows = total // trainer.accelerator.num_processes
+        offset = trainer.accelerator.process_index * rows
+        gathered = gather_object([(offset + row, *values) for row, values in columns.items()])
+        table = {FRACTION_COLUMN: [None] * total, TOP_COLUMN: [None] * total}
+        for row, fraction, top in gathered:
+            table[FRACTION_COLUMN][row], table[TOP_COLUMN][row] = fraction, top
+        self._table = table
+
+    def columns(self) -> dict[str, list]:
+        """The columns for the table that is logged now; they are given once."""
+        table, self._table = self._table, {}
+        return table
+
+    def _write(self, seen: list[_Seen], step: int) -> None:
+        from .inspection.records import write_parquet
+        from .report.credit import write_credit_report
+
+        records = [self._record(row) for row in seen]
+        method = self._trainer.credit_method
+        about = {
+            "title": f"Token credit of update {step}",
+            "model": self._trainer.model.config._name_or_path,
+            "step": step,
+            "methods": {method.name: method.to_dict()},
+            "advice": {method.name: method.remedy(seen[0].inputs)},
+        }
+        folder = Path(self._trainer.args.output_dir) / "credit"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"step-{step:06d}"
+        write_parquet(folder / f"{name}.parquet", records, about)
+        page = folder / f"{name}.html"
+        write_credit_report(page, records, about)
+        self._track(page, records[0], step)
+
+    def _record(self, seen: _Seen):
+        from .inspection.records import CompletionCredit, token_pieces
+        from .inspection.scoring import signal_titles
+
+        tokenizer, name = self._trainer._tokenizer, self._trainer.credit_method.name
+        length = int(seen.batch["completion_mask"].sum())
+        ids = seen.batch["completion_ids"][0, :length].tolist()
+        prompt = seen.batch["prompt_ids"][0][seen.batch["prompt_mask"][0].bool()].tolist()
+
+        def cut(tensor: torch.Tensor):
+            return tensor[0, :length].numpy()
+
+        token_advantages = seen.token_advantages
+        if token_advantages.dim() == 1:
+            token_advantages = token_advantages.unsqueeze(1).expand_as(seen.inputs.mask)
+        titles = signal_titles(list(seen.inputs.signals))
+        return CompletionCredit(
+            prompt=tokenizer.decode(prompt, skip_special_tokens=False),
+            completion=tokenizer.decode(ids, skip_special_tokens=True),
+            tokens=token_pieces(tokenizer, ids),
+            token_ids=seen.batch["completion_ids"][0, :length].numpy(),
+            mask=cut(seen.inputs.mask),
+            logps=cut(seen.inputs.policy_logps),
+            entropy=cut(seen.inputs.policy_entropy),
+            signals={titles[signal]: cut(value) for signal, value in seen.inputs.signals.items()},
+            weights={} if seen.weights is None else {name: cut(seen.weights)},
+            token_advantages={name: cut(torch.where(seen.inputs.mask, token_advantages, 0.0))},
+            advantage=seen.advantage,
+            reward=seen.batch[REWARD].item() if REWARD in seen.batch else None,
+        )
+
+    def _track(self, page: Path, record, step: int) -> None:
+        """Sends the page to the trackers that show HTML, a picture to the one that does not."""
+        report_to = self._trainer.args.report_to
+        if "wandb" in report_to:
+            import wandb
+
+            if wandb.run is not None:
+                wandb.log({"credit": wandb.Html(str(page), inject=False)})
+        if "trackio" in report_to:
+            import trackio
+
+            trackio.log({"credit": trackio.Html(page, inject=False)})
+        for callback in self._trainer.callback_handler.callbacks:
+            writer = getattr(callback, "tb_writer", None)
+            if writer is not None and importlib.util.find_spec("matplotlib"):
+                from .report.credit_plot import plot_credit
+
+                writer.add_figure("credit", plot_credit(None, record), step)

@@ -1,0 +1,168 @@
+"""What `trl-credit inspect` is told."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..methods import METHODS, CreditMethod, build_credit
+from ..train import mapping_of, parse_arguments
+from .scoring import labelled
+
+
+# Fields that a recipe fills, where they are not set: InspectConfig's name and the recipe's
+_FROM_RECIPE = {
+    "model": "model_name_or_path",
+    **{
+        name: name
+        for name in (
+            "dataset_name",
+            "dataset_train_split",
+            "generated_dataset_config",
+            "problem_column",
+            "answer_column",
+            "system_prompt",
+            "prompt_template",
+            "plain_prompts",
+            "reward_funcs",
+            "reward_weights",
+            "temperature",
+            "max_completion_length",
+            "chat_template_kwargs",
+            "dtype",
+            "trust_remote_code",
+        )
+    },
+}
+
+
+@dataclass
+class InspectConfig:
+    """
+    Settings of `trl-credit inspect`. What a `recipe` says stands for what is not set here.
+    """
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Folder or hub id of a model or LoRA adapter; `trl_credit:quickstart` is the embedded one."},
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": "A training recipe: its model, data, rewards, credit method, temperature and lengths."},
+    )
+    completions: str | None = field(
+        default=None,
+        metadata={
+            "help": "Completions to show: a JSONL or parquet file with `prompt` and `completion` (such as TRL's "
+            "`completions_00010.parquet`), token credit written by this command or by a training run (shown as it is "
+            "without `--model`), or the folder of a training run or of `trl-credit eval`."
+        },
+    )
+    prompts: list[str] | None = field(default=None, metadata={"help": "Prompts to generate completions for."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data to take prompts from, as in a recipe: a file, a hub id, `reasoning_gym:TASK`."}
+    )
+    dataset_train_split: str | None = field(default=None, metadata={"help": "Its split; by default `train`."})
+    generated_dataset_config: dict | str | None = field(default=None, metadata={"help": "Arguments of a generated task; JSON."})
+    problem_column: str | None = field(default=None, metadata={"help": "Column of the problem's text."})
+    answer_column: str | None = field(default=None, metadata={"help": "Column of the answer."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message before every problem."})
+    prompt_template: str | None = field(default=None, metadata={"help": "Text around every problem, with `{problem}`."})
+    plain_prompts: bool | None = field(default=None, metadata={"help": "Plain text instead of chat messages."})
+    reward_funcs: list[str] | None = field(default=None, metadata={"help": "Reward functions, as in a recipe."})
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "Their weights."})
+    num_prompts: int = field(default=8, metadata={"help": "Prompts to take from the data."})
+    num_generations: int = field(default=4, metadata={"help": "Completions to generate for each prompt."})
+    max_completion_length: int | None = field(default=None, metadata={"help": "Tokens to generate at most; by default 256."})
+    temperature: float | None = field(
+        default=None, metadata={"help": "Temperature of generation and of every log-prob; by default 1."}
+    )
+    chat_template_kwargs: dict | str | None = field(default=None, metadata={"help": "Arguments of the chat template; JSON."})
+    max_completions: int = field(default=200, metadata={"help": "Completions to show at most, the first ones."})
+    methods: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Credit methods: names, mappings as JSON, dotted paths. By default the recipe's, else every registered one."
+        },
+    )
+    reference: str | None = field(
+        default=None,
+        metadata={
+            "help": "The model that training started from, for methods that compare with a reference and do not name it. "
+            "By default an adapter's base model, else `--model` itself, from which it does not differ."
+        },
+    )
+    dtype: str | None = field(default=None, metadata={"help": "Dtype of the model; by default float32 on a CPU, else bfloat16."})
+    trust_remote_code: bool | None = field(default=None, metadata={"help": "Run code that comes with the model."})
+    seed: int = field(default=0, metadata={"help": "Seed of generation and of generated tasks."})
+    output_dir: str = field(
+        default="outputs/inspect", metadata={"help": "Folder for credit.html, credit.parquet and credit.json."}
+    )
+    show: int = field(default=2, metadata={"help": "Completions to print; 0 for none."})
+
+    def __post_init__(self):
+        for name in ("generated_dataset_config", "chat_template_kwargs"):
+            setattr(self, name, mapping_of(name, getattr(self, name)))
+        for name, least in (("num_prompts", 1), ("num_generations", 2), ("max_completions", 1), ("show", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` must be a whole number from {least}, got {value!r}.")
+        self._credit: Any = None
+        if self.recipe is not None:
+            self._read_recipe()
+        given = [name for name in ("completions", "prompts", "dataset_name") if getattr(self, name)]
+        if len(given) > 1 and self.recipe is not None and "dataset_name" in given:
+            given.remove("dataset_name")  # the recipe's; what is given here comes first
+            self.dataset_name = None
+        if len(given) != 1:
+            raise ValueError(
+                "Say what to show: one of `completions`, `prompts`, `dataset_name` (or a `recipe` with one), got "
+                f"{' and '.join(f'`{name}`' for name in given) or 'none'}."
+            )
+        if self.model is None and not self.completions:
+            raise ValueError("`model` is not set: whose completions are to be shown?")
+        if self.reward_funcs and self.completions:
+            if self.recipe is None:
+                raise ValueError("`reward_funcs` has no effect with `completions`, whose rewards are in the file.")
+            self.reward_funcs = None
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(f"`temperature` must be positive, got {self.temperature!r}.")
+        self.credit_methods()
+
+    def _read_recipe(self) -> None:
+        parsed = parse_arguments(["--config", self.recipe], "trl-credit inspect")
+        values = {f.name: getattr(part, f.name) for part in parsed for f in fields(part) if f.init}
+        for name, theirs in _FROM_RECIPE.items():
+            if getattr(self, name) is None:
+                setattr(self, name, values.get(theirs))
+        self._credit = values["credit"]
+
+    def credit_methods(self) -> dict[str, CreditMethod]:
+        """The methods by their labels, with the reference filled in.
+
+        Raises:
+            ValueError: An unknown method or parameter, or one that is there twice.
+        """
+        if self.methods is None:
+            if self._credit is not None:
+                chosen = list({"uniform": "uniform", build_credit(self._credit).name: self._credit}.values())
+            else:
+                chosen = [default_credit(name, self.model) for name in METHODS]
+        else:
+            chosen = [default_credit(method, self.model) for method in self.methods]
+        return labelled([self._with_reference(build_credit(method)) for method in chosen])
+
+    def _with_reference(self, method: CreditMethod) -> CreditMethod:
+        mapping = method.to_dict()
+        if self.reference is None or mapping.get("reference", "") is not None:
+            return method
+        return build_credit(mapping | {"reference": self.reference})
+
+
+def default_credit(method: str | Mapping, model: str | None) -> str | Mapping:
+    """A method as it was written; for the embedded model with the negative prompt that it knows."""
+    if model != "trl_credit:quickstart":
+        return method
+    from ..quickstart.run import quickstart_credit
+
+    return quickstart_credit(method)
+
