@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import qwen_vision
 import yaml
 from helpers import save_tiny_model, save_tiny_moe
 from safetensors.torch import load_file
 from test_rollouts import tool_calling_model
+
+from trl_credit.inspection.records import read_parquet
 
 
 pytestmark = pytest.mark.slow
@@ -215,7 +218,10 @@ PAIRS = {
 # The same as `dgpo` and `lora_dgpo`, with evaluations within the training
 EVALUATED = {f"evaluated_{name}": {**CASES[name], "evaluated": True} for name in ("dgpo", "lora_dgpo")}
 
-MATRIX = {name: SGD | settings for name, settings in (CASES | OTHERS | EXACTLY | PAIRS | EVALUATED).items()}
+# The same as `gcpo`, showing the credit of every update
+SHOWN = {"logged": {**CASES["gcpo"], "credit_log_steps": 1, "log_completions": True, "num_completions_to_print": 0}}
+
+MATRIX = {name: SGD | settings for name, settings in (CASES | OTHERS | EXACTLY | PAIRS | EVALUATED | SHOWN).items()}
 SHARED = ("ddp", "zero2", "zero3", "fsdp2")
 
 
@@ -347,6 +353,26 @@ def test_an_evaluation_within_the_training(backend, name, matrix):
     assert samples[backend, "step-0"] == samples["single", "step-0"]
     assert len(samples[backend, "step-3"]) == 15
     assert samples[backend, "step-3"] != samples[backend, "step-0"]
+
+
+@pytest.mark.parametrize("backend", ["single", *SHARED])
+def test_credit_is_shown(backend, matrix):
+    """The run is the one that shows nothing; the table has the credit of every process's completions."""
+    results = matrix(backend)
+    (ours, our_parameters), (plain, parameters) = results["logged"], results["gcpo"]
+    assert without_times(ours["history"]) == without_times(plain["history"])
+    assert all((our_parameters[key] == parameter).all() for key, parameter in parameters.items())
+    for step in range(1, 4):
+        folder = matrix.path(backend) / "logged"
+        table = pd.read_parquet(folder / "completions" / f"completions_{step:05d}.parquet")
+        alone = pd.read_parquet(matrix.path("single") / "logged" / "completions" / f"completions_{step:05d}.parquet")
+        assert table["credit/effective_fraction"].notna().tolist() == (table["advantage"] != 0).tolist()
+        columns = ["prompt", "completion", "advantage", "credit/effective_fraction"]
+        one, other = (t[columns].sort_values(columns[:2]).reset_index(drop=True) for t in (table, alone))
+        pd.testing.assert_frame_equal(one, other, rtol=1e-3)
+        records, _ = read_parquet(folder / "credit" / f"step-{step:06d}.parquet")
+        assert len(records) == 4
+        assert (folder / "credit" / f"step-{step:06d}.html").exists()
 
 
 @pytest.mark.parametrize("backend", ["single", *SHARED])

@@ -72,8 +72,8 @@ class CreditGRPOConfig(GRPOConfig):
         dynamic_sampling_range (`list[float]`, *optional*):
             `[low, high]`: groups are kept whose mean of that reward lies strictly between. If unset: 0 and 1.
         credit_log_steps (`int`, *optional*):
-            Every so many updates, write the token credit of a few of the update's completions as a page and a parquet file to
-            `OUTPUT_DIR/credit`, and send it to the trackers that show HTML or pictures; see
+            Every so many updates, write the token credit of a few of the update's completions as a page and a parquet file
+            to `OUTPUT_DIR/credit`, and send it to the trackers that show HTML or pictures; see
             [`~trl_credit.credit_log.CreditLog`]. With `log_completions` it must be a multiple of `logging_steps`, as TRL's
             table of completions gets columns. If unset: never.
         credit_log_completions (`int`, *optional*):

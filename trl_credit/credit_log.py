@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,10 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from .batching import select
+from .inspection.records import SOURCE_PROMPT, CompletionCredit, token_pieces, write_parquet
 from .methods import CreditInputs
 from .methods.base import effective_token_fraction
+from .signals.base import signal_titles
 
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class _Seen:
     def advantage(self) -> float:
         return self.batch["advantages"].item()
 
+    @property
+    def tokens(self) -> list[int]:
+        return self.batch["completion_ids"][0][self.batch["completion_mask"][0].bool()].tolist()
+
 
 class CreditLog(TrainerCallback):
     """Every `credit_log_steps` updates, shows the token credit of a few completions of that update.
@@ -63,8 +68,10 @@ class CreditLog(TrainerCallback):
         self._steps = steps
         self._completions = completions
         self._seen: list[_Seen] = []
+        self._prompts: list[str | list[dict]] = []
         self._columns: dict[int, tuple[float, str]] = {}
         self._table: dict[str, list] = {}
+        self._table_step = -1
 
     @property
     def wants(self) -> bool:
@@ -72,8 +79,9 @@ class CreditLog(TrainerCallback):
         trainer = self._trainer
         return trainer.model.training and (trainer.state.global_step + 1) % self._steps == 0
 
-    def extend_rollout(self, batch: dict[str, Any]) -> None:
+    def extend_rollout(self, prompts: list, batch: dict[str, Any]) -> None:
         """Numbers the completions of a generation batch, and keeps their rewards (the weighted sums)."""
+        self._prompts = prompts
         trainer = self._trainer
         rows = len(batch["advantages"])
         start = trainer.accelerator.process_index * rows
@@ -109,12 +117,17 @@ class CreditLog(TrainerCallback):
         if not self._trainer.accelerator.is_main_process:
             return
         advantages = batch["advantages"].tolist()
-        occupied = inputs.mask.any(-1).tolist()
         for sign in (True, False):
-            kept = sum((seen.advantage > 0) == sign for seen in self._seen)
-            rows = [row for row, value in enumerate(advantages) if (value > 0) == sign and occupied[row]]
-            for row in rows[: max(0, self._completions - kept)]:
-                self._seen.append(self._row(row, batch, inputs, weights, token_advantages))
+            kept = [seen.tokens for seen in self._seen if (seen.advantage > 0) == sign]
+            for row, mask in enumerate(inputs.mask):
+                if len(kept) >= self._completions:
+                    break
+                if (advantages[row] > 0) != sign or not mask.any():
+                    continue
+                tokens = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
+                if tokens not in kept:  # the same completion twice shows nothing more
+                    kept.append(tokens)
+                    self._seen.append(self._row(row, batch, inputs, weights, token_advantages))
 
     @staticmethod
     def _row(row: int, batch, inputs: CreditInputs, weights, token_advantages) -> _Seen:
@@ -166,9 +179,11 @@ class CreditLog(TrainerCallback):
         if not seen:
             logger.warning("Update %d had no completion with credit to show.", state.global_step)
             return
+        from .evaluation.store import RunFolderError  # importing `evaluation` takes seconds
+
         try:
             self._write(seen, state.global_step)
-        except OSError as error:  # a run must not end for a picture
+        except (OSError, RunFolderError) as error:  # a run must not end for a picture
             logger.warning("Cannot write the token credit of update %d: %s", state.global_step, error)
 
     def _chosen(self) -> list[_Seen]:
@@ -188,15 +203,13 @@ class CreditLog(TrainerCallback):
         table = {FRACTION_COLUMN: [None] * total, TOP_COLUMN: [None] * total}
         for row, fraction, top in gathered:
             table[FRACTION_COLUMN][row], table[TOP_COLUMN][row] = fraction, top
-        self._table = table
+        self._table, self._table_step = table, trainer.state.global_step
 
     def columns(self) -> dict[str, list]:
-        """The columns for the table that is logged now; they are given once."""
-        table, self._table = self._table, {}
-        return table
+        """The columns for the table that is logged now: those of this update, or none."""
+        return self._table if self._trainer.state.global_step == self._table_step else {}
 
     def _write(self, seen: list[_Seen], step: int) -> None:
-        from .inspection.records import write_parquet
         from .report.credit import write_credit_report
 
         records = [self._record(row) for row in seen]
@@ -216,13 +229,10 @@ class CreditLog(TrainerCallback):
         write_credit_report(page, records, about)
         self._track(page, records[0], step)
 
-    def _record(self, seen: _Seen):
-        from .inspection.records import CompletionCredit, token_pieces
-        from .inspection.scoring import signal_titles
-
+    def _record(self, seen: _Seen) -> CompletionCredit:
         tokenizer, name = self._trainer._tokenizer, self._trainer.credit_method.name
-        length = int(seen.batch["completion_mask"].sum())
-        ids = seen.batch["completion_ids"][0, :length].tolist()
+        ids = seen.tokens
+        length = len(ids)
         prompt = seen.batch["prompt_ids"][0][seen.batch["prompt_mask"][0].bool()].tolist()
 
         def cut(tensor: torch.Tensor):
@@ -245,7 +255,17 @@ class CreditLog(TrainerCallback):
             token_advantages={name: cut(torch.where(seen.inputs.mask, token_advantages, 0.0))},
             advantage=seen.advantage,
             reward=seen.batch[REWARD].item() if REWARD in seen.batch else None,
+            info=self._source(seen),
         )
+
+    def _source(self, seen: _Seen) -> dict[str, Any]:
+        """The prompt before the chat template, where it is there (not in a batch that was resumed) and text."""
+        row = seen.batch[ROW].item() if ROW in seen.batch else len(self._prompts)
+        if row >= len(self._prompts):
+            return {}
+        prompt = self._prompts[row]
+        texts = isinstance(prompt, str) or all(isinstance(message["content"], str) for message in prompt)
+        return {SOURCE_PROMPT: prompt} if texts else {}
 
     def _track(self, page: Path, record, step: int) -> None:
         """Sends the page to the trackers that show HTML, a picture to the one that does not."""

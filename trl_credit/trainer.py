@@ -272,7 +272,7 @@ class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMi
         for source in self._signals.values():
             source.extend_rollout(self, inputs, self._rollout_prompts, batch)
         if self._credit_log and self.model.training:
-            self._credit_log.extend_rollout(batch)
+            self._credit_log.extend_rollout(self._rollout_prompts, batch)
         return batch
 
     def _prepare_inputs(self, generation_batch):

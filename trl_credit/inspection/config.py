@@ -59,10 +59,13 @@ class InspectConfig:
     )
     prompts: list[str] | None = field(default=None, metadata={"help": "Prompts to generate completions for."})
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Data to take prompts from, as in a recipe: a file, a hub id, `reasoning_gym:TASK`."}
+        default=None,
+        metadata={"help": "Data to take prompts from, as in a recipe: a file, a hub id, `reasoning_gym:TASK`."},
     )
     dataset_train_split: str | None = field(default=None, metadata={"help": "Its split; by default `train`."})
-    generated_dataset_config: dict | str | None = field(default=None, metadata={"help": "Arguments of a generated task; JSON."})
+    generated_dataset_config: dict | str | None = field(
+        default=None, metadata={"help": "Arguments of a generated task; JSON."}
+    )
     problem_column: str | None = field(default=None, metadata={"help": "Column of the problem's text."})
     answer_column: str | None = field(default=None, metadata={"help": "Column of the answer."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message before every problem."})
@@ -72,16 +75,20 @@ class InspectConfig:
     reward_weights: list[float] | None = field(default=None, metadata={"help": "Their weights."})
     num_prompts: int = field(default=8, metadata={"help": "Prompts to take from the data."})
     num_generations: int = field(default=4, metadata={"help": "Completions to generate for each prompt."})
-    max_completion_length: int | None = field(default=None, metadata={"help": "Tokens to generate at most; by default 256."})
+    max_completion_length: int | None = field(
+        default=None, metadata={"help": "Tokens to generate at most; by default 256."}
+    )
     temperature: float | None = field(
         default=None, metadata={"help": "Temperature of generation and of every log-prob; by default 1."}
     )
-    chat_template_kwargs: dict | str | None = field(default=None, metadata={"help": "Arguments of the chat template; JSON."})
+    chat_template_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Arguments of the chat template; JSON."}
+    )
     max_completions: int = field(default=200, metadata={"help": "Completions to show at most, the first ones."})
     methods: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Credit methods: names, mappings as JSON, dotted paths. By default the recipe's, else every registered one."
+            "help": "Credit methods: names, mappings as JSON, dotted paths. By default the recipe's, else all registered."
         },
     )
     reference: str | None = field(
@@ -91,7 +98,9 @@ class InspectConfig:
             "By default an adapter's base model, else `--model` itself, from which it does not differ."
         },
     )
-    dtype: str | None = field(default=None, metadata={"help": "Dtype of the model; by default float32 on a CPU, else bfloat16."})
+    dtype: str | None = field(
+        default=None, metadata={"help": "Dtype of the model; by default float32 on a CPU, else bfloat16."}
+    )
     trust_remote_code: bool | None = field(default=None, metadata={"help": "Run code that comes with the model."})
     seed: int = field(default=0, metadata={"help": "Seed of generation and of generated tasks."})
     output_dir: str = field(
@@ -165,4 +174,3 @@ def default_credit(method: str | Mapping, model: str | None) -> str | Mapping:
     from ..quickstart.run import quickstart_credit
 
     return quickstart_credit(method)
-

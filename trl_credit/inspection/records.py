@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Name of the key under which a parquet file's schema holds what belongs to the file and not to a row
 FILE_KEY = b"trl_credit"
+# In a record's `info`: the prompt before the chat template, from which it can be scored again
+SOURCE_PROMPT = "source_prompt"
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class CompletionCredit:
     Args:
         prompt: The prompt as the model read it, special tokens included.
         completion: The completion's text.
-        tokens: T pieces of text to show, whose concatenation is the completion; a token that holds only a part of a
-            character is `<0xE4>`-like, and the one that completes it shows the character.
+        tokens: T pieces of text to show; one that holds only a part of a character shows its bytes, as `<0xE4>`, and the
+            one that completes it the character.
         token_ids: (T,) int64.
         mask: (T,) bool, the tokens that enter the loss.
         logps: (T,) float32 log-probs of the tokens under the policy, nats.

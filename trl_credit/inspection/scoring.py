@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from trl.trainer.utils import pad
 
 from ..config import CreditGRPOConfig
 from ..methods import CreditInputs, CreditMethod, Paper, build_credit
-from ..signals.base import Signal, vocabulary_size
+from ..signals.base import Signal, signal_titles, vocabulary_size
 from ..trainer import CreditGRPOTrainer
-from .records import CompletionCredit, token_pieces
+from .records import SOURCE_PROMPT, CompletionCredit, token_pieces
 
 
 # Tokens of prompts and completions, padding included, that go through the model together
@@ -79,12 +79,17 @@ class Together(CreditMethod):
 
 
 class _Recorder(CreditGRPOTrainer):
-    """A trainer that never trains, and keeps what its credit method saw."""
+    """A trainer that never trains, and keeps what its credit method saw and what rewards were given."""
 
     seen: CreditInputs | None = None
+    rewards: torch.Tensor | None = None
 
     def _log_credit(self, inputs, weights, unscored=0):
         self.seen = inputs
+
+    def _calculate_rewards(self, *args, **kwargs):
+        self.rewards = super()._calculate_rewards(*args, **kwargs)
+        return self.rewards
 
 
 def labelled(methods: Sequence[str | Mapping | CreditMethod]) -> dict[str, CreditMethod]:
@@ -106,14 +111,6 @@ def labelled(methods: Sequence[str | Mapping | CreditMethod]) -> dict[str, Credi
     return labels
 
 
-def signal_titles(signals: Sequence[Signal]) -> dict[Signal, str]:
-    """Signals by what they are called where they are shown; parameters are added where two have the same title."""
-    titles = [signal.title for signal in signals]
-    return {
-        signal: signal.title if titles.count(signal.title) == 1 else f"{signal.title}: {signal!r}" for signal in signals
-    }
-
-
 class CreditScorer:
     """Scores completions with one or more credit methods; they share every forward.
 
@@ -127,6 +124,7 @@ class CreditScorer:
         temperature: The rollout temperature, at which everything is taken.
         chat_template_kwargs: As of [`~trl.GRPOConfig`].
         dtype: The dtype to load a model in, as in `from_pretrained`.
+        reward_funcs: Reward functions, for [`generate`].
         **settings: More fields of [`CreditGRPOConfig`].
 
     Raises:
@@ -142,9 +140,12 @@ class CreditScorer:
         temperature: float = 1.0,
         chat_template_kwargs: dict[str, Any] | None = None,
         dtype: str = "float32",
+        reward_funcs: Sequence[Callable] = (),
         **settings: Any,
     ):
         self.methods = dict(methods)
+        self.advice: dict[str, str] = {}
+        self._rewarded = bool(reward_funcs)
         self._folder = tempfile.TemporaryDirectory(prefix="trl-credit-")
         on_cpu = not torch.accelerator.is_available()
         arguments = {
@@ -168,7 +169,7 @@ class CreditScorer:
         }
         self._trainer = _Recorder(
             model=model,
-            reward_funcs=_no_reward,
+            reward_funcs=list(reward_funcs) or _no_reward,
             args=CreditGRPOConfig(**(arguments | settings)),
             # Prompts are those of the completions to come
             train_dataset=Dataset.from_list([{"prompt": ".", "negative_prompt": "."}]),
@@ -194,6 +195,48 @@ class CreditScorer:
     def vocab_size(self) -> int:
         return vocabulary_size(self.model)
 
+    def generate(
+        self, examples: Sequence[Mapping[str, Any]], num_generations: int, max_rows: int = 64
+    ) -> list[Completion]:
+        """Completions of the policy, with rewards and advantages as TRL computes them if there are reward functions.
+
+        Args:
+            examples: Rows of a dataset, with `prompt` and what the rewards read.
+            num_generations: Completions of each, at least 2.
+            max_rows: Completions to generate at a time.
+        """
+        trainer = self._trainer
+        trainer.num_generations_eval = num_generations
+        names = trainer.reward_func_names
+        completions = []
+        each = max(1, max_rows // num_generations)
+        for start in range(0, len(examples), each):
+            part = [dict(example) for example in examples[start : start + each] for _ in range(num_generations)]
+            batch = trainer._generate_and_score_completions([dict(example) for example in part])
+            rewards = trainer.rewards.cpu()
+            totals = (rewards * trainer.reward_weights.cpu()).nansum(-1).tolist()
+            present, tools = batch["completion_mask"].bool(), batch.get("tool_mask")
+            for i, example in enumerate(part):
+                # Of a truncated completion TRL may take everything out of the loss; its tokens are there all the same
+                length = int(present[i].sum()) or int(
+                    (batch["completion_ids"][i] != trainer._tokenizer.pad_token_id).sum()
+                )
+                mask = present[i, :length] if tools is None else present[i, :length] & tools[i, :length].bool()
+                completions.append(
+                    Completion(
+                        prompt=example["prompt"],
+                        token_ids=batch["completion_ids"][i, :length].tolist(),
+                        mask=mask.tolist(),
+                        advantage=batch["advantages"][i].item() if self._rewarded else None,
+                        reward=totals[i] if self._rewarded else None,
+                        group=(start * num_generations + i) // num_generations,
+                        example=example,
+                        info={"rewards": dict(zip(names, rewards[i].tolist(), strict=True))} if self._rewarded else {},
+                    )
+                )
+        trainer._metrics["eval"].clear()
+        return completions
+
     def token_ids(self, completion: Completion) -> list[int]:
         """The completion's tokens."""
         if completion.token_ids is not None:
@@ -213,23 +256,32 @@ class CreditScorer:
             ValueError: A completion without text and tokens, a mask of another length, or one that is too long.
         """
         rows = [self.token_ids(completion) for completion in completions]
-        prompts, _, _ = self._trainer._tokenize_prompts([completion.prompt for completion in completions])
+        prompts: dict[int, list[int]] = {}
+        # TRL takes messages or text, not both at a time
+        kinds = [[i for i, c in enumerate(completions) if isinstance(c.prompt, str) == plain] for plain in (True, False)]
+        for kind in filter(None, kinds):
+            tokenized, _, _ = self._trainer._tokenize_prompts([completions[i].prompt for i in kind])
+            prompts |= dict(zip(kind, tokenized, strict=True))
         context = self._trainer.context_length
-        for i, (row, prompt, completion) in enumerate(zip(rows, prompts, completions, strict=True)):
+        for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
             if completion.mask is not None and len(completion.mask) != len(row):
                 raise ValueError(f"Completion {i}: the mask has {len(completion.mask)} entries for {len(row)} tokens.")
-            if context is not None and len(prompt) + len(row) > context:
+            if context is not None and (length := len(prompts[i]) + len(row)) > context:
                 raise ValueError(
-                    f"Completion {i}: prompt and completion have {len(prompt) + len(row)} tokens, more than the model's "
-                    f"context of {context}."
+                    f"Completion {i}: prompt and completion have {length} tokens, more than the model's context of {context}."
                 )
         records: dict[int, CompletionCredit] = {}
-        scored = [i for i, row in enumerate(rows) if any(row if (m := completions[i].mask) is None else m)]
-        for part in self._batches(scored, [len(p) for p in prompts], [len(r) for r in rows]):
+
+        def in_loss(i: int) -> bool:
+            return bool(rows[i]) if completions[i].mask is None else any(completions[i].mask)
+
+        sizes = {i: (len(rows[i]), len(prompts[i])) for i in range(len(rows)) if in_loss(i)}
+        for part in (part for kind in kinds for part in _batches({i: sizes[i] for i in kind if i in sizes})):
             chosen = [completions[i] for i in part]
             inputs = self.inputs(chosen, [prompts[i] for i in part], [rows[i] for i in part])
             advantages = torch.tensor([c.advantage or 0.0 for c in chosen], device=inputs.mask.device)
             weights, token_advantages = credit_of(self.methods, inputs, advantages)
+            self.advice = {label: method.remedy(inputs_of(method, inputs)) for label, method in self.methods.items()}
 
             def of(tensor: torch.Tensor, place: int, length: int) -> np.ndarray:
                 return tensor[place, :length].float().cpu().numpy()
@@ -254,18 +306,6 @@ class CreditScorer:
             mask = np.zeros(len(rows[i]), bool)
             records[i] = self._record(completions[i], prompts[i], rows[i], mask=mask, logps=nothing, entropy=nothing)
         return [records[i] for i in range(len(rows))]
-
-    def _batches(self, chosen: list[int], prompt_lengths: list[int], lengths: list[int]) -> Iterator[list[int]]:
-        """Indices of completions alike in length, as many as fit."""
-        part: list[int] = []
-        for i in sorted(chosen, key=lambda i: (lengths[i], prompt_lengths[i])):
-            wider = max(lengths[j] for j in [*part, i]) + max(prompt_lengths[j] for j in [*part, i])
-            if part and wider * (len(part) + 1) > TOKENS_PER_BATCH:
-                yield part
-                part = []
-            part.append(i)
-        if part:
-            yield part
 
     def inputs(
         self, completions: Sequence[Completion], prompts: list[list[int]], rows: list[list[int]]
@@ -314,9 +354,27 @@ class CreditScorer:
             advantage=completion.advantage,
             reward=completion.reward,
             group=completion.group,
-            info=dict(completion.info),
+            info={SOURCE_PROMPT: completion.prompt, **completion.info},
             **arrays,
         )
+
+
+def _batches(sizes: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
+    """Completions alike in length, as many together as fit, from their tokens and those of their prompts."""
+    part: list[int] = []
+    for i in sorted(sizes, key=sizes.get):
+        width = sum(max(sizes[j][side] for j in [*part, i]) for side in (0, 1))
+        if part and width * (len(part) + 1) > TOKENS_PER_BATCH:
+            yield part
+            part = []
+        part.append(i)
+    if part:
+        yield part
+
+
+def inputs_of(method: CreditMethod, inputs: CreditInputs) -> CreditInputs:
+    """What one method sees of inputs that have the signals of several."""
+    return replace(inputs, signals={signal: inputs.signals[signal] for signal in method.signals()})
 
 
 def credit_of(
@@ -325,15 +383,7 @@ def credit_of(
     """(B, T) weights and (B, T) token advantages by the methods' labels; methods without weights have none."""
     weights, token_advantages = {}, {}
     for label, method in methods.items():
-        own = {signal: inputs.signals[signal] for signal in method.signals()}
-        seen = CreditInputs(
-            mask=inputs.mask,
-            policy_logps=inputs.policy_logps,
-            policy_entropy=inputs.policy_entropy,
-            vocab_size=inputs.vocab_size,
-            signals=own,
-            compute_dtype=inputs.compute_dtype,
-        )
+        seen = inputs_of(method, inputs)
         found = method.weights(seen)
         if found is not None:
             weights[label] = found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -59,6 +59,14 @@ class Signal(ABC):
     @abstractmethod
     def source(self) -> SignalSource:
         """The object that computes the signal during training."""
+
+
+def signal_titles(signals: Sequence[Signal]) -> dict[Signal, str]:
+    """Signals by what they are called where they are shown; parameters are added where two have the same title."""
+    titles = [signal.title for signal in signals]
+    return {
+        signal: signal.title if titles.count(signal.title) == 1 else f"{signal.title}: {signal!r}" for signal in signals
+    }
 
 
 class SignalSource:

@@ -1,0 +1,236 @@
+"""Token credit shown while a run trains, and the warning of a method that is uniform in effect."""
+
+import json
+import logging
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import config, fixed_rollout, letter_reward, place_reward, prompts, truncated_rollout
+
+from trl_credit import CreditGRPOTrainer, CreditInputs, build_credit
+from trl_credit.collapse import CollapseWatch
+from trl_credit.inspection.records import read_parquet
+
+
+GCPO = {"method": "gcpo", "negative_prompt": "wrong! {prompt}"}
+
+
+def train(model, path, reward=place_reward, **settings):
+    settings = {"credit": GCPO, "num_completions_to_print": 0} | settings
+    rollout = settings.pop("rollout", fixed_rollout)
+    trainer = CreditGRPOTrainer(
+        model=model, reward_funcs=reward, rollout_func=rollout, args=config(path, **settings), train_dataset=prompts()
+    )
+    trainer.train()
+    return trainer
+
+
+def parameters(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("credit", ["uniform", GCPO, {"method": "dgpo", "temperature": 0.01}], ids=lambda c: str(c)[:12])
+def test_a_logged_run_is_the_run(credit, tiny_model, tmp_path):
+    plain = train(tiny_model, tmp_path / "plain", credit=credit, max_steps=4)
+    logged = train(tiny_model, tmp_path / "logged", credit=credit, max_steps=4, credit_log_steps=2)
+    for name, value in parameters(plain).items():
+        assert torch.equal(value, parameters(logged)[name]), name
+    files = sorted(path.name for path in (tmp_path / "logged" / "credit").iterdir())
+    assert files == [f"step-00000{step}.{kind}" for step in (2, 4) for kind in ("html", "parquet")]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+        {"num_iterations": 2, "steps_per_generation": 2, "gradient_accumulation_steps": 1},
+        {"rollout": truncated_rollout, "mask_truncated_completions": True},
+        {"skip_zero_advantage": False, "trim_padding": False},
+    ],
+    ids=["plain", "accumulation", "windows", "truncated", "whole"],
+)
+def test_what_is_shown_is_what_was_computed(settings, tiny_model, tmp_path):
+    trainer = train(tiny_model, tmp_path, credit_log_steps=2, credit_log_completions=5, max_steps=4, **settings)
+    for step in (2, 4):
+        records, about = read_parquet(tmp_path / "credit" / f"step-{step:06d}.parquet")
+        assert 1 <= len(records) <= 5
+        assert about["step"] == step
+        assert about["methods"]["gcpo"] == trainer.credit_method.to_dict()
+        signs = [record.advantage > 0 for record in records]
+        assert len(records) < 5 or {2, 3} == {sum(signs), len(signs) - sum(signs)}
+        for record in records:
+            weights = record.weights["gcpo"][record.mask]
+            assert weights.mean() == pytest.approx(1.0, abs=1e-5)
+            np.testing.assert_allclose(
+                record.token_advantages["gcpo"], record.advantage * record.weights["gcpo"], rtol=1e-5
+            )
+            assert record.tokens[-1] == "<eos>"
+            assert record.prompt.endswith("=")
+            assert record.info == {"source_prompt": record.prompt}
+            assert np.isfinite(record.signals["negative-prompt log-prob"]).all()
+            # The place in the generation batch, which has two groups of four for each micro-batch of eight
+            assert 0 <= record.reward <= 16
+            assert np.sign(record.reward % 4 - 1.5) == np.sign(record.advantage)
+
+
+def test_columns_of_the_table(tiny_model, tmp_path):
+    settings = {"log_completions": True, "credit_log_steps": 2, "max_steps": 4, "reward": letter_reward}
+    train(tiny_model, tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=4, **settings)
+    for step in range(1, 5):
+        table = pd.read_parquet(tmp_path / "completions" / f"completions_{step:05d}.parquet")
+        assert ("credit/top_tokens" in table) == (step % 2 == 0)
+        if step % 2:
+            continue
+        with_credit = table["advantage"] != 0
+        assert table["credit/effective_fraction"].notna().tolist() == with_credit.tolist()
+        assert with_credit.any()
+        records, _ = read_parquet(tmp_path / "credit" / f"step-{step:06d}.parquet")
+        for record in records:
+            (row,) = table.index[(table["prompt"] == record.prompt) & np.isclose(table["advantage"], record.advantage)][:1]
+            assert table["letter_reward"][row] == pytest.approx(record.reward)
+            weights = np.sort(record.weights["gcpo"])[::-1]
+            top = [float(part.rsplit(" ", 1)[1]) for part in table["credit/top_tokens"][row].split(", ' ")[0].split("', ")[-1:]]
+            assert top[-1] <= weights[0] + 0.01
+
+
+def test_nothing_to_show_is_said(tiny_model, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(tiny_model, tmp_path, reward=lambda completions, **kwargs: [1.0] * len(completions), credit_log_steps=1, max_steps=1)
+    assert "Update 1 had no completion with credit to show." in caplog.text
+
+
+def test_a_full_disk_ends_no_run(tiny_model, tmp_path, caplog):
+    (tmp_path / "credit").write_text("a file where the folder would be")
+    with caplog.at_level(logging.WARNING):
+        train(tiny_model, tmp_path, credit_log_steps=1, max_steps=2)
+    assert caplog.text.count("Cannot write the token credit of update") == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"credit_log_steps": 0}, "`credit_log_steps` must be a whole number from 1"),
+        ({"credit_log_steps": 1, "credit_log_completions": 0}, "`credit_log_completions` must be a whole number from 1"),
+        ({"credit_log_completions": 3}, "has no effect without `credit_log_steps`"),
+        ({"credit_log_steps": 3, "log_completions": True, "logging_steps": 2}, "must be a multiple of `logging_steps`"),
+    ],
+)
+def test_settings(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **settings)
+
+
+def test_trackers(tiny_model, tmp_path, monkeypatch):
+    """TensorBoard gets a picture; trackio and wandb (offline) the page."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+    trackers = {"report_to": ["tensorboard", "wandb"]}
+    train(tiny_model, tmp_path / "run", credit_log_steps=2, max_steps=2, **trackers)
+    import wandb
+
+    wandb.finish()
+    events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == ["credit"]
+    (image,) = events.Images("credit")
+    assert image.step == 2
+    assert image.width > 300
+    pages = list((tmp_path / "wandb").glob("offline-run-*/files/media/html/credit_*.html"))
+    assert len(pages) == 1
+    assert pages[0].read_bytes() == (tmp_path / "run" / "credit" / "step-000002.html").read_bytes()
+
+
+# Collapse
+
+
+def inputs(dtype=torch.float32, distance=1e-4):
+    method = build_credit("dgpo")
+    generator = torch.Generator().manual_seed(0)
+    return CreditInputs(
+        mask=torch.ones(2, 50, dtype=torch.bool),
+        policy_logps=-torch.rand(2, 50, generator=generator),
+        policy_entropy=torch.rand(2, 50, generator=generator),
+        vocab_size=100,
+        signals={method.signals()[0]: torch.rand(2, 50, generator=generator) * distance},
+        compute_dtype=dtype,
+    )
+
+
+def watch(method, fractions, caplog, patience=3, **metrics):
+    """Warnings after each update of so many micro-batches' effective fractions."""
+    watcher, said = CollapseWatch(build_credit(method), patience), []
+    for update, micro_batches in enumerate(fractions):
+        for fraction in micro_batches:
+            watcher.see(update, {"credit/effective_fraction": fraction} | metrics, inputs())
+        said.append(len(caplog.records))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("fractions", "expected"),
+    [
+        ([[0.9999]] * 5, [0, 0, 1, 1, 1]),  # once
+        ([[0.9999], [0.5], [0.9999], [0.9999], [0.9999]], [0, 0, 0, 0, 1]),  # in a row
+        ([[0.9999], [math.nan], [0.9999], [0.9999]], [0, 0, 0, 1]),  # updates without credit do not count
+        ([[0.9999, 0.9999]] * 3, [0, 0, 1]),  # micro-batches are not updates
+        ([[0.9999, 0.5]] * 2 + [[0.9999]] * 3, [0, 0, 0, 0, 1]),
+        ([[0.5, 0.9999]] * 5, [0, 0, 0, 0, 0]),
+        ([[0.9989]] * 5, [0, 0, 0, 0, 0]),
+    ],
+)
+def test_collapse_is_said_once(fractions, expected, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert watch("dgpo", fractions, caplog) == expected
+
+
+def test_uniform_may_be_uniform(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert watch("uniform", [[1.0]] * 5, caplog) == [0] * 5
+
+
+def test_collapse_of_rank_weights(caplog):
+    """Their spread is constant by construction; a contrast on no token is what shows."""
+    gcpo = {"credit/effective_fraction": 0.63, "credit/contrast_fraction": 0.0005}
+    assert build_credit("gcpo").is_uniform(gcpo)
+    assert build_credit("gcpo").is_uniform(gcpo | {"credit/contrast_fraction": 0.05}) is False
+    assert build_credit("gcpo").is_uniform({"credit/effective_fraction": math.nan}) is None
+    assert build_credit("gcpo").is_uniform({"credit/effective_fraction": 1.0, "credit/contrast_fraction": math.nan})
+
+
+def test_remedies():
+    seen = inputs()
+    dgpo = build_credit("dgpo")
+    text = dgpo.remedy(seen)
+    temperature = float(text.split("about ")[1].split(",")[0])
+    sharper = build_credit({"method": "dgpo", "temperature": temperature})
+    weights = sharper.weights(seen)
+    fraction = torch.exp(torch.special.entr(weights / 50).sum(-1)) / 50
+    assert ((fraction > 0.4) & (fraction < 0.85)).all()
+    assert "`temperature: adaptive`" in text
+    # No distance that is more than rounding: no temperature helps
+    for nothing in (inputs(distance=0.0), inputs(torch.bfloat16, 1e-6)):
+        assert "`reference`" in dgpo.remedy(nothing)
+    gcpo = build_credit(GCPO)
+    assert "'wrong! {prompt}'" in gcpo.remedy(seen)
+    assert "`divergence: full`" in gcpo.remedy(seen)
+    assert "trl-credit methods" in build_credit("uniform").remedy(seen)
+
+
+def test_a_run_that_collapses_is_told(tiny_model, tmp_path, caplog):
+    """The paper's temperature on a tiny learning rate; one warning, although the updates go on."""
+    with caplog.at_level(logging.WARNING):
+        train(tiny_model, tmp_path, credit="dgpo", max_steps=24, learning_rate=1e-6)
+    (message,) = [r.getMessage() for r in caplog.records if "uniform in effect" in r.getMessage()]
+    assert "Credit method 'dgpo' has been uniform in effect for 20 updates" in message
+    assert "lower `temperature` to about" in message
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        train(tiny_model, tmp_path / "sharp", credit={"method": "dgpo", "temperature": "adaptive"}, max_steps=24)
+    assert "uniform in effect" not in caplog.text
+    assert json.dumps(caplog.messages)

@@ -1,0 +1,174 @@
+"""Completions to inspect: from files of several kinds, and from the folders of runs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.store import RunFolderError, read_lines
+from .records import SOURCE_PROMPT, CompletionCredit, read_parquet
+from .scoring import Completion
+
+
+def read_completions(name: str, limit: int) -> tuple[list[Completion], tuple[list[CompletionCredit], dict] | None]:
+    """Completions of a file or folder, and their token credit if it holds it.
+
+    A folder is that of an evaluation (`samples.jsonl`), or of a training run, whose last table of completions
+    (`completions/`, of `log_completions`) or token credit (`credit/`, of `credit_log_steps`) is read.
+
+    Args:
+        name: File or folder.
+        limit: Completions to read at most.
+
+    Raises:
+        ValueError: There is no such file, or nothing in it that can be read.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise ValueError(f"`completions`: there is no file or folder {name!r} (looked from {Path.cwd()}).")
+    if path.is_dir():
+        path = _in_folder(path)
+    if path.name == "samples.jsonl":
+        return _samples(path, limit), None
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            names = pq.read_schema(path).names
+        except (OSError, ValueError) as error:
+            raise ValueError(f"`completions`: cannot read {name!r}: {str(error).splitlines()[0]}") from error
+        if "token_ids" in names and "logps" in names:
+            records, about = read_parquet(path)
+            records = records[:limit]
+            return [_of_record(record) for record in records], (records, about)
+        rows = pq.read_table(path).slice(0, limit).to_pylist()
+    elif path.suffix in (".jsonl", ".json"):
+        rows = _json_rows(path)[:limit]
+    else:
+        raise ValueError(f"`completions`: {name!r} must be a folder or end in .jsonl, .json or .parquet.")
+    if not rows:
+        raise ValueError(f"`completions`: {name!r} holds no completions.")
+    return [_of_row(row, i, str(path)) for i, row in enumerate(rows)], None
+
+
+def _in_folder(folder: Path) -> Path:
+    if (folder / "samples.jsonl").exists():
+        return folder / "samples.jsonl"
+    for pattern in ("credit/step-*.parquet", "credit.parquet", "completions/completions_*.parquet"):
+        if found := sorted(folder.glob(pattern)):
+            return found[-1]
+    raise ValueError(
+        f"`completions`: the folder {str(folder)!r} has no samples.jsonl (of `trl-credit eval`), no `credit/` (of "
+        "`credit_log_steps`) and no `completions/` (of `log_completions`)."
+    )
+
+
+def _json_rows(path: Path) -> list[dict]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        rows = (
+            json.loads(text)
+            if path.suffix == ".json"
+            else [json.loads(line) for line in text.splitlines() if line.strip()]
+        )
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`completions`: {str(path)!r} is no {path.suffix[1:].upper()}: {error}.") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"`completions`: {str(path)!r} must hold a list of objects.")
+    return rows
+
+
+def _samples(path: Path, limit: int) -> list[Completion]:
+    """Samples of an evaluation, with the prompts in its problems.jsonl and the judge's verdict as the reward."""
+    try:
+        problems = {(row["task"], row["problem"]): row for row in read_lines(path.parent / "problems.jsonl")}
+        samples = [row for row, _ in zip(read_lines(path), range(limit), strict=False)]
+    except (RunFolderError, OSError) as error:
+        raise ValueError(f"`completions`: {error}") from error
+    groups = {key: i for i, key in enumerate(problems)}
+    return [
+        Completion(
+            prompt=problems[row["task"], row["problem"]]["prompt"],
+            text=row["text"],
+            finished=row["finish"] != "length",
+            reward=None if row.get("correct") is None else float(row["correct"]),
+            group=groups[row["task"], row["problem"]],
+            info={name: row[name] for name in ("task", "problem", "index", "answer") if name in row},
+        )
+        for row in samples
+        if (row["task"], row["problem"]) in problems
+    ]
+
+
+def _text_of(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    if (
+        isinstance(value, list)
+        and value
+        and isinstance(value[-1], Mapping)
+        and isinstance(value[-1].get("content"), str)
+    ):
+        if len(value) == 1:
+            return value[0]["content"]
+        raise ValueError(
+            f"{where}: `completion` has {len(value)} messages; conversations with tools need their `token_ids`."
+        )
+    raise ValueError(f"{where}: `completion` is neither text nor a message: {value!r}.")
+
+
+# Columns of TRL's table that are no rewards
+_NOT_REWARDS = {
+    "step",
+    "prompt",
+    "completion",
+    "advantage",
+    "reward",
+    "group",
+    "token_ids",
+    "mask",
+    "completion_ids",
+    "finished",
+}
+
+
+def _of_row(row: Mapping[str, Any], number: int, path: str) -> Completion:
+    where = f"`completions`: row {number} of {path!r}"
+    if row.get("prompt") is None:
+        raise ValueError(f"{where} has no `prompt`; it has {', '.join(row)}.")
+    ids = row.get("token_ids") or row.get("completion_ids")
+    if ids is None and row.get("completion") is None:
+        raise ValueError(f"{where} has neither `completion` nor `token_ids`; it has {', '.join(row)}.")
+    rewards = {
+        name: float(value)
+        for name, value in row.items()
+        if name not in _NOT_REWARDS and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    reward = row.get("reward")
+    if reward is None and len(rewards) == 1:
+        reward = next(iter(rewards.values()))
+    return Completion(
+        prompt=row["prompt"],
+        token_ids=ids,
+        text=None if ids else _text_of(row["completion"], where),
+        finished=row.get("finished", True),
+        mask=row.get("mask"),
+        advantage=row.get("advantage"),
+        reward=reward,
+        group=row.get("group", number),
+        example=dict(row),
+        info={name: row[name] for name in ("step",) if name in row} | ({"rewards": rewards} if rewards else {}),
+    )
+
+
+def _of_record(record: CompletionCredit) -> Completion:
+    """To score it again."""
+    return Completion(
+        prompt=record.info.get(SOURCE_PROMPT, record.prompt),
+        token_ids=record.token_ids.tolist(),
+        mask=record.mask.tolist(),
+        advantage=record.advantage,
+        reward=record.reward,
+        group=record.group,
+        info=record.info,
+    )
