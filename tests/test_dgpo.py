@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trl_credit import CreditInputs, build_credit
 from trl_credit.methods.base import effective_token_fraction
 from trl_credit.methods.dgpo import adaptive_temperature, dgpo_scores, dgpo_weights
 
@@ -100,3 +101,75 @@ def test_effective_token_fraction():
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
     weights = torch.tensor([[1.0, 1, 1, 1], [2.0, 0, 0, 0], [2.0, 2.0, 0, 0]])
     torch.testing.assert_close(effective_token_fraction(weights, mask), torch.tensor([1.0, 0.5, 0.5]))
+
+
+def adaptive_weights(distance, entropy, mask, fraction=None, dtype=torch.float64):
+    method = build_credit({"method": "dgpo", "temperature": "adaptive", "effective_fraction": fraction})
+    inputs = CreditInputs(
+        mask=mask,
+        policy_logps=torch.zeros_like(distance),
+        policy_entropy=entropy,
+        vocab_size=100,
+        signals={method.signals()[0]: distance},
+        compute_dtype=dtype,
+    )
+    return method, inputs, method.weights(inputs)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    data=st.data(),
+    scale=st.sampled_from([1.0, 1e-3, 1e-8, 1e-15]),
+    fraction=st.sampled_from([0.05, 0.3, 0.63, 0.9, 0.99]),
+    length=st.integers(1, 30),
+)
+def test_adaptive_temperature_of_any_scores(data, scale, fraction, length):
+    """The fraction asked for is reached wherever it can be: a softmax cannot put less than equal weight on the tokens that
+    tie for the highest score, nor tell apart what is equal."""
+    values = data.draw(st.lists(st.one_of(unit, st.sampled_from([0.0, 0.5])), min_size=length, max_size=length))
+    distance = torch.tensor([values], dtype=torch.float64) * scale
+    mask = torch.tensor([data.draw(st.lists(st.booleans(), min_size=length, max_size=length))])
+    entropy = torch.full_like(distance, math.log(100))  # g = 1: scores are the distances
+    _, _, weights = adaptive_weights(distance, entropy, mask, fraction)
+    weights, on = weights[0][mask[0]], distance[0][mask[0]]
+    on = torch.where(on <= 1e-20, 0.0, on)
+    assert torch.isfinite(weights).all()
+    assert (weights >= 0).all()
+    if not len(on):
+        return
+    torch.testing.assert_close(weights.mean(), torch.tensor(1.0, dtype=torch.float64))
+    if on.max() == on.min():
+        assert torch.equal(weights, torch.ones_like(weights))
+        return
+    shares = weights / len(weights)
+    reached = torch.exp(-torch.special.xlogy(shares, shares).sum()).item() / len(weights)
+    lowest = (on == on.max()).sum().item() / len(on)
+    # Gaps below a ten-thousandth of the spread are not told apart by the sharpest temperature that is tried
+    nearly = (on >= on.max() - 1e-3 * (on.max() - on.min())).sum().item() / len(on)
+    assert reached == pytest.approx(max(fraction, lowest), rel=1e-3) or lowest <= reached <= nearly + 1e-3
+    order = on.argsort()
+    assert (weights[order].diff() >= -1e-12).all()
+
+
+def test_adaptive_temperature_is_logged_and_has_a_default():
+    generator = torch.Generator().manual_seed(0)
+    distance = torch.rand(3, 400, generator=generator) * torch.tensor([[1.0], [1e-4], [0.0]])
+    mask = torch.ones(3, 400, dtype=torch.bool)
+    method, inputs, weights = adaptive_weights(distance, torch.rand(3, 400, generator=generator) + 1, mask)
+    reached = effective_token_fraction(weights, mask)
+    torch.testing.assert_close(reached, torch.tensor([0.63, 0.63, 1.0]), rtol=1e-3, atol=1e-3)
+    temperature = method.metrics(inputs)["temperature"]
+    expected = [oracles.dgpo_row(d, e, [True] * 400, 100, t[0].item()) for d, e, t in zip(
+        distance[:2].tolist(), inputs.policy_entropy[:2].tolist(), temperature[:2], strict=True)]  # fmt: skip
+    np.testing.assert_allclose(weights[:2].numpy(), expected, rtol=2e-3, atol=1e-4)
+    assert torch.isinf(temperature[2]).all()
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 5e-13), (torch.bfloat16, 5e-6), (torch.float16, 5e-8)])
+def test_adaptive_temperature_does_not_sharpen_rounding(dtype, rounding):
+    distance = torch.rand(1, 50, generator=torch.Generator().manual_seed(0)) * rounding
+    mask = torch.ones(1, 50, dtype=torch.bool)
+    _, _, weights = adaptive_weights(distance, torch.ones(1, 50), mask, 0.3, dtype)
+    assert torch.equal(weights, torch.ones(1, 50))
+    _, _, weights = adaptive_weights(distance * 100, torch.ones(1, 50), mask, 0.3, dtype)
+    assert weights.std() > 0.5
