@@ -14,7 +14,8 @@ from trl_credit.metrics import credit_metrics
 
 # Every registered method at its defaults, and what needs other signals
 EVERY = {name: cls() for name, cls in METHODS.items()} | {
-    "gcpo-full": build_credit({"method": "gcpo", "divergence": "full"})
+    "gcpo-full": build_credit({"method": "gcpo", "divergence": "full"}),
+    "dgpo-adaptive": build_credit({"method": "dgpo", "temperature": "adaptive"}),
 }
 every_method = pytest.mark.parametrize("method", list(EVERY.values()), ids=list(EVERY))
 VOCAB = 50

@@ -111,6 +111,12 @@ class CreditScriptArguments(ScriptArguments):
             "(such as tasks, n, preset), with `every: N` also every N updates; JSON on the command line."
         },
     )
+    compare: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Methods and seeds of `trl-credit compare`, which reads them; training does not, and wants `credit`."
+        },
+    )
     reward_model_name_or_path: str | None = field(
         default=None,
         metadata={"help": "Reward model, by path or hub id, used beside the reward functions."},
@@ -121,7 +127,7 @@ class CreditScriptArguments(ScriptArguments):
             self.reward_funcs = [self.reward_funcs]
         if self.generated_dataset_size < 1:
             raise ValueError(f"`generated_dataset_size` must be at least 1, got {self.generated_dataset_size}.")
-        for name in ("generated_dataset_config", "eval"):
+        for name in ("generated_dataset_config", "eval", "compare"):
             setattr(self, name, mapping_of(name, getattr(self, name)))
 
 

@@ -1,0 +1,138 @@
+"""`trl-credit compare`: trains a recipe with several credit methods and seeds, and says what differs beyond noise.
+
+Interrupted, the same command goes on. Methods and seeds can be added later; other settings are another comparison.
+`trl-credit compare report FOLDER` makes statistics and pictures anew. Any field of the recipe can be given as well.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command. Exit status 2 for what is wrong with settings or the folder, 1 if a run failed, 130 and 143 after
+    SIGINT and SIGTERM."""
+    argv = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from .run import Stopped
+
+    try:
+        if argv and argv[0] == "report":
+            _report(argv[1:])
+        elif argv and not argv[0].startswith("-"):
+            _fail(f"unknown command {argv[0]!r}. Did you mean 'report', or --config {argv[0]}?")
+        else:
+            _compare(argv)
+    except KeyboardInterrupt as error:
+        print("\nStopped. Finished runs are kept: the same command makes the rest.", file=sys.stderr)
+        raise SystemExit(143 if isinstance(error, Stopped) else 130) from error
+
+
+def _fail(message: Any, command: str = "compare") -> NoReturn:
+    print(f"trl-credit {command}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="trl-credit compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    result.error = _fail
+    add = result.add_argument
+    add("--config", type=Path, required=True, help="recipe, whose `compare` may have methods, seeds and the rest")
+    add("--methods", nargs="+", metavar="METHOD", help="names, dotted paths, or mappings as JSON (with a `label`)")
+    add("--seeds", nargs="+", type=int, metavar="SEED", help="how many (0 to N - 1), or several seeds (default: 1)")
+    add("--output_dir", type=Path, help="default: outputs/compare/NAME_OF_RECIPE")
+    add("--baseline", help="label of the method the others are compared with (default: the first)")
+    add("--target_reward", type=float, help="also compare the updates and tokens until this reward")
+    add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    add("--keep_models", action="store_true", help="keep the trained models")
+    add("--num_processes", type=int, help="processes of each run")
+    add("--accelerate_config", help="as of `trl-credit train`")
+    return result
+
+
+def _compare(argv: list[str]) -> None:
+    from rich.console import Console
+
+    from ..evaluation.store import RunFolder, RunFolderError
+    from .plan import make_plan, write_plan
+    from .run import in_process, run_all
+
+    for name in ("scipy", "matplotlib"):  # not after hours of training
+        if importlib.util.find_spec(name) is None:
+            _fail(f"the statistics and pictures need {name}: pip install 'trl-credit[analysis]'")
+    from .results import read_runs
+
+    arguments, overrides = parser().parse_known_args(argv)
+    if arguments.jobs < 1:
+        _fail(f"`--jobs` must be at least 1, got {arguments.jobs}.")
+    launch = []
+    for name in ("num_processes", "accelerate_config"):
+        if getattr(arguments, name) is not None:
+            launch += [f"--{name}", str(getattr(arguments, name))]
+    if launch and arguments.jobs > 1:
+        _fail("`--jobs` has no effect with several processes a run: these run one after the other.")
+    seeds = arguments.seeds
+    output_dir = arguments.output_dir or Path("outputs/compare") / arguments.config.stem
+    folder = RunFolder(output_dir)
+    try:
+        plan = in_process(
+            make_plan,
+            config=arguments.config,
+            output_dir=output_dir,
+            overrides=overrides,
+            methods=arguments.methods,
+            seeds=seeds[0] if seeds and len(seeds) == 1 else seeds,
+            baseline=arguments.baseline,
+            target_reward=arguments.target_reward,
+            launch=launch,
+        )
+        folder.lock()
+    except (ValueError, RunFolderError) as error:
+        _fail(error)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        write_plan(output_dir, plan)
+        failed = run_all(
+            plan,
+            output_dir,
+            jobs=arguments.jobs,
+            keep_models=arguments.keep_models,
+            say=lambda line: console.print(line, markup=False),
+        )
+        if failed:
+            console.print(f"Failed: {'; '.join(failed)}. The same command tries again.", markup=False)
+        if not failed or any(read_runs(output_dir, plan).values()):
+            _write(output_dir)
+    except (ValueError, RunFolderError) as error:
+        _fail(error)
+    finally:
+        folder.close()
+    if failed:
+        raise SystemExit(1)
+
+
+def _report(argv: list[str]) -> None:
+    from ..evaluation.store import RunFolderError
+
+    arguments = argparse.ArgumentParser(
+        prog="trl-credit compare report", description="Makes statistics and pictures anew from what is on disk."
+    )
+    arguments.add_argument("folder", type=Path, help="folder of the comparison")
+    try:
+        _write(arguments.parse_args(argv).folder)
+    except (ValueError, RunFolderError) as error:
+        _fail(error, "compare report")
+
+
+def _write(output_dir: Path) -> None:
+    from .results import write_results
+
+    write_results(output_dir)

@@ -1,0 +1,397 @@
+"""What a comparison runs, checked before anything runs, and what of it is on disk.
+
+plan.json               recipe, methods, seeds; a folder with other settings is refused
+recipe.yaml             what every run trains
+runs/LABEL/seed-K/      run.json (once it is finished), log.txt, eval/
+comparison.json         the statistics; comparison.md, comparison.html, curves.png, curves.svg show them
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..evaluation.store import RunFolderError, differences, read_json, write_atomically
+from ..methods.base import nearest
+
+
+FORMAT = 1
+# A recipe's fields that are the comparison's own
+_VARIED = {
+    "credit": "--methods",
+    "seed": "--seeds",
+}
+_DECIDED = ("output_dir", "logging_steps", "logging_strategy", "disable_tqdm", "resume_from_checkpoint", "push_to_hub")
+_SECTION = ("methods", "seeds", "baseline", "target_reward")
+
+
+@dataclass
+class Method:
+    """A method of a comparison: what it is called, its folder in `runs`, and its full mapping."""
+
+    label: str
+    folder: str
+    credit: dict[str, Any]
+
+
+@dataclass
+class Plan:
+    """What a comparison consists of, now and after earlier commands in the same folder.
+
+    Args:
+        recipe: The recipe, without `compare`.
+        overrides: Fields given on the command line, as its words.
+        settings: What must be equal in all runs, by field.
+        methods: All of them, the first ones first.
+        seeds: All of them.
+        baseline: Label of the method that the others are compared with.
+        target_reward: The reward to be reached, or `None`.
+        asked: Labels and seeds of this command.
+        launch: The launcher's words, none for one process.
+        command: The command that makes all of it.
+    """
+
+    recipe: dict[str, Any]
+    overrides: list[str]
+    settings: dict[str, Any]
+    methods: list[Method]
+    seeds: list[int]
+    baseline: str
+    target_reward: float | None = None
+    asked: tuple[list[str], list[int]] = field(default_factory=lambda: ([], []))
+    launch: list[str] = field(default_factory=list)
+    command: str = ""
+
+    def method(self, label: str) -> Method:
+        return next(method for method in self.methods if method.label == label)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": FORMAT, **{key: value for key, value in asdict(self).items() if key != "asked"}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Plan":
+        """Of a plan.json.
+
+        Raises:
+            KeyError, TypeError: It is none.
+        """
+        known = {f.name: data[f.name] for f in fields(cls) if f.name != "asked"}
+        known["methods"] = [Method(**method) for method in known["methods"]]
+        return cls(**known)
+
+
+def run_folder(output_dir: Path, method: Method, seed: int) -> Path:
+    return Path(output_dir) / "runs" / method.folder / f"seed-{seed}"
+
+
+def read_plan(output_dir: Path) -> Plan:
+    """The plan of a folder.
+
+    Raises:
+        RunFolderError: There is none.
+    """
+    path = Path(output_dir) / "plan.json"
+    if not path.exists():
+        raise RunFolderError(f"There is no plan.json in {output_dir}: is it the folder of a comparison?")
+    try:
+        return Plan.from_dict(read_json(path))
+    except (KeyError, TypeError) as error:
+        raise RunFolderError(f"{path} is not what `trl-credit compare` writes: {error}.") from error
+
+
+def write_plan(output_dir: Path, plan: Plan) -> None:
+    write_atomically(Path(output_dir) / "recipe.yaml", [yaml.safe_dump(plan.recipe, sort_keys=False)])
+    write_atomically(Path(output_dir) / "plan.json", [json.dumps(plan.to_dict(), indent=2) + "\n"])
+
+
+def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recipe's fields, and the comparison's settings in it.
+
+    Raises:
+        ValueError: It cannot be read, or has unknown settings.
+    """
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"`--config`: cannot read {str(path)!r}: {error.strerror} (from {Path.cwd()}).") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"`--config`: not valid YAML: {error}") from None
+    if not isinstance(recipe, dict):
+        raise ValueError("`--config`: the recipe must be a YAML mapping of fields to values.")
+    section = recipe.pop("compare", None) or {}
+    if not isinstance(section, dict):
+        raise ValueError(f"`compare` must be a mapping, got {section!r}.")
+    for name in section:
+        if name not in _SECTION:
+            raise ValueError(f"`compare`: unknown setting {name!r}. {nearest(name, _SECTION)}")
+    return recipe, section
+
+
+def parse_seeds(value: Any) -> list[int]:
+    """Seeds: a number N for 0 to N - 1, or a list of them.
+
+    Raises:
+        ValueError: It is neither, or a seed is there twice.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"`seeds` must be at least 1, got {value}.")
+        return list(range(value))
+    if (
+        not isinstance(value, (list, tuple))
+        or not value
+        or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in value)
+    ):
+        raise ValueError(f"`seeds` must be a number of seeds or a list of seeds from 0, got {value!r}.")
+    if len(set(value)) < len(value):
+        raise ValueError(f"`seeds`: one is there twice: {', '.join(map(str, value))}.")
+    return list(value)
+
+
+def parse_methods(
+    values: Sequence[Any], recipe_credit: Any = None, earlier: Sequence[Method] = ()
+) -> tuple[list[Method], list[str]]:
+    """All methods of a comparison, earlier ones first, and the labels of the ones asked for.
+
+    A method keeps its folder when others come; labels are those that tell all of them apart. The name alone of the method
+    that the recipe itself trains with has the recipe's parameters.
+
+    Args:
+        values: Names, dotted paths or mappings, which may have a `label`.
+        recipe_credit: The recipe's own `credit`.
+        earlier: The folder's methods.
+
+    Raises:
+        ValueError: No or unknown methods, wrong parameters, one that is there twice.
+    """
+    from ..inspection.scoring import labelled
+    from ..methods import build_credit
+
+    if isinstance(values, (str, Mapping)):
+        values = [values]
+    if not isinstance(values, (list, tuple)) or not values:
+        raise ValueError("No methods: give --methods NAME ..., or `compare: {methods: [...]}` in the recipe.")
+    own = build_credit(recipe_credit) if recipe_credit is not None else None
+    asked, labels = [], {}
+    for value in values:
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError:
+                build_credit(value)  # says what is wrong
+        label = None
+        if isinstance(value, Mapping):
+            value = dict(value)
+            label = value.pop("label", None)
+            if label is not None and (not isinstance(label, str) or not label.strip()):
+                raise ValueError(f"`label` of a method must be text, got {label!r}.")
+        method = build_credit(value)
+        if own is not None and isinstance(value, str) and type(method) is type(own):
+            method = own
+        credit = json.loads(json.dumps(method.to_dict()))
+        if credit in asked:
+            raise ValueError(f"The method {label or method.name!r} is there twice.")
+        if label is not None:
+            labels[len(asked)] = label
+        asked.append(credit)
+    # Parameters that this version has added have their defaults
+    there = [json.loads(json.dumps(build_credit(method.credit).to_dict())) for method in earlier]
+    every = there + [credit for credit in asked if credit not in there]
+    found = list(labelled(every))
+    known = {method.folder for method in earlier}
+    methods = []
+    for place, credit in enumerate(every):
+        number = asked.index(credit) if credit in asked else None
+        before = earlier[place] if place < len(earlier) else None
+        given_before = before is not None and before.label not in labelled(there)
+        label = labels.get(number) or (before.label if given_before else found[place])
+        folder = before.folder if before is not None else _folder(label, known)
+        known.add(folder)
+        methods.append(Method(label, folder, credit))
+    names = [method.label for method in methods]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"Two methods have the label {name!r}.")
+    return methods, [methods[every.index(credit)].label for credit in asked]
+
+
+def _folder(label: str, taken: set[str]) -> str:
+    name = re.sub(r"[^\w.=+-]+", "-", label).strip("-.") or "method"
+    found, number = name, 1
+    while found in taken:
+        number += 1
+        found = f"{name}-{number}"
+    return found
+
+
+def run_arguments(plan: Plan, output_dir: Path, method: Method, seed: int, resume: bool = False) -> list[str]:
+    """The words after `trl-credit train` of one run."""
+    words = ["--config", str(Path(output_dir) / "recipe.yaml"), *plan.overrides]
+    fixed = {
+        "credit": json.dumps(method.credit),
+        "seed": seed,
+        "output_dir": run_folder(output_dir, method, seed),
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "disable_tqdm": "true",
+        "push_to_hub": "false",
+    }
+    given = {*plan.recipe, *field_names(plan.overrides)}
+    if "report_to" not in given:
+        fixed["report_to"] = "none"
+    elif "run_name" not in given:
+        fixed["run_name"] = f"{method.label} seed {seed}"
+    if resume:
+        fixed["resume_from_checkpoint"] = "auto"
+    return words + [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
+
+
+def field_names(words: Sequence[str]) -> list[str]:
+    """The fields that command-line words set."""
+    return [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+
+
+def make_plan(
+    config: Path,
+    output_dir: Path,
+    overrides: Sequence[str] = (),
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | int | None = None,
+    baseline: str | None = None,
+    target_reward: float | None = None,
+    launch: Sequence[str] = (),
+) -> Plan:
+    """Reads and checks everything that can be known before a model is loaded; nothing is written.
+
+    Args:
+        config: The recipe; its `compare` may have what is `None` here.
+        output_dir: Folder of the comparison; what is there is gone on with.
+        overrides: Fields of the recipe, as command-line words.
+        methods: As of `parse_methods`.
+        seeds: As of `parse_seeds`.
+        baseline: Label of a method.
+        target_reward: The reward to be reached.
+        launch: The launcher's words.
+
+    Raises:
+        ValueError: Wrong settings.
+        RunFolderError: The folder has another comparison.
+    """
+    recipe, section = read_recipe(Path(config))
+    for name in field_names(overrides):
+        if name in _VARIED:
+            raise ValueError(f"`{name}` is what a comparison varies: use {_VARIED[name]}.")
+        if name in _DECIDED:
+            raise ValueError(f"`{name}` has no effect in a comparison, which decides it itself.")
+    recipe_credit = recipe.pop("credit", None)
+    for name in ("seed", *_DECIDED):
+        recipe.pop(name, None)
+    before = read_plan(output_dir) if (Path(output_dir) / "plan.json").exists() else None
+    if before is None and (Path(output_dir) / "runs").exists():
+        raise RunFolderError(f"{output_dir} has runs but no plan.json: set another `--output_dir`.")
+    every, labels = parse_methods(
+        section.get("methods") if methods is None else methods, recipe_credit, before.methods if before else ()
+    )
+    asked_seeds = parse_seeds(section.get("seeds", 1) if seeds is None else seeds)
+    baseline, target_reward = _choices(section, before, baseline, target_reward, every)
+    plan = Plan(
+        recipe=recipe,
+        overrides=list(overrides),
+        settings={},
+        methods=every,
+        seeds=[*(before.seeds if before else []), *(s for s in asked_seeds if not before or s not in before.seeds)],
+        baseline=baseline,
+        target_reward=target_reward,
+        asked=(labels, asked_seeds),
+        launch=list(launch),
+    )
+    plan.settings = _checked_settings(plan, output_dir)
+    if before is not None:
+        found = differences(before.settings, plan.settings)
+        if found:
+            shown = "; ".join(f"`{name}`: {json.dumps(old)} there, {json.dumps(new)} now" for name, old, new in found)
+            raise RunFolderError(
+                f"{output_dir} has a comparison with other settings: {shown}. Set another `--output_dir`, or use the "
+                "settings of before (methods and seeds may be added)."
+            )
+    plan.command = command_of(plan, config, output_dir)
+    return plan
+
+
+def _choices(section: Mapping, before: Plan | None, baseline, target_reward, methods: list[Method]) -> tuple:
+    """Baseline and target: the command line's, the recipe's, the folder's, or else the first method and none."""
+    labels = [method.label for method in methods]
+    if baseline is None:
+        baseline = section.get("baseline")
+    if baseline is None and before is not None:
+        baseline = methods[before.methods.index(before.method(before.baseline))].label
+    if baseline is None:
+        baseline = labels[0]
+    if baseline not in labels:
+        raise ValueError(f"`baseline`: {baseline!r} is not among the methods. {nearest(baseline, labels)}")
+    if target_reward is None:
+        target_reward = section.get("target_reward", before.target_reward if before else None)
+    if target_reward is not None:
+        try:
+            target_reward = float(target_reward)
+        except (TypeError, ValueError):
+            raise ValueError(f"`target_reward` must be a number, got {target_reward!r}.") from None
+    return baseline, target_reward
+
+
+def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
+    """What must be equal in all runs, from settings that would reach the trainer with every method."""
+    import tempfile
+
+    from ..evaluation.backends.local import LocalModel
+    from ..evaluation.training import TrainingEvaluation
+    from ..train import check_model, parse_arguments, resolve_model, trainer_arguments
+
+    parsed = None
+    with tempfile.TemporaryDirectory(prefix="trl-credit-") as folder:
+        (Path(folder) / "recipe.yaml").write_text(yaml.safe_dump(plan.recipe, sort_keys=False))
+        for method in plan.methods:
+            words = run_arguments(plan, Path(folder), method, plan.asked[1][0])
+            parsed = parse_arguments(words, "trl-credit compare")
+    script_args, training_args, model_args, dataset_args = parsed
+    names = {*plan.recipe, *field_names(plan.overrides)}
+    settings = {}
+    for name in sorted(names):
+        owner = next((part for part in parsed if hasattr(part, name)), None)
+        if owner is None and name.startswith("no_"):
+            name = name.removeprefix("no_")
+            owner = next((part for part in parsed if hasattr(part, name)), None)
+        settings[name] = getattr(owner, name) if owner is not None else plan.recipe.get(name)
+    settings = json.loads(json.dumps(settings, default=str))
+    arguments = trainer_arguments(script_args, training_args, model_args, dataset_args)
+    if script_args.eval is not None:
+        TrainingEvaluation.from_recipe(script_args.eval, script_args, training_args)
+    check_model(
+        arguments["model"],
+        arguments["train_dataset"],
+        revision=model_args.model_revision,
+        trust_remote_code=training_args.trust_remote_code,
+    )
+    model = LocalModel.find(
+        resolve_model(model_args.model_name_or_path), model_args.model_revision, training_args.trust_remote_code
+    )
+    return settings | {"model_fingerprint": model.fingerprint(), "launch": plan.launch}
+
+
+def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
+    """The command that makes the whole comparison."""
+    methods = [
+        json.dumps({**method.credit, "label": method.label}) if len(method.credit) > 1 else method.credit["method"]
+        for method in plan.methods
+    ]
+    seeds = [str(len(plan.seeds))] if plan.seeds == list(range(len(plan.seeds))) else list(map(str, plan.seeds))
+    words = ["trl-credit", "compare", "--config", str(config), "--methods", *methods, "--seeds", *seeds]
+    words += ["--output_dir", str(output_dir), "--baseline", plan.baseline]
+    if plan.target_reward is not None:
+        words += ["--target_reward", f"{plan.target_reward:g}"]
+    return shlex.join([*words, *plan.launch, *plan.overrides])

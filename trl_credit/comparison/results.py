@@ -1,0 +1,409 @@
+"""Results of a comparison: runs on disk to comparison.json, and that to tables, pictures and sentences."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..evaluation.store import RunFolderError, read_json, write_atomically
+from .plan import Plan, read_plan, run_folder
+from .statistics import area, band, enough_seeds, first_reached, holm, interval, paired, smoothed, verdict
+
+
+LEVEL = 0.95
+# What is drawn over updates
+CURVES = {
+    "reward": "reward",
+    "entropy": "entropy, nats",
+    "completions/mean_length": "tokens of a completion",
+    "credit/effective_fraction": "effective token fraction",
+}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is compared.
+
+    Args:
+        name: Key in comparison.json.
+        title: What it is called.
+        larger_is_better: Which way is better.
+        digits: After the point.
+        scale: 100 for shares that are shown in percent.
+        ranks: Whether runs may not have it, which counts as larger than all.
+    """
+
+    name: str
+    title: str
+    larger_is_better: bool
+    digits: int
+    scale: float = 1.0
+    ranks: bool = False
+
+    def text(self, value: float | None) -> str:
+        if value is None:
+            return "\u2013"
+        if math.isinf(value):
+            return "not reached"
+        return f"{self.scale * value:,.{self.digits}f}".replace("-", "\u2212")
+
+    def signed(self, value: float | None) -> str:
+        if value is None:
+            return "\u2013"
+        text = self.text(abs(value))
+        if not text.strip("0.,"):
+            return text
+        return ("+" if value > 0 else "\u2212") + text
+
+
+QUANTITIES = (
+    Quantity("mean_reward", "mean reward", True, 3),
+    Quantity("last_reward", "reward, last quarter", True, 3),
+    Quantity("accuracy", "final accuracy, %", True, 1, scale=100),
+    Quantity("updates_to_target", "updates to the target", False, 1, ranks=True),
+    Quantity("tokens_to_target", "generated tokens to the target", False, 0, ranks=True),
+    Quantity("seconds_per_update", "seconds per update", False, 3),
+    Quantity("seconds", "seconds of training", False, 1),
+)
+BY_NAME = {quantity.name: quantity for quantity in QUANTITIES}
+
+
+def read_runs(output_dir: Path, plan: Plan) -> dict[str, dict[int, dict[str, Any]]]:
+    """The finished runs by label and seed."""
+    found = {}
+    for method in plan.methods:
+        found[method.label] = {}
+        for seed in plan.seeds:
+            path = run_folder(output_dir, method, seed) / "run.json"
+            if path.exists():
+                found[method.label][seed] = read_json(path)
+    return found
+
+
+def _column(run: Mapping[str, Any], name: str) -> np.ndarray:
+    column = run["history"].get(name)
+    return np.array([math.nan if value is None else value for value in column or []], float)
+
+
+def run_values(run: Mapping[str, Any], window: int, target: float | None) -> dict[str, float]:
+    """A run's quantities; infinite where the target was not reached."""
+    rewards = _column(run, "reward")
+    values = {"mean_reward": area(rewards)}
+    if run.get("accuracy") is None:
+        values["last_reward"] = area(rewards[-max(1, len(rewards) // 4) :])
+    else:
+        values["accuracy"] = run["accuracy"]
+    if target is not None:
+        updates = first_reached(smoothed(rewards, window), target)
+        tokens = np.nancumsum(_column(run, "generated_tokens"))
+        values["updates_to_target"] = updates
+        values["tokens_to_target"] = float(tokens[int(updates) - 1]) if math.isfinite(updates) else math.inf
+    values["seconds_per_update"] = run["seconds"] / max(1, run["updates"])
+    values["seconds"] = run["seconds"]
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def summarize(plan: Plan, runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    """All statistics of finished runs, as JSON values (what was not reached is `None`).
+
+    Args:
+        plan: The plan.
+        runs: By label and seed.
+
+    Raises:
+        RunFolderError: There are none.
+    """
+    lengths = [len(run["history"]["step"]) for of_method in runs.values() for run in of_method.values()]
+    if not lengths:
+        raise RunFolderError("There is no finished run.")
+    updates = min(lengths)
+    window = max(1, updates // 10)
+    values = {
+        label: {seed: run_values(run, window, plan.target_reward) for seed, run in of_method.items()}
+        for label, of_method in runs.items()
+    }
+    methods = []
+    for method in plan.methods:
+        of_method = runs[method.label]
+        quantities = {}
+        for quantity in QUANTITIES:
+            known = {
+                seed: found[quantity.name] for seed, found in values[method.label].items() if quantity.name in found
+            }
+            if known:
+                quantities[quantity.name] = _quantity(list(known.values())) | {
+                    "by_seed": {str(seed): _json(value) for seed, value in known.items()}
+                }
+        methods.append(
+            {
+                "label": method.label,
+                "credit": method.credit,
+                "seeds": sorted(of_method),
+                "missing": sorted(set(plan.seeds) - set(of_method)),
+                "quantities": quantities,
+                "curves": {name: _curve(of_method, name, updates, window) for name in CURVES},
+            }
+        )
+    jobs = sorted({run["jobs"] for of_method in runs.values() for run in of_method.values()})
+    versions = [run["versions"] for of_method in runs.values() for run in of_method.values()]
+    return {
+        "format": 1,
+        "level": LEVEL,
+        "updates": updates,
+        "window": window,
+        "n": next((run["n"] for of_method in runs.values() for run in of_method.values() if run.get("n")), None),
+        "baseline": plan.baseline,
+        "target_reward": plan.target_reward,
+        "seeds": sorted(plan.seeds),
+        "methods": methods,
+        "differences": _differences(plan, values),
+        "notes": _notes(methods, jobs, versions),
+        "settings": plan.settings,
+        "versions": versions[0],
+        "command": plan.command,
+    }
+
+
+def _json(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _quantity(values: list[float]) -> dict[str, Any]:
+    finite = [value for value in values if math.isfinite(value)]
+    mean = low = high = None
+    if len(finite) == len(values):
+        mean, low, high = interval(values, LEVEL)
+    return {
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "median": _json(float(np.median(values))),
+        "reached": len(finite),
+        "runs": len(values),
+    }
+
+
+def _curve(runs: Mapping[int, Mapping[str, Any]], name: str, updates: int, window: int) -> dict[str, list] | None:
+    columns = [_column(run, name)[:updates] for run in runs.values()]
+    columns = [smoothed(column, window) for column in columns if len(column) == updates]
+    if not columns or np.isnan(columns).all():
+        return None
+    parts = zip(("mean", "low", "high"), band(np.array(columns), LEVEL), strict=True)
+    return {key: [_json(float(value)) for value in part[window - 1 :]] for key, part in parts}
+
+
+def _differences(plan: Plan, values: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[dict[str, Any]]:
+    found = []
+    for quantity in QUANTITIES:
+        name, compared = quantity.name, []
+        for method in plan.methods:
+            before, after = values[plan.baseline], values[method.label]
+            seeds = [s for s in plan.seeds if name in before.get(s, {}) and name in after.get(s, {})]
+            if method.label != plan.baseline and seeds:
+                pair = ([of[seed][name] for seed in seeds] for of in (before, after))
+                compared.append((method.label, seeds, paired(*pair, level=LEVEL, ranks=quantity.ranks)))
+        adjusted = holm([difference.p_value for *_, difference in compared])
+        for (label, seeds, difference), p_holm in zip(compared, adjusted, strict=True):
+            row = {"quantity": name, "label": label, **asdict(difference)}
+            row |= {
+                "seeds": seeds,
+                "p_holm": p_holm,
+                "verdict": verdict(difference, p_holm, len(compared), quantity.larger_is_better),
+                "enough_seeds": enough_seeds(difference.seeds, len(compared)),
+            }
+            found.append(row)
+    return found
+
+
+def _notes(methods: list[dict[str, Any]], jobs: list[int], versions: list[dict[str, str]]) -> list[str]:
+    notes = [
+        f"{method['label']}: no finished run of seed{'s' if len(method['missing']) > 1 else ''} "
+        f"{', '.join(map(str, method['missing']))}; its statistics are those of the others."
+        for method in methods
+        if method["missing"]
+    ]
+    if jobs != [1]:
+        notes.append(
+            f"Runs were made {' or '.join(map(str, jobs))} at a time on one machine, so seconds are those of shared cores."
+        )
+    changed = sorted({name for other in versions for name in other if other.get(name) != versions[0].get(name)})
+    if changed:
+        notes.append(f"Not all runs have the same versions of {', '.join(changed)}.")
+    return notes
+
+
+# What is said of it
+
+
+def shown_value(quantity: Quantity, found: Mapping[str, Any] | None) -> str:
+    """A method's quantity with its interval, or how many runs reached the target."""
+    if not found:
+        return "\u2013"
+    if quantity.ranks and found["reached"] < found["runs"]:
+        median = "" if found["median"] is None else f"median {quantity.text(found['median'])}, "
+        return f"{median}reached in {found['reached']} of {found['runs']}"
+    if found["low"] is None:
+        return quantity.text(found["mean"])
+    return f"{quantity.text(found['mean'])} ({quantity.text(found['low'])} to {quantity.text(found['high'])})"
+
+
+def shown_difference(quantity: Quantity, row: Mapping[str, Any]) -> str:
+    """Method less baseline with its interval, or in how many seeds it was first."""
+    if row["mean"] is None:
+        return f"earlier in {row['lower']}, later in {row['higher']} of {len(row['seeds'])} seeds"
+    if row["low"] is None:
+        return quantity.signed(row["mean"])
+    return f"{quantity.signed(row['mean'])} ({quantity.signed(row['low'])} to {quantity.signed(row['high'])})"
+
+
+def shown_p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def rows_of(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The table, as texts: by quantity, each method's value, its difference from the baseline, Holm's p and the verdict."""
+    rows = []
+    for quantity in QUANTITIES:
+        for method in comparison["methods"]:
+            if quantity.name not in method["quantities"]:
+                continue
+            found = difference_of(comparison, quantity.name, method["label"])
+            baseline = method["label"] == comparison["baseline"]
+            rows.append(
+                {
+                    "quantity": quantity.title,
+                    "method": method["label"],
+                    "value": shown_value(quantity, method["quantities"][quantity.name]),
+                    "difference": "baseline" if baseline else shown_difference(quantity, found) if found else "\u2013",
+                    "p": shown_p(found["p_holm"]) if found and found["enough_seeds"] else "",
+                    "verdict": found["verdict"] if found else "",
+                }
+            )
+    return rows
+
+
+def difference_of(comparison: Mapping[str, Any], quantity: str, label: str) -> dict[str, Any] | None:
+    return next(
+        (row for row in comparison["differences"] if row["quantity"] == quantity and row["label"] == label), None
+    )
+
+
+def sentence(comparison: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """What one difference says."""
+    quantity, count = BY_NAME[row["quantity"]], len(row["seeds"])
+    start = f"{quantity.title}, {row['label']} \u2212 {comparison['baseline']}: "
+    if row["low"] is None:
+        start += shown_difference(quantity, row)
+    else:
+        low, high = (quantity.signed(row[key]).lstrip("+") for key in ("low", "high"))
+        start += f"{quantity.signed(row['mean'])} ({100 * comparison['level']:g} % interval {low} to {high})"
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
+    if not row["enough_seeds"]:
+        return f"{start}: {seeds} {'are' if count > 1 else 'is'} too few to say anything."
+    power = (
+        "" if row["half_width"] is None else f"; {seeds} could show differences from {quantity.text(row['half_width'])}"
+    )
+    return f"{start}: {row['verdict']}{power}."
+
+
+def sentences(comparison: Mapping[str, Any]) -> list[str]:
+    """One of each method, on the mean reward."""
+    return [sentence(comparison, row) for row in comparison["differences"] if row["quantity"] == "mean_reward"]
+
+
+_HEADINGS = {
+    "quantity": "",
+    "method": "method",
+    "value": "mean ({level} interval)",
+    "difference": "less {baseline} ({level} interval)",
+    "p": "p (Holm)",
+    "verdict": "verdict",
+}
+
+
+def headings(comparison: Mapping[str, Any]) -> dict[str, str]:
+    words = {"level": f"{100 * comparison['level']:g} %", "baseline": comparison["baseline"]}
+    return {key: text.format(**words) for key, text in _HEADINGS.items()}
+
+
+def to_markdown(comparison: Mapping[str, Any]) -> str:
+    """The table, the sentences and what must be known to read them."""
+
+    def line(cells) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    titles = headings(comparison)
+    rows, last = [], None
+    for row in rows_of(comparison):
+        cells = list(row.values())
+        if row["verdict"] in ("better", "worse"):
+            cells[-1] = f"**{row['verdict']}**"
+        rows.append(line(["" if row["quantity"] == last else row["quantity"], *cells[1:]]))
+        last = row["quantity"]
+    lines = [line(titles.values()), line(["---"] * len(titles)), *rows, ""]
+    lines += [f"- {text}" for text in [*sentences(comparison), *comparison["notes"]]]
+    lines += ["", basis(comparison), ""]
+    return "\n".join(lines)
+
+
+def basis(comparison: Mapping[str, Any]) -> str:
+    """What the numbers are of."""
+    seeds = len(comparison["seeds"])
+    target = ""
+    if comparison["target_reward"] is not None:
+        window = comparison["window"]
+        smooth = f"the mean of the last {window} updates' rewards" if window > 1 else "an update's reward"
+        target = f" The target is reached when {smooth} is at {comparison['target_reward']:g}."
+    accuracy = f" Final accuracy is avg@{comparison['n']} on held-out problems." if comparison["n"] else ""
+    return (
+        f"{comparison['updates']} updates, {seeds} seed{'s' if seeds > 1 else ''}, paired: a seed gives every method the "
+        "same problems and the same start. Intervals are Student's over seeds; p is that of the exact sign-flip test, "
+        f"corrected over methods (Holm).{target}{accuracy}"
+    )
+
+
+def show(comparison: Mapping[str, Any]) -> None:
+    """Prints the table and the sentences."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table()
+    for key, title in headings(comparison).items():
+        table.add_column(
+            title, justify="left" if key in ("quantity", "method", "verdict") else "right", overflow="fold"
+        )
+    rows = rows_of(comparison)
+    for place, row in enumerate(rows):
+        first = not place or rows[place - 1]["quantity"] != row["quantity"]
+        last = place + 1 == len(rows) or rows[place + 1]["quantity"] != row["quantity"]
+        cells = ["" if not first else row["quantity"], *list(row.values())[1:]]
+        table.add_row(*(cell.replace("[", "\\[") for cell in cells), end_section=last)
+    console.print(table)
+    for text in [*sentences(comparison), *comparison["notes"]]:
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def write_results(output_dir: Path) -> dict[str, Any]:
+    """Makes statistics, tables, pictures and the page of what is on disk, and prints them.
+
+    Raises:
+        RunFolderError: No comparison is there, or no finished run.
+        ValueError: A package is missing.
+    """
+    from ..report.learning import plot_learning_curves, write_learning_report
+
+    plan = read_plan(output_dir)
+    comparison = summarize(plan, read_runs(output_dir, plan))
+    write_atomically(output_dir / "comparison.json", [json.dumps(comparison, indent=1, allow_nan=False) + "\n"])
+    write_atomically(output_dir / "comparison.md", [to_markdown(comparison)])
+    for suffix in ("png", "svg"):
+        plot_learning_curves(output_dir / f"curves.{suffix}", comparison)
+    write_learning_report(output_dir / "comparison.html", comparison)
+    show(comparison)
+    print(f"{output_dir}: comparison.html, comparison.md, comparison.json, curves.png, curves.svg")
+    return comparison

@@ -1,0 +1,183 @@
+"""Statistics of a comparison: learning curves with bands, and differences paired by seed.
+
+Runs of the same seed start alike and see the same problems, so methods are compared within seeds: the mean difference with
+Student's interval, and the exact permutation test that flips the signs of the seeds' differences. Of several methods p is
+Holm's. With few seeds no p can be small: 2 to the power of 1 - S is the least of S seeds.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+ALPHA = 0.05
+# 2 to the power of 16: with more seeds flips are drawn
+MOST_FLIPS = 2**16
+
+
+def smoothed(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
+    """(U,) means over each update and the `window` - 1 before it, of what is not NaN; NaN until there are as many."""
+    values = np.asarray(values, float)
+    result = np.full(len(values), np.nan)
+    known = ~np.isnan(values)
+    sums = np.cumsum(np.concatenate([[0.0], np.where(known, values, 0.0)]))
+    counts = np.cumsum(np.concatenate([[0], known]))
+    ends = np.arange(window, len(values) + 1)
+    some = counts[ends] > counts[ends - window]
+    ends = ends[some]
+    result[ends - 1] = (sums[ends] - sums[ends - window]) / (counts[ends] - counts[ends - window])
+    return result
+
+
+def area(values: Sequence[float] | np.ndarray) -> float:
+    """The mean over updates: the area under the curve divided by its width; NaN if nothing is known."""
+    values = np.asarray(values, float)
+    return float(np.nanmean(values)) if (~np.isnan(values)).any() else math.nan
+
+
+def band(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean of (S, U) values over seeds and the ends of Student's interval at each update, without NaNs; the ends are NaN
+    where less than two seeds are known."""
+    values = np.asarray(values, float)
+    known = ~np.isnan(values)
+    counts = known.sum(0)
+    mean = np.divide(np.where(known, values, 0.0).sum(0), counts, out=np.full(len(counts), np.nan), where=counts > 0)
+    squares = np.where(known, (values - mean) ** 2, 0.0).sum(0)
+    half = np.full(len(counts), np.nan)
+    some = counts > 1
+    n = counts[some]
+    half[some] = stats.t.ppf((1 + level) / 2, n - 1) * np.sqrt(squares[some] / (n - 1) / n)
+    return mean, mean - half, mean + half
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None, float | None]:
+    """Mean and the ends of Student's interval, `None` of a single value."""
+    mean, low, high = (float(part[0]) for part in band(np.asarray(values, float)[:, None], level))
+    return (mean, None, None) if math.isnan(low) else (mean, low, high)
+
+
+def first_reached(curve: np.ndarray, target: float) -> float:
+    """The first update, counted from 1, at which a curve is at the target; infinite if it never is."""
+    places = np.flatnonzero(np.asarray(curve) >= target)
+    return float(places[0] + 1) if len(places) else math.inf
+
+
+def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
+    """Two-sided p of the hypothesis that differences are symmetric about 0: how many sign flips give a mean as far from 0.
+
+    All 2^S flips up to 16 differences, else `MOST_FLIPS` random ones, with the observed one counted once more.
+
+    Args:
+        differences: (S,) differences.
+        seed: Of the random flips.
+    """
+    differences = np.asarray(differences, float)
+    if len(differences) < 2 or not differences.any():
+        return 1.0
+    found = stats.permutation_test(
+        (differences / 2, -differences / 2),
+        lambda a, b, axis: (a - b).mean(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=MOST_FLIPS,
+        batch=4096,
+        random_state=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def signed_ranks(before: Sequence[float], after: Sequence[float]) -> np.ndarray:
+    """(S,) ranks of the differences' sizes with their signs; infinite values are larger than all, and two of them equal."""
+    before, after = np.asarray(before, float), np.asarray(after, float)
+    both = np.isinf(before) & np.isinf(after)
+    with np.errstate(invalid="ignore"):
+        differences = np.where(both, 0.0, after - before)
+    return np.sign(differences) * stats.rankdata(np.abs(differences))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's p-values of several tests, in their order."""
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.minimum(np.maximum.accumulate(np.asarray(p_values, float)[order] * factors), 1.0)
+    result = np.empty(len(p_values))
+    result[order] = adjusted
+    return result.tolist()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method against the baseline, paired by seed.
+
+    Attributes:
+        seeds: S, the seeds that both have.
+        mean: Method less baseline; `None` where a run did not reach the target.
+        low: Lower end of its interval, `None` with a single seed.
+        high: Upper end.
+        half_width: Of the interval: about the smallest difference that so many seeds could show.
+        p_value: Of the hypothesis that the two are alike within seeds.
+        lower: Seeds in which the method's value is the lower one.
+        higher: Seeds in which it is the higher one.
+    """
+
+    seeds: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    half_width: float | None
+    p_value: float
+    lower: int
+    higher: int
+
+
+def paired(before: Sequence[float], after: Sequence[float], level: float = 0.95, ranks: bool = False) -> Difference:
+    """The difference of two methods with the same seeds in the same order.
+
+    Args:
+        before: (S,) the baseline's values; infinite where the target was not reached.
+        after: (S,) the method's.
+        level: Of the interval.
+        ranks: Test signed ranks, for values that may be infinite.
+
+    Raises:
+        ValueError: No or unequal numbers of values, or infinite ones without `ranks`.
+    """
+    before, after = np.asarray(before, float), np.asarray(after, float)
+    if before.shape != after.shape or not len(before):
+        raise ValueError(f"{len(before)} and {len(after)} values: nothing to pair")
+    finite = bool(np.isfinite(before).all() and np.isfinite(after).all())
+    if not finite and not ranks:
+        raise ValueError("infinite values can only be compared by ranks")
+    signs = signed_ranks(before, after)
+    mean = low = high = None
+    if finite:
+        mean, low, high = interval(after - before, level)
+    return Difference(
+        seeds=len(before),
+        mean=mean,
+        low=low,
+        high=high,
+        half_width=None if low is None else (high - low) / 2,
+        p_value=sign_flip_p(signs if ranks else after - before),
+        lower=int((signs < 0).sum()),
+        higher=int((signs > 0).sum()),
+    )
+
+
+def enough_seeds(seeds: int, methods: int) -> bool:
+    """Whether any p could be below `ALPHA` after Holm's correction for so many methods."""
+    return methods * 2.0 ** (1 - seeds) < ALPHA
+
+
+def verdict(difference: Difference, p_holm: float, methods: int, larger_is_better: bool) -> str:
+    """`"better"`, `"worse"`, `"noise"`, or `"too few seeds"` where nothing could have been shown."""
+    if not enough_seeds(difference.seeds, methods):
+        return "too few seeds"
+    apart = difference.low is None or difference.low > 0 or difference.high < 0
+    if p_holm >= ALPHA or not apart:
+        return "noise"
+    higher = difference.mean > 0 if difference.mean is not None else difference.higher > difference.lower
+    return "better" if higher == larger_is_better else "worse"

@@ -1,0 +1,164 @@
+"""One run of a comparison, in a process of its own: trains, evaluates, writes run.json."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any
+
+
+FORMAT = 1
+_KEPT = ("run.json", "log.txt", "spec.json")
+
+
+def history_of(log: Sequence[dict[str, Any]], completions: int) -> dict[str, list[float | None]]:
+    """The trainer's log as columns, one value for each update, `None` where it logged none.
+
+    Beside what it logs: `step`, and `generated_tokens`, those of the completions generated for the update, with the ones
+    that dynamic sampling discarded.
+
+    Args:
+        log: `trainer.state.log_history` of a run that logged every update.
+        completions: Completions of a generation batch, on all processes.
+    """
+    rows = {}
+    for entry in log:
+        if "step_time" in entry:  # not of evaluations and the end
+            rows[entry["step"]] = entry
+    names = sorted({name for entry in rows.values() for name, value in entry.items() if _number(value) is not None})
+    columns = {name: [_number(entry.get(name)) for _, entry in sorted(rows.items())] for name in names}
+    columns["generated_tokens"] = [
+        None
+        if entry.get("completions/mean_length") is None
+        else round(
+            entry["completions/mean_length"] * completions + (entry.get("dynamic_sampling/discarded_tokens") or 0)
+        )
+        for _, entry in sorted(rows.items())
+    ]
+    return columns
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return value
+
+
+def evaluations_of(folder: Path) -> list[dict[str, Any]]:
+    """The evaluations that a run made, by step: accuracy (avg@n, the mean of tasks), n, and each task's avg and stderr."""
+    found = []
+    for path in folder.glob("eval/step-*/results.json"):
+        results = json.loads(path.read_text())
+        found.append(
+            {
+                "step": int(path.parent.name.removeprefix("step-")),
+                "n": results["settings"]["n"],
+                "accuracy": results["overall"]["avg"],
+                "tasks": {
+                    name: {key: task.get(key) for key in ("avg", "stderr", "problems")}
+                    for name, task in results["tasks"].items()
+                },
+            }
+        )
+    return sorted(found, key=lambda item: item["step"])
+
+
+def execute(spec: dict[str, Any]) -> None:
+    """Trains as `spec` says, on this process or as one of several, and writes run.json when all is done."""
+    from ..evaluation.results import versions
+    from ..evaluation.store import write_atomically
+    from ..train import main
+
+    if spec["one_thread"] and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+    folder = Path(spec["folder"])
+    start = time.time()
+    trainer = main(spec["arguments"])
+    if not trainer.is_world_process_zero():
+        return
+    state = trainer.state
+    history = history_of(state.log_history, trainer.args.generation_batch_size)
+    ends = [entry for entry in state.log_history if "train_runtime" in entry]
+    resumed = spec["resumed_from"] is not None
+    seconds = sum(time for time in history["step_time"] if time) if resumed else ends[-1]["train_runtime"]
+    evaluations = evaluations_of(folder)
+    last = evaluations[-1] if evaluations and evaluations[-1]["step"] == state.global_step else None
+    run = {
+        "format": FORMAT,
+        "label": spec["label"],
+        "credit": spec["credit"],
+        "seed": spec["seed"],
+        "updates": state.global_step,
+        "history": history,
+        "accuracy": None if last is None else last["accuracy"],
+        "n": None if last is None else last["n"],
+        "evaluations": evaluations,
+        "seconds": seconds,
+        "total_seconds": time.time() - start,
+        "resumed_from": spec["resumed_from"],
+        "jobs": spec["jobs"],
+        "versions": versions(),
+    }
+    if not spec["keep_models"]:
+        remove_models(folder)
+    write_atomically(folder / "run.json", [json.dumps(run, allow_nan=False) + "\n"])
+
+
+def remove_models(folder: Path) -> None:
+    """Removes weights, checkpoints and what lies beside them."""
+    for path in folder.iterdir():
+        if path.is_dir() and path.name.startswith("checkpoint-"):
+            shutil.rmtree(path)
+        elif path.is_file() and path.name not in _KEPT:
+            path.unlink()
+
+
+def start(spec: dict[str, Any]) -> None:
+    """Target of a run's process: everything it says goes to its log, and it ends when the comparison does."""
+    os.setsid()  # Ctrl-C is for the comparison, which then ends this whole group
+    log = os.open(Path(spec["folder"]) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.close(log)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if not spec["launch"]:
+        execute(spec)
+        return
+    from ..cli import _launch
+
+    path = Path(spec["folder"]) / "spec.json"
+    path.write_text(json.dumps(spec))
+    sys.argv[1:] = [*spec["launch"], str(path)]
+    _launch([*spec["launch"], str(path)], "compare", ".comparison.worker")
+
+
+def _end_with_parent() -> None:
+    parent_process().join()
+    with contextlib.suppress(OSError):
+        os.killpg(0, signal.SIGTERM)
+    time.sleep(60)  # a checkpoint may be written, other processes be ended
+    os.killpg(0, signal.SIGKILL)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """One of several processes of a run."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    execute(json.loads(Path(argv[0]).read_text()))
+
+
+if __name__ == "__main__":
+    main()
