@@ -108,8 +108,11 @@ def test_recipe_parses(path):
     for name, value in settings.items():
         assert known[name] == value or name in changed, name
         assert not (isinstance(value, str) and re.fullmatch(r"[-+]?\d[\d.]*(e[-+]?\d+)?", value)), f"{name} is text"
-    method = build_credit(settings["credit"])
-    assert training_args.credit == method.to_dict()
+    assert ("credit" in settings) != ("compare" in settings)
+    if "credit" in settings:
+        assert training_args.credit == build_credit(settings["credit"]).to_dict()
+    for method in settings.get("compare", {}).get("methods", []):
+        assert build_credit(method if isinstance(method, str) else {k: v for k, v in method.items() if k != "label"})
     for spec in script_args.reward_funcs:
         assert callable(build_reward(spec, training_args.max_completion_length))
     assert training_args.reward_weights is None or len(training_args.reward_weights) == len(script_args.reward_funcs)

@@ -193,7 +193,7 @@ class DGPO(CreditMethod):
     def _above_noise(self, inputs: CreditInputs) -> torch.Tensor:
         distance = inputs.signals[self._signal]
         floor = _NOISE_FLOOR.get(inputs.compute_dtype, _NOISE_FLOOR[torch.bfloat16])
-        return torch.where(distance <= floor, 0.0, distance)
+        return torch.where(torch.isfinite(distance) & (distance <= floor), 0.0, distance)
 
     def _temperature(self, inputs: CreditInputs) -> float | torch.Tensor:
         if not self._adaptive:
