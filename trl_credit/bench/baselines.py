@@ -1,0 +1,116 @@
+"""What credit has to beat: weights that know nothing of the outcome.
+
+They are credit methods, so they can be trained with: `credit: trl_credit.bench.baselines.Surprisal`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..methods.base import CreditMethod, Paper, mean_one, nearest
+from ..methods.inputs import CreditInputs
+from ..methods.uniform import Uniform
+
+
+DIRECTIONS = ("late", "early")
+
+
+def _no_paper(what: str) -> Paper:
+    title = f"CreditBench baseline: {what}"
+    return Paper(title=title, id="none", citation=f"% {title} (arXiv: none)")
+
+
+def _mixed(values: torch.Tensor) -> torch.Tensor:
+    """The finaliser of SplitMix64, int64 to int64."""
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        values = (values ^ ((values >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return values ^ ((values >> 31) & ((1 << 33) - 1))
+
+
+@dataclass(frozen=True)
+class Random(CreditMethod):
+    """Random weights.
+
+    A weight is a hash of the token's place, log-prob and entropy, so it depends on the completion's own inputs only.
+
+    Args:
+        seed: Other seeds give other weights.
+    """
+
+    seed: int = 0
+
+    name = "random"
+    paper = _no_paper("random weights")
+
+    def weights(self, inputs: CreditInputs) -> torch.Tensor:
+        state = torch.arange(inputs.mask.size(1), device=inputs.mask.device) + 7919 * (self.seed + 1)
+        for values in (inputs.policy_logps, inputs.policy_entropy):
+            state = _mixed(state + values.float().contiguous().view(torch.int32).long())
+        return mean_one(((state & 0xFFFFFF) + 1).float() / 2**24, inputs.mask)
+
+
+@dataclass(frozen=True)
+class Position(CreditMethod):
+    """Credit that is linear in the token's place in the completion.
+
+    Args:
+        direction: `late`, where the last token gets most, or `early`, where the first does.
+    """
+
+    direction: str = "late"
+
+    name = "position"
+    paper = _no_paper("position in the completion")
+
+    def validate(self) -> None:
+        if self.direction not in DIRECTIONS:
+            raise ValueError(
+                f"credit method 'position': `direction` is {self.direction!r}. {nearest(self.direction, DIRECTIONS)}"
+            )
+
+    def weights(self, inputs: CreditInputs) -> torch.Tensor:
+        place = inputs.mask.cumsum(-1)
+        if self.direction == "early":
+            place = inputs.mask.sum(-1, keepdim=True) + 1 - place
+        return mean_one(place.float(), inputs.mask)
+
+
+@dataclass(frozen=True)
+class Surprisal(CreditMethod):
+    """Credit by -log p of the sampled token."""
+
+    name = "surprisal"
+    paper = _no_paper("surprisal")
+
+    def weights(self, inputs: CreditInputs) -> torch.Tensor:
+        return mean_one(-inputs.policy_logps.float().clamp(max=0.0), inputs.mask)
+
+
+@dataclass(frozen=True)
+class Entropy(CreditMethod):
+    """Credit by the entropy of the policy's next-token distribution."""
+
+    name = "entropy"
+    paper = _no_paper("entropy")
+
+    def weights(self, inputs: CreditInputs) -> torch.Tensor:
+        return mean_one(inputs.policy_entropy.float().clamp(min=0.0), inputs.mask)
+
+
+BASELINES: dict[str, type[CreditMethod]] = {cls.name: cls for cls in (Random, Position, Surprisal, Entropy)}
+
+
+def baselines() -> dict[str, CreditMethod]:
+    """Every baseline by its label, uniform credit included."""
+    return {
+        "uniform": Uniform(),
+        "random": Random(),
+        "position late": Position("late"),
+        "position early": Position("early"),
+        "surprisal": Surprisal(),
+        "entropy": Entropy(),
+    }
+
+
+def is_trivial(method: CreditMethod) -> bool:
+    return type(method) in (Uniform, *BASELINES.values())

@@ -1,0 +1,96 @@
+"""`trl-credit bench`: CreditBench, which measures whether credit lands on the tokens that decided the outcome."""
+
+import argparse
+import importlib.util
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        _fail(message)
+
+
+def _fail(message: object) -> None:
+    print(f"trl-credit bench: error: {' '.join(str(message).split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="trl-credit bench", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--model", help="path or hub id; by default the embedded model")
+    parser.add_argument("--reference", help="reference policy of methods that compare with one (dgpo)")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        help="names, dotted paths of classes, or mappings as JSON; by default every registered method. Baselines are "
+        "always there",
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", help="planted_error, filler_words, style, altered_copy, length; by default all"
+    )
+    parser.add_argument("--rendering", help="compact or text; by default what fits the tokenizer")
+    parser.add_argument("--num_items", type=int, help="items per task (200; 64 for a model of your own)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default="float32", help="dtype to load a model in")
+    parser.add_argument("--no_gradients", action="store_true", help="leave the gradients out")
+    parser.add_argument("--no_drift", action="store_true", help="train no policies that drift from the embedded model")
+    parser.add_argument("--quick", action="store_true", help="few items, samples and updates: seconds, and noise")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command; exit status 2 with one line on what is wrong."""
+    arguments = _parser().parse_args(argv)
+    for package in ("scipy", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            _fail(f"CreditBench needs {package}: pip install 'trl-credit[analysis]'")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if arguments.model is None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import datasets
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    from .report import show
+    from .run import BenchSettings, run
+
+    if arguments.model is None:
+        torch.set_num_threads(1)  # so small a model is fastest on one thread
+    chosen = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name in ("model", "reference", "methods", "tasks", "rendering", "num_items", "seed", "dtype", "output_dir")
+        and value is not None
+    }
+    chosen |= {name: tuple(chosen[name]) for name in ("methods", "tasks") if name in chosen}
+    if arguments.model is not None:
+        chosen.setdefault("num_items", 64)
+    if arguments.quick:
+        chosen.setdefault("num_items", 16)
+        chosen |= {"drift": (0, 3), "drift_completions": 32, "groups": 16, "target_groups": 64}
+    if arguments.no_drift:
+        chosen["drift"] = (0,)
+    if arguments.no_gradients:
+        chosen["groups"] = 0
+    start = time.perf_counter()
+    try:
+        results = run(BenchSettings(**chosen), progress=lambda message: print(message, file=sys.stderr, flush=True))
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        _fail(error)
+    show(results)
+    print(f"{arguments.output_dir}: bench.json, bench.md and the pictures, after {time.perf_counter() - start:.0f} s.")
+
+
+if __name__ == "__main__":
+    main()

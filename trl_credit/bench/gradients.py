@@ -1,0 +1,284 @@
+"""What token weights do to the policy gradient: its variance, and its agreement with the unweighted one.
+
+For groups of completions of one prompt, with GRPO's advantages,
+
+    g = -grad (1/N) sum_i sum_t A_i w_it log pi(y_it)         N completions of the group
+    A_i = (r_i - mean r) / (std r + 1e-4)
+
+is computed from the same samples under each method's weights. Uniform weights estimate the policy gradient (up to the
+advantages' scaling by the group) without bias; other weights estimate another vector, however many samples there are.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from .scores import summary
+
+
+BATCH_SIZES = (1, 8, 64)
+MAX_COMPLETION_TOKENS = 40
+_PROMPTS_PER_BATCH = 64
+_GROUPS_PER_BACKWARD = 8  # more are no faster on a CPU, and take more memory
+
+
+@dataclass(frozen=True)
+class Group:
+    """Completions of one prompt: token ids, and their (N,) rewards and advantages."""
+
+    prompt: list[int]
+    completions: list[list[int]]
+    rewards: torch.Tensor
+    advantages: torch.Tensor
+
+
+def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """TRL's advantages of one group's (N,) rewards."""
+    return (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+
+
+def sample_groups(
+    model, tokenizer, prompts: Sequence[str], answers: Sequence[str], seed: int, group_size: int = 8
+) -> list[Group]:
+    """Groups sampled from the model at temperature 1, rewarded by `correct_answer`."""
+    from ..quickstart.task import correct_answer
+
+    groups = []
+    eos = tokenizer.eos_token_id
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for start in range(0, len(prompts), _PROMPTS_PER_BATCH):
+            part = prompts[start : start + _PROMPTS_PER_BATCH]
+            inputs = tokenizer(list(part), return_tensors="pt", padding=True, padding_side="left").to(model.device)
+            rows = model.generate(
+                **inputs,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=MAX_COMPLETION_TOKENS,
+                num_return_sequences=group_size,
+                pad_token_id=tokenizer.pad_token_id,
+            )[:, inputs["input_ids"].size(1) :].tolist()
+            rows = [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+            texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+            for i, prompt in enumerate(part):
+                own = slice(i * group_size, (i + 1) * group_size)
+                rewards = torch.tensor(correct_answer(texts[own], [answers[start + i]] * group_size))
+                groups.append(Group(tokenizer(prompt)["input_ids"], rows[own], rewards, group_advantages(rewards)))
+    return groups
+
+
+def _logps(model: nn.Module, prompts: list[list[int]], completions: list[list[int]], pad: int) -> torch.Tensor:
+    """(B, L) log-probs of every token of prompt and completion but the first, right-padded."""
+    rows = [p + c for p, c in zip(prompts, completions, strict=True)]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+    return logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+
+
+def _coefficients(
+    logps: torch.Tensor, prompts: list[list[int]], token_advantages: Sequence[np.ndarray], group_size: int
+) -> torch.Tensor:
+    """(B, L) what each log-prob is multiplied with in the loss."""
+    result = torch.zeros_like(logps)
+    for row, (prompt, values) in enumerate(zip(prompts, token_advantages, strict=True)):
+        start = len(prompt) - 1
+        values = torch.as_tensor(np.asarray(values, np.float32), device=logps.device)
+        result[row, start : start + len(values)] = -values / group_size
+    return result
+
+
+def _flat_gradient(model: nn.Module, loss: torch.Tensor, retain_graph: bool) -> torch.Tensor:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    parts = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
+    return torch.cat([part.flatten().float() for part in parts])
+
+
+def group_gradients(
+    model: nn.Module, group: Group, weights: Mapping[str, Sequence[np.ndarray]], pad: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(label, (P,) float32 gradient) of one group under each method's weights, from one forward."""
+    size = len(group.completions)
+    prompts = [group.prompt] * size
+    logps = _logps(model, prompts, group.completions, pad)
+    for i, (label, rows) in enumerate(weights.items()):
+        credit = [float(a) * np.asarray(w) for a, w in zip(group.advantages, rows, strict=True)]
+        loss = (_coefficients(logps, prompts, credit, size) * logps).sum()
+        yield label, _flat_gradient(model, loss, retain_graph=i < len(weights) - 1)
+
+
+def uniform_gradient(model: nn.Module, groups: Sequence[Group], pad: int) -> tuple[torch.Tensor, float]:
+    """The mean gradient of many groups under uniform weights, and the cosine of its two halves."""
+    halves = []
+    for half in (groups[::2], groups[1::2]):
+        total = None
+        for start in range(0, len(half), _GROUPS_PER_BACKWARD):
+            rows = [
+                (group.prompt, completion, float(a))
+                for group in half[start : start + _GROUPS_PER_BACKWARD]
+                for completion, a in zip(group.completions, group.advantages, strict=True)
+                if a != 0
+            ]
+            if not rows:
+                continue
+            prompts, completions, advantages = map(list, zip(*rows, strict=True))
+            logps = _logps(model, prompts, completions, pad)
+            credit = [np.full(len(c), a) for c, a in zip(completions, advantages, strict=True)]
+            size = len(groups[0].completions)
+            gradient = _flat_gradient(model, (_coefficients(logps, prompts, credit, size) * logps).sum(), False)
+            total = gradient if total is None else total + gradient
+        if total is None:
+            raise ValueError("No group has completions of different rewards, so there is no gradient.")
+        halves.append(total)
+    return (halves[0] + halves[1]) / len(groups), cosine(*halves)
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    """NaN if one is zero."""
+    norm = float(a.norm()) * float(b.norm())
+    return float(a @ b) / norm if norm else math.nan
+
+
+class Moments:
+    """The mean, and the trace of the covariance, of vectors that come one at a time (Welford)."""
+
+    def __init__(self, size: int):
+        self.count = 0
+        self.mean = torch.zeros(size)
+        self._squares = 0.0
+
+    def add(self, vector: torch.Tensor) -> None:
+        self.count += 1
+        delta = vector - self.mean
+        self.mean += delta / self.count
+        self._squares += float(delta @ (vector - self.mean))
+
+    @property
+    def trace(self) -> float:
+        """Unbiased trace of the covariance of one vector."""
+        return self._squares / (self.count - 1) if self.count > 1 else math.nan
+
+    @property
+    def squared_mean(self) -> float:
+        """Unbiased estimate of the squared norm of the expectation; may be below 0."""
+        return float(self.mean @ self.mean) - self.trace / self.count
+
+
+class Comparison:
+    """One method's gradients against the target, group by group.
+
+    Args:
+        target: (P,) the low-noise gradient of other samples.
+        batch_sizes: Groups per batch.
+        block: Groups per block of the jackknife.
+    """
+
+    def __init__(self, target: torch.Tensor, batch_sizes: Sequence[int], block: int):
+        self.target = target
+        self.moments = Moments(len(target))
+        self.batches = {size: [torch.zeros_like(target), 0, []] for size in batch_sizes}
+        self.block, self.blocks = block, []
+        self._block_sum = torch.zeros_like(target)
+
+    def add(self, gradient: torch.Tensor) -> None:
+        self.moments.add(gradient)
+        for size, batch in self.batches.items():
+            batch[0] += gradient
+            batch[1] += 1
+            if batch[1] == size:
+                batch[2].append(cosine(batch[0], self.target))
+                batch[0], batch[1] = torch.zeros_like(gradient), 0
+        self._block_sum += gradient
+        if self.moments.count % self.block == 0:
+            self.blocks.append(self._block_sum)
+            self._block_sum = torch.zeros_like(gradient)
+
+    def _projection(self, mean: torch.Tensor, count: int) -> float:
+        """What a mean of `count` gradients has along the target, over its norm without its noise."""
+        own = float(mean @ mean) - self.moments.trace / count
+        return float(mean @ self.target) / math.sqrt(own) if own > 0 else math.nan
+
+    def projections(self) -> tuple[float, list[float]]:
+        """[`_projection`] of all groups, and without each block."""
+        count = self.moments.count
+        total, left = self.moments.mean * count, count - self.block
+        parts = [self._projection((total - part) / left, left) for part in self.blocks] if left else []
+        return self._projection(self.moments.mean, count), parts
+
+    def result(self) -> dict:
+        """Numbers of this method alone."""
+        moments = self.moments
+        squared = moments.squared_mean
+        return {
+            "variance": moments.trace,
+            "relative_variance": moments.trace / squared if squared > 0 else math.nan,
+            "mean_norm": math.sqrt(squared) if squared > 0 else math.nan,
+            "cosine": {str(size): summary(batch[2]) for size, batch in self.batches.items()},
+            "mean_cosine": cosine(moments.mean, self.target),
+        }
+
+
+def bias_cosine(method: Comparison, uniform: Comparison) -> tuple[float, float]:
+    """Cosine of the expected gradients of a method and of uniform weights, and its jackknife error.
+
+    Both are projected on the same target from the same samples, so their noise, which is mostly the same, cancels; noise
+    may also take it a little above 1.
+    """
+    whole, parts = method.projections()
+    reference, reference_parts = uniform.projections()
+    ratios = [a / b if b else math.nan for a, b in zip(parts, reference_parts, strict=True)]
+    k = len(ratios)
+    error = math.sqrt((k - 1) ** 2 / k * np.var(ratios, ddof=1)) if k > 1 else math.nan
+    return (whole / reference if reference else math.nan), error
+
+
+def compare_gradients(
+    model: nn.Module,
+    groups: Sequence[Group],
+    weights: Sequence[Mapping[str, Sequence[np.ndarray]]],
+    target: torch.Tensor,
+    pad: int,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+) -> dict[str, dict]:
+    """Each method's gradients on the same groups.
+
+    Args:
+        model: The policy.
+        groups: The samples.
+        weights: For each group, by label, the (T,) weights of its completions; `uniform` is among the labels.
+        target: (P,) uniform's gradient from other samples.
+        pad: Token that fills rows up.
+        batch_sizes: Groups per batch for the cosine with the target.
+
+    Returns:
+        By label: `variance`, the trace of the covariance of one group's gradient; `relative_variance`, over the squared
+        norm of its mean; `variance_over_uniform` and `relative_variance_over_uniform`; `mean_norm`; `cosine` with the target
+        by batch size (mean, standard error, batches); `mean_cosine` of all groups' mean; [`bias_cosine`], which is
+        1 for an estimate without bias, and its jackknife error.
+    """
+    labels = list(weights[0])
+    sizes = [size for size in batch_sizes if size <= len(groups)]
+    block = max(1, len(groups) // 8)
+    comparisons = {label: Comparison(target, sizes, block) for label in labels}
+    zero = torch.zeros_like(target)
+    for group, own in zip(groups, weights, strict=True):
+        if (group.advantages == 0).all():
+            for comparison in comparisons.values():
+                comparison.add(zero)
+            continue
+        for label, gradient in group_gradients(model, group, own, pad):
+            comparisons[label].add(gradient)
+    results = {label: comparison.result() for label, comparison in comparisons.items()}
+    for label, result in results.items():
+        bias = bias_cosine(comparisons[label], comparisons["uniform"])
+        result["bias_cosine"], result["bias_cosine_stderr"] = bias
+        for name in ("variance", "relative_variance"):
+            result[f"{name}_over_uniform"] = result[name] / results["uniform"][name]
+    return results

@@ -1,0 +1,367 @@
+"""Tables, sentences and pictures of CreditBench's results, as `bench.json` has them."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+# Series are told apart by marker and line, not by colour alone
+_MARKERS = "osD^vP*Xp<>h"
+_LINES = ("-", "--", "-.", ":")
+_COLOURS = ("#0a66a8", "#c2560c", "#2a7f3f", "#7a4fa3", "#8a1c3b", "#5b6470", "#0f8b8d", "#a88400", "#333333")
+_METRICS = {
+    "auroc": "AUROC of the weights against the deciding tokens",
+    "ap": "Average precision",
+    "ratio": "Weight on the deciding tokens (uniform 1)",
+    "mass": "Share of the weight on the deciding tokens",
+    "rank": "Normalised rank of the first deciding token (1 = highest)",
+}
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _with_error(summary: Mapping | None, digits: int = 3) -> str:
+    if summary is None or summary["mean"] is None:
+        return "-"
+    error = summary.get("stderr")
+    return _number(summary["mean"], digits) + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def _tables(results: Mapping[str, Any]) -> list[Table]:
+    names = list(results["tasks"])
+    tables: list[Table] = [
+        (
+            "Tasks",
+            ["task", "items", "mean tokens", "deciding share", "AUROC of the places alone"],
+            [
+                [
+                    name,
+                    str(task["items"]),
+                    _number(task["mean_tokens"], 1),
+                    _number(task["base_rate"]),
+                    _with_error(task["position_profile"]),
+                ]
+                for name, task in results["tasks"].items()
+            ],
+        )
+    ]
+
+    def scores(title: str, metric: str, table: Mapping) -> Table:
+        rows = [[label, *(_with_error(tasks[name][metric]) for name in names)] for label, tasks in table.items()]
+        return title, ["method", *names], rows
+
+    tables += [scores(title, metric, results["scores"]) for metric, title in _METRICS.items()]
+    tables.append(
+        (
+            "Median rank of the first deciding token",
+            ["method", *names],
+            [
+                [label, *(_number(tasks[name]["rank"]["median"]) for name in names)]
+                for label, tasks in results["scores"].items()
+            ],
+        )
+    )
+    for step, entry in results.get("drift", {}).items():
+        if step != "0":
+            when = f"after {step} updates (reward {_number(entry['reward'], 2)})"
+            tables.append(scores(f"AUROC {when}", "auroc", entry["scores"]))
+            tables.append(scores(f"Weight on the deciding tokens {when}", "ratio", entry["scores"]))
+    for sweep in results.get("sweeps", []):
+        for metric in ("auroc", "ratio"):
+            tables.append(
+                (
+                    f"{sweep['method']}, {sweep['parameter']}: "
+                    + ("AUROC" if metric == "auroc" else "weight on the deciding tokens")
+                    + (f", after {results['swept_after']} updates" if results["swept_after"] else ""),
+                    [sweep["parameter"], *names],
+                    [
+                        [str(value), *(_with_error(sweep["scores"][name][i][metric]) for name in names)]
+                        for i, value in enumerate(sweep["values"])
+                    ],
+                )
+            )
+    if "gradients" in results:
+        gradients = results["gradients"]
+        methods = gradients["methods"]
+        sizes = list(next(iter(methods.values()))["cosine"])
+        tables.append(
+            (
+                f"Policy gradient: {gradients['groups']} groups of {gradients['completions_per_group']}, against "
+                f"{gradients['target_groups']} others, after {gradients['after']} updates",
+                [
+                    "method",
+                    "variance / uniform's",
+                    "relative variance / uniform's",
+                    *(f"cosine, {size} group{'s' if size != '1' else ''}" for size in sizes),
+                    "bias cosine",
+                ],
+                [
+                    [
+                        label,
+                        _number(row["variance_over_uniform"], 2),
+                        _number(row["relative_variance_over_uniform"], 2),
+                        *(_with_error(row["cosine"][size]) for size in sizes),
+                        _with_error({"mean": row["bias_cosine"], "stderr": row["bias_cosine_stderr"]}),
+                    ]
+                    for label, row in methods.items()
+                ],
+            )
+        )
+    return tables
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """Prints the most telling tables, and every sentence."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    shown = ("Tasks", _METRICS["auroc"], _METRICS["ratio"], "AUROC after", "Policy gradient")
+    for title, headings, rows in _tables(results):
+        if not title.startswith(shown):
+            continue
+        table = RichTable(title=title, title_justify="left")
+        for i, heading in enumerate(headings):
+            table.add_column(heading, justify="right" if i else "left", overflow="fold", min_width=None if i else 10)
+        for row in rows:
+            table.add_row(*row, style="dim" if row[0] in results["baselines"] else None)
+        console.print(table)
+    console.print("± is the standard error over completions; baselines are dim.", style="dim")
+    for sentence in results["sentences"]:
+        console.print(sentence, markup=False)
+    for note in results["notes"]:
+        console.print(f"Note: {note}", markup=False)
+
+
+def write_markdown(results: Mapping[str, Any], path: Path, pictures: Sequence[str]) -> None:
+    settings = results["settings"]
+    lines = [
+        "# CreditBench",
+        "",
+        f"Model `{settings['model']}`, seed {settings['seed']}, rendering {settings['rendering']}.",
+        "Baselines, which know nothing of the outcome: " + ", ".join(results["baselines"]) + ".",
+        "± is the standard error over completions.",
+        "",
+        "## What it says",
+        "",
+        *(f"- {sentence}" for sentence in results["sentences"]),
+        *(f"- Note: {note}" for note in results["notes"]),
+        "",
+    ]
+    for title, headings, rows in _tables(results):
+        lines += [f"## {title}", "", _row(headings), _row(["---", *["---:"] * (len(headings) - 1)])]
+        lines += [_row(row) for row in rows] + [""]
+    lines += ["## Pictures", "", *(f"![{name}]({name}.png)\n" for name in pictures)]
+    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def plot_all(results: Mapping[str, Any], folder: Path) -> list[str]:
+    """Draws what there is as PNG and SVG; returns the names.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError as error:
+        raise ValueError("the pictures need matplotlib: pip install 'trl-credit[analysis]'") from error
+    figures = {"auroc": _plot_auroc(results)}
+    if results.get("sweeps"):
+        figures["sweeps"] = _plot_sweeps(results)
+    if len(results.get("drift", {})) > 1:
+        figures["drift"] = _plot_drift(results)
+    if "gradients" in results:
+        figures["gradients"] = _plot_gradients(results)
+    with matplotlib.rc_context({"svg.hashsalt": "trl-credit"}):  # the same file for the same results
+        for name, figure in figures.items():
+            FigureCanvasAgg(figure)
+            figure.savefig(folder / f"{name}.png", dpi=130)
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    return list(figures)
+
+
+def _figure(rows: int, columns: int, width: float, height: float, **kwargs: Any):
+    # No pyplot: it would hold the figure, and the backend, for the whole process
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def _tidy(axis, grid: str = "both") -> None:
+    axis.grid(axis=grid, color="#e4e6e8", linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _style(place: int) -> dict[str, Any]:
+    return {
+        "marker": _MARKERS[place % len(_MARKERS)],
+        "linestyle": _LINES[place % len(_LINES)],
+        "color": _COLOURS[place % len(_COLOURS)],
+        "markersize": 5,
+        "linewidth": 1.3,
+    }
+
+
+def _short(label: str) -> str:
+    return "\n".join(textwrap.wrap(label, 30, break_long_words=True))
+
+
+def _plot_auroc(results: Mapping[str, Any]):
+    names, labels = list(results["tasks"]), list(results["scores"])
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    width = 2.2 + 2.6 * columns
+    figure, axes = _figure(rows, columns, width, 1.3 + rows * (0.8 + 0.3 * len(labels)), sharey=True, sharex=True)
+    for place, axis in enumerate(axes.flat):
+        if place >= len(names):
+            axis.set_visible(False)
+            continue
+        name = names[place]
+        for y, label in enumerate(labels):
+            score = results["scores"][label][name]["auroc"]
+            if score["mean"] is None:
+                continue
+            trivial = label in results["baselines"]
+            axis.errorbar(
+                score["mean"],
+                y,
+                xerr=1.96 * (score["stderr"] or 0),
+                marker="D" if trivial else "o",
+                color="#5b6470" if trivial else "#0a66a8",
+                markerfacecolor="white" if trivial else "#0a66a8",
+                markersize=5,
+                capsize=2,
+                linestyle="none",
+            )
+        axis.axvline(0.5, color="#1c2126", linewidth=0.8, linestyle=":")
+        axis.set_title(f"{name} ({results['tasks'][name]['mean_tokens']:.0f} tokens)", fontsize=9)
+        axis.set_yticks(range(len(labels)), [_short(label) for label in labels], fontsize=8)
+        axis.set_xlim(-0.03, 1.03)
+        axis.tick_params(labelbottom=True)
+        _tidy(axis)
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel("AUROC of the weights against the deciding tokens, 95 % interval", fontsize=9)
+    # In lines, as a narrow figure would cut it
+    title = "Does credit find the deciding tokens? Filled circles: methods; open diamonds: trivial baselines"
+    figure.suptitle("\n".join(textwrap.wrap(title, int(width * 9))), fontsize=10)
+    return figure
+
+
+def _plot_sweeps(results: Mapping[str, Any]):
+    sweeps, names = results["sweeps"], list(results["tasks"])
+    figure, axes = _figure(2, len(sweeps), 1.5 + 2.5 * max(2, len(sweeps)), 6.6, sharey="row", sharex="col")
+    for column, sweep in enumerate(sweeps):
+        for row, metric in enumerate(("auroc", "ratio")):
+            axis = axes[row, column]
+            for place, name in enumerate(names):
+                values = [entry[metric]["mean"] for entry in sweep["scores"][name]]
+                errors = [1.96 * (entry[metric]["stderr"] or 0) for entry in sweep["scores"][name]]
+                shift = 0.06 * (place - (len(names) - 1) / 2)
+                known = [i for i, value in enumerate(values) if value is not None]
+                axis.errorbar(
+                    [i + shift for i in known],
+                    [values[i] for i in known],
+                    yerr=[errors[i] for i in known],
+                    elinewidth=0.7,
+                    label=name,
+                    **_style(place),
+                )
+            axis.axhline(0.5 if metric == "auroc" else 1, color="#1c2126", linewidth=0.8, linestyle=":")
+            _tidy(axis)
+        axes[0, column].set_title(f"{_short(sweep['method'])}\n{sweep['parameter']}", fontsize=9)
+        axes[1, column].set_xticks(range(len(sweep["values"])), [str(v) for v in sweep["values"]], fontsize=7.5)
+        axes[1, column].set_xlabel(sweep["parameter"], fontsize=9)
+    axes[0, 0].set_ylabel("AUROC", fontsize=9)
+    axes[1, 0].set_ylabel("weight on the deciding tokens\n(uniform 1)", fontsize=9)
+    handles, texts = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=min(4, len(texts)), fontsize=8)
+    return figure
+
+
+def _plot_drift(results: Mapping[str, Any]):
+    names, steps = list(results["tasks"]), list(results["drift"])
+    labels = list(results["scores"])
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = _figure(rows, columns, 1.5 + 2.6 * max(2, columns), 1.5 + 2.5 * rows, sharey=True, sharex=True)
+    for place, axis in enumerate(axes.flat):
+        if place >= len(names):
+            axis.set_visible(False)
+            continue
+        for i, label in enumerate(labels):
+            scores = [results["drift"][step]["scores"][label][names[place]]["auroc"] for step in steps]
+            known = [(x, s) for x, s in enumerate(scores) if s["mean"] is not None]
+            axis.errorbar(
+                [x + 0.04 * (i - (len(labels) - 1) / 2) for x, _ in known],
+                [s["mean"] for _, s in known],
+                yerr=[1.96 * (s["stderr"] or 0) for _, s in known],
+                elinewidth=0.7,
+                label=label,
+                **_style(i),
+            )
+        axis.set_title(names[place], fontsize=9)
+        axis.set_xticks(range(len(steps)), steps)
+        axis.tick_params(labelbottom=True)
+        _tidy(axis)
+    for place in range(len(names)):
+        axes.flat[place].set_xlabel("uniform GRPO updates before", fontsize=8)
+    figure.supylabel("AUROC", fontsize=9)
+    handles, texts = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, [_short(t) for t in texts], loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def _plot_gradients(results: Mapping[str, Any]):
+    gradients = results["gradients"]
+    methods = gradients["methods"]
+    figure, axes = _figure(1, 3, 12, 5)
+    curve, bias, variance = axes[0]
+    for place, (label, row) in enumerate(methods.items()):
+        known = [(int(size), s) for size, s in row["cosine"].items() if s["mean"] is not None]
+        curve.errorbar(
+            [size * 1.04 ** (place - (len(methods) - 1) / 2) for size, _ in known],
+            [s["mean"] for _, s in known],
+            yerr=[1.96 * (s["stderr"] or 0) for _, s in known],
+            elinewidth=0.7,
+            label=label,
+            **_style(place),
+        )
+        style = _style(place) | {"linestyle": "none"}
+        if row["bias_cosine"] is not None:
+            bias.errorbar(row["bias_cosine"], place, xerr=1.96 * (row["bias_cosine_stderr"] or 0), capsize=2, **style)
+        if row["relative_variance_over_uniform"] is not None:
+            variance.plot([row["relative_variance_over_uniform"]], [place], **style)
+    sizes = [int(size) for size in next(iter(methods.values()))["cosine"]]
+    curve.set_xscale("log", base=2)
+    curve.set_xticks(sizes, [str(size) for size in sizes])
+    curve.minorticks_off()
+    curve.set_xlabel("groups per batch")
+    curve.set_title("Cosine with the low-noise policy gradient", fontsize=9)
+    bias.set_title("Bias: cosine of the method's own\nlow-noise gradient with the policy gradient", fontsize=9)
+    bias.axvline(1, color="#1c2126", linewidth=0.8, linestyle=":")
+    variance.set_title("Relative variance over uniform's", fontsize=9)
+    variance.axvline(1, color="#1c2126", linewidth=0.8, linestyle=":")
+    for axis in (bias, variance):
+        axis.set_yticks(range(len(methods)), [_short(label) for label in methods], fontsize=8)
+        axis.invert_yaxis()
+    variance.tick_params(labelleft=False)
+    for axis in (curve, bias, variance):
+        _tidy(axis)
+    handles, texts = curve.get_legend_handles_labels()
+    figure.legend(handles, [_short(t) for t in texts], loc="outside lower center", ncols=5, fontsize=8)
+    return figure

@@ -1,0 +1,397 @@
+"""Runs CreditBench and writes `bench.json`, `bench.md` and the pictures."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..inspection.scoring import Completion, CreditScorer, labelled
+from ..methods import DGPO, METHODS, CreditMethod, build_credit
+from ..methods.base import nearest
+from ..quickstart.run import quickstart_credit
+from ..quickstart.task import make_dataset
+from ..train import embedded_model_path
+from . import gradients as gradient_scores
+from .baselines import BASELINES, baselines, is_trivial
+from .scores import METRICS, compare_with_baselines, item_scores, position_profile, summary, verdict_sentence
+from .sweeps import drifted_policies, sweep_methods, with_reference
+from .tasks import RENDERINGS, make_items, prompt_for, tokens_and_labels, variants
+
+
+Scores = dict[str, dict[str, dict[str, list[float]]]]  # by label, variant and metric, a value for each item
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What to run.
+
+    Args:
+        model: Path or hub id; by default the embedded model.
+        reference: Path or hub id of the reference policy for methods that compare with one and name none.
+        methods: Names, dotted paths, or mappings as JSON; by default every registered method.
+        tasks: Tasks or variants; by default all.
+        rendering: `compact`, `text`, or by default what fits the model's tokenizer.
+        num_items: Items per variant.
+        seed: Seed of items, samples and training.
+        drift: Numbers of updates after which the embedded model is scored, ascending from 0; none for other models.
+        drift_completions: Completions per update.
+        groups: Groups whose gradients are compared; 0 for no gradients.
+        target_groups: Other groups, from which the low-noise gradient is made.
+        dtype: What to load a model in.
+        output_dir: Where the results go.
+    """
+
+    model: str | None = None
+    reference: str | None = None
+    methods: tuple[str, ...] = tuple(METHODS)
+    tasks: tuple[str, ...] | None = None
+    rendering: str | None = None
+    num_items: int = 200
+    seed: int = 0
+    drift: tuple[int, ...] = (0, 20, 80)
+    drift_completions: int = 64
+    groups: int = 256
+    target_groups: int = 1024
+    dtype: str = "float32"
+    output_dir: Path = field(default_factory=lambda: Path("outputs/bench"))
+
+    def __post_init__(self):
+        variants(None if self.tasks is None else list(self.tasks))
+        if self.rendering is not None and self.rendering not in RENDERINGS:
+            raise ValueError(f"`rendering` is {self.rendering!r}. {nearest(self.rendering, RENDERINGS)}")
+        for name, least in (("num_items", 2), ("groups", 0), ("target_groups", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+
+
+def build_methods(given: Sequence[str], compact: bool) -> dict[str, CreditMethod]:
+    """Methods by label, baselines last. `compact` gives GCPO the negative prompt of the embedded model.
+
+    Raises:
+        ValueError, TypeError: As [`~trl_credit.build_credit`]; the names of baselines are known, too.
+    """
+    known = [*METHODS, *BASELINES]
+    built = []
+    for text in given:
+        if text in BASELINES:
+            built.append(BASELINES[text]())
+            continue
+        if "." not in text and not text.lstrip().startswith("{") and text not in known:
+            raise ValueError(f"Unknown credit method {text!r}. {nearest(text, known)}")
+        built.append(build_credit(quickstart_credit(text) if compact else text))
+    trivial = baselines()
+    methods = labelled([method for method in built if method not in trivial.values()])
+    clash = [label for label in methods if label in trivial]
+    for label in clash:  # a class of one's own with a baseline's name
+        method = methods.pop(label)
+        methods[f"{type(method).__module__}.{label}"] = method
+    return methods | trivial
+
+
+def load_tokenizer(model: str) -> Any:
+    """Raises `ValueError` where the model has none."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the model {model!r}: {str(error).splitlines()[0]}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # transformers raises whatever its many tokenizers do
+        raise ValueError(f"the model {model!r} has no tokenizer: {str(error).splitlines()[0]}") from error
+    # Without its files, some classes make a tokenizer without a vocabulary
+    if "42" not in tokenizer.decode(tokenizer("42", add_special_tokens=False)["input_ids"]):
+        raise ValueError(f"the model {model!r} has no tokenizer that can write numbers.")
+    return tokenizer
+
+
+def is_compact(tokenizer: Any) -> bool:
+    """Whether this is the embedded model's tokenizer."""
+    from ..quickstart.build_model import build_tokenizer
+
+    return tokenizer.get_vocab() == build_tokenizer().get_vocab()
+
+
+@dataclass
+class Scored:
+    """Scores of one policy: of methods by label, of sweeps by (label, parameter, value)."""
+
+    scores: Scores
+    sweeps: dict[tuple[str, str, Any], dict[str, dict[str, list[float]]]]
+    tasks: dict[str, dict[str, Any]]
+    labels: dict[str, list[list[bool]]]
+
+
+def score_policy(
+    scorer: CreditScorer, names: Sequence[str], settings: BenchSettings, rendering: str, sweeps: Sequence[tuple] = ()
+) -> Scored:
+    """Scores every method of the scorer on every variant. Those labelled by the text of a key of `sweeps` are sweeps."""
+    keys = {str(key): key for key in sweeps}
+    result = Scored({}, {}, {}, {})
+    for name in names:
+        items = make_items(name, settings.num_items, settings.seed, rendering)
+        encoded = [tokens_and_labels(item, scorer.tokenizer) for item in items]
+        records = scorer.score(
+            [
+                Completion(prompt=prompt_for(item, scorer.tokenizer, rendering), token_ids=ids)
+                for item, (ids, _) in zip(items, encoded, strict=True)
+            ]
+        )
+        labels = result.labels[name] = [row for _, row in encoded]
+        result.tasks[name] = {
+            "items": len(items),
+            "mean_tokens": float(np.mean([len(row) for row in labels])),
+            "base_rate": float(np.mean([np.mean(row) for row in labels])),
+            "position_profile": summary(position_profile(labels)),
+        }
+        for label in scorer.methods:
+            own = [
+                item_scores(record.weights[label], row, record.mask)
+                if label in record.weights
+                else dict.fromkeys(METRICS, math.nan)
+                for record, row in zip(records, labels, strict=True)
+            ]
+            values = {metric: [scores[metric] for scores in own] for metric in METRICS}
+            if label in keys:
+                result.sweeps.setdefault(keys[label], {})[name] = values
+            else:
+                result.scores.setdefault(label, {})[name] = values
+    return result
+
+
+def _summaries(scores: Scores) -> dict:
+    return {
+        label: {
+            name: {metric: summary(values) for metric, values in metrics.items()} for name, metrics in tasks.items()
+        }
+        for label, tasks in scores.items()
+    }
+
+
+def _verdicts(scores: Scores, methods: Mapping[str, CreditMethod]) -> dict[str, dict[str, dict]]:
+    trivial = [label for label in scores if is_trivial(methods[label])]
+    names = list(next(iter(scores.values())))
+    return {
+        label: {
+            name: compare_with_baselines({key: scores[key][name] for key in [label, *trivial]}, label, trivial)
+            for name in names
+        }
+        for label in scores
+        if label not in trivial
+    }
+
+
+def run(settings: BenchSettings, progress: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
+    """Runs everything, writes the files and returns what is in `bench.json`.
+
+    Raises:
+        ValueError: A method, model or tokenizer that cannot be used.
+        OSError: The folder cannot be written.
+    """
+    names = variants(None if settings.tasks is None else list(settings.tasks))
+    model = settings.model or embedded_model_path()
+    build_methods(settings.methods, compact=False)  # what is wrong with them is said before anything is loaded
+    tokenizer = load_tokenizer(model)
+    rendering = settings.rendering or ("compact" if is_compact(tokenizer) else "text")
+    compact = rendering == "compact" and is_compact(tokenizer)
+    methods = build_methods(settings.methods, compact)
+    trivial = [label for label, method in methods.items() if is_trivial(method)]
+    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    notes = []
+
+    drifts = settings.drift if settings.model is None and settings.reference is None and compact else ()
+    policies = {0: {"path": model, "reward": None}}
+    if drifts:
+        if max(drifts):
+            progress(f"Policies after {', '.join(map(str, drifts))} updates ...")
+        policies = drifted_policies(
+            model, drifts, settings.output_dir / "drift", settings.seed, settings.drift_completions
+        )
+    with_references = [label for label, method in methods.items() if hasattr(method, "reference")]
+    unreferenced = [label for label in with_references if methods[label].reference is None]
+    if unreferenced and settings.reference is None:
+        notes.append(
+            f"{', '.join(unreferenced)}: without a `reference`, the policy is compared with itself, so the distance is 0 "
+            "and the weights are uniform, as at the first step of a training run. "
+            + (
+                "The scores of drifted policies compare with the initial model."
+                if max(drifts, default=0)
+                else "`--reference` names one."
+            )
+        )
+
+    results: dict[str, Any] = {
+        "settings": {
+            key: value for key, value in asdict(settings).items() if key not in ("output_dir", "model", "tasks")
+        }
+        | {"model": settings.model or "trl_credit:quickstart", "rendering": rendering, "variants": names},
+        "methods": {label: method.to_dict() for label, method in methods.items()},
+        "baselines": trivial,
+        "notes": notes,
+    }
+    sentences: list[str] = []
+    last = max(policies)
+    scorers: dict[int, CreditScorer] = {}
+    drift: dict[str, Any] = {}
+    for step, policy in policies.items():
+        progress(f"Scores of the policy after {step} updates ..." if drifts else "Scores ...")
+        reference = (model if step else None) if drifts else settings.reference
+        own = {label: with_reference(method, reference) for label, method in methods.items()}
+        swept = sweep_methods({k: m for k, m in own.items() if not _no_reference(m)}) if step == last else {}
+        scorer = CreditScorer(
+            policy["path"],
+            own | {str(key): method for key, method in swept.items()},
+            dtype=settings.dtype,
+        )
+        scored = score_policy(scorer, names, settings, rendering, list(swept))
+        scorer.methods = own
+        scorers[step] = scorer
+        verdicts = _verdicts(scored.scores, own)
+        entry = {"scores": _summaries(scored.scores), "verdicts": verdicts}
+        if step == min(policies):
+            results |= {"tasks": scored.tasks, **entry}
+        if drifts:
+            drift[str(step)] = {"reward": policy["reward"], **entry}
+        when = f"After {step} updates" if drifts and step else ""
+        for label, verdict in verdicts.items():
+            if _no_reference(own[label]):
+                sentences.append(f"{label}: uniform without a reference, so there is nothing to say of it here.")
+            else:
+                sentences.append(verdict_sentence(label, verdict, when))
+        if swept:
+            results["sweeps"] = _sweep_results(scored, swept)
+            results["swept_after"] = step
+    if drifts:
+        results["drift"] = drift
+    sentences += _position_sentences(results)
+
+    if settings.groups and not compact:
+        notes.append("Gradients are compared on the embedded model's problems only, so there are none here.")
+    elif settings.groups:
+        step = sorted(scorers)[len(scorers) // 2]
+        progress(f"Gradients of {settings.target_groups} + {settings.groups} groups ...")
+        try:
+            results["gradients"] = _gradients(scorers[step], settings) | {"after": step}
+            sentences += _gradient_sentences(results["gradients"])
+        except ValueError as error:
+            notes.append(f"No gradients: {error}")
+    results["sentences"] = sentences
+
+    from .report import plot_all, write_markdown
+
+    finite = _finite(results)
+    (settings.output_dir / "bench.json").write_text(json.dumps(finite, indent=2) + "\n")
+    pictures = plot_all(finite, settings.output_dir)
+    write_markdown(finite, settings.output_dir / "bench.md", pictures)
+    return finite
+
+
+def _no_reference(method: CreditMethod) -> bool:
+    return isinstance(method, DGPO) and method.reference is None
+
+
+def _sweep_results(scored: Scored, swept: Mapping[tuple, CreditMethod]) -> list[dict]:
+    """One entry per parameter: its values, and by variant the scores at each."""
+    entries: dict[tuple[str, str], dict] = {}
+    for (label, parameter, value), tasks in ((key, scored.sweeps[key]) for key in swept):
+        entry = entries.setdefault(
+            (label, parameter), {"method": label, "parameter": parameter, "values": [], "scores": {}}
+        )
+        entry["values"].append(value)
+        for name, metrics in tasks.items():
+            row = {metric: summary(metrics[metric]) for metric in ("auroc", "ap", "mass", "ratio")}
+            entry["scores"].setdefault(name, []).append(row)
+    return list(entries.values())
+
+
+def _position_sentences(results: dict) -> list[str]:
+    told = [
+        f"{name} ({label.removeprefix('position ')} tokens {score['mean']:.2f})"
+        for name in results["tasks"]
+        for label in ("position late", "position early")
+        if label in results["scores"]
+        and (score := results["scores"][label][name]["auroc"])["mean"] - 0.5 > max(0.05, 2 * score["stderr"])
+    ]
+    profile = ", ".join(f"{name} {task['position_profile']['mean']:.2f}" for name, task in results["tasks"].items())
+    return [
+        f"Position alone tells something on {', '.join(told)}: read those against the position rows."
+        if told
+        else "Credit that is linear in the position scores at chance on every task.",
+        f"A rule that has learned each task's places from its other items reaches an AUROC of: {profile}.",
+    ]
+
+
+def _gradients(scorer: CreditScorer, settings: BenchSettings) -> dict[str, Any]:
+    model, tokenizer = scorer.model, scorer.tokenizer
+    total = settings.target_groups + settings.groups
+    problems = make_dataset(total, seed=settings.seed + 1_000_003)
+    groups = gradient_scores.sample_groups(
+        model, tokenizer, problems["prompt"][:], problems["answer"][:], seed=settings.seed
+    )
+    many, few = groups[: settings.target_groups], groups[settings.target_groups :]
+    pad = tokenizer.pad_token_id
+    target, halves = gradient_scores.uniform_gradient(model, many, pad)
+    credits = scorer.score(
+        [
+            Completion(prompt=problems["prompt"][settings.target_groups + i], token_ids=ids)
+            for i, group in enumerate(few)
+            for ids in group.completions
+        ]
+    )
+    size = len(few[0].completions)
+    weights = [
+        {
+            label: [record.weights[label] for record in credits[i * size : (i + 1) * size]]
+            for label in scorer.methods
+            if label in credits[0].weights
+        }
+        for i in range(len(few))
+    ]
+    compared = gradient_scores.compare_gradients(model, few, weights, target, pad)
+    return {
+        "groups": len(few),
+        "target_groups": len(many),
+        "completions_per_group": size,
+        "mixed_groups": sum(bool((g.advantages != 0).any()) for g in few),
+        "accuracy": float(np.mean([float(g.rewards.mean()) for g in groups])),
+        "cosine_of_target_halves": halves,
+        "methods": compared,
+    }
+
+
+def _gradient_sentences(gradients: dict) -> list[str]:
+    sentences = [
+        "Reweighted gradients are biased estimates: with any weights but uniform's, the mean over more and more samples "
+        "goes to another vector than the policy gradient. `bias_cosine` is its cosine with the policy gradient: uniform's "
+        "is 1 by definition, and low variance is no merit where it is low."
+    ]
+    for label, row in gradients["methods"].items():
+        if label == "uniform":
+            continue
+        largest = max(row["cosine"], key=int, default=None)
+        if largest is None or not math.isfinite(row["bias_cosine"]):
+            sentences.append(f"{label}: too few groups to tell its gradient from noise.")
+            continue
+        own, uniform = row["cosine"][largest]["mean"], gradients["methods"]["uniform"]["cosine"][largest]["mean"]
+        sentences.append(
+            f"{label}: {row['relative_variance_over_uniform']:.2f} times uniform's relative variance; its mean has a "
+            f"cosine of {row['bias_cosine']:.2f} ± {row['bias_cosine_stderr']:.2f} with the policy gradient; batches of "
+            f"{largest} groups have {own:.3f}, uniform's {uniform:.3f}."
+        )
+    return sentences
+
+
+def _finite(value: Any) -> Any:
+    """JSON values, in which NaN and infinities are `None`."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value

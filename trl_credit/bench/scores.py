@@ -1,0 +1,141 @@
+"""Where weights lie: scores of one completion's weights against its deciding tokens, and what may be said of many."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+
+METRICS = ("auroc", "ap", "mass", "ratio", "rank")
+CONFIDENCE = 0.95
+_BINS = 10
+
+
+def item_scores(weights: Sequence[float], labels: Sequence[bool], mask: Sequence[bool] | None = None) -> dict:
+    """Scores of one completion.
+
+    Args:
+        weights: (T,) weights.
+        labels: (T,) which tokens decide.
+        mask: (T,) which tokens enter the loss; by default all.
+
+    Returns:
+        `auroc` and `ap`, of the weights as scores for `labels`; `mass`, the share of the weight on deciding tokens;
+        `ratio`, the same over uniform's; `rank`, the share of the other tokens that the first deciding one outweighs (1 =
+        highest; ties count half). NaN where undefined: no token decides, or all do (`mass` and `ratio` need only one).
+    """
+    weights, labels = np.asarray(weights, np.float64), np.asarray(labels, bool)
+    if weights.shape != labels.shape:
+        raise ValueError(f"{weights.shape} weights for {labels.shape} labels.")
+    if mask is not None:
+        weights, labels = weights[np.asarray(mask, bool)], labels[np.asarray(mask, bool)]
+    scores = dict.fromkeys(METRICS, math.nan)
+    if not labels.any():
+        return scores
+    total = weights.sum()
+    scores["mass"] = weights[labels].sum() / total if total else math.nan
+    scores["ratio"] = scores["mass"] / labels.mean()
+    if not labels.all():
+        scores["auroc"], scores["ap"] = ranking_scores(weights, labels)
+        first = weights[labels.argmax()]
+        below, equal = (weights < first).sum(), (weights == first).sum() - 1
+        scores["rank"] = (below + equal / 2) / (len(weights) - 1)
+    return {name: float(value) for name, value in scores.items()}
+
+
+def ranking_scores(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """AUROC and average precision of (T,) scores for (T,) labels, of which some are True and some are not.
+
+    As `sklearn.metrics` has them, which takes a hundred times as long for so few tokens.
+    """
+    _, level, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    deciding = np.bincount(level, labels.astype(float))
+    others = counts - deciding
+    below = np.cumsum(others) - others
+    auroc = (deciding * (below + others / 2)).sum() / (deciding.sum() * others.sum())
+    deciding, counts = deciding[::-1], counts[::-1]
+    precision = np.cumsum(deciding) / np.cumsum(counts)
+    return auroc, (deciding * precision).sum() / deciding.sum()
+
+
+def summary(values: Iterable[float]) -> dict[str, float]:
+    """Mean, standard error over completions, median and number of the finite values."""
+    values = np.array(list(values), np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return {"mean": math.nan, "stderr": math.nan, "median": math.nan, "n": 0}
+    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return {
+        "mean": float(values.mean()),
+        "stderr": float(error),
+        "median": float(np.median(values)),
+        "n": len(values),
+    }
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
+    """Mean of a - b over the same items, with Student's t interval at 95 %."""
+    from scipy import stats
+
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    result = summary(difference)
+    n, mean, error = result["n"], result["mean"], result["stderr"]
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * error if n > 1 else math.inf
+    return {"difference": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
+def compare_with_baselines(
+    scores: Mapping[str, Mapping[str, Sequence[float]]], method: str, baselines: Sequence[str], metric: str = "auroc"
+) -> dict:
+    """A method against the best of the trivial baselines on the same items.
+
+    Args:
+        scores: By label and metric, a value for each item.
+        method: Label of the method.
+        baselines: Labels of the baselines. The best is chosen on these items, which favours it a little.
+        metric: What to compare.
+
+    Returns:
+        The baseline, the paired difference with its interval, and `beats`: whether the interval is above 0.
+    """
+    best = max(baselines, key=lambda label: np.nan_to_num(summary(scores[label][metric])["mean"], nan=-math.inf))
+    difference = paired_difference(scores[method][metric], scores[best][metric])
+    return {"baseline": best, **difference, "beats": bool(difference["low"] > 0)}
+
+
+def verdict_sentence(method: str, verdicts: Mapping[str, Mapping], when: str = "") -> str:
+    """What the comparisons of a method, by task, say in a sentence.
+
+    Args:
+        method: Its label.
+        verdicts: By task, what [`compare_with_baselines`] gave.
+        when: Which policy it is about.
+    """
+
+    def listed(beats: bool) -> str:
+        return ", ".join(
+            f"{task} ({v['difference']:+.3f} from {v['baseline']}, {v['low']:+.3f} to {v['high']:+.3f})"
+            for task, v in verdicts.items()
+            if v["beats"] == beats
+        )
+
+    start = f"{when + ', ' if when else ''}{method}"
+    won, lost = listed(True), listed(False)
+    if not won:
+        return f"{start} does not beat the best trivial baseline on any task, in AUROC: {lost}."
+    if not lost:
+        return f"{start} beats the best trivial baseline on every task, in AUROC: {won}."
+    return f"{start} beats the best trivial baseline, in AUROC, on {won}; it does not on {lost}."
+
+
+def position_profile(labels: Sequence[Sequence[bool]]) -> list[float]:
+    """AUROC of what position tells a rule that knows the task, for each completion.
+
+    The rule is the share of deciding tokens in each tenth of the other completions: leave-one-out, so it is no
+    baseline that a credit method could be, but a bound on what the place alone gives away.
+    """
+    bins = [np.arange(len(row)) * _BINS // len(row) for row in labels]
+    deciding = np.array([np.bincount(b, np.asarray(row, float), _BINS) for b, row in zip(bins, labels, strict=True)])
+    tokens = np.array([np.bincount(b, minlength=_BINS) for b in bins])
+    profiles = (deciding.sum(0) - deciding) / np.maximum(tokens.sum(0) - tokens, 1)
+    return [item_scores(p[b], row)["auroc"] for p, b, row in zip(profiles, bins, labels, strict=True)]

@@ -1,0 +1,137 @@
+"""Parameter sweeps, and the policies that drifted from the embedded model."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..methods import DGPO, GCPO, CreditMethod
+
+
+# By method and parameter, the values; a parameterisation that is not allowed is left out
+SWEEPS: dict[type[CreditMethod], dict[str, tuple]] = {
+    GCPO: {
+        "top_fraction": (0.05, 0.1, 0.2, 0.4, 0.6),
+        "top_mass": (0.4, 0.6, 0.8, 0.9, 0.99),
+        "divergence": ("sampled", "full"),
+    },
+    DGPO: {
+        "temperature": (0.5, 0.1, 0.02, 0.004, 0.001, "adaptive"),
+        "entropy_exponent": (0.0, 0.5, 1.0, 2.0),
+    },
+}
+
+
+def sweep_methods(methods: Mapping[str, CreditMethod]) -> dict[tuple[str, str, Any], CreditMethod]:
+    """Methods by (label, parameter, value): every listed value of every listed parameter, the others as given.
+
+    Where several methods are of one kind, the first is swept.
+    """
+    found: dict[tuple[str, str, Any], CreditMethod] = {}
+    for kind, parameters in SWEEPS.items():
+        label = next((label for label, method in methods.items() if type(method) is kind), None)
+        if label is None:
+            continue
+        for parameter, values in parameters.items():
+            # With a temperature that is a number, there is no fraction to aim at
+            others = {"effective_fraction": None} if parameter == "temperature" else {}
+            for value in values:
+                try:
+                    found[label, parameter, value] = dataclasses.replace(methods[label], **{parameter: value}, **others)
+                except ValueError:
+                    continue
+    return found
+
+
+def with_reference(method: CreditMethod, reference: str | None) -> CreditMethod:
+    """The method with this `reference`, if it takes one and names none."""
+    if reference is not None and getattr(method, "reference", "") is None:
+        return dataclasses.replace(method, reference=reference)
+    return method
+
+
+def drifted_policies(
+    model: str, updates: Sequence[int], output_dir: Path, seed: int, num_completions: int = 64
+) -> dict:
+    """Policies after each number of uniform GRPO updates of the embedded model, as by the quickstart.
+
+    Args:
+        model: Folder of the model.
+        updates: Numbers of updates, ascending; 0 is the model itself.
+        output_dir: Where they are kept; those made from the same model with the same seed are not made again.
+        seed: Seed of data and training.
+        num_completions: Completions per update.
+
+    Returns:
+        By number of updates: `path`, and `reward`, the mean reward of the ten updates before (`None` at 0).
+    """
+    weights = sorted(Path(model).glob("*.safetensors"))
+    settings = {
+        "model": [hashlib.sha256(file.read_bytes()).hexdigest() for file in weights],
+        "updates": list(updates),
+        "seed": seed,
+        "num_completions": num_completions,
+    }
+    record = output_dir / "drift.json"
+    known = json.loads(record.read_text()) if record.is_file() else {}
+    if known.get("settings") != settings:
+        rewards = _train(model, updates, output_dir, seed, num_completions) if max(updates) else []
+        known = {"settings": settings, "rewards": rewards}
+        output_dir.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(known))
+    rewards = known["rewards"]
+    return {
+        step: {
+            "path": str(output_dir / f"after-{step}") if step else model,
+            "reward": sum(rewards[max(0, step - 10) : step]) / min(step, 10) if step else None,
+        }
+        for step in updates
+    }
+
+
+def _train(model: str, updates: Sequence[int], output_dir: Path, seed: int, num_completions: int) -> list[float]:
+    from transformers import PrinterCallback, TrainerCallback
+
+    from ..config import CreditGRPOConfig
+    from ..quickstart.task import correct_answer, make_dataset
+    from ..trainer import CreditGRPOTrainer
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, processing_class=None, **kwargs):
+            if state.global_step in updates:
+                folder = output_dir / f"after-{state.global_step}"
+                model.save_pretrained(folder)
+                processing_class.save_pretrained(folder)
+
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    trainer = CreditGRPOTrainer(
+        model=model,
+        reward_funcs=correct_answer,
+        args=CreditGRPOConfig(
+            output_dir=str(output_dir / "training"),
+            credit="uniform",
+            max_steps=max(updates),
+            learning_rate=5e-5,
+            lr_scheduler_type="constant",
+            per_device_train_batch_size=num_completions,
+            num_generations=8,
+            max_completion_length=40,
+            use_cpu=True,
+            bf16=False,
+            model_init_kwargs={"dtype": "float32"},
+            gradient_checkpointing=False,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=seed,
+        ),
+        train_dataset=make_dataset(max(updates) * num_completions // 8, seed=seed),
+        callbacks=[Keep()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]

@@ -1,0 +1,221 @@
+"""Completions of which it is known, by construction, which tokens decided the outcome.
+
+Each has one thing wrong, at a place drawn at random, and what follows is computed from it. Tasks:
+
+    planted_error   a chain of sums; the deciding token is the one wrong digit
+    filler_words    the same, with words between the steps that decide nothing
+    style           the same, with random letters between the steps: the most uncertain tokens decide nothing
+    altered_copy    the prompt is copied, and one fact altered
+    length          the same problem at about one, two and four times the length: `length_1x`, `length_2x`, `length_4x`
+
+There are two renderings: `compact` is what the quickstart's embedded model has read
+([`trl_credit.quickstart.task`]), `text` is English for any model. In `compact` a longer completion has more terms (2, 3 and
+5 of them), in `text` more sentences beside the point.
+
+The deciding token lies in the middle on average, so credit that is linear in the position scores at chance. A function
+that knew the format could exclude some places (no result is wrong in the first word); how much that is worth,
+[`trl_credit.bench.scores.position_profile`] measures.
+"""
+
+import random
+import string
+from dataclasses import dataclass
+from typing import Any
+
+from ..methods.base import nearest
+from ..quickstart.task import WORDS, _misread, make_problem, prompt_of, solution_parts
+
+
+RENDERINGS = ("compact", "text")
+# Number of terms, and sentences of padding, of each variant of the task `length`
+LENGTHS = {"length_1x": (2, 0), "length_2x": (3, 5), "length_4x": (5, 15)}
+TASKS = {
+    "planted_error": ("planted_error",),
+    "filler_words": ("filler_words",),
+    "style": ("style",),
+    "altered_copy": ("altered_copy",),
+    "length": tuple(LENGTHS),
+}
+# Words and letters stand before a step but not after the last: with this share of errors in the second of two steps, the
+# error lies in the middle on average
+LATE_STEP = 0.3
+Parts = list[tuple[str, str]]
+
+_NAMES = ("Ada", "Ben", "Cora", "Dan", "Eva", "Finn", "Gus", "Hana")
+_COLOURS = ("red", "blue", "green", "white", "black", "brown", "yellow", "purple")
+_THINGS = ("kites", "books", "boats", "lamps", "cups", "coats", "bells", "chairs")
+_ASIDES = (
+    "It is a calm day.",
+    "The tea is warm.",
+    "A bird sits on the roof.",
+    "This pen writes well.",
+    "The street is quiet.",
+    "Rain may come later.",
+    "The window is open.",
+    "Somebody plays the piano.",
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A completion with known deciding characters.
+
+    Args:
+        prompt: Its prompt.
+        completion: Its text.
+        spans: Begin and end (excluded) of each run of deciding characters of `completion`.
+        finished: Whether the end-of-sequence token follows.
+    """
+
+    prompt: str
+    completion: str
+    spans: tuple[tuple[int, int], ...]
+    finished: bool = True
+
+
+def variants(tasks: list[str] | None = None) -> list[str]:
+    """The variants of some tasks, or of all.
+
+    Raises:
+        ValueError: No such task.
+    """
+    names = []
+    for task in TASKS if tasks is None else tasks:
+        known = [*TASKS, *LENGTHS]
+        if task not in known:
+            raise ValueError(f"Unknown task {task!r}. {nearest(task, known)}")
+        names += TASKS.get(task, (task,))
+    return list(dict.fromkeys(names))
+
+
+def _item(prompt: str, parts: Parts, finished: bool = True) -> Item:
+    text, spans = "", []
+    for part, role in parts:
+        if role == "error":
+            spans.append((len(text), len(text) + len(part)))
+        text += part
+    return Item(prompt, text, tuple(spans), finished)
+
+
+def make_items(variant: str, num_items: int, seed: int = 0, rendering: str = "compact") -> list[Item]:
+    """`num_items` items of a variant; the same seed gives the same ones.
+
+    Raises:
+        ValueError: Unknown variant or rendering, or fewer than one item.
+    """
+    if variant not in variants():
+        raise ValueError(f"Unknown variant {variant!r}. {nearest(variant, variants())}")
+    if rendering not in RENDERINGS:
+        raise ValueError(f"Unknown rendering {rendering!r}. {nearest(rendering, RENDERINGS)}")
+    if num_items < 1:
+        raise ValueError(f"The number of items must be at least 1, got {num_items}.")
+    task = "length" if variant in LENGTHS else variant  # the lengths of one item share its terms
+    make = _compact if rendering == "compact" else _text
+    return [make(variant, random.Random(f"{seed}/{task}/{i}")) for i in range(num_items)]
+
+
+def _compact(variant: str, rng: random.Random) -> Item:
+    if variant in LENGTHS:
+        terms, style = make_problem(rng, 5)[: LENGTHS[variant][0]], "plain"
+    elif variant in ("planted_error", "altered_copy"):
+        terms = make_problem(rng, rng.randint(*((3, 5) if variant == "planted_error" else (4, 5))))
+        style = "copy" if variant == "altered_copy" else "plain"
+    else:
+        terms, style = make_problem(rng, 3), "words" if variant == "filler_words" else "letters"
+    prompt = prompt_of(terms, style)
+    if variant == "altered_copy":
+        # Cut where the copy ends: the rest is right given the copy, and would make an early place a good guess
+        parts = solution_parts(terms, rng, style=style, wrong_copy=True)
+        return _item(prompt, parts[: parts.index((":", "step"))], finished=False)
+    wrong = rng.randrange(len(terms) - 1) if style == "plain" else int(rng.random() < LATE_STEP)
+    return _item(prompt, solution_parts(terms, rng, {wrong}, style))
+
+
+def _misread_parts(number: int, rng: random.Random) -> tuple[int, Parts]:
+    wrong = _misread(number, rng)
+    right, text = str(number), str(wrong)
+    place = next(i for i, (a, b) in enumerate(zip(right, text, strict=True)) if a != b)
+    return wrong, [(text[:place], "step"), (text[place], "error"), (text[place + 1 :], "step")]
+
+
+def _text(variant: str, rng: random.Random) -> Item:
+    if variant == "altered_copy":
+        return _copied_facts(rng)
+    terms = make_problem(rng, rng.randint(3, 5) if variant == "planted_error" else 3)
+    steps = len(terms) - 1
+    wrong = rng.randrange(steps)
+    asides = [""] * (steps + 1)
+    if variant == "filler_words":
+        asides = ["".join(rng.choice(WORDS) + ", " for _ in range(rng.randint(1, 3))) for _ in asides]
+    elif variant == "style":
+        asides = ["(" + "".join(rng.choice(string.ascii_lowercase) for _ in range(6)) + ") " for _ in asides]
+    elif variant in LENGTHS:
+        number = LENGTHS[variant][1]
+        before = round(rng.random() * number)  # so the error is as likely early as late
+        for i in range(number):
+            slot = rng.randint(0, wrong) if i < before else rng.randint(wrong + 1, steps)
+            asides[slot] += rng.choice(_ASIDES) + " "
+    parts: Parts = [("Step by step: ", "step")]  # as long as what only the last step is followed by
+    total = terms[0]
+    for i, term in enumerate(terms[1:]):
+        parts += [(asides[i], "style"), (f"{total} + {term} = ", "step")]
+        total += term
+        if i == wrong:
+            total, written = _misread_parts(total, rng)
+        else:
+            written = [(str(total), "step")]
+        parts += [*written, (". ", "step")]
+    parts += [(asides[-1], "style"), (f"The answer is {total}.", "step")]
+    return _item(f"What is {' + '.join(map(str, terms))}? Add the numbers one at a time.", parts)
+
+
+def _copied_facts(rng: random.Random) -> Item:
+    names = rng.sample(_NAMES, 4)
+    facts = [[name, "has", rng.randint(10, 99), rng.choice(_COLOURS), rng.choice(_THINGS)] for name in names]
+    altered, kind = rng.randrange(len(facts)), rng.choice((2, 3, 4))
+    parts: Parts = []
+    for i, fact in enumerate(facts):
+        for place, word in enumerate(fact):
+            if (i, place) != (altered, kind):
+                parts.append((str(word), "step"))
+            elif kind == 2:
+                parts += _misread_parts(word, rng)[1]
+            else:
+                others = [other for other in (_COLOURS if kind == 3 else _THINGS) if other != word]
+                parts.append((rng.choice(others), "error"))
+            parts.append((" " if place < 4 else ".", "step"))
+        parts.append((" " if i < len(facts) - 1 else "", "step"))
+    listed = " ".join(" ".join(map(str, fact)) + "." for fact in facts)
+    return _item(f"Copy these sentences exactly: {listed}", parts)
+
+
+def prompt_for(item: Item, tokenizer: Any, rendering: str) -> str | list[dict[str, str]]:
+    """The prompt as a model of this tokenizer is asked: messages where it has a chat template."""
+    if rendering == "compact":
+        return item.prompt
+    if getattr(tokenizer, "chat_template", None):
+        return [{"role": "user", "content": item.prompt}]
+    return item.prompt + "\n\n"
+
+
+def tokens_and_labels(item: Item, tokenizer: Any) -> tuple[list[int], list[bool]]:
+    """Token ids of the completion and whether each overlaps a deciding span.
+
+    Raises:
+        ValueError: The tokenizer does not tell which characters its tokens stand for, or none stands for a deciding one.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not tell which characters its tokens stand for; use a fast tokenizer."
+        )
+    encoded = tokenizer(item.completion, add_special_tokens=False, return_offsets_mapping=True)
+    ids = list(encoded["input_ids"])
+    labels = [
+        any(begin < stop and start < end for start, stop in item.spans) for begin, end in encoded["offset_mapping"]
+    ]
+    if not any(labels):
+        raise ValueError(f"No token of the tokenizer stands for the deciding part of {item.completion!r}.")
+    if item.finished and tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+        labels.append(False)
+    return ids, labels
