@@ -1,18 +1,24 @@
 """Completions of which it is known, by construction, which tokens decided the outcome.
 
-Each has one thing wrong, at a place drawn at random, and what follows is computed from it. Tasks:
+Each has one thing wrong, and what follows is computed from it; the place is drawn at random but in the policy's own
+errors. Tasks:
 
     planted_error   a chain of sums; the deciding token is the one wrong digit
     filler_words    the same, with words between the steps that decide nothing
     style           the same, with random letters between the steps: the most uncertain tokens decide nothing
     altered_copy    the prompt is copied, and one fact altered
     length          the same problem at about one, two and four times the length: `length_1x`, `length_2x`, `length_4x`
+    own_error       completions that the scored policy itself sampled and got wrong ([`own_errors`])
+    own_error_style the same, with random letters between the steps
 
 There are two renderings: `compact` is what the quickstart's embedded model has read
 ([`trl_credit.quickstart.task`]), `text` is English for any model. In `compact` a longer completion has more terms (2, 3 and
-5 of them), in `text` more sentences beside the point.
+5 of them), in `text` more sentences beside the point. The policy's own errors are there in `compact` only.
 
-The deciding token lies in the middle on average, so credit that is linear in the position scores at chance. A function
+A planted digit is drawn uniformly, which makes it the most surprising token by construction: on those tasks, surprisal is
+a baseline that no policy's own errors would grant it. `own_error` and `own_error_style` are the fair ones.
+
+The planted token lies in the middle on average, so credit that is linear in the position scores at chance. A function
 that knew the format could exclude some places (no result is wrong in the first word); how much that is worth,
 [`trl_credit.bench.scores.position_profile`] measures.
 """
@@ -29,12 +35,16 @@ from ..quickstart.task import WORDS, _misread, make_problem, prompt_of, solution
 RENDERINGS = ("compact", "text")
 # Number of terms, and sentences of padding, of each variant of the task `length`
 LENGTHS = {"length_1x": (2, 0), "length_2x": (3, 5), "length_4x": (5, 15)}
+# The style of the quickstart's task in which each asks for completions
+OWN_ERRORS = {"own_error": "plain", "own_error_style": "letters"}
 TASKS = {
     "planted_error": ("planted_error",),
     "filler_words": ("filler_words",),
     "style": ("style",),
     "altered_copy": ("altered_copy",),
     "length": tuple(LENGTHS),
+    "own_error": ("own_error",),
+    "own_error_style": ("own_error_style",),
 }
 # Words and letters stand before a step but not after the last: with this share of errors in the second of two steps, the
 # error lies in the middle on average
@@ -101,10 +111,12 @@ def make_items(variant: str, num_items: int, seed: int = 0, rendering: str = "co
     """`num_items` items of a variant; the same seed gives the same ones.
 
     Raises:
-        ValueError: Unknown variant or rendering, or fewer than one item.
+        ValueError: Unknown variant or rendering, one that is sampled from a policy, or fewer than one item.
     """
     if variant not in variants():
         raise ValueError(f"Unknown variant {variant!r}. {nearest(variant, variants())}")
+    if variant in OWN_ERRORS:
+        raise ValueError(f"The items of {variant!r} are sampled from a policy, by `sample_own_errors`.")
     if rendering not in RENDERINGS:
         raise ValueError(f"Unknown rendering {rendering!r}. {nearest(rendering, RENDERINGS)}")
     if num_items < 1:

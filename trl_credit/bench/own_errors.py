@@ -1,0 +1,129 @@
+"""The policy's own errors: completions it sampled that are wrong, and the token where they went wrong.
+
+A planted digit is drawn uniformly, so it is far more surprising than what the policy would have written, and surprisal
+finds it. Errors sampled from the policy at temperature 1 have no such mark: each is as surprising as the policy thinks it
+is. The deciding token is known because the sums can be checked.
+
+    own_error         chains of 3 to 5 terms
+    own_error_style   3 terms, with random letters between the steps, which are about as surprising as the errors
+
+At most one completion of a prompt is taken, so that items are independent. Completions that are right, malformed, or that
+have several mistakes (which of them decided is not known) are none.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..inspection.scoring import Completion, CreditScorer
+from ..quickstart.task import NUM_LETTERS, make_problem, prompt_of
+from .tasks import OWN_ERRORS, Item, tokens_and_labels
+
+
+MAX_COMPLETION_TOKENS = 96
+GENERATIONS = 2
+PROMPTS_PER_ITEM = 16
+_PROMPTS_PER_BATCH = 128
+_NUMBER = r"(0|[1-9]\d*)"
+_STYLES = {"plain": "", "letters": f"[a-z]{{{NUM_LETTERS}}}"}
+
+
+@dataclass
+class OwnErrors:
+    """Items of one policy, and what became of everything that was sampled for them.
+
+    Args:
+        items: The items.
+        encoded: Of each, the token ids and which of them decide.
+        counts: Number of completions by outcome: `right`, `malformed`, `several_mistakes`, `usable` and `sampled`, all.
+    """
+
+    items: list[Item] = field(default_factory=list)
+    encoded: list[tuple[list[int], list[bool]]] = field(default_factory=list)
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("sampled", "right", "malformed", "several_mistakes", "usable"), 0)
+    )
+
+
+def judge(terms: Sequence[int], completion: str, style: str = "plain") -> tuple[str, tuple[int, int] | None]:
+    """What a completion in the `compact` rendering is, and the place of its one mistake if that is `usable`.
+
+    A number is a mistake where it does not follow from the prompt and the numbers before it, mistakes included. Its
+    place is the first character that differs from the number that follows, or the one after it where a digit is missing.
+    """
+    step = rf"{_STYLES[style]}{_NUMBER}\+{_NUMBER}=({_NUMBER[1:-1]});"
+    match = re.fullmatch(step * (len(terms) - 1) + f"#{_NUMBER}", completion, flags=re.ASCII)
+    if match is None:
+        return "malformed", None
+    written = [int(number) for number in match.groups()]
+    expected, total = [], terms[0]
+    for i, term in enumerate(terms[1:]):
+        left, right, result = written[3 * i : 3 * i + 3]
+        expected += [total, term, left + right]
+        total = result
+    expected.append(total)
+    mistakes = [i for i, (a, b) in enumerate(zip(written, expected, strict=True)) if a != b]
+    if written[-1] == sum(terms):
+        return "right", None
+    if len(mistakes) > 1:
+        return "several_mistakes", None
+    wrong, right = match[mistakes[0] + 1], str(expected[mistakes[0]])
+    same = next((i for i, (a, b) in enumerate(zip(wrong, right, strict=False)) if a != b), min(len(wrong), len(right)))
+    start = match.start(mistakes[0] + 1) + same
+    if start == len(completion):
+        return "usable", (start, start)  # the end came too early
+    return "usable", (start, start + 1)
+
+
+def sample_own_errors(scorer: CreditScorer, variant: str, num_items: int, seed: int = 0) -> OwnErrors:
+    """Up to `num_items` errors of the scorer's policy, fewer if it makes too few; the same seed gives the same ones."""
+    tokenizer: Any = scorer.tokenizer
+    style = OWN_ERRORS[variant]
+    rng = random.Random(f"{seed}/{variant}")
+    found = OwnErrors()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.getrandbits(32))
+        for start in range(0, PROMPTS_PER_ITEM * num_items, _PROMPTS_PER_BATCH):
+            problems = [
+                make_problem(rng, rng.randint(3, 5) if style == "plain" else 3)
+                for _ in range(min(_PROMPTS_PER_BATCH, PROMPTS_PER_ITEM * num_items - start))
+            ]
+            completions = scorer.generate(
+                [{"prompt": prompt_of(terms, style)} for terms in problems],
+                GENERATIONS,
+                max_rows=_PROMPTS_PER_BATCH * GENERATIONS,
+            )
+            for i, terms in enumerate(problems):
+                own = completions[i * GENERATIONS : (i + 1) * GENERATIONS]
+                judged = [_judged(completion, terms, style, tokenizer) for completion in own]
+                for outcome, _ in judged:
+                    found.counts[outcome] += 1
+                    found.counts["sampled"] += 1
+                first = next((item for _, item in judged if item is not None), None)
+                if first is not None and len(found.items) < num_items:
+                    found.items.append(first[0])
+                    found.encoded.append(first[1])
+            if len(found.items) == num_items:
+                break
+    return found
+
+
+def _judged(completion: Completion, terms: list[int], style: str, tokenizer: Any) -> tuple[str, tuple | None]:
+    """The outcome, and for a usable one the item with its tokens and labels."""
+    ids = list(completion.token_ids)
+    if not ids or ids[-1] != tokenizer.eos_token_id:
+        return "malformed", None
+    text = tokenizer.decode(ids[:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    outcome, span = judge(terms, text, style)
+    if span is None:
+        return outcome, None
+    item = Item(completion.prompt, text, (span,))
+    if span[0] == len(text):
+        return outcome, (item, (ids, [False] * (len(ids) - 1) + [True]))
+    # Other tokens than the sampled ones would not be the policy's
+    encoded = tokens_and_labels(item, tokenizer)
+    return (outcome, (item, encoded)) if encoded[0] == ids else ("malformed", None)
