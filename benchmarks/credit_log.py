@@ -65,7 +65,7 @@ def main() -> None:
     # The first page also compiles its templates
     first, later = spent["write"][0], sorted(spent["write"][1:])[len(spent["write"][1:]) // 2]
     keep = sum(spent["keep"]) / UPDATES
-    print(f"a step: {step:.3f} s; keeping what is shown: {keep:.4f} s, writing it: {later:.3f} s (the first time {first:.3f} s)")
+    print(f"a step: {step:.3f} s; keeping what is shown: {keep:.4f} s, writing it: {later:.3f} s (first {first:.3f} s)")
     print(f"every {EVERY} updates: {100 * (keep + later) / (EVERY * step):.3f} % of the steps' time")
 
 

@@ -10,6 +10,12 @@ import warnings
 from pathlib import Path
 
 
+_SETTINGS = (
+    *("model", "reference", "methods", "tasks", "rendering", "num_items"),
+    *("seed", "dtype", "output_dir", "groups", "target_groups"),
+)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         _fail(message)
@@ -31,12 +37,23 @@ def _parser() -> argparse.ArgumentParser:
         "always there",
     )
     parser.add_argument(
-        "--tasks", nargs="+", help="planted_error, filler_words, style, altered_copy, length; by default all"
+        "--tasks",
+        nargs="+",
+        help="planted_error, filler_words, style, altered_copy, length, and the errors of the policy itself: own_error, "
+        "own_error_style (compact rendering only); by default all",
     )
     parser.add_argument("--rendering", help="compact or text; by default what fits the tokenizer")
-    parser.add_argument("--num_items", type=int, help="items per task (200; 64 for a model of your own)")
+    parser.add_argument(
+        "--num_items",
+        type=int,
+        help="items per task (200; 64 for a model of your own), or what there is of own errors",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="float32", help="dtype to load a model in")
+    parser.add_argument("--groups", type=int, help="groups whose gradients are compared (256); 0 for no gradients")
+    parser.add_argument(
+        "--target_groups", type=int, help="other groups, which the low-noise gradient is made of (1024)"
+    )
     parser.add_argument("--no_gradients", action="store_true", help="leave the gradients out")
     parser.add_argument("--no_drift", action="store_true", help="train no policies that drift from the embedded model")
     parser.add_argument("--quick", action="store_true", help="few items, samples and updates: seconds, and noise")
@@ -67,18 +84,14 @@ def main(argv: list[str] | None = None) -> None:
 
     if arguments.model is None:
         torch.set_num_threads(1)  # so small a model is fastest on one thread
-    chosen = {
-        name: value
-        for name, value in vars(arguments).items()
-        if name in ("model", "reference", "methods", "tasks", "rendering", "num_items", "seed", "dtype", "output_dir")
-        and value is not None
-    }
+    chosen = {name: value for name, value in vars(arguments).items() if name in _SETTINGS and value is not None}
     chosen |= {name: tuple(chosen[name]) for name in ("methods", "tasks") if name in chosen}
     if arguments.model is not None:
         chosen.setdefault("num_items", 64)
     if arguments.quick:
         chosen.setdefault("num_items", 16)
-        chosen |= {"drift": (0, 3), "drift_completions": 32, "groups": 16, "target_groups": 64}
+        chosen |= {"drift": (0, 3), "drift_completions": 32}
+        chosen = {"groups": 16, "target_groups": 64} | chosen
     if arguments.no_drift:
         chosen["drift"] = (0,)
     if arguments.no_gradients:

@@ -52,6 +52,11 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
         )
     ]
 
+    sampled = _sampled(results)
+    if sampled:
+        headings = ["policy and task", "sampled", "right", "malformed", "several mistakes", "one mistake", "items"]
+        tables.append(("Completions sampled for own errors", headings, sampled))
+
     def scores(title: str, metric: str, table: Mapping) -> Table:
         rows = [[label, *(_with_error(tasks[name][metric]) for name in names)] for label, tasks in table.items()]
         return title, ["method", *names], rows
@@ -116,6 +121,20 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
+def _sampled(results: Mapping[str, Any]) -> list[list[str]]:
+    policies = results.get("drift") or {"0": {"tasks": results["tasks"]}}
+    return [
+        [
+            f"{name}, after {step} updates" if step != "0" else name,
+            *(str(task["completions"][k]) for k in ("sampled", "right", "malformed", "several_mistakes", "usable")),
+            str(task["items"]),
+        ]
+        for step, entry in policies.items()
+        for name, task in entry["tasks"].items()
+        if "completions" in task
+    ]
+
+
 def show(results: Mapping[str, Any]) -> None:
     """Prints the most telling tables, and every sentence."""
     from rich.console import Console
@@ -123,8 +142,8 @@ def show(results: Mapping[str, Any]) -> None:
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=140)
-    shown = ("Tasks", _METRICS["auroc"], _METRICS["ratio"], "AUROC after", "Policy gradient")
+        console = Console(highlight=False, width=180)
+    shown = ("Tasks", "Completions", _METRICS["auroc"], _METRICS["ratio"], "AUROC after", "Policy gradient")
     for title, headings, rows in _tables(results):
         if not title.startswith(shown):
             continue
@@ -249,7 +268,8 @@ def _plot_auroc(results: Mapping[str, Any]):
                 linestyle="none",
             )
         axis.axvline(0.5, color="#1c2126", linewidth=0.8, linestyle=":")
-        axis.set_title(f"{name} ({results['tasks'][name]['mean_tokens']:.0f} tokens)", fontsize=9)
+        length = results["tasks"][name]["mean_tokens"]
+        axis.set_title(f"{name} ({'no items' if length is None else f'{length:.0f} tokens'})", fontsize=9)
         axis.set_yticks(range(len(labels)), [_short(label) for label in labels], fontsize=8)
         axis.set_xlim(-0.03, 1.03)
         axis.tick_params(labelbottom=True)

@@ -17,9 +17,10 @@ from ..quickstart.task import make_dataset
 from ..train import embedded_model_path
 from . import gradients as gradient_scores
 from .baselines import BASELINES, baselines, is_trivial
+from .own_errors import MAX_COMPLETION_TOKENS, sample_own_errors
 from .scores import METRICS, compare_with_baselines, item_scores, position_profile, summary, verdict_sentence
 from .sweeps import drifted_policies, sweep_methods, with_reference
-from .tasks import RENDERINGS, make_items, prompt_for, tokens_and_labels, variants
+from .tasks import OWN_ERRORS, RENDERINGS, make_items, prompt_for, tokens_and_labels, variants
 
 
 Scores = dict[str, dict[str, dict[str, list[float]]]]  # by label, variant and metric, a value for each item
@@ -35,7 +36,7 @@ class BenchSettings:
         methods: Names, dotted paths, or mappings as JSON; by default every registered method.
         tasks: Tasks or variants; by default all.
         rendering: `compact`, `text`, or by default what fits the model's tokenizer.
-        num_items: Items per variant.
+        num_items: Items per variant; fewer of the policy's own errors, if it makes too few.
         seed: Seed of items, samples and training.
         drift: Numbers of updates after which the embedded model is scored, ascending from 0; none for other models.
         drift_completions: Completions per update.
@@ -134,8 +135,13 @@ def score_policy(
     keys = {str(key): key for key in sweeps}
     result = Scored({}, {}, {}, {})
     for name in names:
-        items = make_items(name, settings.num_items, settings.seed, rendering)
-        encoded = [tokens_and_labels(item, scorer.tokenizer) for item in items]
+        sampled = {}
+        if name in OWN_ERRORS:
+            own_errors = sample_own_errors(scorer, name, settings.num_items, settings.seed)
+            items, encoded, sampled = own_errors.items, own_errors.encoded, {"completions": own_errors.counts}
+        else:
+            items = make_items(name, settings.num_items, settings.seed, rendering)
+            encoded = [tokens_and_labels(item, scorer.tokenizer) for item in items]
         records = scorer.score(
             [
                 Completion(prompt=prompt_for(item, scorer.tokenizer, rendering), token_ids=ids)
@@ -145,9 +151,10 @@ def score_policy(
         labels = result.labels[name] = [row for _, row in encoded]
         result.tasks[name] = {
             "items": len(items),
-            "mean_tokens": float(np.mean([len(row) for row in labels])),
-            "base_rate": float(np.mean([np.mean(row) for row in labels])),
+            "mean_tokens": summary(len(row) for row in labels)["mean"],
+            "base_rate": summary(np.mean(row) for row in labels)["mean"],
             "position_profile": summary(position_profile(labels)),
+            **sampled,
         }
         for label in scorer.methods:
             own = [
@@ -201,8 +208,15 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
     compact = rendering == "compact" and is_compact(tokenizer)
     methods = build_methods(settings.methods, compact)
     trivial = [label for label, method in methods.items() if is_trivial(method)]
-    settings.output_dir.mkdir(parents=True, exist_ok=True)
     notes = []
+    skipped = [name for name in names if name in OWN_ERRORS and rendering != "compact"]
+    if skipped:
+        names = [name for name in names if name not in skipped]
+        reason = "the policy's own errors can be checked in the compact rendering only"
+        if not names:
+            raise ValueError(f"No task is left: {reason}.")
+        notes.append(f"No {', '.join(skipped)}: {reason}.")
+    settings.output_dir.mkdir(parents=True, exist_ok=True)
 
     drifts = settings.drift if settings.model is None and settings.reference is None and compact else ()
     policies = {0: {"path": model, "reward": None}}
@@ -247,6 +261,7 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
             policy["path"],
             own | {str(key): method for key, method in swept.items()},
             dtype=settings.dtype,
+            **({"max_completion_length": MAX_COMPLETION_TOKENS} if rendering == "compact" else {}),
         )
         scored = score_policy(scorer, names, settings, rendering, list(swept))
         scorer.methods = own
@@ -256,8 +271,9 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
         if step == min(policies):
             results |= {"tasks": scored.tasks, **entry}
         if drifts:
-            drift[str(step)] = {"reward": policy["reward"], **entry}
+            drift[str(step)] = {"reward": policy["reward"], "tasks": scored.tasks, **entry}
         when = f"After {step} updates" if drifts and step else ""
+        notes += _too_few_notes(scored.tasks, settings.num_items, when)
         for label, verdict in verdicts.items():
             if _no_reference(own[label]):
                 sentences.append(f"{label}: uniform without a reference, so there is nothing to say of it here.")
@@ -291,6 +307,16 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
     return finite
 
 
+def _too_few_notes(tasks: Mapping[str, Mapping], num_items: int, when: str) -> list[str]:
+    return [
+        f"{when + ', ' if when else ''}{name} has {task['items'] or 'no'} items instead of {num_items}: of "
+        f"{task['completions']['sampled']} completions of the policy, {task['completions']['usable']} are wrong by a single "
+        "mistake, and one of a prompt is taken."
+        for name, task in tasks.items()
+        if "completions" in task and task["items"] < num_items
+    ]
+
+
 def _no_reference(method: CreditMethod) -> bool:
     return isinstance(method, DGPO) and method.reference is None
 
@@ -317,7 +343,11 @@ def _position_sentences(results: dict) -> list[str]:
         if label in results["scores"]
         and (score := results["scores"][label][name]["auroc"])["mean"] - 0.5 > max(0.05, 2 * score["stderr"])
     ]
-    profile = ", ".join(f"{name} {task['position_profile']['mean']:.2f}" for name, task in results["tasks"].items())
+    profile = ", ".join(
+        f"{name} {task['position_profile']['mean']:.2f}"
+        for name, task in results["tasks"].items()
+        if task["position_profile"]["n"] > 1
+    )
     return [
         f"Position alone tells something on {', '.join(told)}: read those against the position rows."
         if told

@@ -108,7 +108,7 @@ def verdict_sentence(method: str, verdicts: Mapping[str, Mapping], when: str = "
 
     Args:
         method: Its label.
-        verdicts: By task, what [`compare_with_baselines`] gave.
+        verdicts: By task, what [`compare_with_baselines`] gave; those of fewer than two items are left out.
         when: Which policy it is about.
     """
 
@@ -116,11 +116,13 @@ def verdict_sentence(method: str, verdicts: Mapping[str, Mapping], when: str = "
         return ", ".join(
             f"{task} ({v['difference']:+.3f} from {v['baseline']}, {v['low']:+.3f} to {v['high']:+.3f})"
             for task, v in verdicts.items()
-            if v["beats"] == beats
+            if v["beats"] == beats and v["n"] > 1
         )
 
     start = f"{when + ', ' if when else ''}{method}"
     won, lost = listed(True), listed(False)
+    if not won and not lost:
+        return f"{start}: too few items to tell."
     if not won:
         return f"{start} does not beat the best trivial baseline on any task, in AUROC: {lost}."
     if not lost:
@@ -134,6 +136,8 @@ def position_profile(labels: Sequence[Sequence[bool]]) -> list[float]:
     The rule is the share of deciding tokens in each tenth of the other completions: leave-one-out, so it is no
     baseline that a credit method could be, but a bound on what the place alone gives away.
     """
+    if not len(labels):
+        return []
     bins = [np.arange(len(row)) * _BINS // len(row) for row in labels]
     deciding = np.array([np.bincount(b, np.asarray(row, float), _BINS) for b, row in zip(bins, labels, strict=True)])
     tokens = np.array([np.bincount(b, minlength=_BINS) for b in bins])

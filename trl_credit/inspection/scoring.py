@@ -258,7 +258,9 @@ class CreditScorer:
         rows = [self.token_ids(completion) for completion in completions]
         prompts: dict[int, list[int]] = {}
         # TRL takes messages or text, not both at a time
-        kinds = [[i for i, c in enumerate(completions) if isinstance(c.prompt, str) == plain] for plain in (True, False)]
+        kinds = [
+            [i for i, c in enumerate(completions) if isinstance(c.prompt, str) == plain] for plain in (True, False)
+        ]
         for kind in filter(None, kinds):
             tokenized, _, _ = self._trainer._tokenize_prompts([completions[i].prompt for i in kind])
             prompts |= dict(zip(kind, tokenized, strict=True))
@@ -268,7 +270,8 @@ class CreditScorer:
                 raise ValueError(f"Completion {i}: the mask has {len(completion.mask)} entries for {len(row)} tokens.")
             if context is not None and (length := len(prompts[i]) + len(row)) > context:
                 raise ValueError(
-                    f"Completion {i}: prompt and completion have {length} tokens, more than the model's context of {context}."
+                    f"Completion {i}: prompt and completion have {length} tokens, more than the model's context of "
+                    f"{context}."
                 )
         records: dict[int, CompletionCredit] = {}
 

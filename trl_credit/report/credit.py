@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ..inspection import summary as numbers
-from ..inspection.records import CompletionCredit
+from ..inspection.records import SOURCE_PROMPT, CompletionCredit
 from . import charts
 from .page import clean, finite, percent, write_page
 
@@ -110,7 +110,7 @@ def pack(record: CompletionCredit) -> bytes:
     header = {
         "prompt": record.prompt,
         "tokens": record.tokens,
-        "info": dict(record.info),
+        "info": {name: value for name, value in record.info.items() if name != SOURCE_PROMPT},  # the prompt is shown
         "arrays": list(arrays),
         "products": products,
     }
