@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import random
 import re
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from trl_credit.bench.gradients import (
     sample_groups,
     uniform_gradient,
 )
+from trl_credit.bench.own_errors import judge, sample_own_errors
 from trl_credit.bench.run import BenchSettings, build_methods
 from trl_credit.bench.scores import (
     METRICS,
@@ -45,13 +47,17 @@ from trl_credit.bench.scores import (
     verdict_sentence,
 )
 from trl_credit.bench.sweeps import drifted_policies, sweep_methods, with_reference
-from trl_credit.bench.tasks import LENGTHS, RENDERINGS, make_items, prompt_for, tokens_and_labels, variants
+from trl_credit.bench.tasks import LENGTHS, OWN_ERRORS, RENDERINGS, make_items, prompt_for, tokens_and_labels, variants
+from trl_credit.inspection.scoring import CreditScorer
 from trl_credit.methods import DGPO, GCPO, METHODS, Paper
 from trl_credit.methods.base import effective_token_fraction, mean_one
 from trl_credit.quickstart.build_model import build_tokenizer
+from trl_credit.quickstart.task import make_problem, solution_parts
+from trl_credit.train import embedded_model_path
 
 
-every_variant = pytest.mark.parametrize("variant", variants())
+every_variant = pytest.mark.parametrize("variant", [name for name in variants() if name not in OWN_ERRORS])
+every_own_error = pytest.mark.parametrize("variant", OWN_ERRORS)
 every_rendering = pytest.mark.parametrize("rendering", RENDERINGS)
 every_baseline = pytest.mark.parametrize("method", list(baselines().values()), ids=list(baselines()))
 SEEDED = settings(deadline=None, max_examples=40)
@@ -200,12 +206,141 @@ def test_unknown_tasks():
         (make_items, ["styl", 1], "Did you mean 'style'"),
         (make_items, ["style", 1, 0, "txt"], "Did you mean 'text'"),
         (make_items, ["style", 0], "at least 1"),
+        (make_items, ["own_error", 1], "sampled from a policy"),
     ]:
         with pytest.raises(ValueError, match=message):
             function(*arguments)
     slow = type("SlowTokenizer", (), {"is_fast": False})()
     with pytest.raises(ValueError, match="SlowTokenizer does not tell"):
         tokens_and_labels(make_items("style", 1)[0], slow)
+
+
+# The policy's own errors
+
+
+@pytest.fixture(scope="module")
+def embedded_scorer():
+    return CreditScorer(embedded_model_path(), {"uniform": METHODS["uniform"]()}, max_completion_length=60)
+
+
+def written_with(terms: list[int], noise: list[str], changed: int | None = None, value: int = 0) -> str:
+    """The solution whose number at the place `changed` is `value`, from which the rest follows."""
+    numbers: list[int] = []
+
+    def number(follows: int) -> int:
+        numbers.append(value if len(numbers) == changed else follows)
+        return numbers[-1]
+
+    text, total = "", terms[0]
+    for term, letters in zip(terms[1:], noise, strict=True):
+        left, right = number(total), number(term)
+        total = number(left + right)
+        text += f"{letters}{left}+{right}={total};"
+    return f"{text}#{number(total)}"
+
+
+@every_own_error
+def test_own_errors_against_every_single_mistake(variant, embedded_scorer):
+    tokenizer = embedded_scorer.tokenizer
+    found = sample_own_errors(embedded_scorer, variant, 12)
+    assert len(found.items) == len({item.prompt for item in found.items}) == 12
+    assert sum(found.counts.values()) == 2 * found.counts["sampled"]
+    for item, (ids, labels) in zip(found.items, found.encoded, strict=True):
+        terms = [int(term) for term in re.findall(r"\d+", item.prompt)]
+        noise = re.findall(r"[a-z]+", item.completion) or [""] * (len(terms) - 1)
+        assert all(len(letters) == (6 if variant == "own_error_style" else 0) for letters in noise)
+        values = {int(value) for value in re.findall(r"\d+", item.completion)}
+        places = 3 * (len(terms) - 1) + 1
+        causes = {(i, v) for i in range(places) for v in values if written_with(terms, noise, i, v) == item.completion}
+        assert len(causes) == 1
+        right = written_with(terms, noise)
+        (place,) = [i for i, label in enumerate(labels) if label]
+        assert right.startswith(item.completion[:place])
+        assert not right.startswith(item.completion[: place + 1]) or place == len(item.completion)
+        assert tokenizer.decode(ids) == item.completion + tokenizer.eos_token
+        assert item.completion.rpartition("#")[2] != str(sum(terms))
+        assert item.prompt.startswith("~") == (variant == "own_error_style")
+
+
+def test_own_errors_are_seeded_and_leave_the_generator(embedded_scorer):
+    state = torch.get_rng_state()
+    found = sample_own_errors(embedded_scorer, "own_error", 3, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(5)
+    again = sample_own_errors(embedded_scorer, "own_error", 3, seed=1)
+    assert (again.items, again.counts) == (found.items, found.counts)
+    assert sample_own_errors(embedded_scorer, "own_error", 3, seed=2).items != found.items
+    torch.set_rng_state(state)
+
+
+@SEEDED
+@given(seed=st.integers(0, 10_000), num_terms=st.integers(2, 5), style=st.sampled_from(["plain", "letters"]))
+def test_judged_as_written(seed, num_terms, style):
+    rng = random.Random(seed)
+    terms = make_problem(rng, num_terms)
+    right = "".join(text for text, _ in solution_parts(terms, rng, style=style))
+    assert judge(terms, right, style) == ("right", None)
+    parts = solution_parts(terms, rng, {rng.randrange(num_terms - 1)}, style)
+    wrong = "".join(text for text, _ in parts)
+    start = sum(len(text) for text, _ in parts[: [role for _, role in parts].index("error")])
+    assert judge(terms, wrong, style) == ("usable", (start, start + 1))
+    for broken in (wrong[:-1] + "x", wrong[1:], wrong + ";", wrong.replace("#", ""), wrong.replace("+", "+0", 1), ""):
+        assert judge(terms, broken, style)[0] == "malformed" or wrong[1:] == broken
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("83+48=131;131+14=145;#145", ("right", None)),
+        ("83+48=132;132+14=145;#145", ("right", None)),  # two mistakes that cancel
+        ("83+48=132;132+14=146;#146", ("usable", (8, 9))),
+        ("83+48=191;191+14=205;#205", ("usable", (7, 8))),
+        ("83+48=119;119+14=133;#133", ("usable", (7, 8))),  # the first of two digits
+        ("83+49=132;132+14=146;#146", ("usable", (4, 5))),  # a term
+        ("83+48=131;137+14=151;#151", ("usable", (12, 13))),  # the result before
+        ("83+48=131;131+14=145;#146", ("usable", (24, 25))),  # the answer
+        ("83+48=13;13+14=27;#27", ("usable", (8, 9))),  # a digit is missing
+        ("83+48=1311;1311+14=1325;#1325", ("usable", (9, 10))),  # there is one more
+        ("83+48=131;131+14=145;#14", ("usable", (24, 24))),  # the end came too early
+        ("83+48=132;132+14=147;#147", ("several_mistakes", None)),
+        ("83+48=132;131+14=145;#146", ("several_mistakes", None)),
+        ("83+48=131;#131", ("malformed", None)),
+        ("83+48=131;131+14=145;0+0=0;#145", ("malformed", None)),
+        ("83+48=131;131+14=0145;#145", ("malformed", None)),
+        ("83+48=131;131+14=145;#145 ", ("malformed", None)),
+        ("83+48=131;131+14=145;#145\n", ("malformed", None)),
+        ("83+48=131;131+14=14\u0665;#145", ("malformed", None)),
+    ],
+)
+def test_judge(completion, expected):
+    assert judge([83, 48, 14], completion) == expected
+
+
+def test_letters_are_six():
+    assert judge([8, 1], "abcdef8+1=7;#7", "letters") == ("usable", (10, 11))
+    for text in ("8+1=7;#7", "abcde8+1=7;#7", "abcdefg8+1=7;#7", "abcdeF8+1=7;#7"):
+        assert judge([8, 1], text, "letters") == ("malformed", None)
+
+
+def test_an_end_that_came_too_early(embedded_scorer, monkeypatch):
+    tokenizer = embedded_scorer.tokenizer
+    eos = tokenizer.eos_token_id
+
+    def generate(examples, num_generations, **kwargs):
+        texts = []
+        for example in examples:
+            terms = [int(term) for term in re.findall(r"\d+", example["prompt"])]
+            texts += [written_with(terms, [""] * (len(terms) - 1))[:-1]] * num_generations
+        return [
+            run.Completion(prompt=example["prompt"], token_ids=[*tokenizer(text)["input_ids"], eos])
+            for text, example in zip(texts, [e for e in examples for _ in range(num_generations)], strict=True)
+        ]
+
+    monkeypatch.setattr(embedded_scorer, "generate", generate)
+    found = sample_own_errors(embedded_scorer, "own_error", 4)
+    assert len(found.items) == 4
+    for ids, labels in found.encoded:
+        assert [token for token, label in zip(ids, labels, strict=True) if label] == [eos]
 
 
 # Baselines: held to what every method is held to
@@ -383,6 +518,9 @@ def test_verdicts():
     assert (good["baseline"], good["beats"], same["beats"]) == ("strong", True, False)
     assert "does not beat the best trivial baseline on any task" in verdict_sentence("m", {"x": same})
     assert "beats the best trivial baseline on every task" in verdict_sentence("m", {"x": good})
+    none = paired_difference([math.nan], [math.nan]) | {"baseline": "strong", "beats": False}
+    assert verdict_sentence("m", {"x": good, "y": none}) == verdict_sentence("m", {"x": good})
+    assert verdict_sentence("m", {"y": none}) == "m: too few items to tell."
     both = verdict_sentence("m", {"x": good, "y": same}, "After 3 updates")
     assert both.startswith("After 3 updates, m beats the best trivial baseline, in AUROC, on x (+0.2")
     assert "it does not on y (" in both
@@ -641,6 +779,67 @@ def test_runs_are_equal(tmp_path, model_path):
     assert ("dgpo", "temperature") in swept
 
 
+def test_a_policy_without_own_errors(tmp_path, model_path, capsys, monkeypatch):
+    """Random weights write no solutions: no items, which is said, and everything else is there."""
+    monkeypatch.setattr(run, "MAX_COMPLETION_TOKENS", 8)
+    results = run.run(tiny(tmp_path, model_path, tasks=("own_error", "style"), num_items=2))
+    assert results["tasks"]["own_error"]["items"] == 0
+    assert results["tasks"]["own_error"]["completions"]["malformed"] == 64
+    assert results["scores"]["gcpo"]["own_error"]["auroc"] == {"mean": None, "stderr": None, "median": None, "n": 0}
+    assert any(note.startswith("own_error has no items instead of 2: of 64 completions") for note in results["notes"])
+    told = [sentence for sentence in results["sentences"] if sentence.startswith(("gcpo", "A rule"))]
+    assert told
+    assert not any("own_error" in sentence or "nan" in sentence for sentence in told)
+    report.show(results)
+    assert "Completions sampled for own errors" in capsys.readouterr().out
+    alone = run.run(tiny(tmp_path, model_path, tasks=("own_error",), num_items=2))
+    assert "gcpo: too few items to tell." in alone["sentences"]
+
+
+def test_own_errors_of_the_embedded_model(tmp_path):
+    results = run.run(
+        tiny(tmp_path, None, reference=None, tasks=("own_error_style",), num_items=4, drift=(0,), methods=("gcpo",))
+    )
+    task = results["tasks"]["own_error_style"]
+    assert task["items"] == 4
+    assert task == results["drift"]["0"]["tasks"]["own_error_style"]
+    assert results["scores"]["surprisal"]["own_error_style"]["auroc"]["n"] == 4
+    assert results["scores"]["surprisal"]["own_error_style"]["mass"]["mean"] < 0.6
+    assert not any("instead of" in note for note in results["notes"])
+
+
+def test_own_errors_need_the_compact_rendering(tmp_path, model_path):
+    results = run.run(tiny(tmp_path / "a", model_path, rendering="text", tasks=("own_error", "style"), num_items=2))
+    assert list(results["tasks"]) == results["settings"]["variants"] == ["style"]
+    assert "No own_error: the policy's own errors can be checked in the compact rendering only." in results["notes"]
+    with pytest.raises(ValueError, match="No task is left"):
+        run.run(tiny(tmp_path / "b", model_path, rendering="text", tasks=("own_error",)))
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--groups", "8", "--target_groups", "9"], (8, 9)),
+        (["--quick"], (16, 64)),
+        (["--quick", "--groups", "8"], (8, 64)),
+        (["--no_gradients"], (0, 1024)),
+        ([], (256, 1024)),
+    ],
+)
+def test_numbers_of_groups(arguments, expected, monkeypatch):
+    seen = []
+
+    def stop(settings, **kwargs):
+        seen.append(settings)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(run, "run", stop)
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert (seen[0].groups, seen[0].target_groups) == expected
+
+
 def test_text_rendering(tmp_path, model_path, capsys):
     results = run.run(tiny(tmp_path, model_path, rendering="text", reference=None, tasks=("altered_copy",), groups=8))
     assert results["methods"]["gcpo"]["negative_prompt"] == GCPO().negative_prompt
@@ -692,6 +891,8 @@ def test_drift_is_kept_and_deterministic(tmp_path, model_path):
         (["--methods", "no.such.Method"], "Cannot load the credit method"),
         (["--num_items", "0"], "at least 2"),
         (["--num_items", "x"], "invalid int value"),
+        (["--groups", "-1"], "`groups` must be at least 0"),
+        (["--target_groups", "1"], "`target_groups` must be at least 2"),
         (["--modle", "x"], "unrecognized arguments"),
         (["--model", "/no/such/model"], "cannot load the model"),
     ],
