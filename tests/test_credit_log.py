@@ -96,8 +96,9 @@ def test_columns_of_the_table(tiny_model, tmp_path):
         assert with_credit.any()
         records, _ = read_parquet(tmp_path / "credit" / f"step-{step:06d}.parquet")
         for record in records:
-            same = (table["prompt"] == record.prompt) & np.isclose(table["advantage"], record.advantage)
-            (row,) = table.index[same][:1]
+            same = (table["prompt"] == record.prompt) & (table["completion"] == record.completion)
+            (row,) = table.index[same]
+            assert table["advantage"][row] == pytest.approx(record.advantage)
             assert table["letter_reward"][row] == pytest.approx(record.reward)
             shown = re.findall(r" (\d+\.\d\d)(?:, |$)", table["credit/top_tokens"][row])
             heaviest = np.sort(record.weights["gcpo"])[::-1][:5]
