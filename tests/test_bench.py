@@ -284,8 +284,8 @@ def test_judged_as_written(seed, num_terms, style):
     wrong = "".join(text for text, _ in parts)
     start = sum(len(text) for text, _ in parts[: [role for _, role in parts].index("error")])
     assert judge(terms, wrong, style) == ("usable", (start, start + 1))
-    for broken in (wrong[:-1] + "x", wrong[1:], wrong + ";", wrong.replace("#", ""), wrong.replace("+", "+0", 1), ""):
-        assert judge(terms, broken, style)[0] == "malformed" or wrong[1:] == broken
+    for broken in (wrong[:-1] + "x", wrong + ";", wrong.replace("#", ""), wrong.replace("+", "+0", 1), ""):
+        assert judge(terms, broken, style) == ("malformed", None)
 
 
 @pytest.mark.parametrize(

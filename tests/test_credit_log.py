@@ -107,6 +107,84 @@ def test_columns_of_the_table(tiny_model, tmp_path):
             assert table["credit/top_tokens"][row].startswith(tuple(tokens))
 
 
+def token_reward(completion_ids, **kwargs):
+    return [sum(ids) % 7 / 7 for ids in completion_ids]
+
+
+def check_rewards(path):
+    records, _ = read_parquet(path)
+    assert records
+    for record in records:
+        assert record.reward == pytest.approx(sum(record.token_ids.tolist()) % 7 / 7)
+        assert record.info["source_prompt"] == record.prompt
+
+
+def test_rows_that_dynamic_sampling_replaces(tiny_model, tmp_path):
+    """Rewards and prompts are those of the rows that came in their place."""
+
+    def some(prompts, completion_ids, **kwargs):
+        rewards = token_reward(completion_ids)
+        return [reward if len(prompt) % 2 else 1.0 for prompt, reward in zip(prompts, rewards, strict=True)]
+
+    settings = {"dynamic_sampling": True, "log_completions": True, "credit_log_steps": 1, "max_steps": 3}
+    trainer = train(tiny_model, tmp_path, reward=some, **settings)
+    drawn = [
+        entry["dynamic_sampling/rounds"] for entry in trainer.state.log_history if "dynamic_sampling/rounds" in entry
+    ]
+    assert max(drawn) > 1
+    for step in range(1, 4):
+        check_rewards(tmp_path / "credit" / f"step-{step:06d}.parquet")
+        table = pd.read_parquet(tmp_path / "completions" / f"completions_{step:05d}.parquet")
+        assert table["credit/effective_fraction"].notna().tolist() == (table["advantage"] != 0).tolist()
+
+
+def test_an_evaluation_in_a_generation_batch(tiny_model, tmp_path):
+    """TRL logs the evaluation's completions in the place of the batch's, so the table has no credit then."""
+    trainer = CreditGRPOTrainer(
+        model=tiny_model,
+        reward_funcs=token_reward,
+        rollout_func=fixed_rollout,
+        args=config(
+            tmp_path,
+            credit=GCPO,
+            num_completions_to_print=0,
+            log_completions=True,
+            credit_log_steps=1,
+            max_steps=4,
+            steps_per_generation=2,
+            eval_strategy="steps",
+            eval_steps=1,
+            per_device_eval_batch_size=8,
+        ),
+        train_dataset=prompts(),
+        eval_dataset=prompts(4, seed=1),
+    )
+    trainer.train()
+    for step in range(1, 5):
+        check_rewards(tmp_path / "credit" / f"step-{step:06d}.parquet")
+
+
+def test_resumed_in_a_generation_batch(tiny_model, tmp_path):
+    """The batch's prompts and log are not there after a resume; its rewards are."""
+    settings = {"steps_per_generation": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"credit_log_steps": 1, "log_completions": True, "reward": token_reward}
+    whole = train(tiny_model, tmp_path, **settings)
+    expected = [read_parquet(tmp_path / "credit" / f"step-{step:06d}.parquet")[0] for step in (2, 3)]
+    again = CreditGRPOTrainer(
+        model=tiny_model,
+        reward_funcs=token_reward,
+        rollout_func=fixed_rollout,
+        args=whole.args,
+        train_dataset=prompts(),
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    for records, step in zip(expected, (2, 3), strict=True):
+        resumed, _ = read_parquet(tmp_path / "credit" / f"step-{step:06d}.parquet")
+        for one, other in zip(records, resumed, strict=True):
+            assert (one.prompt, one.completion, one.reward) == (other.prompt, other.completion, other.reward)
+            np.testing.assert_array_equal(one.weights["gcpo"], other.weights["gcpo"])
+
+
 def test_nothing_to_show_is_said(tiny_model, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         train(tiny_model, tmp_path, reward=constant_reward, credit_log_steps=1, max_steps=1)

@@ -69,6 +69,7 @@ class CreditLog(TrainerCallback):
         self._completions = completions
         self._seen: list[_Seen] = []
         self._prompts: list[str | list[dict]] = []
+        self._logged: list[str | list[dict]] = []
         self._columns: dict[int, tuple[float, str]] = {}
         self._table: dict[str, list] = {}
         self._table_step = -1
@@ -81,8 +82,8 @@ class CreditLog(TrainerCallback):
 
     def extend_rollout(self, prompts: list, batch: dict[str, Any]) -> None:
         """Numbers the completions of a generation batch, and keeps their rewards (the weighted sums)."""
-        self._prompts = prompts
         trainer = self._trainer
+        self._prompts, self._logged = prompts, list(trainer._logs["completion"])
         rows = len(batch["advantages"])
         start = trainer.accelerator.process_index * rows
         total = trainer.accelerator.num_processes * rows
@@ -196,7 +197,9 @@ class CreditLog(TrainerCallback):
     def _gather_columns(self) -> None:
         columns, self._columns = self._columns, {}
         trainer = self._trainer
-        total = len(trainer._logs["prompt"])
+        if not self._logged or list(trainer._logs["completion"]) != self._logged:
+            return  # an evaluation's completions have taken their place, or the batch is of before a resume
+        total = len(self._logged)
         rows = total // trainer.accelerator.num_processes
         offset = trainer.accelerator.process_index * rows
         gathered = gather_object([(offset + row, *values) for row, values in columns.items()])

@@ -220,6 +220,12 @@ def _figure(rows: int, columns: int, width: float, height: float, **kwargs: Any)
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
+def _grid(number: int) -> tuple[int, int]:
+    """Rows and columns, of which at most five, that leave the fewest places empty."""
+    rows = -(-number // 5)
+    return rows, -(-number // rows)
+
+
 def _tidy(axis, grid: str = "both") -> None:
     axis.grid(axis=grid, color="#e4e6e8", linewidth=0.7)
     axis.set_axisbelow(True)
@@ -242,8 +248,7 @@ def _short(label: str) -> str:
 
 def _plot_auroc(results: Mapping[str, Any]):
     names, labels = list(results["tasks"]), list(results["scores"])
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
+    rows, columns = _grid(len(names))
     width = 2.2 + 2.6 * columns
     figure, axes = _figure(rows, columns, width, 1.3 + rows * (0.8 + 0.3 * len(labels)), sharey=True, sharex=True)
     for place, axis in enumerate(axes.flat):
@@ -316,8 +321,7 @@ def _plot_sweeps(results: Mapping[str, Any]):
 def _plot_drift(results: Mapping[str, Any]):
     names, steps = list(results["tasks"]), list(results["drift"])
     labels = list(results["scores"])
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
+    rows, columns = _grid(len(names))
     figure, axes = _figure(rows, columns, 1.5 + 2.6 * max(2, columns), 1.5 + 2.5 * rows, sharey=True, sharex=True)
     for place, axis in enumerate(axes.flat):
         if place >= len(names):

@@ -1,7 +1,6 @@
 """Completions of which it is known, by construction, which tokens decided the outcome.
 
-Each has one thing wrong, and what follows is computed from it; the place is drawn at random but in the policy's own
-errors. Tasks:
+Each has one thing wrong, and what follows is computed from it. Where it is planted, its place is drawn at random. Tasks:
 
     planted_error   a chain of sums; the deciding token is the one wrong digit
     filler_words    the same, with words between the steps that decide nothing
@@ -15,8 +14,8 @@ There are two renderings: `compact` is what the quickstart's embedded model has 
 ([`trl_credit.quickstart.task`]), `text` is English for any model. In `compact` a longer completion has more terms (2, 3 and
 5 of them), in `text` more sentences beside the point. The policy's own errors are there in `compact` only.
 
-A planted digit is drawn uniformly, which makes it the most surprising token by construction: on those tasks, surprisal is
-a baseline that no policy's own errors would grant it. `own_error` and `own_error_style` are the fair ones.
+A planted digit is drawn uniformly, not from the policy, which makes it the most surprising token by construction: that
+favours surprisal, and every method that follows it. Training sees the policy's own errors, as `own_error` does.
 
 The planted token lies in the middle on average, so credit that is linear in the position scores at chance. A function
 that knew the format could exclude some places (no result is wrong in the first word); how much that is worth,
