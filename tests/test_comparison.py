@@ -87,12 +87,11 @@ def make_run(rewards, accuracy=None, draw=None, seconds=None):
             "entropy": [float(value) for value in 0.3 - 0.002 * np.arange(updates) + draw.normal(0, 0.01, updates)],
             "completions/mean_length": [25.5] * updates,
             "generated_tokens": [1600] * updates,
-            "step_time": [0.4] * updates,
+            "step_time": [0.4 if seconds is None else seconds / updates] * updates,
         },
         "updates": updates,
         "accuracy": accuracy,
         "n": None if accuracy is None else 8,
-        "seconds": 0.4 * updates + float(draw.normal()) if seconds is None else seconds,
         "jobs": 1,
         "versions": {"python": "3.11", "torch": "2.8"},
     }

@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -177,6 +178,7 @@ def test_resumed_in_a_generation_batch(tiny_model, tmp_path):
         args=whole.args,
         train_dataset=prompts(),
     )
+    shutil.rmtree(tmp_path / "credit")
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     for records, step in zip(expected, (2, 3), strict=True):
         resumed, _ = read_parquet(tmp_path / "credit" / f"step-{step:06d}.parquet")
@@ -195,7 +197,17 @@ def test_a_full_disk_ends_no_run(tiny_model, tmp_path, caplog):
     (tmp_path / "credit").write_text("a file where the folder would be")
     with caplog.at_level(logging.WARNING):
         train(tiny_model, tmp_path, credit_log_steps=1, max_steps=2)
-    assert caplog.text.count("Cannot write the token credit of update") == 2
+    assert caplog.text.count("Cannot write or send the token credit of update") == 2
+
+
+def test_no_reward_is_no_zero(tiny_model, tmp_path):
+    def unscored(completions, **kwargs):
+        return [None if place % 4 == 0 else float(place) for place in range(len(completions))]
+
+    train(tiny_model, tmp_path, reward=unscored, credit_log_steps=1, credit_log_completions=8, max_steps=1)
+    records, _ = read_parquet(tmp_path / "credit" / "step-000001.parquet")
+    for record in records:
+        assert (record.reward is None) == math.isnan(record.advantage) or record.reward % 4 != 0
 
 
 @pytest.mark.parametrize(
@@ -266,11 +278,12 @@ def watch(method, fractions, caplog, patience=3, **metrics):
 @pytest.mark.parametrize(
     ("fractions", "expected"),
     [
-        ([[0.9999]] * 5, [0, 0, 1, 1, 1]),  # once
-        ([[0.9999], [0.5], [0.9999], [0.9999], [0.9999]], [0, 0, 0, 0, 1]),  # in a row
-        ([[0.9999], [math.nan], [0.9999], [0.9999]], [0, 0, 0, 1]),  # updates without credit do not count
-        ([[0.9999, 0.9999]] * 3, [0, 0, 1]),  # micro-batches are not updates
-        ([[0.9999, 0.5]] * 2 + [[0.9999]] * 3, [0, 0, 0, 0, 1]),
+        ([[0.9999]] * 6, [0, 0, 0, 1, 1, 1]),  # once
+        ([[0.9999], [0.5], [0.9999], [0.9999], [0.9999], [0.5]], [0, 0, 0, 0, 0, 1]),  # in a row
+        ([[0.9999], [math.nan], [0.9999], [0.9999], [0.5]], [0, 0, 0, 0, 1]),  # updates without credit do not count
+        ([[0.9999, 0.9999]] * 4, [0, 0, 0, 1]),  # micro-batches are not updates
+        ([[0.9999, 0.5]] * 2 + [[0.9999]] * 4, [0, 0, 0, 0, 0, 1]),
+        ([[0.9999, 0.9999]] * 2 + [[0.9999, 0.5]] * 2, [0, 0, 0, 0]),  # the last micro-batch counts too
         ([[0.5, 0.9999]] * 5, [0, 0, 0, 0, 0]),
         ([[0.9989]] * 5, [0, 0, 0, 0, 0]),
     ],
@@ -285,7 +298,25 @@ def test_uniform_may_be_uniform(caplog):
         assert watch("uniform", [[1.0]] * 5, caplog) == [0] * 5
 
 
-def test_collapse_of_rank_weights(caplog):
+def test_collapse_goes_on_after_a_resume(caplog):
+    method, uniform = build_credit("dgpo"), {"credit/effective_fraction": 1.0}
+    before, after = CollapseWatch(method, 3), CollapseWatch(method, 3)
+    with caplog.at_level(logging.WARNING):
+        for update in range(2):
+            before.see(update, uniform, inputs())
+        after.load_state_dict(before.state_dict())
+        for update in range(2, 4):
+            assert not caplog.records
+            after.see(update, uniform, inputs())
+        assert len(caplog.records) == 1
+        again = CollapseWatch(method, 3)
+        again.load_state_dict(after.state_dict())
+        for update in range(4, 10):
+            again.see(update, uniform, inputs())
+    assert len(caplog.records) == 1
+
+
+def test_collapse_of_rank_weights():
     """Their spread is constant by construction; a contrast on no token is what shows."""
     gcpo = {"credit/effective_fraction": 0.63, "credit/contrast_fraction": 0.0005}
     assert build_credit("gcpo").is_uniform(gcpo)

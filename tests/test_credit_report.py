@@ -241,13 +241,19 @@ def test_what_cannot_count_is_left_out():
         ({"label": "uniform", "effective_fraction": 1.0}, ADVICE, "uniform gives every token the same weight."),
         (
             {"label": "gcpo", "effective_fraction": 0.61, "half_share": 0.14},
-            ADVICE,
+            None,
             "gcpo puts half of the weight on 14 % of the tokens (effective fraction 0.61).",
         ),
         (
             {"label": "gcpo", "effective_fraction": 0.012, "half_share": 0.0021},
             None,
             "gcpo puts half of the weight on 0.2 % of the tokens (effective fraction 0.01).",
+        ),
+        # Ranks spread whatever there is: that no contrast is above the noise is the method's to say
+        (
+            {"label": "gcpo", "effective_fraction": 0.61, "half_share": 0.14},
+            ADVICE,
+            f"gcpo is uniform here: effective fraction 0.6100; {ADVICE}.",
         ),
         ({"label": "gcpo"}, ADVICE, "gcpo has no completion with usable weights."),
         ({"label": "ovr", "weighted": 0}, ADVICE, "ovr has no weights here, only token advantages."),

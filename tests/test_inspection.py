@@ -127,7 +127,7 @@ def test_scores_are_those_of_training(tiny_model, tmp_path):
     logged, about = read_parquet(tmp_path / "credit" / "step-000001.parquet")
     assert len(logged) == 6
     completions, written = read_completions(str(tmp_path), 100)
-    assert len(written[0]) == 6
+    assert len(written[0]) == len(read_completions(str(tmp_path / "credit"), 100)[0]) == 6
     scored = CreditScorer(tiny_model, labelled([about["methods"]["gcpo"]])).score(completions)
     for ours, theirs in zip(scored, logged, strict=True):
         assert (ours.prompt, ours.completion, ours.tokens) == (theirs.prompt, theirs.completion, theirs.tokens)
@@ -191,6 +191,20 @@ def test_generate(tiny_model):
         assert completion.reward == pytest.approx(letter_reward([record.completion])[0])
         assert 1 <= len(record.tokens) <= 6
     assert CreditScorer(tiny_model, methods).generate(prompts(1).to_list(), 2)[0].reward is None
+    silent = CreditScorer(tiny_model, methods, reward_funcs=[lambda completions, **kwargs: [None] * len(completions)])
+    assert silent.generate(prompts(1).to_list(), 2)[0].reward is None
+
+
+def test_advice_is_for_methods_that_are_uniform(tiny_model, scorer):
+    """By the method's own judgement, and on everything that was scored."""
+    same = CreditScorer(
+        tiny_model, labelled(["uniform", "dgpo", GCPO, {"method": "gcpo", "negative_prompt": "{prompt}"}])
+    )
+    same.score([Completion("ab=", text="cd"), Completion("ab=", text="cd" * 9)])
+    assert set(same.advice) == {"dgpo", "gcpo negative_prompt={prompt}"}
+    assert "`reference`" in same.advice["dgpo"]
+    scorer.score([Completion("ab=", text="cdef")])
+    assert not scorer.advice
 
 
 # Records
@@ -232,7 +246,10 @@ def test_records_survive_a_file(tmp_path):
             np.testing.assert_array_equal(old.weights[name], new.weights[name])
         for name in old.signals:
             np.testing.assert_array_equal(old.signals[name], new.signals[name])
-    json.dumps([to_json(r) for r in records], allow_nan=False)
+    unscored = record(reward=math.nan, info={"rewards": {"f": math.nan}})
+    json.dumps([to_json(r) for r in [*records, unscored]], allow_nan=False)
+    write_parquet(tmp_path / "y.parquet", [unscored])
+    assert read_parquet(tmp_path / "y.parquet")[0][0].info == {"rewards": {"f": None}}
     assert from_table(to_table([])) == ([], {})
     # Also for those who know nothing of this package
     frame = pd.read_parquet(tmp_path / "x.parquet")
@@ -303,6 +320,16 @@ def test_completions_from_files(tmp_path):
     pd.DataFrame(table).to_parquet(tmp_path / "run" / "completions" / "completions_00005.parquet")
     (only,) = read_completions(str(tmp_path / "run"), 10)[0]
     assert (only.reward, only.advantage, only.info) == (0.25, -1.0, {"step": 5, "rewards": {"letters": 0.25}})
+    table |= {"credit/effective_fraction": [0.5], "answer": [42.0]}
+    order = ["step", "prompt", "completion", "letters", "credit/effective_fraction", "advantage", "answer"]
+    pd.DataFrame(table)[order].to_parquet(tmp_path / "run" / "completions" / "completions_00006.parquet")
+    for name in ("run", "run/completions"):
+        (only,) = read_completions(str(tmp_path / name), 10)[0]
+        assert (only.reward, only.info) == (0.25, {"step": 5, "rewards": {"letters": 0.25}})
+    # Nothing was generated
+    (tmp_path / "none.json").write_text(json.dumps([{"prompt": "a", "completion": "", "token_ids": [], "mask": []}]))
+    (only,) = read_completions(str(tmp_path / "none.json"), 10)[0]
+    assert (only.token_ids, only.text) == ([], None)
     # An evaluation
     (tmp_path / "eval").mkdir()
     sample = {"task": "t", "problem": 0, "index": 0, "seed": 1, "text": "4", "finish": "length", "correct": True}

@@ -215,11 +215,11 @@ class TwoProcesses:
 def test_metrics_are_global(method):
     inputs = make_inputs(method, 11, 6, 17)
     weights = method.weights(inputs)
-    gathering, alone = TwoProcesses(), TwoProcesses()
-    expected = credit_metrics(method, inputs, weights, 3, alone)
+    gathering = TwoProcesses()
+    expected = credit_metrics(method, inputs, weights, 3)
     for rows, unscored in ((slice(0, 2), 1), (slice(2, 6), 2)):
         part = mapped(inputs, lambda x, rows=rows: x[rows])
-        result = credit_metrics(method, part, weights[rows], unscored, gathering)
+        result = credit_metrics(method, part, weights[rows], unscored, gathering.gather)
     assert result == pytest.approx(expected, rel=1e-9, abs=1e-12)
     mask = inputs.mask
     spread = weights[mask].double()

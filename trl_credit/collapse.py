@@ -1,5 +1,6 @@
 """Notices, once, that a credit method has been uniform in effect for many updates."""
 
+import math
 from collections.abc import Mapping
 
 from accelerate.logging import get_logger
@@ -17,7 +18,8 @@ class CollapseWatch:
     """Warns once when a method other than `uniform` has been uniform in effect for 20 updates in a row, and says what to
     change ([`~trl_credit.CreditMethod.is_uniform`], [`~trl_credit.CreditMethod.remedy`]).
 
-    Updates in which nothing was weighted do not count. An update counts as uniform if each of its micro-batches was.
+    Updates in which nothing was weighted do not count. An update counts as uniform if each of its micro-batches was, which
+    is known when the next one begins.
     """
 
     def __init__(self, method: CreditMethod, patience: int = PATIENCE):
@@ -26,7 +28,9 @@ class CollapseWatch:
         self._warned = False
         self._streak = 0
         self._update: int | None = None
-        self._uniform = True
+        self._uniform = False
+        self._fraction = math.nan
+        self._inputs: CreditInputs | None = None
 
     def see(self, update: int, metrics: Mapping[str, float], inputs: CreditInputs) -> None:
         """Looks at a micro-batch.
@@ -40,16 +44,33 @@ class CollapseWatch:
         if uniform is None:
             return
         if update != self._update:
-            self._streak = self._streak + 1 if self._uniform and self._update is not None else 0
+            self._end_update()
             self._update, self._uniform = update, True
         self._uniform &= uniform
-        if self._uniform and self._streak + 1 >= self._patience:
-            self._warned = True
-            logger.warning(
-                "Credit method %r has been uniform in effect for %d updates (effective token fraction %.4f): this is GRPO "
-                "in all but name. What to change: %s",
-                self._method.name,
-                self._patience,
-                metrics["credit/effective_fraction"],
-                self._method.remedy(inputs),
-            )
+        self._fraction = metrics["credit/effective_fraction"]
+        if uniform and inputs.mask.any():  # a process without completions has a stand-in
+            self._inputs = inputs
+
+    def _end_update(self) -> None:
+        if self._update is None:
+            return
+        self._streak = self._streak + 1 if self._uniform else 0
+        if self._streak < self._patience:
+            return
+        self._warned = True
+        logger.warning(
+            "Credit method %r has been uniform in effect for %d updates (effective token fraction %.4f): this is GRPO in "
+            "all but name.%s",
+            self._method.name,
+            self._patience,
+            self._fraction,
+            f" What to change: {self._method.remedy(self._inputs)}" if self._inputs is not None else "",
+        )
+        self._inputs = None
+
+    def state_dict(self) -> dict[str, int]:
+        """What a resumed run goes on with."""
+        return {"streak": self._streak + (self._update is not None and self._uniform), "warned": int(self._warned)}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self._streak, self._warned = int(state["streak"]), bool(state["warned"])

@@ -17,6 +17,8 @@ from .batching import select
 from .inspection.records import SOURCE_PROMPT, CompletionCredit, token_pieces, write_parquet
 from .methods import CreditInputs
 from .methods.base import effective_token_fraction
+from .metrics import remedy_if_uniform
+from .rollout import total_rewards
 from .signals.base import signal_titles
 
 
@@ -92,7 +94,7 @@ class CreditLog(TrainerCallback):
         per_function = torch.tensor(
             [[math.nan if value is None else value for value in values] for values in logged], dtype=torch.float32
         )
-        rewards = (per_function * trainer.reward_weights.cpu().unsqueeze(1)).nansum(0)
+        rewards = total_rewards(per_function.T, trainer.reward_weights)
         batch[ROW] = torch.arange(rows, device=device)
         batch[REWARD] = rewards[start : start + rows].to(device)
 
@@ -180,12 +182,10 @@ class CreditLog(TrainerCallback):
         if not seen:
             logger.warning("Update %d had no completion with credit to show.", state.global_step)
             return
-        from .evaluation.store import RunFolderError  # importing `evaluation` takes seconds
-
         try:
             self._write(seen, state.global_step)
-        except (OSError, RunFolderError) as error:  # a run must not end for a picture
-            logger.warning("Cannot write the token credit of update %d: %s", state.global_step, error)
+        except Exception as error:  # a run must not end for a picture, whatever the disk, the trackers or a method do
+            logger.warning("Cannot write or send the token credit of update %d: %s", state.global_step, error)
 
     def _chosen(self) -> list[_Seen]:
         """Half of them with a positive advantage, where there are so many of both."""
@@ -217,12 +217,13 @@ class CreditLog(TrainerCallback):
 
         records = [self._record(row) for row in seen]
         method = self._trainer.credit_method
+        advice = [remedy_if_uniform(method, row.inputs, row.weights) for row in seen]
         about = {
             "title": f"Token credit of update {step}",
             "model": self._trainer.model.config._name_or_path,
             "step": step,
             "methods": {method.name: method.to_dict()},
-            "advice": {method.name: method.remedy(seen[0].inputs)},
+            "advice": {method.name: advice[0]} if all(advice) else {},
         }
         folder = Path(self._trainer.args.output_dir) / "credit"
         folder.mkdir(parents=True, exist_ok=True)
@@ -241,6 +242,7 @@ class CreditLog(TrainerCallback):
         def cut(tensor: torch.Tensor):
             return tensor[0, :length].numpy()
 
+        reward = seen.batch[REWARD].item() if REWARD in seen.batch else math.nan
         token_advantages = seen.token_advantages
         if token_advantages.dim() == 1:
             token_advantages = token_advantages.unsqueeze(1).expand_as(seen.inputs.mask)
@@ -257,7 +259,7 @@ class CreditLog(TrainerCallback):
             weights={} if seen.weights is None else {name: cut(seen.weights)},
             token_advantages={name: cut(torch.where(seen.inputs.mask, token_advantages, 0.0))},
             advantage=seen.advantage,
-            reward=seen.batch[REWARD].item() if REWARD in seen.batch else None,
+            reward=reward if math.isfinite(reward) else None,
             info=self._source(seen),
         )
 
@@ -267,7 +269,7 @@ class CreditLog(TrainerCallback):
         if row >= len(self._prompts):
             return {}
         prompt = self._prompts[row]
-        texts = isinstance(prompt, str) or all(isinstance(message["content"], str) for message in prompt)
+        texts = isinstance(prompt, str) or all(isinstance(message.get("content"), str) for message in prompt)
         return {SOURCE_PROMPT: prompt} if texts else {}
 
     def _track(self, page: Path, record, step: int) -> None:
@@ -277,11 +279,11 @@ class CreditLog(TrainerCallback):
             import wandb
 
             if wandb.run is not None:
-                wandb.log({"credit": wandb.Html(str(page), inject=False)})
+                wandb.log({"credit": wandb.Html(str(page), inject=False), "train/global_step": step})
         if "trackio" in report_to:
             import trackio
 
-            trackio.log({"credit": trackio.Html(page, inject=False)})
+            trackio.log({"credit": trackio.Html(page, inject=False), "train/global_step": step})
         for callback in self._trainer.callback_handler.callbacks:
             writer = getattr(callback, "tb_writer", None)
             if writer is not None and importlib.util.find_spec("matplotlib"):

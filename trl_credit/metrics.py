@@ -1,18 +1,24 @@
 """The credit metrics of one micro-batch, over all processes."""
 
+from collections.abc import Callable
+
 import torch
-from accelerate import Accelerator
 
 from .methods import CreditInputs, CreditMethod
 from .methods.base import effective_token_fraction
+
+
+def remedy_if_uniform(method: CreditMethod, inputs: CreditInputs, weights: torch.Tensor | None) -> str | None:
+    """What to change about a method that is uniform in effect on some completions; `None` if it is not."""
+    return method.remedy(inputs) if method.is_uniform(credit_metrics(method, inputs, weights)) else None
 
 
 def credit_metrics(
     method: CreditMethod,
     inputs: CreditInputs,
     weights: torch.Tensor | None,
-    extra_nonfinite: torch.Tensor | int,
-    accelerator: Accelerator,
+    extra_nonfinite: torch.Tensor | int = 0,
+    gather: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
 ) -> dict[str, float]:
     """Metrics over the micro-batch of all processes, by name; one collective.
 
@@ -26,7 +32,7 @@ def credit_metrics(
         inputs: Its inputs.
         weights: (B, T) weights of mean 1 over each completion's mask, if the method has weights.
         extra_nonfinite: Tokens to add to the count.
-        accelerator: To gather with.
+        gather: Gathers over processes; by default there is one.
     """
     mask = inputs.mask
     # float64 where the device has it, so that one process and several agree on long batches
@@ -48,7 +54,7 @@ def credit_metrics(
     largest = mask.new_zeros((), dtype=dtype) if weights is None else torch.where(mask, weights.to(dtype), 0.0).amax()
 
     local = torch.stack([torch.as_tensor(value, device=mask.device).to(dtype) for value in (*sums.values(), largest)])
-    gathered = accelerator.gather(local.unsqueeze(0))
+    gathered = gather(local.unsqueeze(0))
     sums = dict(zip(sums, gathered[:, :-1].sum(0).tolist(), strict=True))
 
     def ratio(numerator: str, denominator: str) -> float:

@@ -207,6 +207,12 @@ class _RoundScored(Exception):  # noqa: N818 (no error)
         self.rollouts, self.rewards = rollouts, rewards
 
 
+def total_rewards(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(N,) weighted sums of (N, F) rewards; NaN where no function gave one."""
+    totals = (rewards * weights.to(rewards.device)).nansum(-1)
+    return totals.masked_fill(rewards.isnan().all(-1), math.nan)
+
+
 class DynamicSamplingMixin:
     """Dynamic sampling in TRL's rollout, for every credit method and with every way to generate.
 
@@ -461,8 +467,7 @@ class DynamicSamplingMixin:
         )
 
     def _total_rewards(self, rewards: torch.Tensor) -> torch.Tensor:
-        totals = (rewards * self.reward_weights.to(rewards.device)).nansum(-1)
-        return totals.masked_fill(rewards.isnan().all(-1), math.nan)
+        return total_rewards(rewards, self.reward_weights)
 
     def _has_images(self, prompt) -> bool:
         """Whether a prompt's row has images: TRL takes images from the rows it started with, if there are any at all."""

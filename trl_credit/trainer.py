@@ -499,7 +499,7 @@ class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMi
 
     def _log_credit(self, inputs: CreditInputs, weights: torch.Tensor | None, unscored: torch.Tensor | int = 0) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
-        found = credit_metrics(self.credit_method, inputs, weights, unscored, self.accelerator)
+        found = credit_metrics(self.credit_method, inputs, weights, unscored, self.accelerator.gather)
         for name, value in found.items():
             metrics[name].append(value)
         if self.model.training:
@@ -536,6 +536,14 @@ class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMi
                 f"the means are off by up to {off:.3g}. `trl_credit.mean_one` scales scores so; a method that does not "
                 "reweight sets `reweights = False`."
             )
+
+    def _extra_state(self):
+        return super()._extra_state() | {"collapse": self._collapse.state_dict()}
+
+    def _load_extra_state(self, state):
+        super()._load_extra_state(state)
+        if "collapse" in state:
+            self._collapse.load_state_dict(state["collapse"])
 
     def create_model_card(self, *args, **kwargs):
         super().create_model_card(*args, **kwargs)

@@ -1,11 +1,12 @@
 """The policy's own errors: completions it sampled that are wrong, and the token where they went wrong.
 
 A planted digit is drawn uniformly, so it is far more surprising than what the policy would have written, and surprisal
-finds it. Errors sampled from the policy at temperature 1 have no such mark: each is as surprising as the policy thinks it
-is. The deciding token is known because the sums can be checked.
+finds it. Errors sampled from the policy at temperature 1 are as surprising as the policy itself has them. Where everything
+else is certain they still stand out; among letters that are about as surprising, they do so less. The deciding token is
+known because the sums can be checked.
 
     own_error         chains of 3 to 5 terms
-    own_error_style   3 terms, with random letters between the steps, which are about as surprising as the errors
+    own_error_style   3 terms, with random letters between the steps
 
 At most one completion of a prompt is taken, so that items are independent. Completions that are right, malformed, or that
 have several mistakes (which of them decided is not known) are none.

@@ -67,7 +67,7 @@ QUANTITIES = (
     Quantity("updates_to_target", "updates to the target", False, 1, ranks=True),
     Quantity("tokens_to_target", "generated tokens to the target", False, 0, ranks=True),
     Quantity("seconds_per_update", "seconds per update", False, 3),
-    Quantity("seconds", "seconds of training", False, 1),
+    Quantity("seconds", "seconds of training steps", False, 1),
 )
 BY_NAME = {quantity.name: quantity for quantity in QUANTITIES}
 
@@ -102,8 +102,9 @@ def run_values(run: Mapping[str, Any], window: int, target: float | None) -> dic
         tokens = np.nancumsum(_column(run, "generated_tokens"))
         values["updates_to_target"] = updates
         values["tokens_to_target"] = float(tokens[int(updates) - 1]) if math.isfinite(updates) else math.inf
-    values["seconds_per_update"] = run["seconds"] / max(1, run["updates"])
-    values["seconds"] = run["seconds"]
+    seconds = float(np.nansum(_column(run, "step_time")))
+    values["seconds_per_update"] = seconds / max(1, run["updates"])
+    values["seconds"] = seconds
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 

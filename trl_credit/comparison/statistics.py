@@ -121,6 +121,7 @@ class Difference:
         p_value: Of the hypothesis that the two are alike within seeds.
         lower: Seeds in which the method's value is the lower one.
         higher: Seeds in which it is the higher one.
+        rank_sum: Sum of the signed ranks of the differences.
     """
 
     seeds: int
@@ -131,6 +132,7 @@ class Difference:
     p_value: float
     lower: int
     higher: int
+    rank_sum: float
 
 
 def paired(before: Sequence[float], after: Sequence[float], level: float = 0.95, ranks: bool = False) -> Difference:
@@ -164,6 +166,7 @@ def paired(before: Sequence[float], after: Sequence[float], level: float = 0.95,
         p_value=sign_flip_p(signs if ranks else after - before),
         lower=int((signs < 0).sum()),
         higher=int((signs > 0).sum()),
+        rank_sum=float(signs.sum()),
     )
 
 
@@ -179,5 +182,5 @@ def verdict(difference: Difference, p_holm: float, methods: int, larger_is_bette
     apart = difference.low is None or difference.low > 0 or difference.high < 0
     if p_holm >= ALPHA or not apart:
         return "noise"
-    higher = difference.mean > 0 if difference.mean is not None else difference.higher > difference.lower
+    higher = (difference.rank_sum if difference.mean is None else difference.mean) > 0
     return "better" if higher == larger_is_better else "worse"

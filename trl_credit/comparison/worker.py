@@ -20,7 +20,7 @@ FORMAT = 1
 _KEPT = ("run.json", "log.txt", "spec.json")
 
 
-def history_of(log: Sequence[dict[str, Any]], completions: int) -> dict[str, list[float | None]]:
+def history_of(log: Sequence[dict[str, Any]], completions: int, batches: int = 1) -> dict[str, list[float | None]]:
     """The trainer's log as columns, one value for each update, `None` where it logged none.
 
     Beside what it logs: `step`, and `generated_tokens`, those of the completions generated for the update, with the ones
@@ -29,6 +29,7 @@ def history_of(log: Sequence[dict[str, Any]], completions: int) -> dict[str, lis
     Args:
         log: `trainer.state.log_history` of a run that logged every update.
         completions: Completions of a generation batch, on all processes.
+        batches: Generation batches of an update, over which the trainer logs means.
     """
     rows = {}
     for entry in log:
@@ -40,7 +41,8 @@ def history_of(log: Sequence[dict[str, Any]], completions: int) -> dict[str, lis
         None
         if entry.get("completions/mean_length") is None
         else round(
-            entry["completions/mean_length"] * completions + (entry.get("dynamic_sampling/discarded_tokens") or 0)
+            batches
+            * (entry["completions/mean_length"] * completions + (entry.get("dynamic_sampling/discarded_tokens") or 0))
         )
         for _, entry in sorted(rows.items())
     ]
@@ -88,10 +90,9 @@ def execute(spec: dict[str, Any]) -> None:
     if not trainer.is_world_process_zero():
         return
     state = trainer.state
-    history = history_of(state.log_history, trainer.args.generation_batch_size)
-    ends = [entry for entry in state.log_history if "train_runtime" in entry]
-    resumed = spec["resumed_from"] is not None
-    seconds = sum(time for time in history["step_time"] if time) if resumed else ends[-1]["train_runtime"]
+    args = trainer.args
+    batches = max(1, args.gradient_accumulation_steps // (args.steps_per_generation * trainer.num_iterations))
+    history = history_of(state.log_history, args.generation_batch_size, batches)
     evaluations = evaluations_of(folder)
     last = evaluations[-1] if evaluations and evaluations[-1]["step"] == state.global_step else None
     run = {
@@ -104,15 +105,14 @@ def execute(spec: dict[str, Any]) -> None:
         "accuracy": None if last is None else last["accuracy"],
         "n": None if last is None else last["n"],
         "evaluations": evaluations,
-        "seconds": seconds,
         "total_seconds": time.time() - start,
         "resumed_from": spec["resumed_from"],
         "jobs": spec["jobs"],
         "versions": versions(),
     }
+    write_atomically(folder / "run.json", [json.dumps(run, allow_nan=False) + "\n"])
     if not spec["keep_models"]:
         remove_models(folder)
-    write_atomically(folder / "run.json", [json.dumps(run, allow_nan=False) + "\n"])
 
 
 def remove_models(folder: Path) -> None:

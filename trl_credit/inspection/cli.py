@@ -103,7 +103,8 @@ def _score(config, completions) -> tuple[list, dict[str, Any]]:
         model = PeftModel.from_pretrained(base, files.adapter)
     scorer = CreditScorer(model, methods, processing_class=files.tokenizer(), dtype=dtype, **settings)
     if completions is None:
-        completions = scorer.generate(examples, config.num_generations)
+        most = max(1, config.max_completions // config.num_generations)
+        completions = scorer.generate(examples[:most], config.num_generations)
     records = scorer.score(completions[: config.max_completions])
     about = {
         "title": "Token credit",
@@ -181,13 +182,17 @@ def write(config, records: list, about: dict[str, Any]) -> None:
 
     from ..evaluation.store import write_atomically
     from ..report.credit import write_credit_report
+    from ..report.page import clean
     from .records import to_json, write_parquet
     from .terminal import render
 
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_parquet(folder / "credit.parquet", records, about)
-    lines = json.dumps({"about": about, "completions": [to_json(record) for record in records]}, default=str)
+    about = clean(about)
+    lines = json.dumps(
+        {"about": about, "completions": [to_json(record) for record in records]}, default=str, allow_nan=False
+    )
     write_atomically(folder / "credit.json", [lines])
     write_credit_report(folder / "credit.html", records, about)
     render(records, about, Console(), limit=config.show)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..report.page import clean
+
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -161,9 +163,9 @@ def to_table(records: Iterable[CompletionCredit], about: Mapping[str, Any] | Non
             columns[f"{_PREFIX[kind]}/{name}"] = pa.array(
                 [None if value is None else np.asarray(value, np.float32) for value in values], floats
             )
-    columns["info"] = pa.array([json.dumps(dict(r.info), default=str) for r in records], pa.string())
+    columns["info"] = pa.array([json.dumps(clean(dict(r.info)), default=str) for r in records], pa.string())
     table = pa.table(columns)
-    return table.replace_schema_metadata({FILE_KEY: json.dumps(dict(about or {}), default=str)})
+    return table.replace_schema_metadata({FILE_KEY: json.dumps(clean(dict(about or {})), default=str)})
 
 
 def from_table(table: pa.Table) -> tuple[list[CompletionCredit], dict[str, Any]]:
@@ -230,20 +232,22 @@ def to_json(record: CompletionCredit) -> dict[str, Any]:
     def listed(array: np.ndarray) -> list:
         return [float(f"{value:.7g}") if math.isfinite(value) else None for value in array.tolist()]
 
-    return {
-        "prompt": record.prompt,
-        "completion": record.completion,
-        "group": record.group,
-        "reward": record.reward,
-        "advantage": record.advantage,
-        "tokens": list(record.tokens),
-        "token_ids": [int(i) for i in record.token_ids],
-        "mask": [bool(m) for m in record.mask],
-        "logps": listed(record.logps),
-        "entropy": listed(record.entropy),
-        **{kind: {name: listed(value) for name, value in getattr(record, kind).items()} for kind in _COLUMNS},
-        "info": dict(record.info),
-    }
+    return clean(
+        {
+            "prompt": record.prompt,
+            "completion": record.completion,
+            "group": record.group,
+            "reward": record.reward,
+            "advantage": record.advantage,
+            "tokens": list(record.tokens),
+            "token_ids": [int(i) for i in record.token_ids],
+            "mask": [bool(m) for m in record.mask],
+            "logps": listed(record.logps),
+            "entropy": listed(record.entropy),
+            **{kind: {name: listed(value) for name, value in getattr(record, kind).items()} for kind in _COLUMNS},
+            "info": dict(record.info),
+        }
+    )
 
 
 def _floats(values: list) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from trl.trainer.utils import pad
 
 from ..config import CreditGRPOConfig
 from ..methods import CreditInputs, CreditMethod, Paper, build_credit
+from ..metrics import remedy_if_uniform
+from ..rollout import total_rewards
 from ..signals.base import Signal, signal_titles, vocabulary_size
 from ..trainer import CreditGRPOTrainer
 from .records import SOURCE_PROMPT, CompletionCredit, token_pieces
@@ -144,6 +147,7 @@ class CreditScorer:
         **settings: Any,
     ):
         self.methods = dict(methods)
+        # By label, what to change about the methods that were uniform in effect on what was scored last
         self.advice: dict[str, str] = {}
         self._rewarded = bool(reward_funcs)
         self._folder = tempfile.TemporaryDirectory(prefix="trl-credit-")
@@ -214,7 +218,7 @@ class CreditScorer:
             part = [dict(example) for example in examples[start : start + each] for _ in range(num_generations)]
             batch = trainer._generate_and_score_completions([dict(example) for example in part])
             rewards = trainer.rewards.cpu()
-            totals = (rewards * trainer.reward_weights.cpu()).nansum(-1).tolist()
+            totals = [None if math.isnan(r) else r for r in total_rewards(rewards, trainer.reward_weights).tolist()]
             present, tools = batch["completion_mask"].bool(), batch.get("tool_mask")
             for i, example in enumerate(part):
                 # Of a truncated completion TRL may take everything out of the loss; its tokens are there all the same
@@ -274,6 +278,7 @@ class CreditScorer:
                     f"{context}."
                 )
         records: dict[int, CompletionCredit] = {}
+        verdicts: dict[str, list[str | None]] = {label: [] for label in self.methods}
 
         def in_loss(i: int) -> bool:
             return bool(rows[i]) if completions[i].mask is None else any(completions[i].mask)
@@ -284,7 +289,8 @@ class CreditScorer:
             inputs = self.inputs(chosen, [prompts[i] for i in part], [rows[i] for i in part])
             advantages = torch.tensor([c.advantage or 0.0 for c in chosen], device=inputs.mask.device)
             weights, token_advantages = credit_of(self.methods, inputs, advantages)
-            self.advice = {label: method.remedy(inputs_of(method, inputs)) for label, method in self.methods.items()}
+            for label, method in self.methods.items():
+                verdicts[label].append(remedy_if_uniform(method, inputs_of(method, inputs), weights.get(label)))
 
             def of(tensor: torch.Tensor, place: int, length: int) -> np.ndarray:
                 return tensor[place, :length].float().cpu().numpy()
@@ -304,6 +310,8 @@ class CreditScorer:
                     if completions[i].advantage is not None
                     else {},
                 )
+        # Of the longest completions; a method that is not uniform on some of them is not uniform
+        self.advice = {label: found[-1] for label, found in verdicts.items() if found and all(found)}
         for i in set(range(len(rows))) - set(records):  # nothing of it is in the loss
             nothing = np.full(len(rows[i]), np.nan, np.float32)
             mask = np.zeros(len(rows[i]), bool)

@@ -54,7 +54,13 @@ def read_completions(name: str, limit: int) -> tuple[list[Completion], tuple[lis
 def _in_folder(folder: Path) -> Path:
     if (folder / "samples.jsonl").exists():
         return folder / "samples.jsonl"
-    for pattern in ("credit/step-*.parquet", "credit.parquet", "completions/completions_*.parquet"):
+    for pattern in (
+        "credit/step-*.parquet",
+        "step-*.parquet",
+        "credit.parquet",
+        "completions/completions_*.parquet",
+        "completions_*.parquet",
+    ):
         if found := sorted(folder.glob(pattern)):
             return found[-1]
     raise ValueError(
@@ -117,40 +123,35 @@ def _text_of(value: Any, where: str) -> str:
     raise ValueError(f"{where}: `completion` is neither text nor a message: {value!r}.")
 
 
-# Columns of TRL's table that are no rewards
-_NOT_REWARDS = {
-    "step",
-    "prompt",
-    "completion",
-    "advantage",
-    "reward",
-    "group",
-    "token_ids",
-    "mask",
-    "completion_ids",
-    "finished",
-}
+def _rewards(row: Mapping[str, Any]) -> dict[str, float]:
+    """Of a row of TRL's table, whose reward functions' columns stand between the completion and the advantage, before what
+    they logged beside."""
+    names = list(row)
+    if not {"step", "completion", "advantage"} <= set(names):
+        return {}
+    between = names[names.index("completion") + 1 : names.index("advantage")]
+    return {
+        name: float(row[name])
+        for name in between
+        if isinstance(row[name], (int, float)) and not isinstance(row[name], bool) and not name.startswith("credit/")
+    }
 
 
 def _of_row(row: Mapping[str, Any], number: int, path: str) -> Completion:
     where = f"`completions`: row {number} of {path!r}"
     if row.get("prompt") is None:
         raise ValueError(f"{where} has no `prompt`; it has {', '.join(row)}.")
-    ids = row.get("token_ids") or row.get("completion_ids")
+    ids = row["token_ids"] if row.get("token_ids") is not None else row.get("completion_ids")
     if ids is None and row.get("completion") is None:
         raise ValueError(f"{where} has neither `completion` nor `token_ids`; it has {', '.join(row)}.")
-    rewards = {
-        name: float(value)
-        for name, value in row.items()
-        if name not in _NOT_REWARDS and isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
+    rewards = _rewards(row)
     reward = row.get("reward")
     if reward is None and len(rewards) == 1:
         reward = next(iter(rewards.values()))
     return Completion(
         prompt=row["prompt"],
         token_ids=ids,
-        text=None if ids else _text_of(row["completion"], where),
+        text=None if ids is not None else _text_of(row["completion"], where),
         finished=row.get("finished", True),
         mask=row.get("mask"),
         advantage=row.get("advantage"),

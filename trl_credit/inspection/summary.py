@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..methods.base import UNIFORM_FRACTION
 from .records import CompletionCredit
 
 
 # Above this effective token fraction a method does what uniform credit does
-UNIFORM = 0.999
 # Shares of tokens at which cumulative mass is taken
 GRID = np.linspace(0.0, 1.0, 51)
 # Edges of a histogram's bins in log2 of the weight: half an octave each, one with the weight 1 in its middle
@@ -189,7 +189,7 @@ def sentence(summary: MethodSummary, advice: str | None = None) -> str:
 
     Args:
         summary: One method's.
-        advice: What to do where the method is uniform in effect, without a capital and a full stop.
+        advice: If the method itself says that it was uniform in effect: what to do, without a capital and a full stop.
     """
     name = summary.label
     if not summary.weighted:
@@ -198,8 +198,8 @@ def sentence(summary: MethodSummary, advice: str | None = None) -> str:
         return f"{name} has no completion with usable weights."
     if name == "uniform":
         return "uniform gives every token the same weight."
-    if summary.effective_fraction > UNIFORM:
-        rest = f"; {advice.strip().rstrip('.')}" if advice and advice.strip() else ""
+    rest = f"; {advice.strip().rstrip('.')}" if advice and advice.strip() else ""
+    if rest or summary.effective_fraction > UNIFORM_FRACTION:
         return f"{name} is uniform here: effective fraction {summary.effective_fraction:.4f}{rest}."
     half = 100 * summary.half_share
     return (

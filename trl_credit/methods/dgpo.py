@@ -105,7 +105,7 @@ def adaptive_temperature(scores: torch.Tensor, mask: torch.Tensor, effective_fra
     distinct = torch.isfinite(spread) & (spread > torch.finfo(scores.dtype).tiny)
     spread = torch.where(distinct, spread, 1.0)
     low, high = torch.full_like(spread, math.log(1e-4)), torch.full_like(spread, math.log(1e5))
-    for _ in range(50):
+    for _ in range(36):  # to 1e-9 of the temperature
         middle = (low + high) / 2
         weights = _softmax_weights(scores / spread, mask, middle.exp())
         too_sharp = effective_token_fraction(weights, mask).unsqueeze(-1) < effective_fraction

@@ -31,7 +31,7 @@ def write_credit_report(path: Path, records: Iterable[CompletionCredit], about: 
         path: The file, replaced only when the new one is complete.
         records: The completions.
         about: What belongs to all of them, each part optional: `title`, `model`, `step`, `methods` (parameters by label)
-            and `advice` (by label: what to do where the method is uniform in effect, as part of a sentence); anything
+            and `advice` (by label: what to do about a method that was uniform in effect, the end of a sentence); anything
             else is listed under "How it was made".
     """
     records = list(records)

@@ -20,8 +20,9 @@ from markupsafe import Markup
 
 
 MISSING = "\u2013"
-# What a browser would drop, obey or draw as nothing: C0 controls, line separators and marks that turn the direction of text
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+# What a browser would drop, obey or draw as nothing: C0 and C1 controls, line separators and marks that turn the direction
+# of text
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 

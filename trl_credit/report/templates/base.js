@@ -2,7 +2,7 @@
 // Shared by all reports. Whatever comes from a model is shown with textContent, never as HTML.
 
 // What a browser would drop, obey or draw as nothing; page.py has the same list
-const CONTROLS = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g;
+const CONTROLS = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g;
 const MISSING = "–";
 
 function make(tag, properties = {}, ...children) {
