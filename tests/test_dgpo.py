@@ -132,7 +132,7 @@ def test_adaptive_temperature_of_any_scores(data, scale, fraction, length):
     entropy = torch.full_like(distance, math.log(100))  # g = 1: scores are the distances
     _, _, weights = adaptive_weights(distance, entropy, mask, fraction)
     weights, on = weights[0][mask[0]], distance[0][mask[0]]
-    on = torch.where(on <= 1e-20, 0.0, on)
+    on = torch.where(on <= 1e-19, 0.0, on)
     assert torch.isfinite(weights).all()
     assert (weights >= 0).all()
     if not len(on):
@@ -165,7 +165,7 @@ def test_adaptive_temperature_is_logged_and_has_a_default():
     assert torch.isinf(temperature[2]).all()
 
 
-@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 5e-13), (torch.bfloat16, 5e-6), (torch.float16, 5e-8)])
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 5e-10), (torch.bfloat16, 5e-6), (torch.float16, 5e-8)])
 def test_adaptive_temperature_does_not_sharpen_rounding(dtype, rounding):
     distance = torch.rand(1, 50, generator=torch.Generator().manual_seed(0)) * rounding
     mask = torch.ones(1, 50, dtype=torch.bool)

@@ -161,10 +161,14 @@ def test_messages_and_text_together(scorer):
 
 
 def test_scorer_errors(scorer):
-    with pytest.raises(ValueError, match="Completion 1: the mask has 1 entries for 2 tokens"):
+    with pytest.raises(ValueError, match="Completion 2: the mask has 1 entries for 2 tokens"):
         scorer.score([Completion("a=", text="1"), Completion("a=", token_ids=[4, 5], mask=[True])])
     with pytest.raises(ValueError, match="more than the model's context of 256"):
         scorer.score([Completion("a=", token_ids=[4] * 300)])
+    with pytest.raises(ValueError, match="Completion 2 has an empty prompt"):
+        scorer.score([Completion("a=", text="1"), Completion("", text="1")])
+    with pytest.raises(ValueError, match="Prompt 2 is empty"):
+        scorer.generate([{"prompt": "a"}, {"prompt": ""}], 2)
     with pytest.raises(ValueError, match="needs `token_ids` or `text`"):
         scorer.score([Completion("a=")])
 
@@ -345,9 +349,10 @@ def test_completions_from_files(tmp_path):
         (None, "no.jsonl", "there is no file or folder"),
         ("", "x.csv", "must be a folder or end in"),
         ("", "x.jsonl", "holds no completions"),
-        ("{", "x.json", "is no JSON"),
+        ("{", "x.json", "line 1, is no JSON"),
+        ('{"prompt": "a", "completion": "b"}\n\n{"prompt"', "x.jsonl", "line 3, is no JSON"),
         ("[1]", "x.json", "must hold a list of objects"),
-        ('[{"completion": "a"}]', "x.json", "row 0 of .* has no `prompt`; it has completion"),
+        ('[{"completion": "a"}]', "x.json", "row 1 of .* has no `prompt`, but completion: rename"),
         ('[{"prompt": "a"}]', "x.json", "neither `completion` nor `token_ids`"),
         ('[{"prompt": "a", "completion": 3}]', "x.json", "neither text nor a message"),
         ("no", "x.parquet", "cannot read"),
@@ -444,6 +449,10 @@ def test_messages_where_the_tokenizer_has_a_template(tiny_model, tmp_path):
     [
         (["--model", "./none", "--prompts", "a"], "there is no folder"),
         (["--modell", "x"], "Did you mean 'model'"),
+        (
+            ["--model", "trl_credit:quickstart", "--prompts", "a", "--output_dir", __file__],
+            "it is a file, not a folder",
+        ),
         (["--completions", "none.jsonl"], "there is no file or folder 'none.jsonl'"),
         (
             ["--model", "trl_credit:quickstart", "--dataset_name", "trl_credit:arith"],

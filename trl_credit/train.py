@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -357,6 +358,7 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     """Trains, saves and (if asked) pushes a recipe; returns the trainer. What is wrong with the recipe or its data is
     said in one line, with exit status 2, before a model is loaded wherever that can be known."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # TRL sets it
     try:
         script_args, training_args, model_args, dataset_args = parse_arguments(sys.argv[1:] if argv is None else argv)
         arguments = trainer_arguments(script_args, training_args, model_args, dataset_args)

@@ -104,7 +104,9 @@ def load_tokenizer(model: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its many tokenizers do
-        raise ValueError(f"the model {model!r} has no tokenizer: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"the model {model!r} has no tokenizer: copy tokenizer.json and tokenizer_config.json of its base model there."
+        ) from error
     # Without its files, some classes make a tokenizer without a vocabulary
     if "42" not in tokenizer.decode(tokenizer("42", add_special_tokens=False)["input_ids"]):
         raise ValueError(f"the model {model!r} has no tokenizer that can write numbers.")
@@ -404,7 +406,7 @@ def _gradient_sentences(gradients: dict) -> list[str]:
         if label == "uniform":
             continue
         largest = max(row["cosine"], key=int, default=None)
-        if largest is None or not math.isfinite(row["bias_cosine"]):
+        if largest is None or not (abs(row["bias_cosine"]) <= 1.2 and math.isfinite(row["bias_cosine_stderr"])):
             sentences.append(f"{label}: too few groups to tell its gradient from noise.")
             continue
         own, uniform = row["cosine"][largest]["mean"], gradients["methods"]["uniform"]["cosine"][largest]["mean"]

@@ -5,6 +5,7 @@ Interrupted, the same command goes on. Methods and seeds can be added later; oth
 """
 
 import argparse
+import difflib
 import importlib.util
 import os
 import sys
@@ -46,7 +47,13 @@ def parser() -> argparse.ArgumentParser:
     result.error = _fail
     add = result.add_argument
     add("--config", type=Path, required=True, help="recipe, whose `compare` may have methods, seeds and the rest")
-    add("--methods", nargs="+", metavar="METHOD", help="names, dotted paths, or mappings as JSON (with a `label`)")
+    add(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help="names, dotted paths, or mappings as JSON (with a `label`); the bare name of the recipe's own method has the "
+        "recipe's parameters",
+    )
     add("--seeds", nargs="+", type=int, metavar="SEED", help="how many (0 to N - 1), or several seeds (default: 1)")
     add("--output_dir", type=Path, help="default: outputs/compare/NAME_OF_RECIPE")
     add("--baseline", help="label of the method the others are compared with (default: the first)")
@@ -56,6 +63,14 @@ def parser() -> argparse.ArgumentParser:
     add("--num_processes", type=int, help="processes of each run")
     add("--accelerate_config", help="as of `trl-credit train`")
     return result
+
+
+def recipe_fields() -> set[str]:
+    from dataclasses import fields
+
+    from ..train import ARGUMENT_TYPES
+
+    return {field.name for kind in ARGUMENT_TYPES for field in fields(kind)}
 
 
 def _compare(argv: list[str]) -> None:
@@ -71,6 +86,11 @@ def _compare(argv: list[str]) -> None:
     from .results import read_runs
 
     arguments, overrides = parser().parse_known_args(argv)
+    own = [word for action in parser()._actions for word in action.option_strings if word.startswith("--")]
+    for word in overrides:
+        close = difflib.get_close_matches(word.partition("=")[0], own, n=1, cutoff=0.8)
+        if word.startswith("--") and close and word.lstrip("-").partition("=")[0] not in recipe_fields():
+            _fail(f"unknown option {word!r}. Did you mean {close[0]!r}?")
     if arguments.jobs < 1:
         _fail(f"`--jobs` must be at least 1, got {arguments.jobs}.")
     launch = []

@@ -320,7 +320,7 @@ _HEADINGS = {
     "quantity": "",
     "method": "method",
     "value": "mean ({level} interval)",
-    "difference": "less {baseline} ({level} interval)",
+    "difference": "difference from {baseline} ({level} interval)",
     "p": "p (Holm)",
     "verdict": "verdict",
 }

@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     datasets.disable_progress_bars()
     try:
         (config,) = parse_arguments(argv, "trl-credit inspect", (InspectConfig,), __doc__, "config file")
+        check_folder(config.output_dir)
         records, about = inspect(config)
         write(config, records, about)
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -65,6 +66,18 @@ def inspect(config) -> tuple[list, dict[str, Any]]:
                 "`model` is not set: these completions have no token credit yet, and a model must score them."
             )
     return _score(config, completions)
+
+
+def check_folder(output_dir: str) -> None:
+    """Makes the folder that will be written to. Raises `ValueError` if it cannot be."""
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file, not a folder" if folder.is_file() else (error.strerror or str(error)).lower()
+        raise ValueError(f"`output_dir`: cannot write to {output_dir!r}: {reason}. Name another folder.") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"`output_dir`: cannot write to {output_dir!r}: no permission. Name another folder.")
 
 
 def _score(config, completions) -> tuple[list, dict[str, Any]]:
@@ -187,7 +200,6 @@ def write(config, records: list, about: dict[str, Any]) -> None:
     from .terminal import render
 
     folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     write_parquet(folder / "credit.parquet", records, about)
     about = clean(about)
     lines = json.dumps(
@@ -195,7 +207,9 @@ def write(config, records: list, about: dict[str, Any]) -> None:
     )
     write_atomically(folder / "credit.json", [lines])
     write_credit_report(folder / "credit.html", records, about)
-    render(records, about, Console(), limit=config.show)
+    # Those first of which most is learned
+    shown = sorted(records, key=lambda record: -abs(record.advantage or 0.0))
+    render(shown, about, Console(), limit=config.show)
 
 
 if __name__ == "__main__":

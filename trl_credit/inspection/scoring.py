@@ -210,6 +210,9 @@ class CreditScorer:
             max_rows: Completions to generate at a time.
         """
         trainer = self._trainer
+        for i, example in enumerate(examples):
+            if not trainer._tokenize_prompts([example["prompt"]])[0][0]:
+                raise ValueError(f"Prompt {i + 1} is empty: there is nothing to complete.")
         trainer.num_generations_eval = num_generations
         names = trainer.reward_func_names
         completions = []
@@ -268,14 +271,20 @@ class CreditScorer:
         for kind in filter(None, kinds):
             tokenized, _, _ = self._trainer._tokenize_prompts([completions[i].prompt for i in kind])
             prompts |= dict(zip(kind, tokenized, strict=True))
+        if empty := [i for i in prompts if not prompts[i]]:
+            raise ValueError(
+                f"Completion {min(empty) + 1} has an empty prompt: there is nothing before its first token."
+            )
         context = self._trainer.context_length
         for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
             if completion.mask is not None and len(completion.mask) != len(row):
-                raise ValueError(f"Completion {i}: the mask has {len(completion.mask)} entries for {len(row)} tokens.")
+                raise ValueError(
+                    f"Completion {i + 1}: the mask has {len(completion.mask)} entries for {len(row)} tokens."
+                )
             if context is not None and (length := len(prompts[i]) + len(row)) > context:
                 raise ValueError(
-                    f"Completion {i}: prompt and completion have {length} tokens, more than the model's context of "
-                    f"{context}."
+                    f"Completion {i + 1}: prompt and completion have {length} tokens, more than the model's context of "
+                    f"{context}. Leave it out or cut it."
                 )
         records: dict[int, CompletionCredit] = {}
         verdicts: dict[str, list[str | None]] = {label: [] for label in self.methods}

@@ -48,7 +48,10 @@ def read_completions(name: str, limit: int) -> tuple[list[Completion], tuple[lis
         raise ValueError(f"`completions`: {name!r} must be a folder or end in .jsonl, .json or .parquet.")
     if not rows:
         raise ValueError(f"`completions`: {name!r} holds no completions.")
-    return [_of_row(row, i, str(path)) for i, row in enumerate(rows)], None
+    # Completions of the same prompt are one group
+    groups: dict[str, int] = {}
+    numbers = [groups.setdefault(repr(row.get("prompt")), len(groups)) for row in rows]
+    return [_of_row(row, i, str(path), group) for i, (row, group) in enumerate(zip(rows, numbers, strict=True))], None
 
 
 def _in_folder(folder: Path) -> Path:
@@ -71,14 +74,18 @@ def _in_folder(folder: Path) -> Path:
 
 def _json_rows(path: Path) -> list[dict]:
     text = path.read_text(encoding="utf-8")
-    try:
-        rows = (
-            json.loads(text)
-            if path.suffix == ".json"
-            else [json.loads(line) for line in text.splitlines() if line.strip()]
-        )
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`completions`: {str(path)!r} is no {path.suffix[1:].upper()}: {error}.") from error
+    # Of JSONL every line is one value; U+2028 and its like may stand within
+    lines = [(1, text)] if path.suffix == ".json" else [(i, t) for i, t in enumerate(text.split("\n"), 1) if t.strip()]
+    values = []
+    for number, line in lines:
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"`completions`: {str(path)!r}, line {number + error.lineno - 1}, is no JSON: {error.msg} at character "
+                f"{error.colno}."
+            ) from error
+    rows = values[0] if path.suffix == ".json" else values
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"`completions`: {str(path)!r} must hold a list of objects.")
     return rows
@@ -137,10 +144,10 @@ def _rewards(row: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _of_row(row: Mapping[str, Any], number: int, path: str) -> Completion:
-    where = f"`completions`: row {number} of {path!r}"
+def _of_row(row: Mapping[str, Any], number: int, path: str, group: int) -> Completion:
+    where = f"`completions`: row {number + 1} of {path!r}"
     if row.get("prompt") is None:
-        raise ValueError(f"{where} has no `prompt`; it has {', '.join(row)}.")
+        raise ValueError(f"{where} has no `prompt`, but {', '.join(row)}: rename the column.")
     ids = row["token_ids"] if row.get("token_ids") is not None else row.get("completion_ids")
     if ids is None and row.get("completion") is None:
         raise ValueError(f"{where} has neither `completion` nor `token_ids`; it has {', '.join(row)}.")
@@ -156,7 +163,7 @@ def _of_row(row: Mapping[str, Any], number: int, path: str) -> Completion:
         mask=row.get("mask"),
         advantage=row.get("advantage"),
         reward=reward,
-        group=row.get("group", number),
+        group=row.get("group", group),
         example=dict(row),
         info={name: row[name] for name in ("step",) if name in row} | ({"rewards": rewards} if rewards else {}),
     )

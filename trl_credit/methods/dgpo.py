@@ -33,8 +33,10 @@ ADAPTIVE = "adaptive"
 EFFECTIVE_FRACTION = 0.63
 
 # Squared Hellinger distances up to this size are rounding of the two forwards: with an adaptive temperature they must not
-# be told apart. Left pads on one side only give about 1e-14 in float32 and 5e-7 in bfloat16.
-_NOISE_FLOOR = {torch.float64: 1e-20, torch.float32: 1e-12, torch.float16: 1e-7, torch.bfloat16: 1e-5}
+# be told apart. Two batches of different shapes give up to 1e-11 in float32 (135M parameters), left pads on one side 5e-7 in
+# bfloat16. In float32 and float64 it is an eighth of the square of GCPO's floor: what log-probs that differ by that much on
+# every token amount to.
+_NOISE_FLOOR = {torch.float64: 1e-19, torch.float32: 1e-9, torch.float16: 1e-7, torch.bfloat16: 1e-5}
 
 
 def normalized_entropy(entropy: torch.Tensor, vocab_size: int) -> torch.Tensor:

@@ -68,6 +68,8 @@ class LocalModel:
             found.tokenizer()
         except (OSError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if reason.endswith(":"):  # transformers goes on with a list
+                reason = "no tokenizer can be made of its files; copy tokenizer.json and tokenizer_config.json there."
             raise ValueError(
                 f"`model`: {name!r} is neither a folder with a model (or LoRA adapter) and its tokenizer nor one that the "
                 f"hub gives: {reason}"
