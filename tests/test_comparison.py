@@ -347,6 +347,23 @@ def test_history_has_a_value_for_each_update():
     json.dumps(found, allow_nan=False)
 
 
+def test_generation_batches_of_an_update():
+    """The trainer logs means over them."""
+    log = [{"step": 1, "step_time": 1, "completions/mean_length": 10.0, "dynamic_sampling/discarded_tokens": 5.0}]
+    assert worker.history_of(log, completions=4, batches=3)["generated_tokens"] == [135]
+
+
+def test_a_collapsed_method_is_named():
+    runs = [{"history": {"credit/effective_fraction": [0.9999, None, 1.0]}}]
+    method = Method("sharp?", "sharp", {"method": "dgpo"})
+    assert results._collapse(method, runs).startswith(
+        "sharp? was uniform in effect (mean effective token fraction 0.99995)"
+    )
+    assert results._collapse(Method("u", "u", {"method": "uniform"}), runs) is None
+    assert results._collapse(method, [{"history": {"credit/effective_fraction": [0.5]}}]) is None
+    assert results._collapse(Method("g", "g", {"method": "gone.Method"}), runs) is None
+
+
 def test_models_are_removed(tmp_path):
     for name in ("run.json", "log.txt", "model.safetensors", "config.json", "training_args.bin"):
         (tmp_path / name).write_text("x")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.store import RunFolderError, read_json, write_atomically
-from .plan import Plan, read_plan, run_folder
+from ..methods import build_credit
+from .plan import Method, Plan, read_plan, run_folder
 from .statistics import area, band, enough_seeds, first_reached, holm, interval, paired, smoothed, verdict
 
 
@@ -162,7 +163,10 @@ def summarize(plan: Plan, runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -
         "seeds": sorted(plan.seeds),
         "methods": methods,
         "differences": _differences(plan, values),
-        "notes": _notes(methods, jobs, versions),
+        "notes": [
+            *(note for method in plan.methods if (note := _collapse(method, runs[method.label].values()))),
+            *_notes(methods, jobs, versions),
+        ],
         "settings": plan.settings,
         "versions": versions[0],
         "command": plan.command,
@@ -218,6 +222,24 @@ def _differences(plan: Plan, values: Mapping[str, Mapping[int, Mapping[str, floa
             }
             found.append(row)
     return found
+
+
+def _collapse(method: Method, runs: Collection[Mapping[str, Any]]) -> str | None:
+    """That a method was uniform in effect, on the mean of its runs."""
+    metrics = {}
+    for name in ("effective_fraction", "contrast_fraction"):
+        values = [value for run in runs for value in run["history"].get(f"credit/{name}") or [] if value is not None]
+        metrics[f"credit/{name}"] = float(np.mean(values)) if values else math.nan
+    try:
+        uniform = build_credit(method.credit).is_uniform(metrics)
+    except (ValueError, TypeError):  # a class of the user's own that is gone
+        return None
+    if not uniform:
+        return None
+    return (
+        f"{method.label} was uniform in effect (mean effective token fraction {metrics['credit/effective_fraction']:.5f}), so "
+        "what differs is noise."
+    )
 
 
 def _notes(methods: list[dict[str, Any]], jobs: list[int], versions: list[dict[str, str]]) -> list[str]:
