@@ -237,8 +237,8 @@ def _collapse(method: Method, runs: Collection[Mapping[str, Any]]) -> str | None
     if not uniform:
         return None
     return (
-        f"{method.label} was uniform in effect (mean effective token fraction {metrics['credit/effective_fraction']:.5f}), so "
-        "what differs is noise."
+        f"{method.label} was uniform in effect (mean effective token fraction {metrics['credit/effective_fraction']:.5f}), "
+        "so what differs is noise."
     )
 
 
