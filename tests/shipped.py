@@ -1,0 +1,47 @@
+"""The tables of docs/choosing.md, from the results that are shipped with it."""
+
+import json
+from pathlib import Path
+
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+REGIMES = ("plain", "letters", "long", "drift")
+COLUMNS = ("gcpo", "dgpo", "dgpo adaptive", "surprisal", "entropy")
+BENCH_ROWS = (
+    ("gcpo", 0),
+    ("gcpo", 80),
+    ("dgpo", 80),
+    ("surprisal", 0),
+    ("surprisal", 80),
+    ("entropy", 0),
+    ("random", 0),
+    ("position late", 0),
+)
+
+
+def signed(value: float) -> str:
+    text = f"{abs(value):.3f}"
+    return text if not float(text) else ("+" if value > 0 else "\u2212") + text
+
+
+def learning_rows(results: Path = RESULTS) -> list[str]:
+    rows = [f"| regime | uniform | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for regime in REGIMES:
+        comparison = json.loads((results / regime / "comparison.json").read_text())
+        (uniform,) = [m for m in comparison["methods"] if m["label"] == "uniform"]
+        found = {d["label"]: d for d in comparison["differences"] if d["quantity"] == "mean_reward"}
+        cells = [f"{signed(found[c]['mean'])}, {found[c]['verdict']}" if c in found else "\u2013" for c in COLUMNS]
+        rows.append(f"| {regime} | {uniform['quantities']['mean_reward']['mean']:.3f} | {' | '.join(cells)} |")
+    return rows
+
+
+def bench_rows(results: Path = RESULTS) -> list[str]:
+    bench = json.loads((results / "bench" / "bench.json").read_text())
+    variants = list(bench["scores"]["gcpo"])
+    rows = [f"| AUROC | updates | {' | '.join(variants)} |", "|---" * (len(variants) + 2) + "|"]
+    for label, updates in BENCH_ROWS:
+        scores = bench["drift"][str(updates)]["scores"][label]
+        rows.append(
+            f"| {label} | {updates} | {' | '.join(format(scores[v]['auroc']['mean'], '.3f') for v in variants)} |"
+        )
+    return rows
