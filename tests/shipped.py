@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-REGIMES = ("plain", "letters", "drift")
+REGIMES = ("plain", "letters", "long", "drift")
 COLUMNS = ("gcpo", "dgpo", "dgpo adaptive", "surprisal", "entropy")
 BENCH_ROWS = (
     ("gcpo", 0),

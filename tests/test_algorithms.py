@@ -153,15 +153,15 @@ def test_lengths_are_those_of_the_run():
 
 @pytest.fixture(scope="module")
 def dapo_run(tmp_path_factory):
-    """recipes/dapo.yaml for two rollouts, with a limit that cuts completions short."""
+    """recipes/dapo.yaml for four rollouts, with a limit that cuts completions short."""
     folder = tmp_path_factory.mktemp("dapo")
-    line = ["--config", str(ROOT / "recipes" / "dapo.yaml"), "--output_dir", str(folder), "--max_steps", "4"]
+    line = ["--config", str(ROOT / "recipes" / "dapo.yaml"), "--output_dir", str(folder), "--max_steps", "8"]
     return train.main([*line, "--max_completion_length", "25", "--logging_steps", "1"]).state.log_history
 
 
 def test_metrics_are_those_that_are_logged(dapo_run):
     rollouts = [row for row in dapo_run if "reward" in row]
-    assert len(rollouts) == 2
+    assert len(rollouts) == 4
     logged = {name.removeprefix("dynamic_sampling/") for row in rollouts for name in row if "dynamic_sampling" in name}
     documented = [name for row in table("Dynamic sampling", 1) for name in re.findall(r"`(\w+)`", row["metric"])]
     assert set(documented) == logged
