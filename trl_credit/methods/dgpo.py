@@ -160,9 +160,8 @@ class DGPO(CreditMethod):
         "`credit/nonfinite_tokens`.",
         "With `temperature: adaptive`, distances below a noise floor for the policy's dtype count as 0, so that no distance "
         "means uniform weights.",
-        "`temperature: adaptive` (for each completion by itself, so that the weights do not depend on the micro-batch) and a "
-        "reference that follows the policy (`sync_ref_model`) are additions, off by "
-        "default.",
+        "`temperature: adaptive` (for each completion by itself, so that weights do not depend on the micro-batch) and a "
+        "reference that follows the policy (`sync_ref_model`) are additions, off by default.",
     )
 
     def validate(self) -> None:
