@@ -55,7 +55,7 @@ def test_claims_hold():
         for row in comparison["differences"]:
             if row["quantity"] == "mean_reward":
                 verdicts[regime, row["label"]] = row["verdict"]
-    assert [key for key, verdict in verdicts.items() if verdict == "better"] == [("long", "gcpo")]
+    assert "better" not in verdicts.values()
     assert all(verdicts[regime, "dgpo adaptive"] == "worse" for regime in REGIMES)
     again = json.loads((RESULTS / AGAIN / "comparison.json").read_text())
     assert not {*again["seeds"]} & {*json.loads((RESULTS / "long" / "comparison.json").read_text())["seeds"]}
