@@ -13,6 +13,7 @@ from helpers import config, fixed_rollout, letter_reward, place_reward, prompts,
 
 from trl_credit import CreditGRPOTrainer, CreditInputs, build_credit
 from trl_credit.collapse import CollapseWatch
+from trl_credit.credit_log import REWARD, ROW
 from trl_credit.inspection.records import read_parquet
 
 
@@ -201,13 +202,18 @@ def test_a_full_disk_ends_no_run(tiny_model, tmp_path, caplog):
 
 
 def test_no_reward_is_no_zero(tiny_model, tmp_path):
+    """A completion that no function scored has no advantage to show, and no reward in the batch."""
+
     def unscored(completions, **kwargs):
         return [None if place % 4 == 0 else float(place) for place in range(len(completions))]
 
-    train(tiny_model, tmp_path, reward=unscored, credit_log_steps=1, credit_log_completions=8, max_steps=1)
+    settings = {"credit_log_steps": 1, "max_steps": 1, "skip_zero_advantage": False, "trim_padding": False}
+    trainer = train(tiny_model, tmp_path, reward=unscored, **settings)
+    (batch,) = trainer._buffered_inputs
+    for row, reward in zip(batch[ROW].tolist(), batch[REWARD].tolist(), strict=True):
+        assert math.isnan(reward) if row % 4 == 0 else reward == row
     records, _ = read_parquet(tmp_path / "credit" / "step-000001.parquet")
-    for record in records:
-        assert (record.reward is None) == math.isnan(record.advantage) or record.reward % 4 != 0
+    assert all(record.reward % 4 for record in records)
 
 
 @pytest.mark.parametrize(

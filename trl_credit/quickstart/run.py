@@ -133,6 +133,8 @@ def report(results: dict[str, dict]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from trl_credit.methods.base import UNIFORM_FRACTION
+
     table = Table(title="Accuracy on held-out problems, from the same start and seed")
     for heading in ("method", "before", "after", "mean reward", "weight std", "effective fraction", "s / update"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
@@ -149,7 +151,7 @@ def report(results: dict[str, dict]) -> None:
     console = Console()
     console.print(table)
     for name, result in results.items():
-        if result["credit"]["method"] != "uniform" and result["effective_fraction"] > 0.999:
+        if result["credit"]["method"] != "uniform" and result["effective_fraction"] > UNIFORM_FRACTION:
             console.print(
                 f"{name}: the weights are uniform in all but name (effective fraction "
                 f"{result['effective_fraction']:.5f}), so this run is GRPO's. `trl-credit methods "
