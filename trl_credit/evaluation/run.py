@@ -315,7 +315,7 @@ class _Run:
         preset = PRESETS[config.preset]
         results = {
             "format": 1,
-            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "trl_credit": __version__,
             "model": config.model,
             "settings": {

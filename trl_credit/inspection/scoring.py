@@ -18,6 +18,7 @@ from trl.trainer.utils import pad
 from ..config import CreditGRPOConfig
 from ..methods import CreditInputs, CreditMethod, Paper, build_credit
 from ..metrics import remedy_if_uniform
+from ..rewards.thinking import opened_tag
 from ..rollout import total_rewards
 from ..signals.base import Signal, signal_titles, vocabulary_size
 from ..trainer import CreditGRPOTrainer
@@ -244,13 +245,14 @@ class CreditScorer:
         trainer._metrics["eval"].clear()
         return completions
 
-    def token_ids(self, completion: Completion) -> list[int]:
-        """The completion's tokens."""
+    def token_ids(self, completion: Completion, prompt: str = "") -> list[int]:
+        """The completion's tokens. A text loses the thinking tag in front of it that the rendered prompt ends with."""
         if completion.token_ids is not None:
             return list(completion.token_ids)
         if completion.text is None:
             raise ValueError("A completion needs `token_ids` or `text`.")
-        ids = self.tokenizer(completion.text, add_special_tokens=False)["input_ids"]
+        text = completion.text.removeprefix(opened_tag(prompt))
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         eos = self.tokenizer.eos_token_id
         return [*ids, eos] if completion.finished and eos is not None else ids
 
@@ -262,7 +264,6 @@ class CreditScorer:
         Raises:
             ValueError: A completion without text and tokens, a mask of another length, or one that is too long.
         """
-        rows = [self.token_ids(completion) for completion in completions]
         prompts: dict[int, list[int]] = {}
         # TRL takes messages or text, not both at a time
         kinds = [
@@ -275,6 +276,7 @@ class CreditScorer:
             raise ValueError(
                 f"Completion {min(empty) + 1} has an empty prompt: there is nothing before its first token."
             )
+        rows = [self.token_ids(completions[i], self.tokenizer.decode(prompts[i])) for i in range(len(completions))]
         context = self._trainer.context_length
         for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
             if completion.mask is not None and len(completion.mask) != len(row):

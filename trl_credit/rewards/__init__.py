@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,8 +17,11 @@ from trl.rewards import (
 from .._imports import load_dotted
 from ..methods.base import nearest
 from .judge import judge as judge_completions  # `judge` stays the module
+from .thinking import judged_texts
 from .verifier import default_verifier
 
+
+logger = logging.getLogger(__name__)
 
 # What TRL's trainer passes to every reward function, besides the dataset's columns
 TRAINER_ARGUMENTS = frozenset(
@@ -25,14 +29,9 @@ TRAINER_ARGUMENTS = frozenset(
 )
 
 
-def _text(completion: str | list[dict[str, Any]]) -> str:
-    """The text that is judged: of a conversation, the last message."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
-
-
-def _verify(completions: list, solution: list, log_extra, log_metric, **request) -> list[float | None]:
+def _verify(completions: list, solution: list, log_extra, log_metric, opened_tags, **request) -> list[float | None]:
     solution = [str(answer) for answer in solution]
-    verdicts = default_verifier().verify([_text(completion) for completion in completions], solution, **request)
+    verdicts = default_verifier().verify(judged_texts(completions, opened_tags), solution, **request)
     if log_extra is not None:
         log_extra("solution", solution)
         log_extra("gold_parsed", [verdict.gold_parsed for verdict in verdicts])
@@ -52,15 +51,18 @@ def accuracy(
     solution: list,
     log_extra: Callable[[str, list], None] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
+    opened_tags: list[str] | None = None,
     **kwargs,
 ) -> list[float | None]:
     """1.0 where math-verify finds the solution in the completion, else 0.0; `None` where the solution does not parse.
 
     TRL's `accuracy_reward`, run by the [`default_verifier`], for plain-text completions too; of a conversation it judges
-    the last message. An answer that cannot be verified within the verifier's limits gets 0.0; how many there were is
-    logged as `verifier/timeouts` and `verifier/crashes`.
+    the last message. A box counts within a thought, too, even one that never ends, where [`judged`] finds no answer. An
+    answer that cannot be verified within the verifier's limits gets 0.0; how many there were is logged as
+    `verifier/timeouts` and `verifier/crashes`.
     """
-    return _verify(completions, solution, log_extra, log_metric)
+    _warn_of_thoughts(opened_tags)
+    return _verify(completions, solution, log_extra, log_metric, opened_tags)
 
 
 def judged(
@@ -68,17 +70,20 @@ def judged(
     solution: list,
     log_extra: Callable[[str, list], None] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
+    opened_tags: list[str] | None = None,
     **kwargs,
 ) -> list[float | None]:
     """1.0 where the completion's answer is the solution, else 0.0; `None` where the solution does not parse: the verdict of
     `trl-credit eval` ([`judge.judge`]), so that what is trained is what is evaluated.
 
     Solutions may be LaTeX without dollars (MATH-500's `2\\sqrt{3}`), of which [`accuracy`] reads only a number, or nothing.
-    Of a conversation it judges the last message. Besides what [`accuracy`] logs to `log_metric`, the completions table
-    gets the answer that was found (`answer_parsed`) and the reason of the verdict (`judgement`).
+    Of a conversation it judges the last message. A thought that never ends has no answer, also where the chat template has
+    opened it (`opened_tags`, which [`~trl_credit.CreditGRPOTrainer`] passes). Besides what [`accuracy`] logs to
+    `log_metric`, the completions table gets the answer that was found (`answer_parsed`) and the reason of the verdict
+    (`judgement`).
     """
     solution = [str(answer) for answer in solution]
-    judgements = judge_completions([_text(completion) for completion in completions], solution)
+    judgements = judge_completions(judged_texts(completions, opened_tags), solution)
     if log_extra is not None:
         log_extra("solution", solution)
         log_extra("answer_parsed", [judgement.answer or "[unparseable]" for judgement in judgements])
@@ -93,12 +98,13 @@ def reasoning_accuracy(
     reasoning_delimiters: list[str] | None = None,
     log_extra: Callable[[str, list], None] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
+    opened_tags: list[str] | None = None,
     **kwargs,
 ) -> list[float | None]:
     """[`accuracy`] of what comes after the last of the `reasoning_delimiters` (by default `</think>`), 0.0 without one:
     TRL's `reasoning_accuracy_reward`."""
     request = {"function": "reasoning_accuracy", "reasoning_delimiters": reasoning_delimiters}
-    return _verify(completions, solution, log_extra, log_metric, **request)
+    return _verify(completions, solution, log_extra, log_metric, opened_tags, **request)
 
 
 reasoning_accuracy.__name__ = "reasoning_accuracy_reward"  # the name in TRL's metrics
@@ -118,12 +124,39 @@ def _cosine_scaled(
     solution: list,
     completion_ids: list[list[int]],
     log_metric: Callable[[str, float], None] | None = None,
+    opened_tags: list[str] | None = None,
     *,
     arguments: dict[str, Any],
     **kwargs,
 ) -> list[float | None]:
-    lengths = [len(ids) for ids in completion_ids]
-    return _verify(completions, solution, None, log_metric, function="cosine_scaled", lengths=lengths, **arguments)
+    _warn_of_thoughts(opened_tags)
+    request = {"function": "cosine_scaled", "lengths": [len(ids) for ids in completion_ids], **arguments}
+    return _verify(completions, solution, None, log_metric, opened_tags, **request)
+
+
+def think_format(completions: list, opened_tags: list[str] | None = None, **kwargs) -> list[float]:
+    """1.0 for a thought in `<think>` and `</think>`, else 0.0: TRL's `think_format_reward`, for plain-text completions too.
+
+    A tag that the prompt has opened counts as the completion's: without it, no completion of such a template would pass.
+    """
+    first = [completion if isinstance(completion, str) else completion[:1] for completion in completions]
+    return think_format_reward([[{"content": text}] for text in judged_texts(first, opened_tags)])
+
+
+think_format.__name__ = "think_format_reward"  # the name in TRL's metrics
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _warn_of_thoughts(opened_tags: list[str] | None) -> None:
+    if opened_tags and any(opened_tags):
+        _warn_once(
+            f"The chat template opens {next(filter(None, opened_tags))} for the completion. `accuracy` counts a box in a "
+            "thought that never ends, which the evaluation does not: the reward `judged` gives the evaluation's verdict."
+        )
 
 
 # Functions as they are, and factories that are called with the arguments given in the recipe
@@ -131,7 +164,7 @@ REWARDS: dict[str, Callable] = {
     "accuracy": accuracy,
     "judged": judged,
     "reasoning_accuracy": reasoning_accuracy,
-    "think_format": think_format_reward,
+    "think_format": think_format,
 }
 REWARD_FACTORIES: dict[str, Callable] = {
     "cosine_scaled": cosine_scaled,

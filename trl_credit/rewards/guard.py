@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.utils import get_callable_name, is_async_callable
 
 from . import TRAINER_ARGUMENTS
+from .thinking import OPENED_TAGS, opened_tag
 
 
 logger = logging.getLogger(__name__)  # of every process: each has completions of its own
@@ -94,6 +96,7 @@ class GuardedReward:
     def __init__(self, function: Callable, name: str, *, exclude: bool, timeout: float | None):
         functools.update_wrapper(self, function, updated=())
         self.function, self.name, self.exclude, self.timeout = function, name, exclude, timeout
+        self.asks_for_tags = _asks_for_tags(function)
 
     def __call__(self, **kwargs) -> list[float | None]:
         rewards: list[float | None] = []
@@ -108,6 +111,8 @@ class GuardedReward:
     def _calls(self, kwargs: dict[str, Any], rewards: list[float | None]) -> Iterator["_Call"]:
         """The calls to make, for functions of both kinds; when they are made, the rewards are there."""
         count = len(kwargs["completions"])
+        if not self.asks_for_tags:
+            kwargs = {name: value for name, value in kwargs.items() if name != OPENED_TAGS}
         calls, whole = [_Call(kwargs, self.timeout)], None
         yield calls[0]
         try:
@@ -152,7 +157,7 @@ class AsyncGuardedReward(GuardedReward):
         for call in self._calls(kwargs, rewards):
             try:
                 call.result = await asyncio.wait_for(self.function(**call.kwargs), call.timeout or None)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 call.error = TimeoutError(f"it took more than {call.timeout:.3g} s (see `reward_timeout`)")
             except Exception as error:
                 call.error = error
@@ -209,6 +214,14 @@ class _Call:
                 kwargs["log_metric"](name, value)
 
 
+def _asks_for_tags(function: Callable) -> bool:
+    """Whether a reward function has a parameter for the thinking tags that its prompts have opened."""
+    try:
+        return OPENED_TAGS in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin
+        return False
+
+
 def _row(kwargs: dict[str, Any], i: int, count: int) -> dict[str, Any]:
     """The arguments for one completion."""
     return {
@@ -248,6 +261,9 @@ def check_reward_functions(functions: Any) -> None:
 class RewardGuardMixin:
     """Guards the trainer's reward functions; see [`GuardedReward`].
 
+    A function with a parameter `opened_tags` gets, for each completion, the thinking tag that the rendered prompt ends with
+    and that the completion therefore lacks, or an empty text.
+
     With `on_reward_error="exclude"` a completion on which any reward function fails has no reward at all: it is left out
     of its group's mean and has no advantage. `rewards/NAME/excluded` is logged, their number in a scoring.
     """
@@ -262,6 +278,9 @@ class RewardGuardMixin:
                 self.reward_funcs[i] = guard(function, name, exclude=self._excludes, timeout=timeout)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        if any(getattr(function, "asks_for_tags", False) for function in self.reward_funcs):
+            tags = self._opened_tags(prompts)
+            inputs = [{**example, OPENED_TAGS: tag} for example, tag in zip(inputs, tags, strict=True)]
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         models = [isinstance(function, nn.Module) for function in self.reward_funcs]
         wrong = ~torch.isfinite(rewards) & torch.tensor(models, device=rewards.device)
@@ -279,3 +298,21 @@ class RewardGuardMixin:
                 self._metrics[mode][f"rewards/{name}/excluded"].append(float(count))
             rewards = rewards.masked_fill(excluded.any(-1, keepdim=True), math.nan)
         return rewards
+
+    def _opened_tags(self, prompts: list) -> list[str]:
+        """The thinking tag that each prompt ends with, rendered as TRL renders it; equal prompts are rendered once."""
+        found: dict[str, str] = {}
+        for prompt in prompts:
+            if str(prompt) not in found:
+                text = prompt
+                if not isinstance(prompt, str):
+                    text = self.processing_class.apply_chat_template(
+                        prepare_multimodal_messages(prompt) if self._is_vlm else prompt,
+                        tools=self.tools or None,
+                        chat_template=self.chat_template,
+                        add_generation_prompt=True,
+                        tokenize=False,
+                        **self.chat_template_kwargs,
+                    )
+                found[str(prompt)] = opened_tag(text)
+        return [found[str(prompt)] for prompt in prompts]

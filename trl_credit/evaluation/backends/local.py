@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from ...rewards.judge import THINKING_TAGS
+from ...rewards.thinking import opened_tag
 from ...train import resolve_model
 from .base import Request, SamplingSettings
 
@@ -156,7 +156,7 @@ def _offsets(size: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A request with its prompt's token ids; `opened` is the thinking tag that the chat template has opened already, which
+    """A request with its prompt's token ids; `opened` is the thinking tag that the prompt has opened already, which
     belongs before the completion's text."""
 
     request: Request
@@ -179,14 +179,13 @@ def render(
         key = request.prompt if plain else tuple((m["role"], m["content"]) for m in request.prompt)
         if key not in cache:
             if plain:
-                cache[key] = tokenizer(request.prompt)["input_ids"], ""
+                cache[key] = tokenizer(request.prompt)["input_ids"], opened_tag(request.prompt)
             else:
                 check_chat_template(tokenizer)
                 text = tokenizer.apply_chat_template(
                     list(request.prompt), tokenize=False, add_generation_prompt=True, **chat_template_kwargs
                 )
-                opened = next((tag for tag, _ in THINKING_TAGS if text.rstrip().endswith(tag)), "")
-                cache[key] = tokenizer(text, add_special_tokens=False)["input_ids"], opened
+                cache[key] = tokenizer(text, add_special_tokens=False)["input_ids"], opened_tag(text)
         rendered.append(Rendered(request, *cache[key]))
     return rendered
 

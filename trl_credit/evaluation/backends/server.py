@@ -268,7 +268,7 @@ class ServerBackend(Backend):
         for attempt in itertools.count():
             try:
                 return await asyncio.wait_for(self._attempt(client, request, sampling), settings.request_timeout)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 failure = _TransientError(f"No answer in {settings.request_timeout:g} s (`request_timeout`)")
             except _TransientError as error:
                 failure = error
