@@ -34,25 +34,26 @@ class Remembering(MathVerifier):
         self.asked, self.known = [], {}
 
     def verify(self, completions, solutions, **kwargs):
+        known = self.known.setdefault(json.dumps(kwargs), {})
         requests = list(zip(completions, solutions, strict=True))
         self.asked += requests
-        new = [request for request in dict.fromkeys(requests) if request not in self.known]
+        new = [request for request in dict.fromkeys(requests) if request not in known]
         if new:
-            self.known |= zip(new, super().verify(*zip(*new, strict=True), **kwargs), strict=True)
-        return [self.known[request] for request in requests]
+            known |= zip(new, super().verify(*zip(*new, strict=True), **kwargs), strict=True)
+        return [known[request] for request in requests]
 
 
 class NoWorkers:
     """For answers that no worker may see."""
 
-    def verify(self, completions, solutions):
+    def verify(self, completions, solutions, function):
         pytest.fail(f"asked for {completions}")
 
 
 class Fixed:
     """Finds nothing in any text."""
 
-    def verify(self, completions, solutions):
+    def verify(self, completions, solutions, function):
         return [Verdict(0.0, "[7, '7']", "[unparseable]") for _ in completions]
 
 
@@ -186,29 +187,59 @@ def test_judgements_without_workers(completion, expected):
 @pytest.mark.parametrize(
     ("completion", "solution", "expected"),
     [
-        (r"\boxed{1/2}", "$0.5$", (True, "1/2", "1/2", "judged", "math-verify: 1/2 equals 1/2.")),
-        (r"\boxed{1/3}", "$0.5$", (False, "1/3", "1/3", "judged", "math-verify: 1/3 does not equal 1/2.")),
-        (r"\boxed{x=206}", "204", (False, "x=206", "206", "judged", "math-verify: Eq(x, 206) does not equal 204.")),
-        (r"\boxed{?}", "204", (False, "?", "?", "judged", r"math-verify cannot read \boxed{?}.")),
-        ("The answer is $204$", "204", (True, "204", "204", "judged", "math-verify: 204 equals 204.")),
+        (r"\boxed{1/2}", "$0.5$", (True, "1/2", "1/2", "judged", "1/2 equals 1/2.")),
+        (r"\boxed{1/3}", "$0.5$", (False, "1/3", "1/3", "judged", "1/3 does not equal 1/2.")),
+        (r"\boxed{x=206}", "204", (False, "x=206", "206", "judged", "206 does not equal 204.")),
+        (r"\boxed{?}", "204", (False, "?", "?", "judged", r"\boxed{?} is not 204.")),
+        ("The answer is $204$", "204", (True, "204", "204", "judged", "204 equals 204.")),
         (
             "The answer is 204",
             "204",
             (False, None, None, "unparsed", r'There is no \boxed{...}, and no line "Answer: ...".'),
         ),
-        (r"\boxed{5}", "Left to you.", (None, "5", "5", "judged", "The solution 'Left to you.' cannot be parsed.")),
-        ("", "Left to you.", (None, None, None, "empty", "The solution 'Left to you.' cannot be parsed.")),
-        ("x", "Left to you.", (None, None, None, "unparsed", "The solution 'Left to you.' cannot be parsed.")),
+        (
+            r"\boxed{5}",
+            "The proof is left to the reader, who finds it in any book about the theory of groups.",
+            (
+                None,
+                "5",
+                "5",
+                "judged",
+                "The solution 'The proof is left to the reader, who finds it in any book about the theory of groups.' cannot be parsed.",
+            ),
+        ),
+        (
+            "",
+            "The proof is left to the reader, who finds it in any book about the theory of groups.",
+            (
+                None,
+                None,
+                None,
+                "empty",
+                "The solution 'The proof is left to the reader, who finds it in any book about the theory of groups.' cannot be parsed.",
+            ),
+        ),
+        (
+            "x",
+            "The proof is left to the reader, who finds it in any book about the theory of groups.",
+            (
+                None,
+                None,
+                None,
+                "unparsed",
+                "The solution 'The proof is left to the reader, who finds it in any book about the theory of groups.' cannot be parsed.",
+            ),
+        ),
         (r"\boxed{5}", "", (None, "5", "5", "judged", "The solution '' cannot be parsed.")),
         (r"\boxed{5}", " \n", (None, "5", "5", "judged", "The solution '' cannot be parsed.")),
         (r"\boxed{}", "", (None, None, None, "unparsed", "The solution '' cannot be parsed.")),
         (
             r"\boxed{\sqrt{12}}",
             r"2\sqrt3",
-            (True, r"\sqrt{12}", "2*sqrt(3)", "judged", "math-verify: sqrt(12) equals 2*sqrt(3)."),
+            (True, r"\sqrt{12}", "2*sqrt(3)", "judged", "sqrt(12) equals 2*sqrt(3)."),
         ),
-        (r"\boxed{2}", r"2\sqrt3", (False, "2", "2", "judged", "math-verify: 2 does not equal 2*sqrt(3).")),
-        (r"\boxed{27}", "27.0", (True, "27", "27", "judged", "math-verify: 27 equals 27.0000000000000.")),
+        (r"\boxed{2}", r"2\sqrt3", (False, "2", "2", "judged", "2 does not equal 2*sqrt(3).")),
+        (r"\boxed{27}", "27.0", (True, "27", "27", "judged", "27 equals 27.")),
     ],
 )
 def test_judgements_of_math_verify(completion, solution, expected, pool):
@@ -237,9 +268,9 @@ def test_judgements_of_math_verify(completion, solution, expected, pool):
 )
 def test_what_math_verify_is_given_as_the_solution(solution, given):
     class Noting(Fixed):
-        def verify(self, completions, solutions):
+        def verify(self, completions, solutions, function):
             assert set(solutions) == {given}
-            return super().verify(completions, solutions)
+            return super().verify(completions, solutions, function)
 
     judge([r"\boxed{1}", "", "the answer is 1"], [solution] * 3, Noting())
 
@@ -430,7 +461,7 @@ class Random:
     def __init__(self, draw):
         self.draw = draw
 
-    def verify(self, completions, solutions):
+    def verify(self, completions, solutions, function):
         assert len(set(zip(completions, solutions, strict=True))) == len(completions)
         return [self.draw(verdicts) for _ in completions]
 
@@ -465,7 +496,7 @@ def test_votes_where_one_verification_fails(solution):
     """Its verdict has nothing of the solution; it comes first, and its text is the vote of the correct answers."""
 
     class OneFails:
-        def verify(self, completions, solutions):
+        def verify(self, completions, solutions, function):
             failed = Verdict(0.0, "[timed_out]", "[timed_out]", "timed_out")
             return [failed, *[Verdict(1.0, "[1/2, '1/2']", "[1/2, '1/2']")] * (len(completions) - 1)]
 
@@ -488,12 +519,21 @@ def test_reward(pool, monkeypatch):
         r"\boxed{9^{9^{9^{9}}}}",
         r"\boxed{204}",
     ]
-    solutions = [204, "204", "204", "204", "204", "Left to you."]
+    solutions = [
+        204,
+        "204",
+        "204",
+        "204",
+        "204",
+        "The proof is left to the reader, who finds it in any book about the theory of groups.",
+    ]
     columns, metrics = {}, {}
     want = [1.0, 0.0, 0.0, 0.0, 0.0, None]
     assert judged(texts, solutions, columns.__setitem__, metrics.__setitem__, prompts=[]) == want
     assert metrics == {"verifier/timeouts": 1.0, "verifier/crashes": 0.0}
-    assert columns["solution"] == ["204"] * 5 + ["Left to you."]
+    assert columns["solution"] == ["204"] * 5 + [
+        "The proof is left to the reader, who finds it in any book about the theory of groups."
+    ]
     assert columns["answer_parsed"] == ["204", "205", *["[unparseable]"] * 2, "9^{9^{9^{9}}}", "204"]
     assert columns["judgement"][0] == r"\boxed{204} is the integer 204."
     chats = [[{"role": "tool", "content": "1"}, {"role": "assistant", "content": text}] for text in texts]
