@@ -8,6 +8,7 @@ A row of `data/judged_answers.jsonl` has `completion`, `solution`, the verdict t
 import json
 import re
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,10 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trl_credit.evaluation.config import pattern_of, prompts_of
 from trl_credit.evaluation.estimators import majority_at_k
 from trl_credit.rewards import REWARDS, build_reward, judged, required_columns
 from trl_credit.rewards import judge as judge_module
+from trl_credit.rewards.equality.compare import same
 from trl_credit.rewards.judge import THINKING_TAGS, Judgement, answer_part, judge
+from trl_credit.rewards.patterns import ANSWER_PATTERNS
 from trl_credit.rewards.verifier import MathVerifier, Verdict
 
 
@@ -99,8 +103,36 @@ def test_the_set_is_what_it_says():
         "Answer line",
         "bare LaTeX solution",
         "word problem",
+        "text",
+        "tolerance",
+        "Unicode",
+        "option letter",
     ):
         assert kinds[kind] >= 20, kind
+    verdicts = {(row["kind"], row["correct"]) for row in ROWS}
+    for kind in (
+        "text",
+        "tolerance",
+        "clock time",
+        "ratio",
+        "number base",
+        "mixed number",
+        "Unicode",
+        "plain text",
+        "LaTeX dialect",
+        "degrees in functions",
+        "repeating decimal",
+        "inequality and interval",
+        "option letter",
+        "equation and value",
+        "JSON number",
+        "percent text",
+        "unit text",
+        "hedge",
+        "heading",
+        "framebox",
+    ):
+        assert {(kind, True), (kind, False)} <= verdicts, kind
     known = [row for row in ROWS if "known" in row]
     assert len(known) <= 10
     assert all(row["verdict"] != row["correct"] for row in known)
@@ -151,7 +183,7 @@ def _word(correct: bool) -> str:
 
 def test_all_differences_have_a_row():
     numbers = {row["difference"] for row in ROWS if "difference" in row}
-    assert numbers == set(range(1, 12)) - {10}  # which is test_long_answers
+    assert numbers == set(range(1, 18)) - {10}  # which is test_long_answers
 
 
 # What a judgement says
@@ -372,6 +404,13 @@ HOSTILE = {
     "lines": "answer:\n" * 130_000 + "\\boxed{",
     "thinking": "<think>" * 150_000,
     "fractions": r"\boxed{" + r"\frac{" * 1_500 + "}" * 1_500 + "}",
+    "texts": r"\boxed{" + r"\text{" * 100_000 + "}" * 100_000 + "}",
+    "optional arguments": r"\framebox[" * 100_000,
+    "headings": "**Final Answer**\n" * 60_000,
+    "roots": r"\boxed{" + "√²½" * 3_000 + "}",
+    "byte-order marks": "\ufeff" * 1_000_000,
+    "answer tags": "<answer>" * 125_000,
+    "hashes": "#" * 1_000_000,
 }
 
 
@@ -389,6 +428,109 @@ def test_a_megabyte(name):
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, previous)
+
+
+@pytest.mark.parametrize("name", ["open braces", "nested braces", "nested boxes", "texts"])
+def test_a_box_in_a_million_braces_is_read_in_a_window(name):
+    start = time.process_time()
+    one(HOSTILE[name], verifier=Fixed())
+    assert time.process_time() - start < 1.5
+    # And the last box is found before and after any amount of text
+    assert one(r"\boxed{204}" + "{" * 200_000, verifier=NoWorkers()).correct
+    assert one("{" * 200_000 + r"\boxed{1}" * 10_000 + r"\boxed{204}" + "x" * 100_000, verifier=NoWorkers()).correct
+
+
+@pytest.mark.parametrize("pattern", ANSWER_PATTERNS)
+@pytest.mark.parametrize("name", ["answer tags", "hashes", "stars", "open braces"])
+def test_a_megabyte_with_a_pattern(name, pattern):
+    start = time.process_time()
+    assert not judge([HOSTILE[name]], ["204"], Fixed(), answer_pattern=pattern)[0].correct
+    assert time.process_time() - start < 2
+
+
+# Patterns
+
+
+@pytest.mark.parametrize(
+    ("pattern", "completion", "answer"),
+    [
+        ("answer_tag", "<answer>204</answer>", "204"),
+        ("answer_tag", "<answer>\n204\n</answer> done", "204"),
+        ("answer_tag", "<answer>1</answer> no, <answer>204</answer>", "204"),
+        ("answer_tag", r"<answer>It is \boxed{204}.</answer>", "204"),
+        ("answer_tag", "<answer>204</answer><answer></answer>", "204"),
+        ("answer_tag", "<answer>1 <answer>204</answer>", "204"),
+        ("answer_tag", "<answer>204", None),
+        ("answer_tag", r"\boxed{204}", None),
+        ("answer_tag", "<think><answer>204</answer>", None),
+        ("gsm8k", "48 + 24 is 72\n#### 204", "204"),
+        ("gsm8k", "#### 1\n####204\n", "204"),
+        ("gsm8k", "#### ", None),
+        ("gsm8k", "204", None),
+        (r"so (\d+)", "so 1, so 204", "204"),
+    ],
+)
+def test_patterns(pattern, completion, answer):
+    result = judge([completion], ["204"], NoWorkers(), answer_pattern=pattern)[0]
+    assert (result.answer, result.correct) == (answer, answer is not None)
+    if answer is None and "think" not in completion:
+        assert result.reason == "Nothing in the text matches `answer_pattern`."
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("answer_tags", "unknown name 'answer_tags'. Did you mean 'answer_tag'"),
+        ("gsm", "unknown name 'gsm'"),
+        ("(", r"'\(' is no regular expression"),
+        ("#", "'#' must have one group, the answer; it has 0"),
+        ("(a)(b)", "it has 2"),
+        (5, "must be text, got 5"),
+    ],
+)
+def test_wrong_patterns_are_refused_before_the_run(pattern, message):
+    with pytest.raises(ValueError, match=f"`answer_pattern`.*{message}"):
+        judge([], [], NoWorkers(), answer_pattern=pattern)
+    with pytest.raises(ValueError, match=f"`reward_funcs`: 'judged': `answer_pattern`.*{message}"):
+        build_reward({"name": "judged", "answer_pattern": pattern})
+
+
+def test_the_reward_has_the_pattern_of_the_evaluation():
+    reward = build_reward('{"name": "judged", "answer_pattern": "answer_tag"}')
+    texts = ["<answer>204</answer>", "<answer>205</answer>", r"\boxed{204}"]
+    assert reward(texts, ["204"] * 3) == [1.0, 0.0, 0.0]
+    assert reward.__name__ == "judged"
+    assert pattern_of({"reward_funcs": ["accuracy", {"name": "judged", "answer_pattern": "gsm8k"}]}) == "gsm8k"
+    assert pattern_of({"reward_funcs": ['{"name": "judged", "answer_pattern": "gsm8k"}']}) == "gsm8k"
+    assert pattern_of({"reward_funcs": "judged"}) is None
+    assert prompts_of({"reward_funcs": [{"name": "judged", "answer_pattern": "gsm8k"}]})["answer_pattern"] == "gsm8k"
+
+
+# Without workers: the comparison itself
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "correct"),
+    [
+        (r"7+0\cdot 9^{9^{9^{9}}}", "7", False),
+        (r"9^{9^{9^{9}}}", r"9^{9^{9^{9}}}", True),
+        (r"9^{9^{9^{9}}}+1", r"9^{9^{9^{9}}}", False),
+        (r"(10^{9})!", "1", False),
+        (r"\sum_{k=1}^{10^{9}}\frac{1}{k}", "21", False),
+        (r"\binom{10^{9}}{10^{8}}", "1", False),
+        ("(" * 3_000 + "5" + ")" * 3_000, "6", False),
+        ("√" * 3_000, "6", False),
+        ("1,2," * 2_000 + "3", "6", False),
+        ("9" * 9_000, r"\frac{1}{2}", False),
+        ("x^" * 2_000 + "2", "x", False),
+        (r"\frac{1}{0}", "0", False),
+        ("", "0", False),
+    ],
+)
+def test_what_would_take_for_ever_takes_a_moment(answer, gold, correct):
+    start = time.process_time()
+    assert same(answer, gold) is correct
+    assert time.process_time() - start < 3
 
 
 # Properties

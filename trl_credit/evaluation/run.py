@@ -5,12 +5,11 @@ import datetime
 import hashlib
 import json
 import logging
-import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 

@@ -79,8 +79,8 @@ def judged(
     Of a conversation it judges the last message. Besides what [`accuracy`] logs to `log_metric`, the completions table
     gets the answer that was found (`answer_parsed`) and the reason of the verdict (`judgement`).
 
-    `answer_pattern` says where the answer is stated, instead of in a box: `answer_tag`, `gsm8k`, or a regular expression with
-    one group. It is the evaluation's option of that name: {name: judged, answer_pattern: answer_tag}.
+    `answer_pattern` says where the answer is stated, instead of in a box: `answer_tag`, `gsm8k`, or a regular expression
+    with one group. It is the evaluation's option of that name: {name: judged, answer_pattern: answer_tag}.
     """
     solution = [str(answer) for answer in solution]
     texts = [_text(completion) for completion in completions]

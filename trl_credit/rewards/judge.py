@@ -4,14 +4,17 @@ What counts as the answer, in this order:
 
 1. Thinking is left out: all up to the last closing tag, whether or not its opening tag is in the completion (some templates
    put it in the prompt). A section that never ends leaves no answer.
-2. The last `\boxed{...}` or `\fbox{...}` with something in it, of nested ones the innermost. One that is empty (the
-   instruction repeated) or never closed (a text cut short) is passed over. Without braces only an integer: `\boxed 5`.
-3. Without a box, the last line `Answer: ...` or `Final Answer: ...`, which DAPO's prompt asks for.
-4. Else what math-verify finds in the text, as in the reward `accuracy`.
+2. With an `answer_pattern`, its last match, and nothing else.
+3. The last `\boxed{...}`, `\fbox{...}` or `\framebox{...}` with something in it, of nested ones the innermost. One that is
+   empty (the instruction repeated) or never closed (a text cut short) is passed over. Without braces only an integer:
+   `\boxed 5`. A line below it in bold, `**Answer: D**`, is the last word.
+4. Without a box, the last line `Answer: ...` or `Final Answer: ...`, which DAPO's prompt asks for, or what is below the last
+   heading `**Final Answer**`.
+5. Else what math-verify finds in the text, as in the reward `accuracy`.
 
-An integer is compared with a solution that is one (AIME's are from 0 to 999) here, exactly; any other answer goes to
-math-verify in the worker processes of a [`MathVerifier`], as `\boxed{answer}` and without the text around it; so is the
-solution, if it is bare LaTeX.
+An integer is compared with a solution that is one (AIME's are from 0 to 999) here, exactly; any other answer goes to the
+worker processes of a [`MathVerifier`], as `\boxed{answer}` and without the text around it; so does the solution, if it is
+bare LaTeX. They compare by the package `equality`: words, option letters and times as they are, mathematics by sympy.
 
 Differences from plain math-verify (TRL's `accuracy_reward`, the reward `accuracy`):
 
@@ -19,16 +22,28 @@ Differences from plain math-verify (TRL's `accuracy_reward`, the reward `accurac
 2. One box counts, the last. There, boxes close together are one list: `\boxed{5} or \boxed{7}` is {5, 7}.
 3. An empty or an unclosed box is passed over. There, an empty one close to a box makes a list with it, and one that is not
    closed can hide the box before it.
-4. `\fbox{...}`, `\boxed` with spaces before the brace and `\boxed 5` count wherever they are; there, only where they stand
-   in dollars after the word "answer".
-5. A line `Answer: 204` counts without LaTeX; there, it must hold LaTeX in dollars or the like.
+4. `\fbox{...}`, `\framebox{...}`, `\boxed` with spaces before the brace and `\boxed 5` count wherever they are;
+   there, only where they stand in dollars after the word "answer".
+5. A line `Answer: 204`, and one below a heading `**Final Answer**`, counts without LaTeX; there, it must hold LaTeX in
+   dollars or the like.
 6. Marks around an answer are taken off: `\boxed{204.}`, `\boxed{**204**}`, `\boxed{204\\}`, `\boxed{\boldsymbol{204}}`.
 7. A space of LaTeX may set an integer's thousands apart: `12\,345`. There, that is the sum of two numbers.
 8. Digits of all scripts count (full-width, Arabic-Indic), and so do full-width punctuation and the degree sign.
 9. Arguments of one digit need no braces: `\frac12`, `\sqrt3`.
 10. An answer of more than 10,000 characters is wrong, and not parsed.
-11. A solution may be LaTeX without dollars, or a word: `2\sqrt{3}`, `(3, \pi)`, `\text{Evelyn}`, `yes`. There, only a number
-    in it is read, here the 2, or nothing, and then the problem does not count. A sentence is read as there.
+11. A solution may be LaTeX without dollars, a word, or a short sentence: `2\sqrt{3}`, `(3, \pi)`, `\text{Evelyn}`, `yes`.
+   There, only a number in it is read, here the 2, or nothing, and then the problem does not count. A sentence with a number
+   or with LaTeX in dollars is read as there.
+12. Words and runs of letters are text, and no products: `listen` is not `silent`, `ACB` is not `ABC`. The letter of an
+   option may have its text or a reason with it, `(B) 4`, but no other option. `A, B, D` is the set of options `ABD`.
+13. Exact expressions are equal if they are, without a tolerance. A decimal that is not exact needs 6 significant digits, all
+   of them right. A letter's case counts in mathematics. Numbers too large to work out are equal as text only.
+14. `3:30` is a time and not 1/10; the base of `1011_2` counts; `1 1/4` in plain text is a mixed number.
+15. Unicode, plain text and dialects of LaTeX are read: `√2`, `½`, `sqrt(3)/2`, `\varnothing`, `\lg`, `\mathrm{i}`,
+   `\sin 30^\circ`, `0.\overline{3}`, `1e-07`, `0{,}5`.
+16. An inequality and its interval are the same, both ways; so are `x = 5`, `5 = x` and 5. In a chain of equations all
+   numbers must agree: `5 = 7` is not 7.
+17. Units that are known must agree where both are given; others are left out. Two percentages are compared as such.
 """
 
 import ast
@@ -58,7 +73,8 @@ _WINDOW = 32_000  # characters before and after the beginning of the last box
 
 # Everything that decides where a box ends. Bounded repetitions only, so that a scan is linear
 _TOKEN = re.compile(
-    r"(?P<box>\\{1,2}(?:boxed|fbox|framebox)(?![A-Za-z])(?:\s*\[[^\[\]{}]{0,40}\]){0,2})\s*(?:(?P<brace>\{)|(?P<integer>[+-]?\d+(?![.,]\d)(?![^\s$.,)\\])))?"
+    r"(?P<box>\\{1,2}(?:boxed|fbox|framebox)(?![A-Za-z])(?:\s*\[[^\[\]{}]{0,40}\]){0,2})"
+    r"\s*(?:(?P<brace>\{)|(?P<integer>[+-]?\d+(?![.,]\d)(?![^\s$.,)\\])))?"
     r"|\\[,;:! ]|(?P<escape>\\.)|(?P<open>\{)|(?P<close>\})",
     re.DOTALL,
 )

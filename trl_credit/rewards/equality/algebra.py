@@ -34,7 +34,9 @@ _CONVERSION = ConversionConfig(lowercase_symbols=False)
 _NORMALIZATION = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 
 _NUMBER = re.compile(
-    r"([+-]?)\s*(?:(\d+|[1-9]\d{0,2}(?:,\d{3})+)(?:\.(\d*))?|\.(\d+))\s*(?:(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{\s*([+-]?\d+)\s*\}|(\d)))?\s*(\\%|%|\\text\s*\{\s*(?:percent|\\?%)\s*\}|percent)?"
+    r"([+-]?)\s*(?:(\d+|[1-9]\d{0,2}(?:,\d{3})+)(?:\.(\d*))?|\.(\d+))"
+    r"\s*(?:(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{\s*([+-]?\d+)\s*\}|(\d)))?"
+    r"\s*(\\%|%|\\text\s*\{\s*(?:percent|\\?%)\s*\}|percent)?"
 )
 _SIMPLE_FRACTION = re.compile(r"([+-]?)\s*(?:\\frac\s*\{\s*([+-]?\d+)\s*\}\s*\{\s*([+-]?\d+)\s*\}|(\d+)\s*/\s*(\d+))")
 _AND = re.compile(
@@ -77,7 +79,9 @@ class Number:
 
 @dataclass(frozen=True)
 class Parts:
-    """Something in brackets or a list: `kind` is "list", "set", "tuple" (with its brackets), "matrix" (rows) or "union" (inequalities)."""
+    """Something in brackets or a list.
+
+    `kind` is "list", "set", "tuple" (with its brackets), "matrix" (rows) or "union" (inequalities)."""
 
     kind: str
     items: tuple
@@ -337,11 +341,8 @@ def _mixed_equal(gold: Form, answer: Form) -> bool:
     if isinstance(answer, Parts) and answer.kind == "list" and isinstance(gold, (Number, str)):
         # One answer, repeated
         return all(equal(gold, read(item)) for item in answer.items)
-    if (
-        isinstance(gold, Parts)
-        and gold.kind in ("list", "matrix")
-        or isinstance(answer, Parts)
-        and answer.kind in ("list", "matrix")
+    if (isinstance(gold, Parts) and gold.kind in ("list", "matrix")) or (
+        isinstance(answer, Parts) and answer.kind in ("list", "matrix")
     ):
         return False
     one, other = _set(gold), _set(answer)
@@ -714,9 +715,8 @@ def _bits(node: sympy.Basic) -> float:
                 len(limits) == 2
                 and all(limit.is_number for limit in limits)
                 and not abs(limits[1] - limits[0]) <= 2_000
-            ):
-                if limits[1] is not sympy.oo:
-                    raise TooLarge("terms")
+            ) and limits[1] is not sympy.oo:
+                raise TooLarge("terms")
         bits = max(inner) * 2_000
     elif isinstance(node, sympy.Mul):
         bits = sum(inner)

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from math_verify import LatexExtractionConfig, parse
 from latex2sympy2_extended import NormalizationConfig
+from math_verify import LatexExtractionConfig, parse
 
 from . import algebra, text
 from .notation import ascii_digits, closing, latex, trim

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001, SIM905
 r"""One way to write an answer: Unicode, plain text and LaTeX dialects become the LaTeX that latex2sympy reads.
 
 Nothing here is evaluated, and every pattern is linear in the length of the text.
@@ -73,8 +74,8 @@ _COMMANDS = {
 _COMMAND = re.compile(r"\\(" + "|".join(sorted(_COMMANDS, key=len, reverse=True)) + r")(?![A-Za-z])")
 # Names that plain text writes without a backslash
 _FUNCTIONS = (
-    "arcsin arccos arctan arcsec arccsc arccot sinh cosh tanh sin cos tan cot sec csc ln log exp sqrt cbrt abs floor ceil "
-    "gcd lcm max min"
+    "arcsin arccos arctan arcsec arccsc arccot sinh cosh tanh sin cos tan cot sec csc ln log exp sqrt cbrt abs "
+    "floor ceil gcd lcm max min"
 ).split()
 _LETTERS = (
     "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi omega pi infty"
@@ -89,9 +90,10 @@ _PLAIN_TO = {"<=": r"\le ", "=<": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "==": "
 _POWER = re.compile(r"\^\s*([+-]?\d{2,}|[+-]\d|\()")
 _EXPONENT_NUMBER = re.compile(r"([+-]?)(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?)(\d+)")
 # 0.1\overline{6}, 0.\dot{1}4\dot{2}, 0.1(6), 0.333...
+_DOT = r"(?:dot|overset\s*\{\s*\\?(?:cdot|dot|\.)\s*\})"
 _REPEATING = re.compile(
-    r"(?<![\d.])(\d+)\.(\d*)(?:\\(?:overline|bar|overset\s*\{\s*\\?(?:cdot|dot|\.)\s*\}|dot)\s*(?:\{\s*(\d+)\s*\}|(\d))"
-    r"(?:(\d*)\\(?:dot|overset\s*\{\s*\\?(?:cdot|dot|\.)\s*\})\s*(?:\{\s*(\d)\s*\}|(\d)))?|\((\d+)\))(?!\d)"
+    rf"(?<![\d.])(\d+)\.(\d*)(?:\\(?:overline|bar|{_DOT})\s*(?:\{{\s*(\d+)\s*\}}|(\d))"
+    rf"(?:(\d*)\\{_DOT}\s*(?:\{{\s*(\d)\s*\}}|(\d)))?|\((\d+)\))(?!\d)"
 )
 _ENDLESS = re.compile(r"(?<![\d.])(\d{1,20})\.(\d{3,60})\s*(?:\.{3}|\\[lc]?dots(?![A-Za-z]))")
 _BLOCK = re.compile(r"(\d*?)(\d+?)\2{2,}|(\d*?)(\d{2,}?)\4+")

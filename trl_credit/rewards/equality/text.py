@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905
 r"""Kinds of answers that need no algebra: words, option letters, clock times, numbers in another base, units.
 
 Each rule of [`same`] says right, wrong, or `None`: not its kind.
@@ -5,10 +6,13 @@ Each rule of [`same`] says right, wrong, or `None`: not its kind.
 
 import re
 
-from .notation import ascii_digits, trim, unicode_to_latex
+from .notation import ascii_digits, unicode_to_latex
 
 
-_TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|sc|normal|md|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|operatorname|rm|emph|underline|boldsymbol|bm)"
+_TEXT = (
+    r"\\(?:text(?:bf|it|rm|sf|tt|sc|normal|md|up)?|math(?:rm|bf|it|sf|tt|normal)"
+    r"|mbox|hbox|operatorname|rm|emph|underline|boldsymbol|bm)"
+)
 _WRAP = re.compile(_TEXT + r"\s*\{([^{}]*)\}")
 _SPACE = re.compile(r"(?:(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|~|\s)+")
 # Outer punctuation; a point before digits, a factorial and a prime say something
@@ -17,12 +21,14 @@ _AFTER = ' .,;:?"`*$'
 
 # Option letters
 _LABEL = re.compile(
-    r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+is)?:?\s+)?(?:\(\s*([A-Za-z])\s*\)|\[\s*([A-Z])\s*\]|([A-Z])(?![A-Za-z0-9_^'(\\]))\s*",
+    r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+is)?:?\s+)?"
+    r"(?:\(\s*([A-Za-z])\s*\)|\[\s*([A-Z])\s*\]|([A-Z])(?![A-Za-z0-9_^'(\\]))\s*",
     re.IGNORECASE,
 )
 _WHY = re.compile(r"[\s,;.:-]*(?:because|since|as|for|due to|is (?:the )?(?:correct|right|true))\b", re.IGNORECASE)
 _ANOTHER = re.compile(
-    r"\(\s*[A-Z]\s*\)|\[\s*[A-Z]\s*\]|(?:^|[\s,;/|&])[A-Z]\s*[).:,/;]|(?:\b(?:or|and|not)|[/,;&|+])\s*\(?[A-Z](?![A-Za-z0-9])"
+    r"\(\s*[A-Z]\s*\)|\[\s*[A-Z]\s*\]|(?:^|[\s,;/|&])[A-Z]\s*[).:,/;]"
+    r"|(?:\b(?:or|and|not)|[/,;&|+])\s*\(?[A-Z](?![A-Za-z0-9])"
     r"|^[\s,;/&|-]*[A-Z]\s*$"
 )
 _RUN = re.compile(r"[A-J]{2,10}")
@@ -35,16 +41,18 @@ _CLOCK = re.compile(
 _BASES = {
     name: base
     for base, name in enumerate(
-        "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split(), 2
+        ("two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen").split(), 2
     )
 } | {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16, "hex": 16, "bin": 2}
 _BASE = re.compile(r"\(?\s*([0-9A-Fa-f]+)\s*\)?_(?:\{?\s*(\d{1,2})\s*\}?|\{?\s*\(?([a-z]+)\)?\s*\}?)")
 _IN_BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?\s*\(?(?:in\s)?base[\s-](?:(\d{1,2})|([a-z]+))\)?", re.IGNORECASE)
 
 _FUNCTION_NAMES = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth log ln lg exp sqrt cbrt abs "
-    "floor ceil gcd lcm max min mod det inf infty pi theta alpha beta gamma delta epsilon lambda mu rho sigma phi psi "
-    "omega tau frac infinity Infinity oo cm mm km kg if or and".split()
+    (
+        "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth log ln lg exp sqrt "
+        "cbrt abs floor ceil gcd lcm max min mod det inf infty pi theta alpha beta gamma delta epsilon lambda mu "
+        "rho sigma phi psi omega tau frac infinity Infinity oo cm mm km kg if or and"
+    ).split()
 )
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}|_\s*\{[^{}]*\}|\\[A-Za-z]+|\\.")
 _LETTERS = re.compile(r"[^\W\d_]+\d*")
@@ -62,7 +70,8 @@ _UNIT_WORDS = {
     "gal": "gal gallon gallons", "usd": "dollar dollars usd USD", "cent": "cent cents", "eur": "euro euros eur EUR",
     "degree": "degree degrees deg", "rad": "rad radian radians", "hz": "hz Hz hertz", "n": "N newton newtons",
     "j": "J joule joules", "w": "W watt watts", "v": "V volt volts", "pa": "Pa pascal pascals", "k": "K kelvin",
-    "celsius": "C celsius Celsius", "fahrenheit": "F fahrenheit Fahrenheit", "mph": "mph", "kmh": "kmh kph", "rs": "rs Rs rupee rupees", "percent": "percent",
+    "celsius": "C celsius Celsius", "fahrenheit": "F fahrenheit Fahrenheit", "mph": "mph",
+    "kmh": "kmh kph", "rs": "rs Rs rupee rupees", "percent": "percent",
 }  # fmt: skip
 _UNIT = {word: unit for unit, words in _UNIT_WORDS.items() for word in words.split()}
 _PER = re.compile(r"\s*(?:/|\bper\b)\s*")
@@ -70,10 +79,14 @@ _SQUARE = re.compile(r"^(?:(square|sq\.?)|(cubic|cu\.?))\s+")
 _TAIL = re.compile(
     r"(?P<value>.*(?:[\d})\]!%]|\\(?:pi|circ)|(?<![A-Za-z])[A-Za-z](?=[\s\\~])))(?P<gap>\s*)"
     r"(?:(?:\\[ ,;:!]|~|\\quad)\s*)*"
-    r"(?:(?:\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{(?P<wrapped>[^{}]*)\}(?P<more>[^{}+=*<>()]{0,40}?(?:\\(?:text|mathrm)\s*\{[^{}]*\})?)?)"
+    r"(?:(?:\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{(?P<wrapped>[^{}]*)\}"
+    r"(?P<more>[^{}+=*<>()]{0,40}?(?:\\(?:text|mathrm)\s*\{[^{}]*\})?)?)"
     r"|(?P<bare>[A-Za-z]+(?:[ /][A-Za-z]+){0,3}))"
     r"\s*(?:\^\s*\{?\s*(?P<power>-?\d)\s*\}?|(?P<sign>[²³]))?\s*\.?",
     re.DOTALL,
+)
+_PLAIN_NUMBER = re.compile(
+    r"[-+]?[\d.,]+(?:\\%|%|\^\s*\{?\s*\\circ\s*\}?)?|[-+]?\\[dt]?frac\s*\{\d+\}\s*\{\d+\}|[-+]?\d+\s*/\s*\d+"
 )
 _CURRENCY = {
     "\\$": "usd",
@@ -253,7 +266,7 @@ def is_text(gold: str) -> bool:
     value, _ = without_unit(gold)
     plain = re.sub(_TEXT + r"\s*\{\s*(?:and|or|,|if|for|mod)\s*\}", ",", value)
     for match in _WRAP.finditer(plain):
-        if re.search(r"[^\W\d_]{2,}", match[1]) and not match[1].strip().lower() in ("and", "or"):
+        if re.search(r"[^\W\d_]{2,}", match[1]) and match[1].strip().lower() not in ("and", "or"):
             return True
     plain = _COMMAND.sub(" ", unwrapped(plain))
     words = [
@@ -283,7 +296,7 @@ def without_unit(text: str) -> tuple[str, str | None]:
     if match["bare"] is not None:
         bare = match["bare"]
         known = all(word in _UNIT for word in re.split(r"[ /]", bare) if word not in ("per", "square", "cubic", "sq"))
-        words = [word for word in re.split(r"[ /]", bare)]
+        words = list(re.split(r"[ /]", bare))
         if any(word in _FUNCTION_NAMES and word not in _UNIT for word in words) or words[0].lower() in (
             "or",
             "and",
@@ -292,7 +305,7 @@ def without_unit(text: str) -> tuple[str, str | None]:
         ):
             return text, None
         # Letters after a number may be a product: 5m, 2xy. A word is none, and a unit with a space is none
-        number = re.fullmatch(r"[-+]?[\d.,]+(?:\\%|%|\^\s*\{?\s*\\circ\s*\}?)?|[-+]?\\[dt]?frac\s*\{\d+\}\s*\{\d+\}|[-+]?\d+\s*/\s*\d+", value)
+        number = _PLAIN_NUMBER.fullmatch(value)
         if len(bare) == 1 and not (known and match["gap"] and number):
             return text, None
         if not known and not (number and len(max(words, key=len)) >= 3):
