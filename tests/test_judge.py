@@ -30,6 +30,9 @@ ROWS = [json.loads(line) for line in (Path(__file__).parent / "data" / "judged_a
 DOCS = Path(__file__).parent.parent / "docs" / "judging.md"
 
 
+HARD = r"\int_0^1 e^{\sin(x^3)}\cos(x^2)\,dx"  # sympy takes minutes
+
+
 class Remembering(MathVerifier):
     """Verifies each request once: what the judge and plain math-verify are both asked."""
 
@@ -268,7 +271,7 @@ def test_judgements_without_workers(completion, expected):
         (
             r"\boxed{\sqrt{12}}",
             r"2\sqrt3",
-            (True, r"\sqrt{12}", "2*sqrt(3)", "judged", "sqrt(12) equals 2*sqrt(3)."),
+            (True, r"\sqrt{12}", "2*sqrt(3)", "judged", "2*sqrt(3) equals 2*sqrt(3)."),
         ),
         (r"\boxed{2}", r"2\sqrt3", (False, "2", "2", "judged", "2 does not equal 2*sqrt(3).")),
         (r"\boxed{27}", "27.0", (True, "27", "27", "judged", "27 equals 27.")),
@@ -308,7 +311,7 @@ def test_what_math_verify_is_given_as_the_solution(solution, given):
 
 
 def test_failures(pool):
-    text = r"9^{9^{9^{9}}}"
+    text = HARD
     assert one(rf"\boxed{{{text}}}", "204", pool) == Judgement(
         False, text, f"{text} (unverified)", "judged", "verification timed out: not correct", "timed_out"
     )
@@ -658,7 +661,7 @@ def test_reward(pool, monkeypatch):
         r"\boxed{205}",
         "",
         r"<think>\boxed{204}</think>",
-        r"\boxed{9^{9^{9^{9}}}}",
+        rf"\boxed{{{HARD}}}",
         r"\boxed{204}",
     ]
     solutions = [
@@ -676,7 +679,7 @@ def test_reward(pool, monkeypatch):
     assert columns["solution"] == ["204"] * 5 + [
         "The proof is left to the reader, who finds it in any book about the theory of groups."
     ]
-    assert columns["answer_parsed"] == ["204", "205", *["[unparseable]"] * 2, "9^{9^{9^{9}}}", "204"]
+    assert columns["answer_parsed"] == ["204", "205", *["[unparseable]"] * 2, HARD, "204"]
     assert columns["judgement"][0] == r"\boxed{204} is the integer 204."
     chats = [[{"role": "tool", "content": "1"}, {"role": "assistant", "content": text}] for text in texts]
     assert judged(chats, solutions) == want
