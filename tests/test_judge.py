@@ -234,35 +234,35 @@ def test_judgements_without_workers(completion, expected):
         ),
         (
             r"\boxed{5}",
-            "The proof is left to the reader, who finds it in any book about the theory of groups.",
+            "The proof is left to the reader, who knows how, from any book of algebra.",
             (
                 None,
                 "5",
                 "5",
                 "judged",
-                "The solution 'The proof is left to the reader, who finds it in any book about the theory of groups.' cannot be parsed.",
+                "The solution 'The proof is left to the reader, who knows how, from any book of algebra.' cannot be parsed.",
             ),
         ),
         (
             "",
-            "The proof is left to the reader, who finds it in any book about the theory of groups.",
+            "The proof is left to the reader, who knows how, from any book of algebra.",
             (
                 None,
                 None,
                 None,
                 "empty",
-                "The solution 'The proof is left to the reader, who finds it in any book about the theory of groups.' cannot be parsed.",
+                "The solution 'The proof is left to the reader, who knows how, from any book of algebra.' cannot be parsed.",
             ),
         ),
         (
             "x",
-            "The proof is left to the reader, who finds it in any book about the theory of groups.",
+            "The proof is left to the reader, who knows how, from any book of algebra.",
             (
                 None,
                 None,
                 None,
                 "unparsed",
-                "The solution 'The proof is left to the reader, who finds it in any book about the theory of groups.' cannot be parsed.",
+                "The solution 'The proof is left to the reader, who knows how, from any book of algebra.' cannot be parsed.",
             ),
         ),
         (r"\boxed{5}", "", (None, "5", "5", "judged", "The solution '' cannot be parsed.")),
@@ -670,14 +670,14 @@ def test_reward(pool, monkeypatch):
         "204",
         "204",
         "204",
-        "The proof is left to the reader, who finds it in any book about the theory of groups.",
+        "The proof is left to the reader, who knows how, from any book of algebra.",
     ]
     columns, metrics = {}, {}
     want = [1.0, 0.0, 0.0, 0.0, 0.0, None]
     assert judged(texts, solutions, columns.__setitem__, metrics.__setitem__, prompts=[]) == want
     assert metrics == {"verifier/timeouts": 1.0, "verifier/crashes": 0.0}
     assert columns["solution"] == ["204"] * 5 + [
-        "The proof is left to the reader, who finds it in any book about the theory of groups."
+        "The proof is left to the reader, who knows how, from any book of algebra."
     ]
     assert columns["answer_parsed"] == ["204", "205", *["[unparseable]"] * 2, HARD, "204"]
     assert columns["judgement"][0] == r"\boxed{204} is the integer 204."

@@ -27,9 +27,10 @@ from .notation import closing, latex
 DIGITS = 6
 _MAX_BITS = 2e6
 _MAX_PARTS = 200
+_WHOLE = (sympy.factorial, sympy.binomial, sympy.factorial2)
 _MAX_LENGTH = 2_000
 _MAX_DEPTH = 60
-_POINTS = 6
+_POINTS = 9  # three positive, three of both signs, three of both signs and far from zero
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 _NORMALIZATION = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 
@@ -768,14 +769,25 @@ def _samples(one: sympy.Expr, other: sympy.Expr):
     names = sorted(_names(one) | _names(other))
     generator = random.Random(0)
     is_complex = one.has(sympy.I) or other.has(sympy.I)
+    whole = one.has(*_WHOLE) or other.has(*_WHOLE)  # factorials are of whole numbers
     for point in range(_POINTS):
         values = {
-            name: sympy.Rational(generator.randrange(11, 400), 101) * (generator.choice((1, -1)) if point >= 3 else 1)
+            name: sympy.Integer(generator.randrange(3, 40) + point)
+            if whole
+            else sympy.Rational(generator.randrange(11, 400), 101)
+            * (generator.choice((1, -1)) if point >= 3 else 1)
+            * (53 if point >= 6 else 1)
             for name in names
         }
-        pair = [
-            evaluate(part.subs({symbol: values[symbol.name] for symbol in part.free_symbols})) for part in (one, other)
-        ]
+        try:
+            pair = [
+                evaluate(part.subs({symbol: values[symbol.name] for symbol in part.free_symbols}))
+                for part in (one, other)
+            ]
+        except TooLarge:
+            if point < 6:
+                raise
+            continue
         if any(value.has(sympy.nan) or value.has(sympy.zoo) for value in pair):
             continue
         if point >= 3 and not is_complex and any(_is_complex(value) for value in pair):

@@ -43,12 +43,12 @@ def verdict(completion: str, solution: str) -> Comparison:
     return Comparison(same(answer, gold), gold, answer)
 
 
-def same(answer: str, gold: str) -> bool:
-    """If an answer is the solution; both without the marks around them."""
-    answer, gold = text.without_base_ten(answer), text.without_base_ten(gold)
+def same(answer: str, gold: str, labels: bool = True) -> bool:
+    """If an answer is the solution; both without the marks around them. `labels`: they may have an option's letter."""
+    answer, gold = (text.scaled(text.without_base_ten(part)) for part in (answer, gold))
     known = text.same(answer, gold)
     if known is not None:
-        return known or _labelled(answer, gold)
+        return known or (labels and _labelled(answer, gold))
     (gold_value, gold_unit), (answer_value, answer_unit) = text.without_unit(gold), text.without_unit(answer)
     if text.units_differ(gold_unit, answer_unit):
         return False
@@ -57,7 +57,7 @@ def same(answer: str, gold: str) -> bool:
             return True
     except (algebra.Unreadable, algebra.TooLarge, ZeroDivisionError, RecursionError):
         pass
-    return _labelled(answer, gold)
+    return labels and _labelled(answer, gold)
 
 
 def _labelled(answer: str, gold: str) -> bool:
@@ -70,8 +70,8 @@ def _labelled(answer: str, gold: str) -> bool:
             return True
         if bare is not None and text.option(text.unwrapped(answer)) != letter:
             return False
-        return same(bare or answer, wanted)
-    return bare is not None and same(bare, gold)
+        return same(bare or answer, wanted, labels=False)
+    return bare is not None and same(bare, gold, labels=False)
 
 
 def _inside(boxed: str) -> str | None:

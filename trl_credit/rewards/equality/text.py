@@ -85,6 +85,13 @@ _TAIL = re.compile(
     r"\s*(?:\^\s*\{?\s*(?P<power>-?\d)\s*\}?|(?P<sign>[²³]))?\s*\.?",
     re.DOTALL,
 )
+# Words after a number that are no units
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE_WORD = re.compile("|".join(_SCALES), re.IGNORECASE)
+_SCALED = re.compile(rf"([-+]?[\d.,]+)\s*({'|'.join(_SCALES)})\b(.*)", re.IGNORECASE)
+_NO_UNITS = frozenset(
+    "squared cubed factorial times minus plus mod half dozen hundred thousand million billion trillion".split()
+)
 _PLAIN_NUMBER = re.compile(
     r"[-+]?[\d.,]+(?:\\%|%|\^\s*\{?\s*\\circ\s*\}?)?|[-+]?\\[dt]?frac\s*\{\d+\}\s*\{\d+\}|[-+]?\d+\s*/\s*\d+"
 )
@@ -255,6 +262,14 @@ def _base(answer: str, gold: str) -> bool | None:
     return None
 
 
+def scaled(text: str) -> str:
+    """`5 million` as a power of ten."""
+    if not _SCALE_WORD.search(text):
+        return text
+    match = _SCALED.fullmatch(unwrapped(text))
+    return rf"{match[1]}\cdot 10^{{{_SCALES[match[2].lower()]}}}{match[3]}" if match else text
+
+
 def without_base_ten(text: str) -> str:
     """A number without its base, if that is ten."""
     found = in_base(text) if "_" in text or "base" in text else None
@@ -297,7 +312,9 @@ def without_unit(text: str) -> tuple[str, str | None]:
         bare = match["bare"]
         known = all(word in _UNIT for word in re.split(r"[ /]", bare) if word not in ("per", "square", "cubic", "sq"))
         words = list(re.split(r"[ /]", bare))
-        if any(word in _FUNCTION_NAMES and word not in _UNIT for word in words) or words[0].lower() in (
+        if any(word in _NO_UNITS or (word in _FUNCTION_NAMES and word not in _UNIT) for word in words) or words[
+            0
+        ].lower() in (
             "or",
             "and",
             "e",
@@ -317,6 +334,8 @@ def without_unit(text: str) -> tuple[str, str | None]:
         unit = match["wrapped"] + (unwrapped(match["more"]) if match["more"] else "")
         plain = unit.strip()
         if re.search(r"[\d=<>+]", unit) or not re.search(r"[^\W\d_]", unit) or plain.lower() in ("and", "or"):
+            return text, None
+        if _NO_UNITS.intersection(plain.lower().split()):
             return text, None
         if len(plain) == 1 and plain.isascii() and plain not in _UNIT:
             return text, None
