@@ -66,7 +66,7 @@ class Fixed:
 
 @pytest.fixture(scope="module")
 def pool():
-    with Remembering(workers=2, time_limit=3.0) as pool:
+    with Remembering(workers=2, time_limit=5.0) as pool:
         yield pool
 
 
