@@ -99,6 +99,7 @@ def config(data, tmp_path, **settings):
         ({"prompt_template": "Solve it."}, r"`prompt_template` must contain the slot \{problem\}"),
         ({"answer_pattern": "("}, "`answer_pattern` '\\(' is no regular expression"),
         ({"answer_pattern": "#"}, "must have one group"),
+        ({"answer_pattern": "gsm8"}, "`answer_pattern`: unknown name 'gsm8'. Did you mean 'gsm8k'"),
         ({"plain_prompts": True, "system_prompt": "x"}, "no effect with `plain_prompts`"),
         ({"base_url": "http://x", "backend": "vllm"}, "`base_url` has no effect"),
         ({"backend": "server"}, "`backend: server` needs `base_url`"),
@@ -477,6 +478,7 @@ def test_samples_of_other_processes_are_taken_in(data, tmp_path):
         ({"prompt_template": "{problem}"}, "tasks.sums.prompts_sha256"),
         ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs.enable_thinking: null -> false"),
         ({"answer_pattern": "(x)"}, 'tasks.sums.answer_pattern: null -> "\\(x\\)"'),
+        ({"answer_pattern": "answer_tag"}, "tasks.sums.answer_pattern: null -> "),
     ],
 )
 def test_other_settings_are_refused(data, tmp_path, change, shown):

@@ -8,6 +8,7 @@ A row of `data/judged_answers.jsonl` has `completion`, `solution`, the verdict t
 import json
 import re
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,15 +16,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trl_credit.evaluation.config import pattern_of, prompts_of
 from trl_credit.evaluation.estimators import majority_at_k
 from trl_credit.rewards import REWARDS, build_reward, judged, required_columns
 from trl_credit.rewards import judge as judge_module
+from trl_credit.rewards.equality.compare import same
 from trl_credit.rewards.judge import THINKING_TAGS, Judgement, answer_part, judge
+from trl_credit.rewards.patterns import ANSWER_PATTERNS
 from trl_credit.rewards.verifier import MathVerifier, Verdict
 
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "data" / "judged_answers.jsonl").read_text().splitlines()]
 DOCS = Path(__file__).parent.parent / "docs" / "judging.md"
+
+
+HARD = r"\int_0^1 e^{\sin(x^3)}\cos(x^2)\,dx"  # sympy takes minutes
 
 
 class Remembering(MathVerifier):
@@ -34,31 +41,32 @@ class Remembering(MathVerifier):
         self.asked, self.known = [], {}
 
     def verify(self, completions, solutions, **kwargs):
+        known = self.known.setdefault(json.dumps(kwargs), {})
         requests = list(zip(completions, solutions, strict=True))
         self.asked += requests
-        new = [request for request in dict.fromkeys(requests) if request not in self.known]
+        new = [request for request in dict.fromkeys(requests) if request not in known]
         if new:
-            self.known |= zip(new, super().verify(*zip(*new, strict=True), **kwargs), strict=True)
-        return [self.known[request] for request in requests]
+            known |= zip(new, super().verify(*zip(*new, strict=True), **kwargs), strict=True)
+        return [known[request] for request in requests]
 
 
 class NoWorkers:
     """For answers that no worker may see."""
 
-    def verify(self, completions, solutions):
+    def verify(self, completions, solutions, function):
         pytest.fail(f"asked for {completions}")
 
 
 class Fixed:
     """Finds nothing in any text."""
 
-    def verify(self, completions, solutions):
+    def verify(self, completions, solutions, function):
         return [Verdict(0.0, "[7, '7']", "[unparseable]") for _ in completions]
 
 
 @pytest.fixture(scope="module")
 def pool():
-    with Remembering(workers=2, time_limit=3.0) as pool:
+    with Remembering(workers=2, time_limit=5.0) as pool:
         yield pool
 
 
@@ -98,8 +106,36 @@ def test_the_set_is_what_it_says():
         "Answer line",
         "bare LaTeX solution",
         "word problem",
+        "text",
+        "tolerance",
+        "Unicode",
+        "option letter",
     ):
         assert kinds[kind] >= 20, kind
+    verdicts = {(row["kind"], row["correct"]) for row in ROWS}
+    for kind in (
+        "text",
+        "tolerance",
+        "clock time",
+        "ratio",
+        "number base",
+        "mixed number",
+        "Unicode",
+        "plain text",
+        "LaTeX dialect",
+        "degrees in functions",
+        "repeating decimal",
+        "inequality and interval",
+        "option letter",
+        "equation and value",
+        "JSON number",
+        "percent text",
+        "unit text",
+        "hedge",
+        "heading",
+        "framebox",
+    ):
+        assert {(kind, True), (kind, False)} <= verdicts, kind
     known = [row for row in ROWS if "known" in row]
     assert len(known) <= 10
     assert all(row["verdict"] != row["correct"] for row in known)
@@ -150,7 +186,7 @@ def _word(correct: bool) -> str:
 
 def test_all_differences_have_a_row():
     numbers = {row["difference"] for row in ROWS if "difference" in row}
-    assert numbers == set(range(1, 12)) - {10}  # which is test_long_answers
+    assert numbers == set(range(1, 18)) - {10}  # which is test_long_answers
 
 
 # What a judgement says
@@ -186,29 +222,59 @@ def test_judgements_without_workers(completion, expected):
 @pytest.mark.parametrize(
     ("completion", "solution", "expected"),
     [
-        (r"\boxed{1/2}", "$0.5$", (True, "1/2", "1/2", "judged", "math-verify: 1/2 equals 1/2.")),
-        (r"\boxed{1/3}", "$0.5$", (False, "1/3", "1/3", "judged", "math-verify: 1/3 does not equal 1/2.")),
-        (r"\boxed{x=206}", "204", (False, "x=206", "206", "judged", "math-verify: Eq(x, 206) does not equal 204.")),
-        (r"\boxed{?}", "204", (False, "?", "?", "judged", r"math-verify cannot read \boxed{?}.")),
-        ("The answer is $204$", "204", (True, "204", "204", "judged", "math-verify: 204 equals 204.")),
+        (r"\boxed{1/2}", "$0.5$", (True, "1/2", "1/2", "judged", "1/2 equals 1/2.")),
+        (r"\boxed{1/3}", "$0.5$", (False, "1/3", "1/3", "judged", "1/3 does not equal 1/2.")),
+        (r"\boxed{x=206}", "204", (False, "x=206", "206", "judged", "206 does not equal 204.")),
+        (r"\boxed{?}", "204", (False, "?", "?", "judged", r"\boxed{?} is not 204.")),
+        ("The answer is $204$", "204", (True, "204", "204", "judged", "204 equals 204.")),
         (
             "The answer is 204",
             "204",
             (False, None, None, "unparsed", r'There is no \boxed{...}, and no line "Answer: ...".'),
         ),
-        (r"\boxed{5}", "Left to you.", (None, "5", "5", "judged", "The solution 'Left to you.' cannot be parsed.")),
-        ("", "Left to you.", (None, None, None, "empty", "The solution 'Left to you.' cannot be parsed.")),
-        ("x", "Left to you.", (None, None, None, "unparsed", "The solution 'Left to you.' cannot be parsed.")),
+        (
+            r"\boxed{5}",
+            "The proof is left to the reader, who knows how, from any book of algebra.",
+            (
+                None,
+                "5",
+                "5",
+                "judged",
+                "The solution 'The proof is left to the reader, who knows how, from any book of algebra.' cannot be parsed.",
+            ),
+        ),
+        (
+            "",
+            "The proof is left to the reader, who knows how, from any book of algebra.",
+            (
+                None,
+                None,
+                None,
+                "empty",
+                "The solution 'The proof is left to the reader, who knows how, from any book of algebra.' cannot be parsed.",
+            ),
+        ),
+        (
+            "x",
+            "The proof is left to the reader, who knows how, from any book of algebra.",
+            (
+                None,
+                None,
+                None,
+                "unparsed",
+                "The solution 'The proof is left to the reader, who knows how, from any book of algebra.' cannot be parsed.",
+            ),
+        ),
         (r"\boxed{5}", "", (None, "5", "5", "judged", "The solution '' cannot be parsed.")),
         (r"\boxed{5}", " \n", (None, "5", "5", "judged", "The solution '' cannot be parsed.")),
         (r"\boxed{}", "", (None, None, None, "unparsed", "The solution '' cannot be parsed.")),
         (
             r"\boxed{\sqrt{12}}",
             r"2\sqrt3",
-            (True, r"\sqrt{12}", "2*sqrt(3)", "judged", "math-verify: sqrt(12) equals 2*sqrt(3)."),
+            (True, r"\sqrt{12}", "2*sqrt(3)", "judged", "2*sqrt(3) equals 2*sqrt(3)."),
         ),
-        (r"\boxed{2}", r"2\sqrt3", (False, "2", "2", "judged", "math-verify: 2 does not equal 2*sqrt(3).")),
-        (r"\boxed{27}", "27.0", (True, "27", "27", "judged", "math-verify: 27 equals 27.0000000000000.")),
+        (r"\boxed{2}", r"2\sqrt3", (False, "2", "2", "judged", "2 does not equal 2*sqrt(3).")),
+        (r"\boxed{27}", "27.0", (True, "27", "27", "judged", "27 equals 27.")),
     ],
 )
 def test_judgements_of_math_verify(completion, solution, expected, pool):
@@ -237,15 +303,15 @@ def test_judgements_of_math_verify(completion, solution, expected, pool):
 )
 def test_what_math_verify_is_given_as_the_solution(solution, given):
     class Noting(Fixed):
-        def verify(self, completions, solutions):
+        def verify(self, completions, solutions, function):
             assert set(solutions) == {given}
-            return super().verify(completions, solutions)
+            return super().verify(completions, solutions, function)
 
     judge([r"\boxed{1}", "", "the answer is 1"], [solution] * 3, Noting())
 
 
 def test_failures(pool):
-    text = r"9^{9^{9^{9}}}"
+    text = HARD
     assert one(rf"\boxed{{{text}}}", "204", pool) == Judgement(
         False, text, f"{text} (unverified)", "judged", "verification timed out: not correct", "timed_out"
     )
@@ -341,6 +407,13 @@ HOSTILE = {
     "lines": "answer:\n" * 130_000 + "\\boxed{",
     "thinking": "<think>" * 150_000,
     "fractions": r"\boxed{" + r"\frac{" * 1_500 + "}" * 1_500 + "}",
+    "texts": r"\boxed{" + r"\text{" * 100_000 + "}" * 100_000 + "}",
+    "optional arguments": r"\framebox[" * 100_000,
+    "headings": "**Final Answer**\n" * 60_000,
+    "roots": r"\boxed{" + "√²½" * 3_000 + "}",
+    "byte-order marks": "\ufeff" * 1_000_000,
+    "answer tags": "<answer>" * 125_000,
+    "hashes": "#" * 1_000_000,
 }
 
 
@@ -358,6 +431,109 @@ def test_a_megabyte(name):
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, previous)
+
+
+@pytest.mark.parametrize("name", ["open braces", "nested braces", "nested boxes", "texts"])
+def test_a_box_in_a_million_braces_is_read_in_a_window(name):
+    start = time.process_time()
+    one(HOSTILE[name], verifier=Fixed())
+    assert time.process_time() - start < 1.5
+    # And the last box is found before and after any amount of text
+    assert one(r"\boxed{204}" + "{" * 200_000, verifier=NoWorkers()).correct
+    assert one("{" * 200_000 + r"\boxed{1}" * 10_000 + r"\boxed{204}" + "x" * 100_000, verifier=NoWorkers()).correct
+
+
+@pytest.mark.parametrize("pattern", ANSWER_PATTERNS)
+@pytest.mark.parametrize("name", ["answer tags", "hashes", "stars", "open braces"])
+def test_a_megabyte_with_a_pattern(name, pattern):
+    start = time.process_time()
+    assert not judge([HOSTILE[name]], ["204"], Fixed(), answer_pattern=pattern)[0].correct
+    assert time.process_time() - start < 2
+
+
+# Patterns
+
+
+@pytest.mark.parametrize(
+    ("pattern", "completion", "answer"),
+    [
+        ("answer_tag", "<answer>204</answer>", "204"),
+        ("answer_tag", "<answer>\n204\n</answer> done", "204"),
+        ("answer_tag", "<answer>1</answer> no, <answer>204</answer>", "204"),
+        ("answer_tag", r"<answer>It is \boxed{204}.</answer>", "204"),
+        ("answer_tag", "<answer>204</answer><answer></answer>", "204"),
+        ("answer_tag", "<answer>1 <answer>204</answer>", "204"),
+        ("answer_tag", "<answer>204", None),
+        ("answer_tag", r"\boxed{204}", None),
+        ("answer_tag", "<think><answer>204</answer>", None),
+        ("gsm8k", "48 + 24 is 72\n#### 204", "204"),
+        ("gsm8k", "#### 1\n####204\n", "204"),
+        ("gsm8k", "#### ", None),
+        ("gsm8k", "204", None),
+        (r"so (\d+)", "so 1, so 204", "204"),
+    ],
+)
+def test_patterns(pattern, completion, answer):
+    result = judge([completion], ["204"], NoWorkers(), answer_pattern=pattern)[0]
+    assert (result.answer, result.correct) == (answer, answer is not None)
+    if answer is None and "think" not in completion:
+        assert result.reason == "Nothing in the text matches `answer_pattern`."
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("answer_tags", "unknown name 'answer_tags'. Did you mean 'answer_tag'"),
+        ("gsm", "unknown name 'gsm'"),
+        ("(", r"'\(' is no regular expression"),
+        ("#", "'#' must have one group, the answer; it has 0"),
+        ("(a)(b)", "it has 2"),
+        (5, "must be text, got 5"),
+    ],
+)
+def test_wrong_patterns_are_refused_before_the_run(pattern, message):
+    with pytest.raises(ValueError, match=f"`answer_pattern`.*{message}"):
+        judge([], [], NoWorkers(), answer_pattern=pattern)
+    with pytest.raises(ValueError, match=f"`reward_funcs`: 'judged': `answer_pattern`.*{message}"):
+        build_reward({"name": "judged", "answer_pattern": pattern})
+
+
+def test_the_reward_has_the_pattern_of_the_evaluation():
+    reward = build_reward('{"name": "judged", "answer_pattern": "answer_tag"}')
+    texts = ["<answer>204</answer>", "<answer>205</answer>", r"\boxed{204}"]
+    assert reward(texts, ["204"] * 3) == [1.0, 0.0, 0.0]
+    assert reward.__name__ == "judged"
+    assert pattern_of({"reward_funcs": ["accuracy", {"name": "judged", "answer_pattern": "gsm8k"}]}) == "gsm8k"
+    assert pattern_of({"reward_funcs": ['{"name": "judged", "answer_pattern": "gsm8k"}']}) == "gsm8k"
+    assert pattern_of({"reward_funcs": "judged"}) is None
+    assert prompts_of({"reward_funcs": [{"name": "judged", "answer_pattern": "gsm8k"}]})["answer_pattern"] == "gsm8k"
+
+
+# Without workers: the comparison itself
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "correct"),
+    [
+        (r"7+0\cdot 9^{9^{9^{9}}}", "7", False),
+        (r"9^{9^{9^{9}}}", r"9^{9^{9^{9}}}", True),
+        (r"9^{9^{9^{9}}}+1", r"9^{9^{9^{9}}}", False),
+        (r"(10^{9})!", "1", False),
+        (r"\sum_{k=1}^{10^{9}}\frac{1}{k}", "21", False),
+        (r"\binom{10^{9}}{10^{8}}", "1", False),
+        ("(" * 3_000 + "5" + ")" * 3_000, "6", False),
+        ("√" * 3_000, "6", False),
+        ("1,2," * 2_000 + "3", "6", False),
+        ("9" * 9_000, r"\frac{1}{2}", False),
+        ("x^" * 2_000 + "2", "x", False),
+        (r"\frac{1}{0}", "0", False),
+        ("", "0", False),
+    ],
+)
+def test_what_would_take_for_ever_takes_a_moment(answer, gold, correct):
+    start = time.process_time()
+    assert same(answer, gold) is correct
+    assert time.process_time() - start < 3
 
 
 # Properties
@@ -430,7 +606,7 @@ class Random:
     def __init__(self, draw):
         self.draw = draw
 
-    def verify(self, completions, solutions):
+    def verify(self, completions, solutions, function):
         assert len(set(zip(completions, solutions, strict=True))) == len(completions)
         return [self.draw(verdicts) for _ in completions]
 
@@ -465,7 +641,7 @@ def test_votes_where_one_verification_fails(solution):
     """Its verdict has nothing of the solution; it comes first, and its text is the vote of the correct answers."""
 
     class OneFails:
-        def verify(self, completions, solutions):
+        def verify(self, completions, solutions, function):
             failed = Verdict(0.0, "[timed_out]", "[timed_out]", "timed_out")
             return [failed, *[Verdict(1.0, "[1/2, '1/2']", "[1/2, '1/2']")] * (len(completions) - 1)]
 
@@ -485,16 +661,25 @@ def test_reward(pool, monkeypatch):
         r"\boxed{205}",
         "",
         r"<think>\boxed{204}</think>",
-        r"\boxed{9^{9^{9^{9}}}}",
+        rf"\boxed{{{HARD}}}",
         r"\boxed{204}",
     ]
-    solutions = [204, "204", "204", "204", "204", "Left to you."]
+    solutions = [
+        204,
+        "204",
+        "204",
+        "204",
+        "204",
+        "The proof is left to the reader, who knows how, from any book of algebra.",
+    ]
     columns, metrics = {}, {}
     want = [1.0, 0.0, 0.0, 0.0, 0.0, None]
     assert judged(texts, solutions, columns.__setitem__, metrics.__setitem__, prompts=[]) == want
     assert metrics == {"verifier/timeouts": 1.0, "verifier/crashes": 0.0}
-    assert columns["solution"] == ["204"] * 5 + ["Left to you."]
-    assert columns["answer_parsed"] == ["204", "205", *["[unparseable]"] * 2, "9^{9^{9^{9}}}", "204"]
+    assert columns["solution"] == ["204"] * 5 + [
+        "The proof is left to the reader, who knows how, from any book of algebra."
+    ]
+    assert columns["answer_parsed"] == ["204", "205", *["[unparseable]"] * 2, HARD, "204"]
     assert columns["judgement"][0] == r"\boxed{204} is the integer 204."
     chats = [[{"role": "tool", "content": "1"}, {"role": "assistant", "content": text}] for text in texts]
     assert judged(chats, solutions) == want

@@ -2,6 +2,7 @@
 
 # ruff: noqa: RUF009 (`_option` makes a field)
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from ..methods.base import nearest
+from ..rewards.patterns import answer_regex
 from ..train import mapping_of
 from .backends.base import SamplingSettings
 
@@ -146,8 +148,9 @@ class EvalConfig:
     generated_dataset_seed: int = _option(2**20, "Seed of a generated task; choose one that the training did not use.")
     answer_pattern: str | None = _option(
         None,
-        "Regular expression with one group, whose last match is the answer, instead of \\boxed{} and 'Answer:' (base models "
-        "with a format of their own).",
+        "Where the answer is stated, instead of in \\boxed{} or after 'Answer:'; an option of the reward `judged`, too: "
+        "`answer_tag` (<answer>72</answer>), `gsm8k` (#### 72), or a regular expression with one group, whose last match is "
+        "the answer.",
     )
     backend: str = _option(
         "auto",
@@ -228,16 +231,7 @@ class EvalConfig:
         if self.prompt_template is not None and "{problem}" not in self.prompt_template:
             raise ValueError(f"`prompt_template` must contain the slot {{problem}}, got {self.prompt_template!r}.")
         if self.answer_pattern is not None:
-            try:
-                groups = re.compile(self.answer_pattern).groups
-            except re.error as error:
-                raise ValueError(
-                    f"`answer_pattern` {self.answer_pattern!r} is no regular expression: {error}."
-                ) from None
-            if groups != 1:
-                raise ValueError(
-                    f"`answer_pattern` {self.answer_pattern!r} must have one group, the answer; it has {groups}."
-                )
+            answer_regex(self.answer_pattern)  # raises
         if self.plain_prompts and (self.system_prompt or self.chat_template_kwargs):
             raise ValueError("`system_prompt` and `chat_template_kwargs` have no effect with `plain_prompts`.")
         if self.base_url and self.backend not in ("auto", "server"):
@@ -277,8 +271,11 @@ def _default(name: str) -> Any:
 
 def prompts_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that make the prompts of a training recipe: those of its chat template, and where it makes them of a
-    `problem_column` (else its data has them ready-made) those of their texts."""
-    found = {"chat_template_kwargs": None if recipe.get("plain_prompts") else recipe.get("chat_template_kwargs")}
+    `problem_column` (else its data has them ready-made) those of their texts; and the `answer_pattern` of its reward."""
+    found = {
+        "chat_template_kwargs": None if recipe.get("plain_prompts") else recipe.get("chat_template_kwargs"),
+        "answer_pattern": pattern_of(recipe),
+    }
     if recipe.get("problem_column"):
         found |= {
             "system_prompt": recipe.get("system_prompt") or "",
@@ -286,3 +283,17 @@ def prompts_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
             "plain_prompts": recipe.get("plain_prompts") or None,
         }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def pattern_of(recipe: Mapping[str, Any]) -> str | None:
+    """The `answer_pattern` of a training recipe's reward `judged`."""
+    rewards = recipe.get("reward_funcs") or []
+    for spec in rewards if isinstance(rewards, list) else [rewards]:
+        if isinstance(spec, str) and spec.lstrip().startswith("{"):
+            try:
+                spec = json.loads(spec)
+            except json.JSONDecodeError:
+                continue  # which building the reward says
+        if isinstance(spec, Mapping) and spec.get("name") == "judged":
+            return spec.get("answer_pattern")
+    return None

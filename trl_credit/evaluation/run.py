@@ -5,12 +5,11 @@ import datetime
 import hashlib
 import json
 import logging
-import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from .._version import __version__
-from ..rewards.judge import answer_part, judge
+from ..rewards.judge import judge
 from .backends.base import Backend, BackendError, Generation, Request, SamplingSettings, process_state
 from .config import PRESETS, EvalConfig
 from .results import summarize_overall, summarize_task, versions
@@ -361,28 +360,15 @@ def _numbers(rows: Sequence[dict[str, Any]], tasks: Sequence[Task], n: int) -> d
 
 def judge_samples(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[dict[str, Any]]:
     """The samples with their verdicts."""
-    by_name = {task.name: task for task in tasks}
-    patterns = [by_name[row["task"]].answer_pattern for row in rows]
-    answers = [_stated(row["text"], pattern) for row, pattern in zip(rows, patterns, strict=True)]
-    solutions = [by_name[row["task"]].problems[row["problem"]].answer for row in rows]
-    verdicts = judge([answer or "" for answer in answers], solutions)
-    judged = []
-    for row, pattern, answer, verdict in zip(rows, patterns, answers, verdicts, strict=True):
-        if answer is None and row["text"].strip():
-            verdict = replace(verdict, status="unparsed", reason="Nothing in the text matches `answer_pattern`.")
-        elif pattern is not None and verdict.answer is not None:
-            shown = verdict.reason.replace(f"\\boxed{{{verdict.answer}}}", verdict.answer)
-            verdict = replace(verdict, reason=f"By `answer_pattern`: {shown}")
-        judged.append({**row, **asdict(verdict)})
+    judged: list[dict[str, Any]] = [{}] * len(rows)
+    for task in tasks:
+        mine = [index for index, row in enumerate(rows) if row["task"] == task.name]
+        texts = [rows[index]["text"] for index in mine]
+        solutions = [task.problems[rows[index]["problem"]].answer for index in mine]
+        verdicts = judge(texts, solutions, answer_pattern=task.answer_pattern)
+        for index, verdict in zip(mine, verdicts, strict=True):
+            judged[index] = {**rows[index], **asdict(verdict)}
     return judged
-
-
-def _stated(text: str, pattern: str | None) -> str | None:
-    """The text that is judged: with a pattern, its last match in a box, or `None`."""
-    if pattern is None:
-        return text
-    matches = re.findall(pattern, answer_part(text) or "")
-    return f"\\boxed{{{matches[-1]}}}" if matches else None
 
 
 def check_answers(tasks: Sequence[Task]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data import load_splits
 from ..methods.base import nearest
+from ..rewards.patterns import answer_regex
 from .config import PRESETS, EvalConfig
 
 
@@ -192,7 +193,10 @@ def _load(text: str, config: EvalConfig) -> Task:
         problems.append(Problem(question, _prompt(question, spec, config), answer))
     if not problems:
         raise ValueError(f"`tasks`: {name!r} has no rows.")
-    return Task(name, spec.dataset, tuple(problems), config.answer_pattern or spec.answer_pattern)
+    # By the expression: the name may come to mean another
+    pattern = config.answer_pattern or spec.answer_pattern
+    pattern = None if pattern is None else answer_regex(pattern).pattern
+    return Task(name, spec.dataset, tuple(problems), pattern)
 
 
 def _column(task: str, setting: str, given: str | None, usual: Sequence[str], names: Sequence[str]) -> str:

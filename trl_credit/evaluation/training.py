@@ -20,7 +20,7 @@ from .backends.base import Backend, BackendError, Emit, Generation, Request, Sam
 from .backends.local import Rendered, fit, render
 from .backends.transformers import generate_batch, to_generation
 from .cli import show
-from .config import EvalConfig, prompts_of
+from .config import EvalConfig, pattern_of, prompts_of
 from .run import evaluate, make_requests
 from .store import RunFolderError
 from .tasks import load_tasks
@@ -207,8 +207,11 @@ class TrainingEvaluation(TrainerCallback):
             inherited = {"max_tokens": training_args.max_completion_length, **prompts_of(recipe)}
             if settings.get("plain_prompts"):
                 inherited = {n: v for n, v in inherited.items() if n not in ("system_prompt", "chat_template_kwargs")}
-        elif script_args.plain_prompts:
-            inherited = {"plain_prompts": True}
+        else:
+            inherited = {
+                "plain_prompts": script_args.plain_prompts or False,
+                "answer_pattern": pattern_of(vars(script_args)),
+            }
         try:
             return cls(EvalConfig(**inherited | settings), every)
         except (ValueError, TypeError) as error:

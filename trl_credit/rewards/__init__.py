@@ -17,6 +17,7 @@ from trl.rewards import (
 from .._imports import load_dotted
 from ..methods.base import nearest
 from .judge import judge as judge_completions  # `judge` stays the module
+from .patterns import answer_regex
 from .thinking import judged_texts
 from .verifier import default_verifier
 
@@ -71,6 +72,7 @@ def judged(
     log_extra: Callable[[str, list], None] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
     opened_tags: list[str] | None = None,
+    answer_pattern: str | None = None,
     **kwargs,
 ) -> list[float | None]:
     """1.0 where the completion's answer is the solution, else 0.0; `None` where the solution does not parse: the verdict of
@@ -81,9 +83,13 @@ def judged(
     opened it (`opened_tags`, which [`~trl_credit.CreditGRPOTrainer`] passes). Besides what [`accuracy`] logs to
     `log_metric`, the completions table gets the answer that was found (`answer_parsed`) and the reason of the verdict
     (`judgement`).
+
+    `answer_pattern` says where the answer is stated, instead of in a box: `answer_tag`, `gsm8k`, or a regular expression
+    with one group. It is the evaluation's option of that name: {name: judged, answer_pattern: answer_tag}.
     """
     solution = [str(answer) for answer in solution]
-    judgements = judge_completions(judged_texts(completions, opened_tags), solution)
+    texts = judged_texts(completions, opened_tags)
+    judgements = judge_completions(texts, solution, answer_pattern=answer_pattern)
     if log_extra is not None:
         log_extra("solution", solution)
         log_extra("answer_parsed", [judgement.answer or "[unparseable]" for judgement in judgements])
@@ -209,6 +215,8 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
     takes_completions = name in REWARDS or "completions" in inspect.signature(function).parameters
     try:
         _set_lengths(name, arguments, max_completion_length)
+        if name == "judged" and arguments.get("answer_pattern") is not None:
+            _check_pattern(arguments["answer_pattern"])
         if not takes_completions:
             return function(**arguments)
         if not arguments:
@@ -219,6 +227,13 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
         return bound
     except TypeError as error:
         raise ValueError(f"`reward_funcs`: {name!r} with the arguments {arguments}: {error}.") from error
+
+
+def _check_pattern(pattern: Any) -> None:
+    try:
+        answer_regex(pattern)
+    except ValueError as error:
+        raise ValueError(f"`reward_funcs`: 'judged': {error}") from None
 
 
 def _set_lengths(name: str, arguments: dict[str, Any], max_completion_length: int | None) -> None:

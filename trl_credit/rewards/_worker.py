@@ -1,7 +1,9 @@
-"""A worker of [`MathVerifier`]: runs TRL's math rewards on one completion at a time; ends when its standard input does.
+"""A worker of [`MathVerifier`]: runs TRL's math rewards, or the judge's own comparison, on one completion at a time; ends
+when its standard input does.
 
 Started by its path, and not by multiprocessing, which would import the training script again as the worker's `__main__`;
-nor is `trl_credit` imported, and with it torch. Requests and replies are JSON, one line each.
+nor is `trl_credit` imported, and with it torch: `equality` stands next to this file. Requests and replies are JSON, one
+line each.
 """
 
 import contextlib
@@ -15,6 +17,7 @@ import sys
 import time
 from typing import Any
 
+from equality import compare
 from trl.rewards import accuracy_reward, get_cosine_scaled_reward, reasoning_accuracy_reward
 
 
@@ -38,6 +41,8 @@ class _Guard(logging.Handler):
 
 def judge(request: dict[str, Any]) -> dict[str, Any]:
     """The reward of one completion, and what TRL logs of it."""
+    if request["function"] == "judged":
+        return judged(request["completion"], request["solution"])
     columns = {}
     reward = FACTORIES[request["function"]](**request["arguments"])
     rewards = reward(
@@ -48,6 +53,15 @@ def judge(request: dict[str, Any]) -> dict[str, Any]:
     )
     texts = {name: columns.get(name, "")[:MAX_CHARACTERS] for name in ("gold_parsed", "answer_parsed")}
     return {"reward": rewards[0], **texts}
+
+
+def judged(completion: str, solution: str) -> dict[str, Any]:
+    """The same by the judge's comparison."""
+    found = compare.verdict(completion, solution)
+    if found.correct is None:
+        return {"reward": None, "gold_parsed": "[unparseable]", "answer_parsed": "[skipped]"}
+    gold, answer = (compare.shown(text)[:MAX_CHARACTERS] for text in (found.gold, found.answer))
+    return {"reward": float(found.correct), "gold_parsed": gold, "answer_parsed": answer}
 
 
 def lower_limit(kind: int, value: int) -> None:

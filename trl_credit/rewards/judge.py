@@ -4,14 +4,17 @@ What counts as the answer, in this order:
 
 1. Thinking is left out: all up to the last closing tag, whether or not its opening tag is in the completion (some templates
    put it in the prompt). A section that never ends leaves no answer.
-2. The last `\boxed{...}` or `\fbox{...}` with something in it, of nested ones the innermost. One that is empty (the
-   instruction repeated) or never closed (a text cut short) is passed over. Without braces only an integer: `\boxed 5`.
-3. Without a box, the last line `Answer: ...` or `Final Answer: ...`, which DAPO's prompt asks for.
-4. Else what math-verify finds in the text, as in the reward `accuracy`.
+2. With an `answer_pattern`, its last match, and nothing else.
+3. The last `\boxed{...}`, `\fbox{...}` or `\framebox{...}` with something in it, of nested ones the innermost. One that is
+   empty (the instruction repeated) or never closed (a text cut short) is passed over. Without braces only an integer:
+   `\boxed 5`. A line below it in bold, `**Answer: D**`, is the last word.
+4. Without a box, the last line `Answer: ...` or `Final Answer: ...`, which DAPO's prompt asks for, or what is below the last
+   heading `**Final Answer**`.
+5. Else what math-verify finds in the text, as in the reward `accuracy`.
 
-An integer is compared with a solution that is one (AIME's are from 0 to 999) here, exactly; any other answer goes to
-math-verify in the worker processes of a [`MathVerifier`], as `\boxed{answer}` and without the text around it; so is the
-solution, if it is bare LaTeX.
+An integer is compared with a solution that is one (AIME's are from 0 to 999) here, exactly; any other answer goes to the
+worker processes of a [`MathVerifier`], as `\boxed{answer}` and without the text around it; so does the solution, if it is
+bare LaTeX. They compare by the package `equality`: words, option letters and times as they are, mathematics by sympy.
 
 Differences from plain math-verify (TRL's `accuracy_reward`, the reward `accuracy`):
 
@@ -19,16 +22,28 @@ Differences from plain math-verify (TRL's `accuracy_reward`, the reward `accurac
 2. One box counts, the last. There, boxes close together are one list: `\boxed{5} or \boxed{7}` is {5, 7}.
 3. An empty or an unclosed box is passed over. There, an empty one close to a box makes a list with it, and one that is not
    closed can hide the box before it.
-4. `\fbox{...}`, `\boxed` with spaces before the brace and `\boxed 5` count wherever they are; there, only where they stand
-   in dollars after the word "answer".
-5. A line `Answer: 204` counts without LaTeX; there, it must hold LaTeX in dollars or the like.
+4. `\fbox{...}`, `\framebox{...}`, `\boxed` with spaces before the brace and `\boxed 5` count wherever they are;
+   there, only where they stand in dollars after the word "answer".
+5. A line `Answer: 204`, and one below a heading `**Final Answer**`, counts without LaTeX; there, it must hold LaTeX in
+   dollars or the like.
 6. Marks around an answer are taken off: `\boxed{204.}`, `\boxed{**204**}`, `\boxed{204\\}`, `\boxed{\boldsymbol{204}}`.
 7. A space of LaTeX may set an integer's thousands apart: `12\,345`. There, that is the sum of two numbers.
 8. Digits of all scripts count (full-width, Arabic-Indic), and so do full-width punctuation and the degree sign.
 9. Arguments of one digit need no braces: `\frac12`, `\sqrt3`.
 10. An answer of more than 10,000 characters is wrong, and not parsed.
-11. A solution may be LaTeX without dollars, or a word: `2\sqrt{3}`, `(3, \pi)`, `\text{Evelyn}`, `yes`. There, only a number
-    in it is read, here the 2, or nothing, and then the problem does not count. A sentence is read as there.
+11. A solution may be LaTeX without dollars, a word, or a short sentence: `2\sqrt{3}`, `(3, \pi)`, `\text{Evelyn}`, `yes`.
+   There, only a number in it is read, here the 2, or nothing, and then the problem does not count. A sentence with a number
+   or with LaTeX in dollars is read as there.
+12. Words and runs of letters are text, and no products: `listen` is not `silent`, `ACB` is not `ABC`. The letter of an
+   option may have its text or a reason with it, `(B) 4`, but no other option. `A, B, D` is the set of options `ABD`.
+13. Exact expressions are equal if they are, without a tolerance. A decimal that is not exact needs 6 significant digits, all
+   of them right. A letter's case counts in mathematics. Numbers too large to work out are equal as text only.
+14. `3:30` is a time and not 1/10; the base of `1011_2` counts; `1 1/4` in plain text is a mixed number.
+15. Unicode, plain text and dialects of LaTeX are read: `√2`, `½`, `sqrt(3)/2`, `\varnothing`, `\lg`, `\mathrm{i}`,
+   `\sin 30^\circ`, `0.\overline{3}`, `1e-07`, `0{,}5`.
+16. An inequality and its interval are the same, both ways; so are `x = 5`, `5 = x` and 5. In a chain of equations all
+   numbers must agree: `5 = 7` is not 7.
+17. Units that are known must agree where both are given; others are left out. Two percentages are compared as such.
 """
 
 import ast
@@ -39,6 +54,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from .equality.notation import trim as _trim
+from .patterns import answer_regex
 from .verifier import MathVerifier, Verdict, default_verifier
 
 
@@ -52,35 +69,34 @@ THINKING_TAGS = (
 )
 _MAX_ANSWER = 10_000  # characters
 _MAX_SHOWN = 1_000
+_WINDOW = 32_000  # characters before and after the beginning of the last box
 
 # Everything that decides where a box ends. Bounded repetitions only, so that a scan is linear
 _TOKEN = re.compile(
-    r"(?P<box>\\{1,2}(?:boxed|fbox)(?![A-Za-z]))\s*(?:(?P<brace>\{)|(?P<integer>[+-]?\d+(?![.,]\d)(?![^\s$.,)\\])))?"
+    r"(?P<box>\\{1,2}(?:boxed|fbox|framebox)(?![A-Za-z])(?:\s*\[[^\[\]{}]{0,40}\]){0,2})"
+    r"\s*(?:(?P<brace>\{)|(?P<integer>[+-]?\d+(?![.,]\d)(?![^\s$.,)\\])))?"
     r"|\\[,;:! ]|(?P<escape>\\.)|(?P<open>\{)|(?P<close>\})",
     re.DOTALL,
 )
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])")
+_BOXES = (r"\boxed", r"\fbox", r"\framebox")
 _ANSWER_LINE = re.compile(r"[\s>*_#`-]*(?:the\s)?(?:final\s)?answer[*_`]*\s*[:\uff1a](.*)", re.IGNORECASE | re.DOTALL)
+# A heading with the answer on a line below it
+_HEADING = re.compile(
+    r"\s*(?:#{1,6}|[*_]{2,3})?\s*(?:the\s)?(?:final\s)?answer[*_`]*\s*[:\uff1a]?[*_`]*\s*", re.IGNORECASE
+)
+_DISPLAY = (r"\[", "$$")
 _ANSWER = re.compile("answer", re.IGNORECASE)
 
-# What may stand around an answer, longest first
-_SPACES = (r"\,", r"\;", r"\:", r"\!", r"\ ", "~")
-_BEFORE = (r"\displaystyle", r"\(", r"\[", *_SPACES, r"\$", "$", "*", "`")
-_AFTER = (r"\)", r"\]", r"\\", *_SPACES, "$", "*", "`", ".", ",", ";", "。")
 _WRAPPED = re.compile(
     r"(?:\\(?:text(?:bf|it|rm|normal)?|math(?:bf|it|rm|sf|bb)|boldsymbol|bm|mbox|underline)\s*)?\{([^{}]*)\}"
 )
 _INTEGER = re.compile(r"([+-]?)\s*([0-9]+|[1-9][0-9]{0,2}(?:(?:,|\{,\}|,\\!|\\[,;:! ]|~)[0-9]{3})+)")
-# Arguments without braces in answers (in solutions math-verify adds them): `\frac12` becomes `\frac{1}2`, then `\frac{1}{2}`
-_FIRST_ARGUMENT = re.compile(r"(\\[dtc]?frac|\\sqrt)\s*(\d)")
-_SECOND_ARGUMENT = re.compile(r"(\\[dtc]?frac\{[^{}]*\})\s*(\d)")
 # Solutions: math that math-verify finds by itself, and what is no word of a sentence
 _DELIMITER = re.compile(r"(?<!\\)(?:\$|\\[(\[])|\\boxed(?![A-Za-z])")
 _NO_WORDS = re.compile(r"\\(?:text\w*|math\w+|mbox)\s*\{[^{}]*\}|\\(?:[A-Za-z]+|.)| ?[-+*/^=<>|_&,;] ?")
 _WORD = re.compile(r"(?<![^\s(])(?!(?:and|or)\b)[^\W\d_]{2,}(?=[\s.:!?)]|$)")
 _EQUATION = re.compile(r"Eq\(\w+, (.*)\)", re.DOTALL)
-# Full-width forms, the minus sign, and what only LaTeX's parser does not know
-_ASCII = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x2212: "-", 0x00B0: r"^\circ", 0x3000: " ", 0xA0: " "}
 
 
 @dataclass(frozen=True)
@@ -125,6 +141,7 @@ def judge(
     solutions: Sequence[str],
     verifier: MathVerifier | None = None,
     thinking_tags: Sequence[tuple[str, str]] = THINKING_TAGS,
+    answer_pattern: str | None = None,
 ) -> list[Judgement]:
     """Judges completions; never raises for what is in them. The same answer to the same problem is verified once.
 
@@ -134,16 +151,19 @@ def judge(
             in dollars.
         verifier: By default the [`default_verifier`].
         thinking_tags: Pairs of an opening and a closing tag.
+        answer_pattern: Where the answer is stated, instead of in a box or on a line: a name or a regular expression, as
+            [`answer_regex`] takes it. Its last match with something in it is the answer, or the box in that.
 
     Raises:
-        ValueError: The sequences differ in length.
+        ValueError: The sequences differ in length; the pattern is none.
         RuntimeError: The verifier's workers cannot be started.
     """
+    pattern = None if answer_pattern is None else answer_regex(answer_pattern)
     solutions = [str(solution) for solution in solutions]
     integers = {solution: _integer(solution) for solution in set(solutions)}
     readable = {solution: integer or _readable(solution) for solution, integer in integers.items()}
     found = [
-        (_find("" if text is None else str(text), thinking_tags), solution)
+        (_find("" if text is None else str(text), thinking_tags, pattern), solution)
         for text, solution in zip(completions, solutions, strict=True)
     ]
     requests = [_request(one, readable[solution], integers[solution]) for one, solution in found]
@@ -151,7 +171,7 @@ def judge(
     verdicts = {}
     if asked:
         verifier = default_verifier() if verifier is None else verifier
-        verdicts = dict(zip(asked, verifier.verify(*zip(*asked, strict=True)), strict=True))
+        verdicts = dict(zip(asked, verifier.verify(*zip(*asked, strict=True), function="judged"), strict=True))
     by_solution = {}
     for (_, solution), request in zip(found, requests, strict=True):
         by_solution.setdefault(solution, []).extend([] if request is None else [verdicts[request]])
@@ -171,35 +191,77 @@ def answer_part(text: str, thinking_tags: Sequence[tuple[str, str]] = THINKING_T
     return None if any(text.find(start, end) >= 0 for start, _ in thinking_tags) else text[end:]
 
 
-def _find(completion: str, thinking_tags: Sequence[tuple[str, str]]) -> _Found:
+def _find(completion: str, thinking_tags: Sequence[tuple[str, str]], pattern: re.Pattern | None = None) -> _Found:
     text = answer_part(completion, thinking_tags)
     if text is None:
         return _Found("unparsed", "The thinking section never ends, so there is no answer.")
     if not text.strip():
         thought = len(text) < len(completion)
         return _Found("empty", "There is no text after the thinking." if thought else "There is no text.")
+    if pattern is not None:
+        return _matched(text, pattern)
     answer, rest = _last_box(text)
     if answer is not None:
-        return _Found("judged", answer=answer, shown=rf"\boxed{{{_short(answer)}}}")
-    for line in reversed(rest.splitlines()):
-        match = _ANSWER_LINE.match(line)
-        answer = match and match[1].strip().strip("*_` ")
-        if answer:
-            trimmed = _trim(answer[:_MAX_ANSWER])
-            # A sentence with a formula in it: math-verify takes the formula
-            sentence = "$" in trimmed.replace(r"\$", "") or r"\(" in trimmed
-            return _Found("judged", answer=answer, shown=f"Answer: {_short(answer)}", text=line if sentence else None)
+        return _last_line(rest, bold=True) or _Found("judged", answer=answer, shown=rf"\boxed{{{_short(answer)}}}")
+    found = _last_line(rest)
+    if found is not None:
+        return found
     boxes = "Its boxes are empty or not closed" if _BOX.search(text) else r"There is no \boxed{...}"
     reason = f'{boxes}, and no line "Answer: ...".'
     return _Found("unparsed", reason, text=rest if _ANSWER.search(rest) else None)
 
 
+def _matched(text: str, pattern: re.Pattern) -> _Found:
+    """The last match of a pattern, or the box in it."""
+    match = next((match for match in reversed(pattern.findall(text)) if match.strip()), None)
+    if match is None:
+        return _Found("unparsed", "Nothing in the text matches `answer_pattern`.")
+    answer = _last_box(match)[0] or match.strip()
+    return _Found("judged", answer=answer, shown=f"By `answer_pattern`: {_short(answer)}")
+
+
+def _last_line(text: str, bold: bool = False) -> _Found | None:
+    """The last line `Answer: ...`, or what is below the last heading `**Final Answer**`; or only such a line in bold."""
+    lines = text.splitlines()
+    below = None  # the first line below that has something in it
+    for number in range(len(lines) - 1, -1, -1):
+        line = lines[number]
+        match = _ANSWER_LINE.match(line)
+        answer = match and match[1].strip().strip("*_` ")
+        if answer and (not bold or line.lstrip().startswith(("**", "__"))):
+            return _line(answer, line)
+        if not bold and below is not None and _HEADING.fullmatch(line[:100]) and len(line) <= 100:
+            if below[0].strip() in _DISPLAY and below[1] is not None:
+                below = (below[1], None)
+            answer = below[0].strip().strip("*_` ")
+            if answer:
+                return _line(answer, f"Answer: {below[0]}")
+        if line.strip():
+            below = (line, below[0] if below is not None else None)
+    return None
+
+
+def _line(answer: str, line: str) -> _Found:
+    trimmed = _trim(answer[:_MAX_ANSWER])
+    # A sentence with a formula in it: math-verify takes the formula
+    sentence = "$" in trimmed.replace(r"\$", "") or r"\(" in trimmed
+    return _Found("judged", answer=answer, shown=f"Answer: {_short(answer)}", text=line if sentence else None)
+
+
 def _last_box(text: str) -> tuple[str | None, str]:
-    """The content of the box that counts, or `None` and the text without the boxes that do not, the unclosed ones to the
-    end of their lines. Time is linear in the length."""
+    """The content of the box that counts, and the lines below it; or `None` and the text without the boxes that do not
+    count, the unclosed ones to the end of their lines.
+
+    Boxes and braces are read in a window around the beginning of the last box, so that time is bounded by it."""
     first = _BOX.search(text)
     if first is None:
         return None, text
+    last = max(text.rfind(box) for box in _BOXES)
+    if last - first.start() > _WINDOW:
+        first = _BOX.search(text, last - _WINDOW)
+    if len(text) - last > _WINDOW:
+        answer, rest = _last_box(text[: last + _WINDOW])
+        return answer, rest + text[last + _WINDOW :]
     best = (-1, 0, 0)  # where a box starts, its content, and where that ends
     empty = []
     frames = []  # open braces: [start of the box, or -1; start of the content; whether there is something in it]
@@ -228,7 +290,7 @@ def _last_box(text: str) -> tuple[str | None, str]:
         # Within the content no box has anything in it
         return _without(
             text[content:end], [(a - content, b - content) for a, b in empty if content <= a < end]
-        ).strip(), ""
+        ).strip(), text[text.find("\n", end) if "\n" in text[end:] else len(text) :]
     return None, _without(text, empty + [(frame[0], -1) for frame in frames if frame[0] >= 0])
 
 
@@ -243,26 +305,6 @@ def _without(text: str, spans: list[tuple[int, int]]) -> str:
             end = text.find("\n", start)
         position = end if end >= 0 else len(text)
     return "".join([*parts, text[position:]])
-
-
-def _ascii(text: str) -> str:
-    if text.isascii():
-        return text
-    return re.sub(r"[^\W\d_]|(\d)", lambda m: str(int(m[1])) if m[1] else m[0], text.translate(_ASCII))
-
-
-def _trim(answer: str) -> str:
-    """An answer without the marks around it, in ASCII where that is another way to write the same."""
-    answer = _ascii(answer).strip()
-    while True:
-        before = next((mark for mark in _BEFORE if answer.startswith(mark)), "")
-        after = next((mark for mark in _AFTER if answer[len(before) :].endswith(mark)), "")
-        # A currency, an empty delimiter, an ellipsis
-        if (after == "$" and answer.endswith(r"\$")) or (after == "." and answer.endswith((r"\right.", ".."))):
-            after = ""
-        if not before and not after:
-            return answer
-        answer = answer[len(before) : len(answer) - len(after)].strip()
 
 
 def _integer(answer: str) -> str | None:
@@ -294,9 +336,7 @@ def _request(found: _Found, solution: str, integer: str | None) -> tuple[str, st
     if found.answer is not None and len(found.answer) <= _MAX_ANSWER:
         if integer is not None and _integer(found.answer) is not None:
             return None
-        answer = _FIRST_ARGUMENT.sub(r"\1{\2}", _trim(found.answer))
-        answer = _SECOND_ARGUMENT.sub(r"\1{\2}", answer)
-        return rf"\boxed{{{answer}}}", solution
+        return rf"\boxed{{{_trim(found.answer)}}}", solution
     # No answer: but it is for the solution to say whether the problem counts
     return None if integer is not None else ("", solution)
 
@@ -330,11 +370,11 @@ def _judgement(found: _Found, solution: str, integer: str | None, right: str, ve
     elif verdict is None:
         reason = f"{found.shown} is the integer {_short(_integer(answer))}" + ("." if correct else f", not {integer}.")
     elif not correct and (parsed is None or not parsed[0]):
-        reason = f"math-verify cannot read {found.shown}."
+        reason = f"{found.shown} is not {_short(solution)}."
     else:
         gold = _text_of(_expression(verdict.gold_parsed), solution)
         relation = "equals" if correct else "does not equal"
-        reason = f"math-verify: {_short(_text_of(parsed, answer))} {relation} {_short(gold)}."
+        reason = f"{_short(_text_of(parsed, answer))} {relation} {_short(gold)}."
     return Judgement(correct, None if answer is None else answer[:_MAX_SHOWN], vote, status, reason, outcome)
 
 

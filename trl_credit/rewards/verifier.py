@@ -164,7 +164,7 @@ class MathVerifier:
     or the program ends; they end by themselves if the program is killed. After `os.fork` the child starts its own.
     POSIX only, and the memory cap holds where the system enforces RLIMIT_AS (Linux).
 
-    A verdict is the called TRL function's own. Differences from calling it in the training process:
+    A verdict is the called TRL function's own, but for `judged`. Differences from calling it in the training process:
 
     1. An answer that takes longer than `time_limit`, or more memory than `memory_limit_gib`, is not correct.
     2. Nor is one on which TRL's function raises an exception, which would stop the training.
@@ -217,7 +217,7 @@ class MathVerifier:
         self,
         completions: Sequence[str],
         solutions: Sequence[str],
-        function: Literal["accuracy", "reasoning_accuracy", "cosine_scaled"] = "accuracy",
+        function: Literal["accuracy", "reasoning_accuracy", "cosine_scaled", "judged"] = "accuracy",
         lengths: Sequence[int] | None = None,
         **arguments,
     ) -> list[Verdict]:
@@ -226,7 +226,7 @@ class MathVerifier:
         Args:
             completions: (N,) the completions' texts.
             solutions: (N,) the solutions.
-            function: Which of TRL's rewards to call.
+            function: Which of TRL's rewards to call; "judged" is the comparison of the package's own judge.
             lengths: (N,) tokens of each completion, for `cosine_scaled`.
             **arguments: Of TRL's function (`reasoning_delimiters`), or of the factory (`max_len` and so on).
 
@@ -265,7 +265,8 @@ class MathVerifier:
             outcome = unanswered.outcome
         try:
             # Any solution can be parsed and compared with a number
-            alone = self._ask({**request, "function": "accuracy", "arguments": {}, "completion": r"\boxed{0}"})
+            function = "judged" if request["function"] == "judged" else "accuracy"
+            alone = self._ask({**request, "function": function, "arguments": {}, "completion": r"\boxed{0}"})
             empty = self._ask({**request, "completion": ""})
             return Verdict(empty.reward, alone.gold_parsed, f"[{outcome}]", outcome)
         except _Unanswered:
