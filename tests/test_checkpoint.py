@@ -437,7 +437,7 @@ def test_children_can_be_told_to_end(tiny_model, tmp_path):
         child.join(10)
         ended.append(child.exitcode)
         child.kill()
-        return [0.0] * len(completions)
+        return letter_reward(completions)
 
     make(tiny_model, tmp_path, reward=reward, enable_jit_checkpoint=True, max_steps=1).train()
     assert ended == [-signal.SIGTERM]
@@ -449,7 +449,7 @@ def test_the_handler_is_there_while_training_only(tiny_model, tmp_path):
     trainer = make(
         tiny_model,
         tmp_path,
-        reward=lambda completions, **_: [during.append(signal.getsignal(signal.SIGTERM)) or 0.0] * len(completions),
+        reward=lambda completions, **_: during.append(signal.getsignal(signal.SIGTERM)) or letter_reward(completions),
         enable_jit_checkpoint=True,
         max_steps=1,
     )

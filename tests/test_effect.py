@@ -172,12 +172,15 @@ def test_a_frozen_model_can_be_evaluated(tiny_model, tmp_path):
     assert trainer.evaluate()["eval_reward"] is not None
 
 
-def test_parameters_that_take_no_part(tiny_model, tmp_path):
+@pytest.mark.parametrize("hidden", [True, False])
+def test_parameters_that_take_no_part(hidden, tiny_model, tmp_path):
     """Hidden by what lets checkpointed layers have a gradient."""
     model = load(tiny_model).requires_grad_(False)
     model.spare = torch.nn.Linear(2, 2)
-    model.enable_input_require_grads()
-    with pytest.raises(NothingTrainedError, match=r"any of the 2 parameters .*'spare.weight'.*take no part"):
+    if hidden:
+        model.enable_input_require_grads()
+    message = r"any of the 2 parameters .*'spare.weight'.*take no part" if hidden else "The loss has no gradient"
+    with pytest.raises(NothingTrainedError, match=message):
         make(model, tmp_path).train()
 
 
@@ -265,9 +268,10 @@ def test_every_update_skipped(tiny_model, tmp_path):
 # Parameters that are not finite
 
 
-@pytest.mark.parametrize("settings", [
-    {"learning_rate": INF}, {"weight_decay": NAN}, {"learning_rate": INF, "peft": LoraConfig(r=4, target_modules=["q_proj"])},
-])  # fmt: skip
+LORA = {"peft": LoraConfig(r=4, target_modules=["q_proj"])}
+
+
+@pytest.mark.parametrize("settings", [{"learning_rate": INF}, {"weight_decay": NAN}, {"learning_rate": INF} | LORA])
 def test_parameters_that_are_not_finite_end_the_run(settings, tiny_model, tmp_path):
     """Before they are saved, and before they generate."""
     trainer = make(tiny_model, tmp_path, save_strategy="steps", save_steps=1, **settings)

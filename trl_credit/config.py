@@ -79,10 +79,10 @@ class CreditGRPOConfig(GRPOConfig):
         credit_log_completions (`int`, *optional*):
             How many completions. If unset: 4.
         on_reward_error (`str`, *optional*, defaults to `"raise"`):
-            What a reward function that raises, hangs, or returns something other than one number, finite in float32, or
-            `None` for each completion does: `"raise"` ends the run with an error that names the function and the completion; `"exclude"`
-            leaves the completion out of its group and counts it. Where a function fails on all completions of several
-            prompts, or on several together but on none alone, it is an error all the same.
+            What a reward function that raises, hangs, or returns something other than one number (finite in float32) or
+            `None` for each completion does: `"raise"` ends the run with an error that names the function and the
+            completion; `"exclude"` leaves the completion out of its group and counts it. Where a function fails on all
+            completions of several prompts, or on several together but on none alone, it is an error all the same.
         reward_timeout (`float`, *optional*, defaults to `800.0`):
             Seconds that a reward function may take for a batch of completions, and as many to find the completion on which
             it hangs; 0 for no limit.

@@ -115,6 +115,15 @@ class EffectMixin:
             self._completions_seen += seen.sum(-1).to(self._completions_seen)
         return batch
 
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.model.training and torch.is_grad_enabled() and not loss.requires_grad:
+            raise NothingTrainedError(
+                "The loss has no gradient: the parameters that are trainable take no part in the model's forward. Set "
+                "`requires_grad` for parameters that do."
+            )
+        return loss
+
     def _get_grad_norm(self, model, grad_norm=None):
         if not self._reached and not self._hides_gradients:
             self._check_reached()
@@ -134,7 +143,8 @@ class EffectMixin:
         if self.is_deepspeed_enabled:  # which keeps them elsewhere
             return
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        if all(parameter.grad is None for parameter in parameters):
+        reached = any(parameter.grad is not None for parameter in parameters)  # of a shard here, perhaps none
+        if not self.accelerator.reduce(torch.tensor(int(reached), device=self.accelerator.device), reduction="sum"):
             names = {id(parameter): name for name, parameter in self.model.named_parameters()}
             first = next((names[id(parameter)] for parameter in parameters if id(parameter) in names), None)
             raise NothingTrainedError(
@@ -203,9 +213,9 @@ class EffectMixin:
         needed = self.args.generation_batch_size // self.num_generations
         if isinstance(self.train_dataset, IterableDataset):
             return (
-                f"the stream of training data ended before the first update. A generation batch takes {needed} rows, and an "
-                f"update {self.args.gradient_accumulation_steps} micro-batches "
-                f"(`gradient_accumulation_steps`) of {self.args.steps_per_generation * self.num_iterations} that it gives."
+                "the stream of training data ended before the first update. One generation batch takes "
+                f"{needed} rows and gives {self.args.steps_per_generation * self.num_iterations} micro-batches, of which an "
+                f"update takes {self.args.gradient_accumulation_steps} (`gradient_accumulation_steps`)."
             )
         return "no update was made."
 
