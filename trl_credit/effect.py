@@ -222,11 +222,13 @@ class EffectMixin:
     @torch.no_grad()
     def _bits(self) -> list[int]:
         """A checksum of each trained parameter's part here; two runs of bits that differ in one place have not the same."""
-        sums = [
-            part.contiguous().view(_INTEGERS[part.element_size()]).sum(dtype=torch.int64)
-            for _, parameter in self.model.named_parameters()
-            if parameter.requires_grad and (part := local_part(parameter)).is_floating_point() and part.numel()
-        ]
+        sums = []
+        for _, parameter in self.model.named_parameters():
+            part = local_part(parameter)
+            if parameter.requires_grad and part.is_floating_point() and part.numel():
+                flat = part.contiguous().view(-1)
+                words = torch.int64 if part.nbytes % 8 == 0 == part.data_ptr() % 8 else _INTEGERS[part.element_size()]
+                sums.append(flat.view(words).sum(dtype=torch.int64))
         return [int(value) for value in sums]
 
     def _extra_state(self):
