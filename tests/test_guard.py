@@ -350,7 +350,7 @@ TOO_LARGE = {
     "its square": ({}, 1e20),
     "its square, of the batch": ({"scale_rewards": "batch"}, 1e20),
     "each function's": ({"multi_objective_aggregation": "normalize_then_sum"}, 1e20),
-    "with its weight": ({"reward_weights": [1e30]}, 1e8),
+    "with its weight": ({"reward_weights": [1e10]}, 1e9),
 }
 
 

@@ -194,7 +194,7 @@ class _Call:
                     raise TypeError
                 value = None if reward is None else float(reward)
             except OverflowError:  # a whole number of more than 308 digits
-                value = math.copysign(math.inf, reward)
+                value = math.inf if reward > 0 else -math.inf
             except (TypeError, ValueError):
                 checked.append(f"it returned {_shortened(reward)}, which is no number (`None` stands for no reward)")
                 continue
