@@ -160,6 +160,9 @@ class Recorder:
         assign = trainer._assign_credit
 
         def record(batch, view, own, plan, policy):
+            if view is None:  # no completion needs credit
+                assign(batch, view, own, plan, policy)
+                return
             seen = {}
             original = trl_credit.trainer.credit_metrics
 
