@@ -132,7 +132,7 @@ def test_a_changed_header_of_the_same_length(name, copy):
 
 def test_the_model_card_may_be_edited(copy):
     (copy / "checkpoint-3" / "README.md").write_text("mine")
-    (copy / "checkpoint-3" / "notes.txt").write_text("mine")
+    (copy / "checkpoint-3" / "notes.json").write_text("mine")
     check_files(copy / "checkpoint-3")
 
 

@@ -473,7 +473,7 @@ IN_VAIN = {
 @pytest.mark.parametrize("backend", ["ddp", "zero3", "fsdp2"])
 def test_runs_in_vain_and_damaged_checkpoints(backend, models, tmp_path):
     """Errors are every process's; a checkpoint that lacks a file of one process is left alone by both."""
-    whole = {**SGD, **EXACT, "credit": CREDIT["gcpo"], "save_steps": 2, "max_steps": 5}
+    whole = {**SGD, **EXACT, "credit": CREDIT["gcpo"], "save_steps": 2, "max_steps": 4}
     cases = {name: {**SGD, **settings, "fails": True} for name, (settings, _) in IN_VAIN.items()} | {"run": whole}
     done = start(backend, tmp_path / "run", models, cases)
     assert done.returncode == 0, done.stderr[-6000:]

@@ -66,11 +66,10 @@ def check_files(checkpoint: Path) -> None:
         recorded = (checkpoint / MANIFEST_NAME).exists()
         problem = f": its {TRAINER_STATE_NAME} is damaged or missing" * recorded
         raise DamagedError(f"was not written to its end{problem}") from error
-    _check_recorded(checkpoint)
+    recorded = _check_recorded(checkpoint)
     _check_needed(checkpoint)
-    for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and not path.name.endswith(".tmp"):
-            _check_opens(checkpoint, path)
+    for name in recorded or [path.relative_to(checkpoint).as_posix() for path in sorted(checkpoint.rglob("*"))]:
+        _check_opens(checkpoint, checkpoint / name)
 
 
 def is_model_only(checkpoint: Path) -> bool:
@@ -89,10 +88,11 @@ def _checksum(path: Path) -> int:
     return value
 
 
-def _check_recorded(checkpoint: Path) -> None:
+def _check_recorded(checkpoint: Path) -> list[str]:
+    """The files that the manifest records, if there is one: what else lies there is the user's."""
     path = checkpoint / MANIFEST_NAME
     if not path.exists():
-        return
+        return []
     try:
         files = json.loads(path.read_text())["files"]
         recorded = {str(name): (int(size), int(checksum)) for name, (size, checksum) in files.items()}
@@ -108,6 +108,7 @@ def _check_recorded(checkpoint: Path) -> None:
             raise DamagedError(
                 f"is damaged: {name} is not as it was written (if you changed it on purpose, remove {MANIFEST_NAME})"
             )
+    return list(recorded)
 
 
 # What a run needs

@@ -196,7 +196,7 @@ class EffectMixin:
                 "None. Look at `reward` and `frac_reward_zero_std` in the log, and at the difficulty of the data."
             )
         elif not with_gradient:
-            why = f"the gradient of {made} is zero."
+            why = f"{made} had a gradient of zero{', or one that overflowed' * (self.args.fp16)}."
         elif not moved and self._learns and not self._resumed:
             why = (
                 f"{made} left every parameter as it was, to the bit, though there was a gradient. Usual causes are a "
