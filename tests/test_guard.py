@@ -417,7 +417,8 @@ def test_a_reward_model_that_returns_nan(tiny_model, tmp_path):
     with pytest.raises(RewardError, match=r"'judge' failed on completion 0 of 8: it returned nan.*Prompt: "):
         trainer().train()
     excluding = trainer(on_reward_error="exclude")
-    excluding.train()
+    with pytest.raises(NothingTrainedError, match="no completion of 8 has an advantage"):
+        excluding.train()
     assert excluding.state.log_history[0]["rewards/judge/excluded"] == 8
 
 
