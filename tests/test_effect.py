@@ -257,6 +257,12 @@ def test_steps_too_small_for_the_dtype(tiny_model, tmp_path):
         make(model, tmp_path, learning_rate=1e-30).train()
 
 
+def test_the_first_update_of_a_warmup_is_a_warning(tiny_model, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        make(tiny_model, tmp_path, max_steps=1, warmup_steps=10, lr_scheduler_type="constant_with_warmup").train()
+    assert "the only update left every parameter as it was" in caplog.text
+
+
 def test_every_update_skipped(tiny_model, tmp_path):
     trainer = make(tiny_model, tmp_path)
     loss = trainer._compute_loss

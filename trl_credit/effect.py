@@ -203,6 +203,9 @@ class EffectMixin:
                 f"`learning_rate` ({self.args.learning_rate}) too small for the parameters' dtype, and a warmup that is "
                 "longer than the run."
             )
+            if updates == 1 and self.args.warmup_steps:  # whose first update has a rate of zero: a trial of a recipe
+                logger.warning(why)
+                return
         else:
             return
         raise NothingTrainedError(f"Nothing was trained: {why}")
