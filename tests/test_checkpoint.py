@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import config, letter_reward, prompts
 from peft import LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_uniform import TIMES
 
 from trl_credit import CreditGRPOTrainer, train
@@ -171,7 +171,8 @@ def test_what_changed_is_not_continued(tiny_model, tmp_path, caplog):
 
 def test_a_checkpoint_of_trl(tiny_model, tmp_path, caplog):
     make(tiny_model, tmp_path, max_steps=2).train()
-    (tmp_path / "checkpoint-2" / "credit_state_0.safetensors").unlink()
+    for name in ("credit_state_0.safetensors", "credit_manifest.json"):
+        (tmp_path / "checkpoint-2" / name).unlink()
     make(tiny_model, tmp_path, max_steps=3).train(resume_from_checkpoint=True)
     assert "it was not saved by this trainer" in caplog.text
 
@@ -230,6 +231,9 @@ def test_no_pickle(tmp_path):
 def checkpoint(path, step, *, state="{}"):
     folder = Path(path) / f"checkpoint-{step}"
     folder.mkdir(parents=True)
+    save_file({}, folder / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({}, folder / name)
     if state is not None:
         (folder / "trainer_state.json").write_text(state)
     return folder
@@ -433,7 +437,7 @@ def test_children_can_be_told_to_end(tiny_model, tmp_path):
         child.join(10)
         ended.append(child.exitcode)
         child.kill()
-        return [0.0] * len(completions)
+        return letter_reward(completions)
 
     make(tiny_model, tmp_path, reward=reward, enable_jit_checkpoint=True, max_steps=1).train()
     assert ended == [-signal.SIGTERM]
@@ -445,7 +449,7 @@ def test_the_handler_is_there_while_training_only(tiny_model, tmp_path):
     trainer = make(
         tiny_model,
         tmp_path,
-        reward=lambda completions, **_: [during.append(signal.getsignal(signal.SIGTERM)) or 0.0] * len(completions),
+        reward=lambda completions, **_: during.append(signal.getsignal(signal.SIGTERM)) or letter_reward(completions),
         enable_jit_checkpoint=True,
         max_steps=1,
     )

@@ -14,6 +14,7 @@ from helpers import config, fixed_rollout, letter_reward, place_reward, prompts,
 from trl_credit import CreditGRPOTrainer, CreditInputs, build_credit
 from trl_credit.collapse import CollapseWatch
 from trl_credit.credit_log import REWARD, ROW
+from trl_credit.effect import NothingTrainedError
 from trl_credit.inspection.records import read_parquet
 
 
@@ -189,7 +190,7 @@ def test_resumed_in_a_generation_batch(tiny_model, tmp_path):
 
 
 def test_nothing_to_show_is_said(tiny_model, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), pytest.raises(NothingTrainedError):
         train(tiny_model, tmp_path, reward=constant_reward, credit_log_steps=1, max_steps=1)
     assert "Update 1 had no completion with credit to show." in caplog.text
 

@@ -457,3 +457,38 @@ def test_one_process_is_told_to_end(backend, models, tmp_path):
     for a, b in zip(without_times(ours["history"][:-1]), without_times(theirs["history"][:-1]), strict=True):
         assert a == b
     assert all((our_parameters[key] == parameter).all() for key, parameter in their_parameters.items())
+
+
+# What every process must find out together: `message` is the same on both
+IN_VAIN = {
+    "frozen": ({"frozen": True, "as_object": True, "credit": CREDIT["dgpo"]},
+               "NothingTrainedError: No parameter of the model is trainable"),
+    "infinite": ({"learning_rate": float("inf"), "num_iterations": 1, "save_strategy": "steps", "save_steps": 1},
+                 "FloatingPointError: The parameter 'model.embed_tokens.weight' and"),
+    "constant": ({"reward": "constant", "skip_zero_advantage": True, "trim_padding": True},
+                 "NothingTrainedError: Nothing was trained: no completion of 16 has an advantage"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["ddp", "zero3", "fsdp2"])
+def test_runs_in_vain_and_damaged_checkpoints(backend, models, tmp_path):
+    """Errors are every process's; a checkpoint that lacks a file of one process is left alone by both."""
+    whole = {**SGD, **EXACT, "credit": CREDIT["gcpo"], "save_steps": 2, "max_steps": 4}
+    cases = {name: {**SGD, **settings, "fails": True} for name, (settings, _) in IN_VAIN.items()} | {"run": whole}
+    done = start(backend, tmp_path / "run", models, cases)
+    assert done.returncode == 0, done.stderr[-6000:]
+    for name, (_, message) in IN_VAIN.items():
+        folder = tmp_path / "run" / name
+        errors = {path.read_text() for path in folder.glob("error_*.txt")}
+        assert len(errors) == 1 <= len(list(folder.glob("error_1.txt"))), (name, errors)
+        assert errors.pop().startswith(message), name
+        assert not list(folder.glob("checkpoint-*")), name
+    saved = tmp_path / "run" / "run"
+    copy = tmp_path / "copy"
+    shutil.copytree(saved, copy)
+    (copy / "checkpoint-4" / "rng_state_1.pth").unlink()
+    done = start(backend, tmp_path / "again", models, {"run": {**whole, "resume": "auto", "output_dir": str(copy)}})
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert "checkpoint-4 is damaged: rng_state_1.pth is missing: it is left alone" in done.stderr
+    ours, theirs = (load_parameters(path / "model.safetensors") for path in (copy, saved))
+    assert all((ours[name] == parameter).all() for name, parameter in theirs.items())

@@ -15,7 +15,9 @@ import textwrap
 import threading
 import time
 import zlib
+from decimal import Decimal
 
+import numpy
 import pytest
 import torch
 from helpers import config, fixed_rollout, letter_reward, prompts
@@ -23,7 +25,8 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassificat
 
 from trl_credit import CreditGRPOTrainer
 from trl_credit.checkpoint import load_tree
-from trl_credit.rewards.guard import AsyncGuardedReward, GuardedReward, RewardError, time_limit
+from trl_credit.effect import NothingTrainedError
+from trl_credit.rewards.guard import AsyncGuardedReward, GuardedReward, RewardError, largest_rewards, time_limit
 
 
 NAN, INF = float("nan"), float("inf")
@@ -78,6 +81,14 @@ FAILING = {
     "nan": (by_text(lambda _: NAN), "returned nan"),
     "inf": (by_text(lambda _: INF), "returned inf"),
     "text": (by_text(lambda _: "1.0"), "returned '1.0', which is no number"),
+    "bytes": (by_text(lambda _: b"1.0"), "returned b'1.0', which is no number"),
+    "1e300": (by_text(lambda _: 1e300), r"returned 1e\+300, which is infinite in float32"),
+    "-1e39": (by_text(lambda _: -1e39), r"returned -1e\+39, which is infinite in float32"),
+    "float64": (by_text(lambda _: numpy.float64(1e39)), r"returned 1e\+39, which is infinite in float32"),
+    "tensor": (by_text(lambda _: torch.tensor(1e39, dtype=torch.float64)), r"returned 1.*e\+39, which is infinite"),
+    "integer": (by_text(lambda _: 10**400), "returned inf"),
+    "negative integer": (by_text(lambda _: -(10**400)), "returned -inf"),
+    "decimal": (by_text(lambda _: Decimal("1e500")), "returned inf"),
     "nothing": (
         lambda completions, **_: None if BAD in completions else length_reward(completions),
         "it returned None, where",
@@ -139,9 +150,15 @@ def test_a_failure_excludes_the_completion(call, kind):
     if kind in ("raises", "hangs", "swallows", "backtracks"):  # found one by one; what failing calls logged is gone
         assert columns == COLUMNS
         assert metrics == {"scored": [1.0, 1.0, 1.0]}
-    elif kind in ("nan", "inf", "text"):
+    elif kind not in ("nothing", "mapping", "shorter"):
         assert columns == {"text": TEXTS}
         assert metrics == {"scored": [4.0]}
+
+
+def test_numbers_of_any_kind():
+    numbers = [True, numpy.float32(2.0), Decimal("0.5"), torch.tensor(3), 3.4e38, -1e-50]
+    guarded = GuardedReward(lambda **_: numbers, "mine", exclude=False, timeout=1.0)
+    assert guarded(**arguments(["a"] * 6, {}, {})) == [1.0, 2.0, 0.5, 3.0, 3.4e38, -1e-50]
 
 
 @pytest.mark.parametrize("call", [call, call_async])
@@ -327,6 +344,57 @@ def test_in_training_it_is_an_error_that_names_the_completion(tiny_model, tmp_pa
         make(tiny_model, tmp_path, [length_reward, long_is_bad]).train()
 
 
+# Finite in float32, but not what TRL makes of them: it would find every advantage zero
+TOO_LARGE = {
+    "the reward": ({}, 3e38),
+    "its square": ({}, 1e20),
+    "its square, of the batch": ({"scale_rewards": "batch"}, 1e20),
+    "each function's": ({"multi_objective_aggregation": "normalize_then_sum"}, 1e20),
+    "with its weight": ({"reward_weights": [1e10]}, 1e9),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_rewards_whose_statistics_overflow(case, tiny_model, tmp_path):
+    settings, size = TOO_LARGE[case]
+
+    def large(completions, **kwargs):
+        return [size if i == 3 else float(i) for i in range(len(completions))]
+
+    with pytest.raises(RewardError, match=r"'large' failed on completion 3 of 8: .* statistics overflow in float32"):
+        make(tiny_model, tmp_path, large, **settings).train()
+    trainer = make(tiny_model, tmp_path, large, on_reward_error="exclude", max_steps=1, **settings)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["rewards/large/excluded"] == 1
+    assert log["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"reward_weights": [1e-30]}])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_the_largest_rewards_that_are_taken(aggregation, scale, settings, tiny_model, tmp_path):
+    """What the guard lets through does not overflow."""
+    largest = largest_rewards(8, torch.tensor(settings.get("reward_weights", [1.0]))).item()
+    signs = iter((1, 1, 1, -1, -1, 1, -1, -1))
+    trainer = make(
+        tiny_model, tmp_path, lambda completions, **_: [next(signs) * largest * 0.99 for _ in completions],
+        max_steps=1, scale_rewards=scale, multi_objective_aggregation=aggregation, learning_rate=1e-20, **settings,
+    )  # fmt: skip
+    advantages = []
+    planned = trainer._planned
+    trainer._planned = lambda batches, *rest: (advantages.append(batches[0]["advantages"]), planned(batches, *rest))[1]
+    with contextlib.suppress(NothingTrainedError):
+        trainer.train()
+    assert advantages[0].isfinite().all()
+    assert (advantages[0] != 0).all()
+
+
+def test_weights_that_are_not_finite(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="`reward_weights` must be finite in float32"):
+        make(tiny_model, tmp_path, length_reward, reward_weights=[1e39])
+
+
 def test_a_reward_model_that_returns_nan(tiny_model, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     settings = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -349,7 +417,8 @@ def test_a_reward_model_that_returns_nan(tiny_model, tmp_path):
     with pytest.raises(RewardError, match=r"'judge' failed on completion 0 of 8: it returned nan.*Prompt: "):
         trainer().train()
     excluding = trainer(on_reward_error="exclude")
-    excluding.train()
+    with pytest.raises(NothingTrainedError, match="no completion of 8 has an advantage"):
+        excluding.train()
     assert excluding.state.log_history[0]["rewards/judge/excluded"] == 8
 
 

@@ -111,6 +111,10 @@ def calm_reward(completion_ids, **kwargs):
     return [sum(ids) % 7 / 7 for ids in completion_ids]
 
 
+def constant_reward(completions, **kwargs):
+    return [1.0] * len(completions)
+
+
 def failing_reward(completions, **kwargs):
     if PartialState().process_index == 1:
         raise RuntimeError("the reward of process 1 is out of order")
@@ -124,6 +128,7 @@ REWARDS = {
     "letter": letter_reward,
     "half_constant": half_constant_reward,
     "second_half_constant": second_half_constant_reward,
+    "constant": constant_reward,
     "failing": failing_reward,
     "even_prompt": even_prompt_reward,
     "preempted": preempted_reward,
@@ -155,6 +160,9 @@ class Recorder:
         assign = trainer._assign_credit
 
         def record(batch, view, own, plan, policy):
+            if view is None:  # no completion needs credit
+                assign(batch, view, own, plan, policy)
+                return
             seen = {}
             original = trl_credit.trainer.credit_metrics
 
@@ -241,12 +249,14 @@ def run(settings, paths, output):
     environment, vllm = settings.pop("environment", False), settings.pop("vllm", False)
     resume, per_process = settings.pop("resume", False), settings.pop("per_process", 1)
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    evaluated = settings.pop("evaluated", False)
+    evaluated, frozen = settings.pop("evaluated", False), settings.pop("frozen", False)
     rows, nan_at = settings.pop("rows", 8), settings.pop("nan_at", None)
     settings["per_device_train_batch_size"] = rows // processes // per_process
     args = config(output, kind=GRPOConfig if theirs else CreditGRPOConfig, **settings)
     # after the arguments: under ZeRO-3 with `zero3_init_flag` it is partitioned as it is loaded
     model, processor = model_and_processor(name, paths, as_object)
+    if frozen:
+        model.requires_grad_(False)
     data: Dataset = dataset_of(name)
     extra = {}
     if environment:
@@ -310,10 +320,13 @@ def main():
     torch.set_num_threads(1)
     allow_fsdp_on_cpu()
     for name, settings in job["cases"].items():
+        output, fails = Path(settings.pop("output_dir", f"{job['output_dir']}/{name}")), settings.pop("fails", False)
         try:
-            run(settings, job["models"], Path(job["output_dir"]) / name)
+            run(settings, job["models"], output)
         except Exception as error:
-            raise RuntimeError(f"case {name!r} failed") from error
+            if not fails:
+                raise RuntimeError(f"case {name!r} failed") from error
+            (output / f"error_{PartialState().process_index}.txt").write_text(f"{type(error).__name__}: {error}")
     PartialState().wait_for_everyone()
     PartialState().destroy_process_group()  # else gloo's threads may abort the process as it ends
 

@@ -5,7 +5,7 @@ never stopped, bit for bit with transformers generation. TRL and transformers sa
 random states; beside them this module saves, per process and without pickle, the generation batch whose updates are not
 over, TRL's step counter, metrics that were not logged yet, the stream of dynamic sampling, the adaptive entropy
 coefficient and a reference model that follows the policy. Beyond the first pass over the data it takes the sampler to the
-pass it was in.
+pass it was in. [`~trl_credit.checkpoint_files`] says whether a checkpoint's files are there and whole.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import threading
+import warnings
 from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,13 +25,15 @@ from datasets import IterableDataset
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import TrainerCallback
+from transformers.optimization import GreedyLR
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import RepeatSampler, strip_images_from_messages
 
 from .batching import PLAN, UpdatePlan
+from .checkpoint_files import MANIFEST_NAME, STATE_NAME, DamagedError, check_files, is_model_only, write_manifest
 
 
 logger = logging.getLogger(__name__)
@@ -38,10 +41,7 @@ logger = logging.getLogger(__name__)
 # Of a process that was asked to end (SIGTERM) and has saved its state: 128 + 15, what a shell reports for the signal
 PREEMPTED = 143
 
-STATE_NAME = "credit_state_{}.safetensors"
 REFERENCE_NAME = "credit_reference_{}.safetensors"
-# transformers' own SIGTERM checkpoint puts it there while it writes
-_INCOMPLETE_NAME = "checkpoint-is-incomplete.txt"
 
 # What must be as it was for a generation batch to be continued
 _BATCH_SETTINGS = (
@@ -103,13 +103,15 @@ def load_tree(path: Path, device: torch.device | str = "cpu") -> Any:
 # Which checkpoints are whole
 
 
+class ResumeError(ValueError):
+    """There is no checkpoint to resume from, or it is damaged."""
+
+
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: transformers writes its state last, when all processes are done."""
-    if (checkpoint / _INCOMPLETE_NAME).exists():
-        return False
+    """Whether a checkpoint was written to its end, and every file that a run needs is there and opens."""
     try:
-        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    except (OSError, ValueError, TypeError):
+        check_files(checkpoint)
+    except DamagedError:
         return False
     return True
 
@@ -122,9 +124,12 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
         if path.is_dir() and number.isdecimal():
             found.append((int(number), path))
     for _, path in sorted(found, reverse=True):
-        if is_complete(path):
+        try:
+            check_files(path)
+        except DamagedError as problem:
+            logger.warning("%s %s: it is left alone, and an earlier one is looked for.", path, problem)
+        else:
             return path
-        logger.warning("%s was not written to its end: it is left alone, and an earlier one is looked for.", path)
     return None
 
 
@@ -136,7 +141,7 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
         output_dir: Of the run.
 
     Raises:
-        ValueError: There is none, or it was not written to its end.
+        ResumeError: There is none, or it is not whole; the file is named.
     """
     word = str(asked).lower()
     if asked is None or word in ("false", "none"):
@@ -144,19 +149,21 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
     if word in ("true", "auto"):
         found = last_complete_checkpoint(output_dir)
         if found is None and word == "true":
-            raise ValueError(
+            raise ResumeError(
                 f"`resume_from_checkpoint`: there is no whole checkpoint in {output_dir!r}. Use 'auto' to start from the "
                 "beginning where there is none."
             )
         return found and str(found)
     path = Path(str(asked))
-    if not asked or not path.is_dir():
-        problem = "is not a folder"
-    elif not is_complete(path):
-        problem = "is not a checkpoint that was written to its end"
-    else:
-        return str(path)
-    raise ValueError(
+    problem = "is not a folder"
+    if asked and path.is_dir():
+        try:
+            check_files(path)
+        except DamagedError as error:
+            problem = str(error).replace("was not written", "is not a checkpoint that was written", 1)
+        else:
+            return str(path)
+    raise ResumeError(
         f"`resume_from_checkpoint`: {asked!r} {problem}. Use 'auto' for the last whole one in `output_dir`, or else the "
         "beginning."
     )
@@ -250,20 +257,38 @@ class ResumeMixin:
             resume_from_checkpoint: The path of a checkpoint; `True` for the last whole one in `output_dir`; `"auto"` for
                 that one if there is one, else the beginning.
 
+        A checkpoint of `save_only_model` has no optimizer, schedule or random state. The run goes on from its step, with
+        the learning rate and the data of that step and a new optimizer; a warning says so.
+
         Raises:
-            ValueError: The checkpoint was not written to its end, or there is none.
+            ResumeError: The checkpoint is not whole, there is none, or it holds the model only, from which DeepSpeed and
+                FSDP cannot go on.
             SystemExit: With code 143, after SIGTERM with `enable_jit_checkpoint`: the checkpoint is written.
         """
-        checkpoint, error = None, None
+        checkpoint, model_only, error = None, False, None
         if self.accelerator.is_main_process:  # others may see a shared folder later
             try:
                 checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-            except ValueError as caught:
+                model_only = checkpoint is not None and is_model_only(Path(checkpoint))
+                if model_only and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+                    raise ResumeError(
+                        f"`resume_from_checkpoint`: {checkpoint!r} holds the model only (`save_only_model`), from which "
+                        f"{'DeepSpeed' if self.is_deepspeed_enabled else 'FSDP'} cannot go on. Start anew with it as "
+                        "`model_name_or_path`, in another `output_dir`, and without `save_only_model`."
+                    )
+            except ResumeError as caught:
                 error = str(caught)
-        checkpoint, error = broadcast_object_list([checkpoint, error])
+        checkpoint, model_only, error = broadcast_object_list([checkpoint, model_only, error])
         if error is not None:
-            raise ValueError(error)
-        if checkpoint is not None:
+            raise ResumeError(error)
+        if model_only:
+            logger.warning(
+                "%s holds the model only (`save_only_model`). The run goes on from its update, with the learning rate and "
+                "the data of that update, but with a new optimizer, new random states and a new generation batch: it is "
+                "not the run that was stopped.",
+                checkpoint,
+            )
+        elif checkpoint is not None:
             self._read_checkpoint_state(Path(checkpoint))
         try:
             output = super().train(checkpoint, *args, **kwargs)
@@ -281,9 +306,12 @@ class ResumeMixin:
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:  # one that is overwritten is not whole meanwhile
-            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            for name in (MANIFEST_NAME, TRAINER_STATE_NAME):
+                (folder / name).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
+        if self.args.should_save and folder.is_dir():  # else rotation has removed it
+            write_manifest(folder)
         self._saved_step = self.state.global_step
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
@@ -390,6 +418,26 @@ class ResumeMixin:
                 next(iter(self._train_sampler), None)
         return epochs, batches
 
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint is not None and not (Path(resume_from_checkpoint) / SCHEDULER_NAME).exists():
+            self._forward_schedule()
+        return prepared
+
+    def _forward_schedule(self) -> None:
+        """Takes the learning-rate schedule, of which nothing was saved, to the update that is resumed from."""
+        if self.is_deepspeed_enabled:  # which keeps schedules of its own
+            return
+        if isinstance(self.lr_scheduler, (torch.optim.lr_scheduler.ReduceLROnPlateau, GreedyLR)):
+            logger.warning(
+                "The learning rate depends on what was measured before, which was not saved: it begins anew."
+            )
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # before the optimizer's
+            for _ in range(self.state.global_step):
+                self.lr_scheduler.step()
+
     def _load_rng_state(self, checkpoint):
         # transformers calls this when it has gone to where the run was, right before the first update
         super()._load_rng_state(checkpoint)
@@ -438,7 +486,7 @@ class ResumeMixin:
             for callback in self.callback_handler.callbacks
             if isinstance(callback, SyncRefModelCallback)
         ]
-        return [{name: _local(parameter) for name, parameter in model.named_parameters()} for model in models]
+        return [{name: local_part(parameter) for name, parameter in model.named_parameters()} for model in models]
 
     def _load_references(self, checkpoint: Path, world_size_changed: bool) -> None:
         references = self._followed_references()
@@ -456,8 +504,8 @@ class ResumeMixin:
                 parameter.copy_(values[name])
 
 
-def _local(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """The part of a parameter that this process has."""
+def local_part(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The part of a parameter that this process has: all of it, or its shard under ZeRO-3 and FSDP2."""
     if hasattr(parameter, "ds_tensor"):  # ZeRO-3
         return parameter.ds_tensor.data
     return parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.data

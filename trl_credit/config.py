@@ -79,15 +79,16 @@ class CreditGRPOConfig(GRPOConfig):
         credit_log_completions (`int`, *optional*):
             How many completions. If unset: 4.
         on_reward_error (`str`, *optional*, defaults to `"raise"`):
-            What a reward function that raises, hangs, or returns something other than one finite number or `None` for each
-            completion does: `"raise"` ends the run with an error that names the function and the completion; `"exclude"`
-            leaves the completion out of its group and counts it. Where a function fails on all completions of several
-            prompts, or on several together but on none alone, it is an error all the same.
+            What a reward function that raises, hangs, or returns something other than one number (finite in float32) or
+            `None` for each completion does: `"raise"` ends the run with an error that names the function and the
+            completion; `"exclude"` leaves the completion out of its group and counts it. Where a function fails on all
+            completions of several prompts, or on several together but on none alone, it is an error all the same.
         reward_timeout (`float`, *optional*, defaults to `800.0`):
             Seconds that a reward function may take for a batch of completions, and as many to find the completion on which
             it hangs; 0 for no limit.
         max_nonfinite_updates (`int`, *optional*, defaults to `5`):
-            Updates with a NaN or infinite loss or gradient norm are skipped; after so many in a row the run ends.
+            Updates with a NaN or infinite loss or gradient norm are skipped; after so many in a row the run ends. A
+            parameter that is not finite ends it at once.
         enable_jit_checkpoint (`bool`, *optional*, defaults to `False`):
             Whether SIGTERM makes the run finish its update, save a checkpoint and exit with code 143. Unlike transformers'
             own, the checkpoint is one that can be resumed from exactly: see
@@ -142,8 +143,8 @@ class CreditGRPOConfig(GRPOConfig):
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "`auto`: the last checkpoint of `output_dir` that was written to its end, or the beginning. `true`: "
-            "that one, or an error. Or the path of one."
+            "help": "`auto`: the last whole checkpoint of `output_dir`, or the beginning. `true`: that one, or an error. Or "
+            "the path of one, which must be whole."
         },
     )
     enable_jit_checkpoint: bool = field(

@@ -1,13 +1,18 @@
-"""Updates with a NaN or an infinity: skipped, counted, and the end of the run if they do not stop."""
+"""Updates with a NaN or an infinity: skipped, counted, and the end of the run if they do not stop.
+
+Parameters with one: the end of the run, before they are saved.
+"""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 
 from .batching import PLAN
-from .checkpoint import save_tree
+from .checkpoint import local_part, save_tree
 
 
 logger = get_logger(__name__)
@@ -16,6 +21,25 @@ DEFAULT_MAX_NONFINITE_UPDATES = 5
 
 # Where the batch of the first of several such updates in a row is written, in `output_dir`
 BATCH_FOLDER = "nonfinite_batch"
+
+
+def nonfinite_names(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> list[str]:
+    """Names of the parameters whose part on this process has a NaN or an infinity.
+
+    It reads each parameter once and takes no memory; where all are finite, as they should be, it waits for the device
+    once.
+    """
+    parts = [(name, local_part(parameter)) for name, parameter in parameters]
+    parts = [(name, part) for name, part in parts if part.dtype in _DTYPES and part.numel()]
+    if not parts:
+        return []
+    # Both are NaN where anything is, and of all that answers this, on a CPU, torch is fastest at them
+    extremes = [value.to(parts[0][1].device) for _, part in parts for value in torch.aminmax(part)]
+    finite = torch.stack(extremes).isfinite().view(-1, 2).all(-1)
+    return [] if finite.all() else [name for (name, _), good in zip(parts, finite.tolist(), strict=True) if not good]
+
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class NonfiniteGuardMixin:
@@ -27,8 +51,12 @@ class NonfiniteGuardMixin:
     logged, the number so far, once there is one. The micro-batches of the first of several in a row are written to
     `output_dir/nonfinite_batch`, one file per process, to be read with [`~trl_credit.checkpoint.load_tree`].
 
+    After each update the trained parameters are looked at, and before the first one all parameters: a NaN or an infinity
+    in them ends the run before it is saved or generated with. The last checkpoint is the one before.
+
     Raises:
-        FloatingPointError: From `train`, after `max_nonfinite_updates` such updates in a row.
+        FloatingPointError: From `train`, after `max_nonfinite_updates` such updates in a row, or for a parameter that is
+            not finite, which is named.
     """
 
     def __init__(self, *args, **kwargs):
@@ -41,7 +69,13 @@ class NonfiniteGuardMixin:
         self._nonfinite_in_row = 0
         self._update_batches.clear()  # of an earlier run that ended in the middle of an update
         self._update_finite.clear()
-        return super()._prepare_for_training(*args, **kwargs)
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self._checked_step = self.state.global_step
+        self._check_parameters(
+            self.model.named_parameters(),
+            "before the first update: the model that was loaded is damaged, or overflows in its dtype",
+        )
+        return prepared
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
@@ -65,6 +99,28 @@ class NonfiniteGuardMixin:
         if self._nonfinite_updates:
             self._metrics["train"]["nonfinite_updates"] = [float(self._nonfinite_updates)]
         return grad_norm
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        if self._checked_step != self.state.global_step:  # not once more at the end of an epoch
+            self._checked_step = self.state.global_step
+            self._check_parameters(
+                ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad),
+                f"after update {self.state.global_step}, whose gradient was finite. Usual causes are the `learning_rate` "
+                f"({self.args.learning_rate}), `weight_decay` ({self.args.weight_decay}) and `adam_epsilon` "
+                f"({self.args.adam_epsilon})",
+            )
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _check_parameters(self, parameters: Iterable[tuple[str, torch.nn.Parameter]], when: str) -> None:
+        names = nonfinite_names(parameters)
+        count = torch.tensor(int(bool(names)), device=self.accelerator.device)
+        if not self.accelerator.reduce(count, reduction="sum"):
+            return
+        names = list(dict.fromkeys(gather_object(names)))
+        more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
+        raise FloatingPointError(
+            f"The parameter {names[0]!r}{more} not finite {when}. The run ends, and nothing of it is saved from here on."
+        )
 
     def _skip_update(self, model) -> None:
         if not self.is_deepspeed_enabled:

@@ -23,9 +23,10 @@ from trl import (
     get_quantization_config,
 )
 
-from .checkpoint import checkpoint_to_resume
+from .checkpoint import ResumeError, checkpoint_to_resume
 from .config import IMPORTANCE_SAMPLING_LEVELS, RATIO_GRADIENT_LOSSES, CreditGRPOConfig
 from .data import load_splits, prepare, report_bare_latex, report_unparsable
+from .effect import NothingTrainedError, check_rows
 from .methods import METHODS
 from .methods.base import nearest
 from .rewards import accuracy, build_reward, judged, required_columns
@@ -337,6 +338,7 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     check_settings(training_args)
     model = resolve_model(model_args.model_name_or_path)
     train_dataset, eval_dataset = build_datasets(script_args, training_args, dataset_args)
+    check_rows(train_dataset, training_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -356,7 +358,8 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
 
 def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     """Trains, saves and (if asked) pushes a recipe; returns the trainer. What is wrong with the recipe or its data is
-    said in one line, with exit status 2, before a model is loaded wherever that can be known."""
+    said in one line, with exit status 2, before a model is loaded wherever that can be known. A run that trains nothing,
+    or whose numbers are not finite, saves no model and exits with status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # TRL sets it
     try:
@@ -373,7 +376,8 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
             revision=model_args.model_revision,
             trust_remote_code=training_args.trust_remote_code,
         )
-        checkpoint_to_resume(training_args.resume_from_checkpoint, training_args.output_dir)
+        if PartialState().is_main_process:  # the others follow it when the trainer asks once more
+            checkpoint_to_resume(training_args.resume_from_checkpoint, training_args.output_dir)
         trainer = CreditGRPOTrainer(**arguments)
         if evaluation is not None:
             evaluation.attach(trainer)
@@ -387,6 +391,12 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     except SystemExit:  # after SIGTERM; the checkpoint is saved
         _close(trainer)
         raise
+    except (ResumeError, NothingTrainedError, FloatingPointError) as error:
+        logger.debug("", exc_info=True)
+        if PartialState().is_main_process:
+            print(f"trl-credit train: error: {error} No model is saved.", file=sys.stderr)
+        _close(trainer)
+        raise SystemExit(2 if isinstance(error, ResumeError) else 1) from error
     trainer.save_model(training_args.output_dir)
     trainer.create_model_card(dataset_name=script_args.dataset_name)
     trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")

@@ -23,6 +23,7 @@ from .checkpoint import ResumeMixin
 from .collapse import CollapseWatch
 from .config import CreditGRPOConfig, check_credit, deal_refusal, skip_refusal
 from .credit_log import DEFAULT_COMPLETIONS, CreditLog
+from .effect import EffectMixin
 from .methods import DGPO, GCPO, CreditInputs, CreditMethod, Uniform, build_credit
 from .metrics import credit_metrics
 from .nonfinite import NonfiniteGuardMixin
@@ -40,7 +41,9 @@ DEFAULT_CACHE_GIB = 4.0
 _TRL_SIGNATURE = inspect.signature(GRPOTrainer.__init__)
 
 
-class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMixin, ResumeMixin, GRPOTrainer):
+class CreditGRPOTrainer(
+    EffectMixin, NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMixin, ResumeMixin, GRPOTrainer
+):
     """
     [`~trl.GRPOTrainer`] in which a credit method decides how much of a completion's advantage each token gets.
 
@@ -69,10 +72,13 @@ class CreditGRPOTrainer(NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMi
        vision-language model) is gathered before the loss. TRL's fused head never calls the module, so that nothing
        gathers it, and gathers the weight itself in a way whose backward does not add up the processes' gradients: each
        process would train its shard of the head on its own completions only.
-    2. An update whose loss or gradient norm is not finite is skipped ([`~trl_credit.nonfinite.NonfiniteGuardMixin`]).
-    3. A reward function that returns a NaN or an infinity, or hangs, is an error, or its completion is excluded
+    2. An update whose loss or gradient norm is not finite is skipped, and parameters that are not finite end the run
+       ([`~trl_credit.nonfinite.NonfiniteGuardMixin`]).
+    3. A reward function that returns a NaN, an infinity or more than float32 holds, or hangs, is an error, or its
+       completion is excluded
        ([`~trl_credit.rewards.guard.RewardGuardMixin`]); `None` stands for no reward, as in TRL, which takes a NaN for it.
     4. A resumed run is the one that was not stopped, and SIGTERM may save it ([`~trl_credit.checkpoint.ResumeMixin`]).
+    5. A run that trains nothing is an error ([`~trl_credit.effect.EffectMixin`]).
 
     A method other than `uniform` that has been uniform in effect for 20 updates is said to be, once, with what to change
     ([`~trl_credit.collapse.CollapseWatch`]); `credit_log_steps` shows completions with their token credit

@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
+    from ..effect import NothingTrainedError
     from .report import show
     from .run import BenchSettings, run
 
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
     try:
         results = run(BenchSettings(**chosen), progress=lambda message: print(message, file=sys.stderr, flush=True))
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, NothingTrainedError) as error:
         _fail(error)
     show(results)
     print(f"{arguments.output_dir}: bench.json, bench.md and the pictures, after {time.perf_counter() - start:.0f} s.")

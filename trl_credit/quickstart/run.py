@@ -181,6 +181,8 @@ def main(argv: list[str] | None = None) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
+    from trl_credit.effect import NothingTrainedError
+
     # So small a model is fastest on one thread
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
@@ -197,7 +199,10 @@ def main(argv: list[str] | None = None) -> None:
         while name in results:  # the same method with other parameters
             name += "'"
         print(f"\n{name}: {arguments.max_steps} updates of {NUM_COMPLETIONS} completions", flush=True)
-        results[name] = train(credit, arguments.output_dir / name, arguments.max_steps, arguments.seed)
+        try:
+            results[name] = train(credit, arguments.output_dir / name, arguments.max_steps, arguments.seed)
+        except (NothingTrainedError, FloatingPointError) as error:
+            raise SystemExit(f"trl-credit quickstart: error: {name}: {error}") from error
         (arguments.output_dir / "results.json").write_text(json.dumps(results, indent=2))
     print()
     report(results)

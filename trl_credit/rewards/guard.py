@@ -33,6 +33,8 @@ DEFAULT_TIMEOUT = 800.0
 # What stands for an excluded completion until TRL has gathered the rewards: a function's own infinity is an error
 _EXCLUDED = math.inf
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 class RewardError(RuntimeError):
     """A reward function failed on a completion."""
@@ -193,14 +195,20 @@ class _Call:
         checked: list[float | str | None] = []
         for reward in rewards:
             try:
-                if isinstance(reward, str):
+                if isinstance(reward, (str, bytes, bytearray)):  # float() reads them
                     raise TypeError
                 value = None if reward is None else float(reward)
+            except OverflowError:  # a whole number of more than 308 digits
+                value = math.inf if reward > 0 else -math.inf
             except (TypeError, ValueError):
-                checked.append(f"it returned {reward!r}, which is no number (`None` stands for no reward)")
+                checked.append(f"it returned {_shortened(reward)}, which is no number (`None` stands for no reward)")
                 continue
-            bad = value is not None and not math.isfinite(value)
-            checked.append(f"it returned {value} (`None` stands for no reward)" if bad else value)
+            problem = None
+            if value is not None and not math.isfinite(value):
+                problem = f"it returned {value} (`None` stands for no reward)"
+            elif value is not None and abs(value) > _LARGEST:
+                problem = f"it returned {value}, which is infinite in float32, in which TRL computes"
+            checked.append(problem or value)
         return checked
 
     @staticmethod
@@ -258,6 +266,21 @@ def check_reward_functions(functions: Any) -> None:
             )
 
 
+def largest_rewards(count: int, weights: torch.Tensor) -> torch.Tensor:
+    """How large rewards may be for TRL to compute their groups' statistics, which square them, in float32.
+
+    Where a square overflows, TRL's standard deviation is infinite and every advantage of the group zero.
+
+    Args:
+        count: Rewards of which means are taken.
+        weights: (F,), `reward_weights`.
+
+    Returns:
+        (F,), of each function. A few times less than what overflows in the worst case.
+    """
+    return math.sqrt(_LARGEST / (4 * count)) / (weights.double().abs() * len(weights)).clamp(min=1.0)
+
+
 class RewardGuardMixin:
     """Guards the trainer's reward functions; see [`GuardedReward`].
 
@@ -265,12 +288,15 @@ class RewardGuardMixin:
     and that the completion therefore lacks, or an empty text.
 
     With `on_reward_error="exclude"` a completion on which any reward function fails has no reward at all: it is left out
-    of its group's mean and has no advantage. `rewards/NAME/excluded` is logged, their number in a scoring.
+    of its group's mean and has no advantage. `rewards/NAME/excluded` is logged, their number in a scoring. Rewards whose
+    statistics would overflow float32 ([`largest_rewards`]) are failures, too.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._excludes = getattr(self.args, "on_reward_error", "raise") == "exclude"
+        if not self.reward_weights.isfinite().all():
+            raise ValueError(f"`reward_weights` must be finite in float32, got {self.args.reward_weights}.")
         timeout = getattr(self.args, "reward_timeout", DEFAULT_TIMEOUT)
         for i, (function, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
             if not isinstance(function, nn.Module):
@@ -283,16 +309,28 @@ class RewardGuardMixin:
             inputs = [{**example, OPENED_TAGS: tag} for example, tag in zip(inputs, tags, strict=True)]
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         models = [isinstance(function, nn.Module) for function in self.reward_funcs]
-        wrong = ~torch.isfinite(rewards) & torch.tensor(models, device=rewards.device)
+        models = torch.tensor(models, device=rewards.device)
+        largest = largest_rewards(len(rewards), self.reward_weights.to(rewards.device))
+        # A comparison with a NaN is false: no reward, unless it is a model's
+        excluded = (rewards == _EXCLUDED) & ~models
+        wrong = (~torch.isfinite(rewards) & models) | ((rewards.abs() > largest) & ~excluded)
         if wrong.any() and not self._excludes:
             i, column = wrong.nonzero()[0].tolist()
             first = self.accelerator.process_index * len(prompts)
             name, texts = self.reward_func_names[column], {"prompts": prompts, "completions": completions}
+            value = rewards[i, column].item()
+            problem = f"it returned {value}"
+            if math.isfinite(value):
+                problem += (
+                    f", of which a group's statistics overflow in float32 (at most {largest[column]:.1e} with its weight of "
+                    f"{self.reward_weights[column]:g})"
+                )
             if first <= i < first + len(prompts):
-                raise _error(name, texts, i - first, f"it returned {rewards[i, column].item()}")
-            raise RewardError(f"The reward model {name!r} failed on a completion of another process.")
+                raise _error(name, texts, i - first, problem)
+            kind = "model" if models[column] else "function"
+            raise RewardError(f"The reward {kind} {name!r} failed on a completion of another process: {problem}.")
         if self._excludes:
-            excluded = wrong | (rewards == _EXCLUDED)
+            excluded |= wrong
             mode = "train" if self.model.training else "eval"
             for name, count in zip(self.reward_func_names, excluded.sum(0).tolist(), strict=True):
                 self._metrics[mode][f"rewards/{name}/excluded"].append(float(count))
