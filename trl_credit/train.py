@@ -2,14 +2,15 @@
 
 import json
 import logging
+import os
 import sys
+import typing
 import warnings
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import PartialState
 from datasets import IterableDataset
 from transformers import AutoConfig, AutoProcessor
@@ -23,12 +24,14 @@ from trl import (
     get_quantization_config,
 )
 
+from ._yaml import load_mapping
 from .checkpoint import checkpoint_to_resume
-from .config import IMPORTANCE_SAMPLING_LEVELS, RATIO_GRADIENT_LOSSES, CreditGRPOConfig
+from .config import CreditGRPOConfig
 from .data import load_splits, prepare, report_bare_latex, report_unparsable
-from .methods import METHODS
 from .methods.base import nearest
+from .retired import unknown_fields
 from .rewards import accuracy, build_reward, judged, required_columns
+from .settings import AtLeast1, check_fields, check_output_dir, checked, types_of
 from .trainer import CreditGRPOTrainer
 
 
@@ -63,7 +66,7 @@ class CreditScriptArguments(ScriptArguments):
         default=None,
         metadata={"help": "Dataset to evaluate on, if it is another one than `dataset_name`."},
     )
-    generated_dataset_size: int = field(
+    generated_dataset_size: AtLeast1 = field(
         default=1000,
         metadata={"help": "Rows of a generated dataset (`reasoning_gym:TASK`, `trl_credit:arithmetic`)."},
     )
@@ -126,10 +129,9 @@ class CreditScriptArguments(ScriptArguments):
     def __post_init__(self):
         if isinstance(self.reward_funcs, (str, dict)):  # a recipe with one reward
             self.reward_funcs = [self.reward_funcs]
-        if self.generated_dataset_size < 1:
-            raise ValueError(f"`generated_dataset_size` must be at least 1, got {self.generated_dataset_size}.")
         for name in ("generated_dataset_config", "eval", "compare"):
             setattr(self, name, mapping_of(name, getattr(self, name)))
+        check_fields(self, lenient=True)
 
 
 ARGUMENT_TYPES = (CreditScriptArguments, CreditGRPOConfig, ModelConfig, DatasetMixtureConfig)
@@ -155,36 +157,75 @@ def parse_arguments(
 
     parser.error = fail
     argv = [part for text in argv for part in (text.split("=", 1) if text.startswith("--config=") else [text])]
+    annotated = recipe_types(types)
     known = {f.name for kind in types for f in fields(kind) if f.init} | {"config", "env"}
-
-    def check(name: str, where: str) -> None:
-        if name not in known:
-            for method in METHODS.values():
-                if name in {f.name for f in fields(method)}:
-                    example = json.dumps({"method": method.name, name: "..."})
-                    raise ValueError(f"`{name}` is a parameter of a credit method: write --credit '{example}'.")
-            hint = nearest(name, known).partition(" Known:")[0]  # hundreds of names would hide the message
-            raise ValueError(f"Unknown field `{name}` {where}. {hint if hint.startswith('Did') else 'See --help.'}")
-
     if not argv:
         raise ValueError("Nothing to do: give --config FILE.yaml, or the fields themselves (see --help).")
     if argv[-1] == "--config":
         raise ValueError(f"`--config` needs the path of a {file}.")
-    for text in parser.parse_known_args(argv)[1]:
-        if text.startswith("--"):
-            check(text.removeprefix("--").partition("=")[0].replace("-", "_"), "on the command line")
+    recipe = {}
+    if "--config" in argv:
+        place = argv.index("--config")
+        recipe = read_recipe(argv[place + 1], types, file)
+        argv = argv[:place] + argv[place + 2 :]
+    if "--config" in argv:
+        raise ValueError(f"`--config` is there twice: one {file} has all fields, and the command line may change some.")
+    on_line, left = parser.parse_known_args(argv)
+    unknown = [text for text in left if text.startswith("--")]
+    problem = unknown_fields(dict.fromkeys(map(field_of, unknown)), known, "on the command line") or unknown_fields(
+        recipe, known - {"config"}, f"in the {file}"
+    )
+    if problem:
+        raise ValueError(problem)
+    environment = recipe.pop("env", None) or {}
+    if not isinstance(environment, dict):
+        raise ValueError(f"`env` must be a mapping of environment variables, got {environment!r}.")
+    given = {field_of(text) for text in argv if text.startswith("--")}
+    given = {name if name in annotated else name.removeprefix("no_") for name in given}
+    values = checked(recipe | {name: getattr(on_line, name) for name in given if name in annotated}, annotated)
+    parser.set_defaults_with_config(**{name: values[name] for name in recipe})
+    os.environ.update({str(name): str(value) for name, value in environment.items()})
+    return parser.parse_args_and_config(argv)
+
+
+def recipe_types(types: tuple = ARGUMENT_TYPES) -> dict[str, Any]:
+    """The types of all fields of dataclasses, by default a recipe's, with their ranges."""
+    return {name: hint for kind in types for name, hint in types_of(kind).items()}
+
+
+def field_of(word: str) -> str:
+    """The field that a word of the command line sets."""
+    return word.removeprefix("--").partition("=")[0].replace("-", "_")
+
+
+def read_recipe(path: str | Path, types: tuple = ARGUMENT_TYPES, file: str = "recipe", field: str = "--config") -> dict:
+    """The fields of a YAML file, as they are written.
+
+    Args:
+        path: Of the file.
+        types: Dataclasses whose fields these are.
+        file: What the file is called in messages.
+        field: The setting that names it.
+
+    Raises:
+        ValueError: The file cannot be read, or is no mapping of fields to values.
+    """
+    hints = {name: hint for kind in types for name, hint in typing.get_type_hints(kind).items()}
+    if "eval" in hints:
+        from .evaluation.config import EvalConfig
+
+        hints["eval"] = EvalConfig
     try:
-        if "--config" in argv[:-1]:
-            recipe = yaml.safe_load(Path(argv[argv.index("--config") + 1]).read_text())
-            if not isinstance(recipe, dict):
-                raise ValueError(f"`--config`: the {file} must be a YAML mapping of fields to values.")
-            for name in recipe:
-                check(name, f"in the {file}")
-        return parser.parse_args_and_config(argv)
+        return load_mapping(Path(path).expanduser().read_text(encoding="utf-8-sig"), hints)
     except OSError as error:
-        raise ValueError(f"`--config`: cannot read {error.filename!r}: {error.strerror} (from {Path.cwd()}).") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"`--config`: not valid YAML: {error}") from None
+        raise ValueError(f"`{field}`: cannot read {str(path)!r}: {error.strerror} (from {Path.cwd()}).") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{field}`: {str(path)!r} is no UTF-8 text (byte {error.start + 1}).") from None
+    except ValueError as error:
+        message = str(error)
+        if message.startswith("not valid YAML"):
+            raise ValueError(f"`{field}`: {message}") from None
+        raise ValueError(f"`{field}`: the {file} {message}.") from None
 
 
 def embedded_model_path() -> str:
@@ -206,27 +247,6 @@ def resolve_model(name: str | None) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"`model_name_or_path`: there is no folder {name!r} (looked from {Path.cwd()}).")
     return name
-
-
-def check_settings(args: CreditGRPOConfig) -> None:
-    """Raises `ValueError` for settings that would fail, or do nothing, only after the model is loaded."""
-    for name, value, allowed in (
-        ("loss_type", args.loss_type, (*RATIO_GRADIENT_LOSSES, "cispo", "vespo")),
-        ("importance_sampling_level", args.importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS),
-    ):
-        if value not in allowed:
-            raise ValueError(f"`{name}`: unknown value {value!r}. {nearest(value, allowed)}")
-    for name, valid, rule in (
-        ("max_steps", lambda x: x == -1 or x >= 1, "at least 1, or -1 for whole epochs"),
-        ("max_completion_length", lambda x: x >= 1, "at least 1"),
-        ("num_iterations", lambda x: x >= 1, "at least 1"),
-        ("temperature", lambda x: x > 0, "positive"),
-        ("learning_rate", lambda x: x >= 0, "non-negative"),
-        ("beta", lambda x: x >= 0, "non-negative"),
-    ):
-        value = getattr(args, name)
-        if not isinstance(value, (int, float)) or not valid(value):
-            raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
 
 
 def check_model(model: str, train_dataset, **kwargs) -> None:
@@ -334,7 +354,9 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     Raises:
         ValueError: Settings, data or rewards that cannot work.
     """
-    check_settings(training_args)
+    if training_args.max_completion_length is None:
+        raise ValueError("`max_completion_length` must be at least 1, got None.")
+    check_output_dir(training_args.output_dir)
     model = resolve_model(model_args.model_name_or_path)
     train_dataset, eval_dataset = build_datasets(script_args, training_args, dataset_args)
     training_args.model_init_kwargs = {

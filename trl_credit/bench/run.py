@@ -5,15 +5,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 
 from ..inspection.scoring import Completion, CreditScorer, labelled
 from ..methods import DGPO, METHODS, CreditMethod, build_credit
 from ..methods.base import nearest
 from ..quickstart.run import quickstart_credit
 from ..quickstart.task import make_dataset
+from ..settings import DTYPES, AtLeast1, NonNegativeInt, Seed, Values, Whole, check_fields, check_output_dir
 from ..train import embedded_model_path
 from . import gradients as gradient_scores
 from .baselines import BASELINES, baselines, is_trivial
@@ -50,23 +52,20 @@ class BenchSettings:
     reference: str | None = None
     methods: tuple[str, ...] = tuple(METHODS)
     tasks: tuple[str, ...] | None = None
-    rendering: str | None = None
-    num_items: int = 200
-    seed: int = 0
+    rendering: Annotated[str, Values(tuple(RENDERINGS))] | None = None
+    num_items: Annotated[Whole, Ge(2)] = 200
+    seed: Seed = 0
     drift: tuple[int, ...] = (0, 20, 80)
-    drift_completions: int = 64
-    groups: int = 256
-    target_groups: int = 1024
-    dtype: str = "float32"
+    drift_completions: AtLeast1 = 64
+    groups: NonNegativeInt = 256
+    target_groups: Annotated[Whole, Ge(2)] = 1024
+    dtype: Annotated[str, Values(DTYPES)] = "float32"
     output_dir: Path = field(default_factory=lambda: Path("outputs/bench"))
 
     def __post_init__(self):
+        check_fields(self)
+        check_output_dir(self.output_dir)
         variants(None if self.tasks is None else list(self.tasks))
-        if self.rendering is not None and self.rendering not in RENDERINGS:
-            raise ValueError(f"`rendering` is {self.rendering!r}. {nearest(self.rendering, RENDERINGS)}")
-        for name, least in (("num_items", 2), ("groups", 0), ("target_groups", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
 
 
 def build_methods(given: Sequence[str], compact: bool) -> dict[str, CreditMethod]:
