@@ -9,7 +9,7 @@ from trl import GRPOConfig
 from .methods import CreditMethod, build_credit
 from .nonfinite import DEFAULT_MAX_NONFINITE_UPDATES
 from .rewards.guard import DEFAULT_TIMEOUT
-from .settings import AtLeast1, Finite, NonNegative, Rule, Unchecked, Values, Whole, check_fields
+from .settings import AtLeast1, Finite, NonNegative, Rule, Unchecked, Whole, check_fields, one_of
 
 
 # Losses whose gradient goes through the importance ratio. Taken over the sequence, the ratio's gradient sums the
@@ -127,13 +127,13 @@ class CreditGRPOConfig(GRPOConfig):
             "keeps nothing. If unset: 4."
         },
     )
-    credit_cache_device: Annotated[str, Values(("cpu",))] | None = field(
+    credit_cache_device: one_of("cpu") | None = field(
         default=None,
         metadata={"help": "Where such signals are kept: `cpu`, or if unset the device that computed them."},
     )
 
     # TRL's and transformers', of which more can be said
-    importance_sampling_level: Annotated[str, Values(IMPORTANCE_SAMPLING_LEVELS)] = field(
+    importance_sampling_level: one_of(*IMPORTANCE_SAMPLING_LEVELS) = field(
         default="token",
         metadata={
             "help": "`token`, `sequence` (GSPO), or `sequence_token` (GSPO-token): the sequence's ratio with each token's "
@@ -191,7 +191,7 @@ class CreditGRPOConfig(GRPOConfig):
         metadata={"help": "How many completions `credit_log_steps` shows. If unset: 4."},
     )
 
-    on_reward_error: Annotated[str, Values(("raise", "exclude"))] = field(
+    on_reward_error: one_of("raise", "exclude") = field(
         default="raise",
         metadata={
             "help": "What a reward function that raises, hangs or returns no reward does: `raise` an error that names the "

@@ -36,14 +36,10 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Values:
-    """Metadata of `str`: its values. (With a `Literal`, argparse would list them and not name the nearest.)"""
+class As:
+    """Metadata of a type: the type to check, where argparse must see a simpler one."""
 
-    values: tuple[str, ...]
-
-
-class Unchecked:
-    """Metadata of a type that its field's owner checks."""
+    hint: Any
 
 
 def _number(value: Any) -> Any:
@@ -86,15 +82,21 @@ Positive = Annotated[Finite, Gt(0)]
 NonNegative = Annotated[Finite, Ge(0)]
 Share = Annotated[Finite, Ge(0), Le(1)]
 PositiveShare = Annotated[Finite, Gt(0), Le(1)]
-Seed = Annotated[Whole, Ge(0), Lt(2**32), Rule("from 0 to 2**32 - 1")]
+Seed = Annotated[Whole, Ge(0), Lt(2**32), Rule("between 0 and 2**32 - 1")]
 Port = Annotated[Whole, Ge(1), Le(65_535)]
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 def one_of(*values: str) -> Any:
-    """The type of a field with one of these values."""
-    return Annotated[Literal[tuple(values)], BeforeValidator(_plain)]
+    """The type of a text that is one of these."""
+    return Annotated[str, As(Annotated[Literal[tuple(values)], BeforeValidator(_plain)])]
+
+
+# Names, or mappings of a name and arguments; JSON on the command line
+Specs = Annotated[list[str], As(list[str | dict])]
+# A field whose owner checks it
+Unchecked = As(Any)
 
 
 # Fields of TrainingArguments, GRPOConfig, ModelConfig, ScriptArguments and DatasetMixtureConfig. What is not here has the
@@ -226,11 +228,10 @@ def _types_of(cls: type) -> dict[str, Any]:
         ours = owner.__module__.partition(".")[0] == __name__.partition(".")[0]
         choices = None if ours else field.metadata.get("choices")
         if not ours and field.name in INHERITED:
-            found[field.name] = INHERITED[field.name]
+            found[field.name] = _strict(INHERITED[field.name])
         elif choices:
-            found[field.name] = (
-                one_of(*choices) | None if type(None) in _options(hints[field.name]) else one_of(*choices)
-            )
+            values = one_of(*choices)
+            found[field.name] = _strict(values | None if type(None) in _options(hints[field.name]) else values)
         else:
             found[field.name] = _strict(hints[field.name])
     return found
@@ -239,10 +240,11 @@ def _types_of(cls: type) -> dict[str, Any]:
 def _strict(hint: Any) -> Any:
     """The type as this module checks it: no boolean is a number, and an enumeration is its values."""
     if typing.get_origin(hint) is Annotated:
-        if Unchecked in hint.__metadata__:
-            return Any
-        values = next((meta.values for meta in hint.__metadata__ if isinstance(meta, Values)), None)
-        return hint if values is None else one_of(*values)
+        for meta in hint.__metadata__:
+            if isinstance(meta, As):
+                return _strict(meta.hint)
+        inner = typing.get_args(hint)[0]
+        return Annotated[(_strict(inner), *hint.__metadata__)] if len(_options(inner)) > 1 else hint
     options = _options(hint)
     if len(options) > 1:
         kinds = [option for option in options if isinstance(option, type) and issubclass(option, Enum)]
@@ -251,7 +253,7 @@ def _strict(hint: Any) -> Any:
     if typing.get_origin(hint) is list:
         return list[_strict(typing.get_args(hint)[0])]
     if isinstance(hint, type) and issubclass(hint, Enum):
-        return one_of(*(member.value for member in hint))
+        return _strict(one_of(*(member.value for member in hint)))
     simple = {int: Whole, float: Finite, bool: Flag, str: Text, dict: dict, type(None): type(None)}
     if typing.get_origin(hint) is dict:
         return dict
@@ -286,7 +288,7 @@ def _limits(option: Any) -> str:
         for kind, name in ((Ge, "ge"), (Gt, "gt"), (Le, "le"), (Lt, "lt"))
     )
     if least is not None and most is not None:
-        return f"from {least} to {most}"
+        return f"between {least} and {most}"
     if most is None and below is None:
         if above == 0:
             return "positive"

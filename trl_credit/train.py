@@ -31,7 +31,7 @@ from .data import load_splits, prepare, report_bare_latex, report_unparsable
 from .methods.base import nearest
 from .retired import unknown_fields
 from .rewards import accuracy, build_reward, judged, required_columns
-from .settings import AtLeast1, check_fields, check_output_dir, checked, types_of
+from .settings import AtLeast1, Specs, check_fields, check_output_dir, checked, types_of
 from .trainer import CreditGRPOTrainer
 
 
@@ -99,7 +99,7 @@ class CreditScriptArguments(ScriptArguments):
         default=False,
         metadata={"help": "Make prompts of plain text instead of chat messages (models without a chat template)."},
     )
-    reward_funcs: list[str] | None = field(
+    reward_funcs: Specs | None = field(
         default=None,
         metadata={
             "help": "Reward functions: `accuracy` (math-verify), `judged` (the judge of `trl-credit eval`), "

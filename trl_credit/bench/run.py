@@ -15,7 +15,7 @@ from ..methods import DGPO, METHODS, CreditMethod, build_credit
 from ..methods.base import nearest
 from ..quickstart.run import quickstart_credit
 from ..quickstart.task import make_dataset
-from ..settings import DTYPES, AtLeast1, NonNegativeInt, Seed, Values, Whole, check_fields, check_output_dir
+from ..settings import DTYPES, AtLeast1, NonNegativeInt, Seed, Whole, check_fields, check_output_dir, one_of
 from ..train import embedded_model_path
 from . import gradients as gradient_scores
 from .baselines import BASELINES, baselines, is_trivial
@@ -52,14 +52,14 @@ class BenchSettings:
     reference: str | None = None
     methods: tuple[str, ...] = tuple(METHODS)
     tasks: tuple[str, ...] | None = None
-    rendering: Annotated[str, Values(tuple(RENDERINGS))] | None = None
+    rendering: one_of(*RENDERINGS) | None = None
     num_items: Annotated[Whole, Ge(2)] = 200
     seed: Seed = 0
     drift: tuple[int, ...] = (0, 20, 80)
     drift_completions: AtLeast1 = 64
     groups: NonNegativeInt = 256
     target_groups: Annotated[Whole, Ge(2)] = 1024
-    dtype: Annotated[str, Values(DTYPES)] = "float32"
+    dtype: one_of(*DTYPES) = "float32"
     output_dir: Path = field(default_factory=lambda: Path("outputs/bench"))
 
     def __post_init__(self):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from ..settings import (
     AtLeast1,
@@ -15,10 +15,10 @@ from ..settings import (
     Positive,
     PositiveShare,
     Share,
-    Values,
     Whole,
     check_fields,
     checked,
+    one_of,
 )
 from ..train import mapping_of, read_recipe, recipe_types
 from .backends.base import SamplingSettings
@@ -122,9 +122,7 @@ class EvalConfig:
         None,
         "Folder of the run; an interrupted run goes on in it. By default outputs/eval/MODEL.",
     )
-    preset: Annotated[str, Values(tuple(PRESETS))] = _option(
-        "default", f"Published settings: {', '.join(f'`{name}`' for name in PRESETS)}."
-    )
+    preset: one_of(*PRESETS) = _option("default", f"Published settings: {', '.join(f'`{name}`' for name in PRESETS)}.")
     temperature: NonNegative | None = _option(None, "Softmax temperature; 0 is greedy. Default 1.0 (DAPO).")
     top_p: PositiveShare | None = _option(None, "Nucleus sampling. Default 0.7 (DAPO).")
     top_k: NonNegativeInt | None = _option(None, "Only the k likeliest tokens; 0 is all. Default 0.")
@@ -162,7 +160,7 @@ class EvalConfig:
         "Regular expression with one group, whose last match is the answer, instead of \\boxed{} and 'Answer:' (base models "
         "with a format of their own).",
     )
-    backend: Annotated[str, Values(BACKENDS)] = _option(
+    backend: one_of(*BACKENDS) = _option(
         "auto",
         "`transformers`, `vllm` (in process), `server` (an OpenAI-compatible endpoint), or `auto`: the server where "
         "`base_url` is set, vLLM where it is installed and there is a GPU, else transformers.",

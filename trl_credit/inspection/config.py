@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from ..methods import METHODS, CreditMethod, build_credit
-from ..settings import DTYPES, AtLeast1, NonNegativeInt, Positive, Seed, Values, Whole, check_fields
+from ..settings import DTYPES, AtLeast1, NonNegativeInt, Positive, Seed, Specs, Whole, check_fields, one_of
 from ..train import mapping_of, parse_arguments
 from .scoring import labelled
 
@@ -74,7 +74,7 @@ class InspectConfig:
     system_prompt: str | None = field(default=None, metadata={"help": "System message before every problem."})
     prompt_template: str | None = field(default=None, metadata={"help": "Text around every problem, with `{problem}`."})
     plain_prompts: bool | None = field(default=None, metadata={"help": "Plain text instead of chat messages."})
-    reward_funcs: list[str] | None = field(default=None, metadata={"help": "Reward functions, as in a recipe."})
+    reward_funcs: Specs | None = field(default=None, metadata={"help": "Reward functions, as in a recipe."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "Their weights."})
     num_prompts: AtLeast1 = field(default=8, metadata={"help": "Prompts to take from the data."})
     num_generations: Annotated[Whole, Ge(2)] = field(
@@ -90,7 +90,7 @@ class InspectConfig:
         default=None, metadata={"help": "Arguments of the chat template; JSON."}
     )
     max_completions: AtLeast1 = field(default=200, metadata={"help": "Completions to show at most, the first ones."})
-    methods: list[str] | None = field(
+    methods: Specs | None = field(
         default=None,
         metadata={
             "help": "Credit methods: names, mappings as JSON, dotted paths. By default the recipe's, else all registered."
@@ -103,7 +103,7 @@ class InspectConfig:
             "By default an adapter's base model, else `--model` itself, from which it does not differ."
         },
     )
-    dtype: Annotated[str, Values(DTYPES)] | None = field(
+    dtype: one_of(*DTYPES) | None = field(
         default=None, metadata={"help": "Dtype of the model; by default float32 on a CPU, else bfloat16."}
     )
     trust_remote_code: bool | None = field(default=None, metadata={"help": "Run code that comes with the model."})
