@@ -101,8 +101,8 @@ class CreditGRPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "The credit method: a name (`uniform`, `gcpo`, `dgpo`), a mapping of `method` and its parameters (as "
-            "JSON on the command line), or the dotted path of your own class. If unset, the trainer's preset. "
-            "`trl-credit methods` lists the names, `trl-credit methods NAME` the parameters."
+            "JSON on the command line), or the path of your own class (`my_module.Class`, `my_file.py:Class`). If unset, "
+            "the trainer's preset. `trl-credit methods` lists the names, `trl-credit methods NAME` the parameters."
         },
     )
 

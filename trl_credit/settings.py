@@ -302,7 +302,9 @@ def _kind(option: Any) -> str:
     base = _base(option)
     if base is list:
         item = typing.get_args(option)[0]
-        return "a list of " + {int: "whole numbers", float: "numbers", str: "texts"}.get(_base(item), "values")
+        return "a list of " + {int: "whole numbers", float: "numbers", str: "texts"}.get(
+            _base(item), "names or mappings"
+        )
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}.get(
         base, ""
     )

@@ -6,6 +6,7 @@ import os
 import sys
 import typing
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import IterableDataset
+from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoProcessor
+from transformers.utils.peft_utils import find_adapter_config_file
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -23,7 +26,9 @@ from trl import (
     get_peft_config,
     get_quantization_config,
 )
+from trl.trainer.utils import create_model_from_path
 
+from ._imports import load_dotted
 from ._yaml import load_mapping
 from .checkpoint import checkpoint_to_resume
 from .config import CreditGRPOConfig
@@ -104,7 +109,7 @@ class CreditScriptArguments(ScriptArguments):
         metadata={
             "help": "Reward functions: `accuracy` (math-verify), `judged` (the judge of `trl-credit eval`), "
             "`reasoning_accuracy`, `think_format`, `cosine_scaled`, `repetition_penalty`, "
-            "`soft_overlong_punishment`, or a dotted path; with arguments as a mapping "
+            "`soft_overlong_punishment`, or a path (`my_module.reward`, `my_file.py:reward`); with arguments as a mapping "
             "`{name: ..., argument: ...}` (JSON on the command line)."
         },
     )
@@ -124,6 +129,13 @@ class CreditScriptArguments(ScriptArguments):
     reward_model_name_or_path: str | None = field(
         default=None,
         metadata={"help": "Reward model, by path or hub id, used beside the reward functions."},
+    )
+    rollout_func: str | None = field(
+        default=None,
+        metadata={
+            "help": "Path of TRL's `rollout_func` (experimental there), which generates the completions: "
+            "`my_module.function` or `my_file.py:function`."
+        },
     )
 
     def __post_init__(self):
@@ -249,12 +261,109 @@ def resolve_model(name: str | None) -> str:
     return name
 
 
-def check_model(model: str, train_dataset, **kwargs) -> None:
-    """Raises `ValueError` unless the model's configuration and tokenizer can be loaded (with the keyword arguments of
-    `from_pretrained`) and fit the prompts."""
+def base_of_adapter(adapter: str, revision: str | None = None) -> str | None:
+    """The path or hub id of an adapter's base model; `None` for what is no adapter.
+
+    Raises:
+        ValueError: The adapter names none, or one that is not there.
+    """
+    if not find_adapter_config_file(adapter, revision=revision):
+        return None
+    base = PeftConfig.from_pretrained(adapter, revision=revision).base_model_name_or_path
+    if base and not Path(base).exists() and Path(base).parts[-3:] == ("trl_credit", "quickstart", "model"):
+        return embedded_model_path()  # of another installation
     try:
-        AutoConfig.from_pretrained(model, **kwargs)
-        processing_class = AutoProcessor.from_pretrained(model, **kwargs)
+        return resolve_model(base)
+    except ValueError:
+        problem = f"names the base model {base!r}, which is not there" if base else "does not name its base model"
+        raise ValueError(
+            f"`model_name_or_path`: the adapter {adapter!r} {problem} (looked from {Path.cwd()}). Set "
+            "`base_model_name_or_path` in its adapter_config.json."
+        ) from None
+
+
+def continue_adapter(
+    arguments: dict[str, Any], model_args: ModelConfig, keep_init_kwargs: bool = False
+) -> dict[str, Any]:
+    """The trainer's arguments with the model loaded, where it is an adapter: its base model with the adapter, to be trained
+    on. A reference or a KL penalty then compares with the adapter as it is now.
+
+    Args:
+        arguments: Of `trainer_arguments`.
+        model_args: The recipe's.
+        keep_init_kwargs: Leave `model_init_kwargs` in the trainer's arguments, for a reward model.
+    """
+    from .evaluation.backends.local import LocalModel
+
+    args, adapter = arguments["args"], arguments["model"]
+    base = base_of_adapter(adapter, model_args.model_revision)
+    if base is None:
+        return arguments
+    kwargs = {**(args.model_init_kwargs or {}), "quantization_config": arguments["quantization_config"]}
+    kwargs.pop("revision", None)  # the adapter's
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        kwargs["device_map"] = None
+    kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+    if kwargs["quantization_config"] is None:
+        del kwargs["quantization_config"]
+    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    model = PeftModel.from_pretrained(
+        create_model_from_path(base, **kwargs),
+        adapter,
+        revision=model_args.model_revision,
+        is_trainable=True,
+        autocast_adapter_dtype="quantization_config" in kwargs or not zero3,  # as TRL makes an adapter
+    )
+    if not keep_init_kwargs:
+        args.model_init_kwargs = None
+    tokenizer = LocalModel(base, adapter, model_args.model_revision, args.trust_remote_code).tokenizer()
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    return arguments | {"model": model, "peft_config": None, "quantization_config": None, "processing_class": tokenizer}
+
+
+def _check_adapter(adapter: str, model_args: ModelConfig) -> None:
+    """Raises `ValueError` where the recipe asks for another adapter than the one that it goes on with."""
+    asked = get_peft_config(model_args)
+    if asked is None:
+        return
+    there = PeftConfig.from_pretrained(adapter, revision=model_args.model_revision)
+    if there.peft_type != asked.peft_type:
+        raise ValueError(
+            f"`use_peft` makes a LoRA adapter, but {adapter!r} is one of kind {there.peft_type.value}. It is trained on as "
+            "it is: remove `use_peft`."
+        )
+    wrong = []
+    for name, attribute in (
+        ("lora_r", "r"),
+        ("lora_alpha", "lora_alpha"),
+        ("lora_dropout", "lora_dropout"),
+        ("use_rslora", "use_rslora"),
+        ("use_dora", "use_dora"),
+    ):
+        ours, theirs = getattr(asked, attribute), getattr(there, attribute)
+        if ours != theirs:
+            wrong.append(f"`{name}` is {ours}, the adapter's {theirs}")
+    if wrong:
+        raise ValueError(
+            f"`model_name_or_path`: the adapter {adapter!r} is trained on as it is, but {'; '.join(wrong)}. Remove "
+            "`use_peft` and the LoRA settings, or name the base model for a new adapter."
+        )
+
+
+def check_model(model: str, train_dataset, **kwargs) -> None:
+    """Raises `ValueError` unless the configuration and tokenizer of the model, or of an adapter's base model, can be loaded
+    (with the keyword arguments of `from_pretrained`) and fit the prompts."""
+    base = base_of_adapter(model, kwargs.get("revision"))
+    try:
+        if base is None:
+            AutoConfig.from_pretrained(model, **kwargs)
+            processing_class = AutoProcessor.from_pretrained(model, **kwargs)
+        else:
+            AutoConfig.from_pretrained(base, **kwargs | {"revision": None})
+            try:
+                processing_class = AutoProcessor.from_pretrained(model, **kwargs)
+            except (OSError, ValueError):
+                processing_class = AutoProcessor.from_pretrained(base, **kwargs | {"revision": None})
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -358,6 +467,8 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
         raise ValueError("`max_completion_length` must be at least 1, got None.")
     check_output_dir(training_args.output_dir)
     model = resolve_model(model_args.model_name_or_path)
+    if base_of_adapter(model, model_args.model_revision) is not None:
+        _check_adapter(model, model_args)
     train_dataset, eval_dataset = build_datasets(script_args, training_args, dataset_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -373,7 +484,25 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
         "eval_dataset": eval_dataset,
         "quantization_config": get_quantization_config(model_args),
         "peft_config": get_peft_config(model_args),
+        "rollout_func": load_rollout(script_args.rollout_func),
     }
+
+
+def load_rollout(path: str | None) -> Callable | None:
+    """The rollout function at a path.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if path is None:
+        return None
+    try:
+        function = load_dotted(path)
+    except ImportError as error:
+        raise ValueError(f"`rollout_func`: cannot load {path!r}: {error}") from error
+    if not callable(function):
+        raise ValueError(f"`rollout_func`: {path!r} is no function, but {type(function).__name__}.")
+    return function
 
 
 def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
@@ -396,7 +525,9 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
             trust_remote_code=training_args.trust_remote_code,
         )
         checkpoint_to_resume(training_args.resume_from_checkpoint, training_args.output_dir)
-        trainer = CreditGRPOTrainer(**arguments)
+        trainer = CreditGRPOTrainer(
+            **continue_adapter(arguments, model_args, script_args.reward_model_name_or_path is not None)
+        )
         if evaluation is not None:
             evaluation.attach(trainer)
     except (ValueError, TypeError, OSError, ImportError) as error:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge
 
+from .._imports import is_dotted
 from ..inspection.scoring import Completion, CreditScorer, labelled
 from ..methods import DGPO, METHODS, CreditMethod, build_credit
 from ..methods.base import nearest
@@ -80,7 +81,7 @@ def build_methods(given: Sequence[str], compact: bool) -> dict[str, CreditMethod
         if text in BASELINES:
             built.append(BASELINES[text]())
             continue
-        if "." not in text and not text.lstrip().startswith("{") and text not in known:
+        if not is_dotted(text) and not text.lstrip().startswith("{") and text not in known:
             raise ValueError(f"Unknown credit method {text!r}. {nearest(text, known)}")
         built.append(build_credit(quickstart_credit(text) if compact else text))
     trivial = baselines()
