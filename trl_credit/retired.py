@@ -14,9 +14,9 @@ from .methods import METHODS
 
 
 _LIGER = "it is gone: TRL's loss needs no full logits by itself, so remove it"
-_TRACKER = "trackers read it from the environment: write it under `env`, such as `env: {{{0}: ...}}`"
+_TRACKER = "trackers read it from the environment: write it under `env`, such as `env: {{{{{0}: ...}}}}`"
 _LAUNCH = "it belongs to the launch: give {0} on the command line of `trl-credit train`, or an accelerate config"
-_TASK = "it is an argument of a reward function: write `reward_funcs: [{{name: {0}, {1}: ...}}]`"
+_TASK = "it is an argument of a reward function: write `reward_funcs: [{{{{name: {0}, {1}: ...}}}}]`"
 _VERL = "verl's sections have no counterpart: each field stands at the top level, as in recipes/quickstart.yaml"
 
 # One field that takes the value as it is
@@ -205,10 +205,19 @@ def close_field(name: str, known: Collection[str]) -> str | None:
         # `num_processes` is no `num_iterations`, and `dataset_configs` may be `dataset_config`: whole words must agree but
         # for a letter or two
         ours, theirs = text.split("_"), candidate.split("_")
-        if len(ours) == len(theirs) and all(
-            a == b or difflib.SequenceMatcher(None, a, b).ratio() >= 0.65 for a, b in zip(ours, theirs, strict=True)
+        if (
+            _digits(text) == _digits(candidate)
+            and len(ours) == len(theirs)
+            and all(
+                a == b or difflib.SequenceMatcher(None, a, b).ratio() >= 0.65 for a, b in zip(ours, theirs, strict=True)
+            )
         ):
             return candidate
         if text.replace("_", "") == candidate.replace("_", ""):
             return candidate
     return None
+
+
+def _digits(text: str) -> str:
+    """`beta1` is no `beta`, nor is `load_in_2bit` a `load_in_4bit`."""
+    return "".join(character for character in text if character.isdigit())
