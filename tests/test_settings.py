@@ -347,7 +347,7 @@ def test_an_evaluation_takes_its_recipe_as_training_does(tmp_path):
     ],
 )
 def test_what_is_no_recipe(text, message, tmp_path):
-    with pytest.raises(ValueError, match="^`") as raised:
+    with pytest.raises(ValueError, match=r"^`") as raised:
         recipe(tmp_path, text, base="")
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
