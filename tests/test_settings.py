@@ -22,7 +22,7 @@ from trl_credit.inspection.config import InspectConfig
 from trl_credit.retired import ADVICE, RENAMED, close_field, retired_hint
 from trl_credit.rewards import build_reward
 from trl_credit.settings import INHERITED, check_output_dir, checked, types_of
-from trl_credit.train import ARGUMENT_TYPES, parse_arguments, recipe_types
+from trl_credit.train import ARGUMENT_TYPES, load_rollout, parse_arguments, recipe_types
 
 
 NAN, INF = math.nan, math.inf
@@ -568,3 +568,13 @@ def test_a_wrapped_function_with_wraps_keeps_its_columns(own_code):
         return inner(*args, **kwargs)
 
     assert required_columns(outer) == ["solution"]
+
+
+def test_a_rollout_function_from_a_file(own_code):
+    (own_code / "own_rollout.py").write_text("def rollout(prompts, trainer):\n    return {}\n\n\nnumber = 3\n")
+    assert load_rollout(None) is None
+    assert load_rollout("./own_rollout.py:rollout")([], None) == {}
+    with pytest.raises(ValueError, match=r"`rollout_func`: cannot load .* Did you mean 'rollout'"):
+        load_rollout("own_rollout.py:rolout")
+    with pytest.raises(ValueError, match="is no function, but int"):
+        load_rollout("own_rollout:number")

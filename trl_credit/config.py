@@ -28,7 +28,7 @@ class CreditGRPOConfig(GRPOConfig):
     Parameters:
         credit (`str` or `dict[str, Any]` or [`CreditMethod`], *optional*):
             The credit method: a name (`"dgpo"`), a mapping of the name and parameters (`{"method": "dgpo",
-            "temperature": 0.5}`, as JSON on the command line), or a method object. `method` may be the dotted path of
+            "temperature": 0.5}`, as JSON on the command line), or a method object. `method` may be the path of
             your own class. `trl-credit methods` lists the names and `trl-credit methods NAME` the parameters. If unset,
             the trainer's preset: `uniform` for [`CreditGRPOTrainer`]. After `__init__` it is the full mapping.
         skip_zero_advantage (`bool`, *optional*):
@@ -97,7 +97,7 @@ class CreditGRPOConfig(GRPOConfig):
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit"]
 
-    credit: dict | str | None = field(
+    credit: Annotated[dict | str | None, Unchecked] = field(
         default=None,
         metadata={
             "help": "The credit method: a name (`uniform`, `gcpo`, `dgpo`), a mapping of `method` and its parameters (as "

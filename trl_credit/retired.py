@@ -17,7 +17,7 @@ _LIGER = "it is gone: TRL's loss needs no full logits by itself, so remove it"
 _TRACKER = "trackers read it from the environment: write it under `env`, such as `env: {{{{{0}: ...}}}}`"
 _LAUNCH = "it belongs to the launch: give {0} on the command line of `trl-credit train`, or an accelerate config"
 _TASK = "it is an argument of a reward function: write `reward_funcs: [{{{{name: {0}, {1}: ...}}}}]`"
-_VERL = "verl's sections have no counterpart: each field stands at the top level, as in recipes/quickstart.yaml"
+_VERL = "verl's sections have no counterpart: each field stands at the top level (docs/recipes.md)"
 
 # One field that takes the value as it is
 RENAMED: dict[str, str] = {

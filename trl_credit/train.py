@@ -235,9 +235,9 @@ def read_recipe(path: str | Path, types: tuple = ARGUMENT_TYPES, file: str = "re
         raise ValueError(f"`{field}`: {str(path)!r} is no UTF-8 text (byte {error.start + 1}).") from None
     except ValueError as error:
         message = str(error)
-        if message.startswith("not valid YAML"):
-            raise ValueError(f"`{field}`: {message}") from None
-        raise ValueError(f"`{field}`: the {file} {message}.") from None
+        if message.startswith("must be"):
+            message = f"the {file} {message}"
+        raise ValueError(f"`{field}`: {message}.".replace("..", ".")) from None
 
 
 def embedded_model_path() -> str:

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         metavar="METHOD",
-        help="names, dotted paths, or mappings as JSON (with a `label`); the bare name of the recipe's own method has the "
+        help="names, paths, or mappings as JSON (with a `label`); the bare name of the recipe's own method has the "
         "recipe's parameters",
     )
     add("--seeds", nargs="+", type=int, metavar="SEED", help="how many (0 to N - 1), or several seeds (default: 1)")

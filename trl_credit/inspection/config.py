@@ -93,7 +93,7 @@ class InspectConfig:
     methods: Specs | None = field(
         default=None,
         metadata={
-            "help": "Credit methods: names, mappings as JSON, dotted paths. By default the recipe's, else all registered."
+            "help": "Credit methods: names, mappings as JSON, paths. By default the recipe's, else all registered."
         },
     )
     reference: str | None = field(
