@@ -304,6 +304,26 @@ def test_texts_stay_texts(tmp_path):
     assert (found["max_steps"], found["logging_steps"]) == (1000, 10)
 
 
+def test_words_among_arguments_of_other_code_are_booleans(tmp_path):
+    found = recipe(
+        tmp_path,
+        """
+        chat_template_kwargs: {enable_thinking: no, text: "no", deep: [{a: off}, yes]}
+        gradient_checkpointing_kwargs: {use_reentrant: off}
+        accelerator_config: {split_batches: no}
+        resume_from_checkpoint: no
+        reward_funcs: [{name: x, label: no}]
+        eval: {tasks: [no], chat_template_kwargs: {enable_thinking: on}}
+        """,
+    )
+    assert found["chat_template_kwargs"] == {"enable_thinking": False, "text": "no", "deep": [{"a": False}, True]}
+    assert found["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
+    assert found["accelerator_config"].split_batches is False
+    assert found["resume_from_checkpoint"] == "false"
+    assert found["reward_funcs"] == [{"name": "x", "label": "no"}]
+    assert found["eval"] == {"tasks": ["no"], "chat_template_kwargs": {"enable_thinking": True}}
+
+
 def test_one_value_where_a_list_is_wanted(tmp_path):
     found = recipe(tmp_path, "reward_weights: 5e-1\nreward_funcs: accuracy\nlora_target_modules: all-linear\n")
     assert found["reward_weights"] == [0.5]

@@ -64,7 +64,7 @@ def load_mapping(text: str, types: Mapping[str, Any] | None = None) -> dict[str,
     Args:
         text: YAML, or JSON.
         types: Types of the fields by name. A number in a field of text is that text as it was written (the revision
-            `1e10`), also in lists and in the fields of dataclasses.
+            `1e10`), also in lists and in the fields of dataclasses; in a mapping of anything, `no` is false.
 
     Raises:
         ValueError: The text is no YAML, is no mapping, or has a key twice or one that is no text; one line.
@@ -116,11 +116,26 @@ def _keep_text(node: yaml.Node, hint: Any) -> None:
                 for item in node.value:
                     _keep_text(item, _item(option))
     elif isinstance(node, yaml.MappingNode):
+        if dict in [typing.get_origin(option) or option for option in options]:
+            _keep_words(node)
         for option in options:
             if dataclasses.is_dataclass(option):
                 hints = typing.get_type_hints(option)
                 for key, value in node.value:
                     _keep_text(value, hints.get(key.value) if isinstance(key, yaml.ScalarNode) else None)
+
+
+def _keep_words(node: yaml.Node) -> None:
+    """Makes booleans of `no` and the like among arguments of other code (`{enable_thinking: no}`), whose types nobody knows:
+    as a text it would be true."""
+    if isinstance(node, yaml.MappingNode):
+        for _, value in node.value:
+            _keep_words(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _keep_words(item)
+    elif node.style is None and node.tag == _TAG + "str" and node.value.lower() in ("no", "off", "yes", "on"):
+        node.tag = _TAG + "bool"
 
 
 def _options(hint: Any) -> list[Any]:

@@ -213,6 +213,8 @@ class CreditGRPOConfig(GRPOConfig):
 
     def __post_init__(self):
         check_fields(self, lenient=True)
+        words = {"no": "false", "off": "false", "yes": "true", "on": "true"}  # as YAML 1.1 has them
+        self.resume_from_checkpoint = words.get(self.resume_from_checkpoint, self.resume_from_checkpoint)
         if self.top_k == -1 and not self.use_vllm:
             raise ValueError("`top_k` -1 is vLLM's word for all tokens: write `top_k: 0`, or `use_vllm: true`.")
         if self.enable_jit_checkpoint and self.save_only_model:

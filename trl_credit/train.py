@@ -226,7 +226,7 @@ def read_recipe(path: str | Path, types: tuple = ARGUMENT_TYPES, file: str = "re
     if "eval" in hints:
         from .evaluation.config import EvalConfig
 
-        hints["eval"] = EvalConfig
+        hints |= {"eval": EvalConfig, "compare": Any, "credit": Any}  # whose fields have types of their own
     try:
         return load_mapping(Path(path).expanduser().read_text(encoding="utf-8-sig"), hints)
     except OSError as error:

@@ -17,7 +17,7 @@ from ..methods.base import nearest
 from ..quickstart.run import quickstart_credit
 from ..quickstart.task import make_dataset
 from ..settings import DTYPES, AtLeast1, NonNegativeInt, Seed, Whole, check_fields, check_output_dir, one_of
-from ..train import embedded_model_path
+from ..train import base_of_adapter, embedded_model_path
 from . import gradients as gradient_scores
 from .baselines import BASELINES, baselines, is_trivial
 from .own_errors import MAX_COMPLETION_TOKENS, sample_own_errors
@@ -97,6 +97,8 @@ def load_tokenizer(model: str) -> Any:
     """Raises `ValueError` where the model has none."""
     from transformers import AutoConfig, AutoTokenizer
 
+    if base_of_adapter(model):
+        raise ValueError(f"the model {model!r} is an adapter: merge it into its base model first.")
     try:
         AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
