@@ -115,7 +115,7 @@ def test_seeds(value, seeds):
     assert parse_seeds(value) == seeds
 
 
-@pytest.mark.parametrize("value", [0, -1, True, [], [1, 1], ["a"], [-1], "3", None])
+@pytest.mark.parametrize("value", [0, -1, True, [], [1, 1], ["a"], [-1], "three", None])
 def test_bad_seeds(value):
     with pytest.raises(ValueError, match="seeds"):
         parse_seeds(value)

@@ -277,12 +277,12 @@ def test_no_version_warning_inside_the_range(recwarn):
     ("settings", "message"),
     [
         ({"importance_sampling_level": "seqence"}, "unknown value 'seqence'. Did you mean 'sequence'"),
-        ({"max_nonfinite_updates": 0}, "`max_nonfinite_updates` must be a whole number from 1, got 0"),
-        ({"max_nonfinite_updates": 1.5}, "whole number from 1, got 1.5"),
+        ({"max_nonfinite_updates": 0}, "`max_nonfinite_updates` must be at least 1, got 0"),
+        ({"max_nonfinite_updates": 1.5}, "`max_nonfinite_updates` must be a whole number, at least 1, got 1.5"),
         ({"reward_timeout": -1}, "or 0 for no limit, got -1"),
         ({"reward_timeout": None}, "or 0 for no limit, got None"),
         ({"reward_timeout": 1e12}, "at most 30 days"),
-        ({"on_reward_error": "ignore"}, "`on_reward_error` must be 'raise' or 'exclude', got 'ignore'"),
+        ({"on_reward_error": "ignore"}, "`on_reward_error`: unknown value 'ignore'. Known: exclude, raise"),
         ({"enable_jit_checkpoint": True, "save_only_model": True}, "which `save_only_model=True` leaves incomplete"),
     ],
 )

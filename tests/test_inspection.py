@@ -377,7 +377,7 @@ def test_bad_files(content, name, message, tmp_path):
         ({"model": "m", "prompts": ["a"], "dataset_name": "d"}, r"Say what to show: one of .* got `prompts` and"),
         ({"prompts": ["a"]}, "`model` is not set"),
         ({"model": "m", "prompts": ["a"], "methods": ["gcpoo"]}, "Did you mean 'gcpo'"),
-        ({"model": "m", "prompts": ["a"], "num_generations": 1}, "`num_generations` must be a whole number from 2"),
+        ({"model": "m", "prompts": ["a"], "num_generations": 1}, "`num_generations` must be at least 2, got 1"),
         ({"model": "m", "prompts": ["a"], "temperature": 0.0}, "`temperature` must be positive"),
         ({"completions": "x", "reward_funcs": ["accuracy"]}, "`reward_funcs` has no effect with `completions`"),
         ({"model": "m", "recipe": "no.yaml"}, "cannot read 'no.yaml'"),

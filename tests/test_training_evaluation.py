@@ -123,10 +123,10 @@ def evaluation_of(settings, tmp_path, **fields):
     ("settings", "message"),
     [
         ({**EVALUATION, "evry": 2}, "`eval`: unknown field 'evry'. Did you mean 'every'"),
-        ({**EVALUATION, "every": 0}, "`eval`: `every` must be a number of updates, at least 1, got 0"),
+        ({**EVALUATION, "every": 0}, "`eval`: `every` must be at least 1, got 0"),
         ({**EVALUATION, "model": "x"}, "`eval`: `model` has no effect in a training run"),
         ({**EVALUATION, "backend": "vllm"}, "`eval`: `backend` has no effect in a training run"),
-        ({**EVALUATION, "temperature": -1.0}, "`eval`: `temperature` must be at least 0"),
+        ({**EVALUATION, "temperature": -1.0}, "`eval`: `temperature` must be non-negative"),
         ({**EVALUATION, "tasks": ["aime42"]}, "unknown task 'aime42'"),
         ({"n": 2}, "aime24=FILE.jsonl"),  # its default tasks, offline
     ],

@@ -133,7 +133,9 @@ def main(argv: list[str] | None = None) -> None:
         help="evaluate a model on AIME and other tasks, on several processes likewise; `eval compare RUN_A RUN_B`",
     )
     methods = commands.add_parser("methods", help="list the credit methods, or show one of them")
-    methods.add_argument("name", nargs="?", help="a method, or the dotted path of your own class")
+    methods.add_argument(
+        "name", nargs="?", help="a method, or the path of your own class (`my_module.Class`, `FILE.py:Class`)"
+    )
     commands.add_parser("inspect", add_help=False, help="show the token credit of completions: a page, a terminal view")
     commands.add_parser("compare", add_help=False, help="train a recipe with several methods and seeds, and compare")
     commands.add_parser("bench", add_help=False, help="CreditBench: does credit land on the tokens that decided?")

@@ -1,14 +1,15 @@
 """TRL's GRPO configuration with the credit method, and what an update saves, a rollout samples and a run survives."""
 
-import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from annotated_types import Ge, Le
 from trl import GRPOConfig
 
 from .methods import CreditMethod, build_credit
-from .methods.base import nearest
 from .nonfinite import DEFAULT_MAX_NONFINITE_UPDATES
 from .rewards.guard import DEFAULT_TIMEOUT
+from .settings import AtLeast1, Finite, NonNegative, Rule, Unchecked, Whole, check_fields, one_of
 
 
 # Losses whose gradient goes through the importance ratio. Taken over the sequence, the ratio's gradient sums the
@@ -27,7 +28,7 @@ class CreditGRPOConfig(GRPOConfig):
     Parameters:
         credit (`str` or `dict[str, Any]` or [`CreditMethod`], *optional*):
             The credit method: a name (`"dgpo"`), a mapping of the name and parameters (`{"method": "dgpo",
-            "temperature": 0.5}`, as JSON on the command line), or a method object. `method` may be the dotted path of
+            "temperature": 0.5}`, as JSON on the command line), or a method object. `method` may be the path of
             your own class. `trl-credit methods` lists the names and `trl-credit methods NAME` the parameters. If unset,
             the trainer's preset: `uniform` for [`CreditGRPOTrainer`]. After `__init__` it is the full mapping.
         skip_zero_advantage (`bool`, *optional*):
@@ -97,12 +98,12 @@ class CreditGRPOConfig(GRPOConfig):
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit"]
 
-    credit: dict | str | None = field(
+    credit: Annotated[dict | str | None, Unchecked] = field(
         default=None,
         metadata={
             "help": "The credit method: a name (`uniform`, `gcpo`, `dgpo`), a mapping of `method` and its parameters (as "
-            "JSON on the command line), or the dotted path of your own class. If unset, the trainer's preset. "
-            "`trl-credit methods` lists the names, `trl-credit methods NAME` the parameters."
+            "JSON on the command line), or the path of your own class (`my_module.Class`, `my_file.py:Class`). If unset, "
+            "the trainer's preset. `trl-credit methods` lists the names, `trl-credit methods NAME` the parameters."
         },
     )
 
@@ -120,27 +121,27 @@ class CreditGRPOConfig(GRPOConfig):
             "micro-batches by length; same gradient. If unset: on wherever it is exact, except with `uniform`."
         },
     )
-    credit_cache_gib: float | None = field(
+    credit_cache_gib: NonNegative | None = field(
         default=None,
         metadata={
             "help": "With `num_iterations > 1`: GiB per process for signals that do not change between iterations. 0 "
             "keeps nothing. If unset: 4."
         },
     )
-    credit_cache_device: str | None = field(
+    credit_cache_device: one_of("cpu") | None = field(
         default=None,
         metadata={"help": "Where such signals are kept: `cpu`, or if unset the device that computed them."},
     )
 
     # TRL's and transformers', of which more can be said
-    importance_sampling_level: str = field(
+    importance_sampling_level: one_of(*IMPORTANCE_SAMPLING_LEVELS) = field(
         default="token",
         metadata={
             "help": "`token`, `sequence` (GSPO), or `sequence_token` (GSPO-token): the sequence's ratio with each token's "
             "gradient, which keeps token credit."
         },
     )
-    resume_from_checkpoint: str | None = field(
+    resume_from_checkpoint: Annotated[str | None, Unchecked] = field(
         default=None,
         metadata={
             "help": "`auto`: the last whole checkpoint of `output_dir`, or the beginning. `true`: that one, or an error. Or "
@@ -159,7 +160,9 @@ class CreditGRPOConfig(GRPOConfig):
             "generation (DAPO). If unset: no."
         },
     )
-    dynamic_sampling_max_rounds: int | None = field(
+    dynamic_sampling_max_rounds: (
+        Annotated[Whole, Ge(2), Rule("at least 2, as the first round replaces nothing")] | None
+    ) = field(
         default=None,
         metadata={"help": "The most rounds for one generation batch, the first included. If unset: 10."},
     )
@@ -177,30 +180,32 @@ class CreditGRPOConfig(GRPOConfig):
         },
     )
 
-    credit_log_steps: int | None = field(
+    credit_log_steps: AtLeast1 | None = field(
         default=None,
         metadata={
             "help": "Every so many updates, write the token credit of a few completions (a page and a parquet file in "
             "`OUTPUT_DIR/credit`) and send it to the trackers. If unset: never."
         },
     )
-    credit_log_completions: int | None = field(
+    credit_log_completions: AtLeast1 | None = field(
         default=None,
         metadata={"help": "How many completions `credit_log_steps` shows. If unset: 4."},
     )
 
-    on_reward_error: str = field(
+    on_reward_error: one_of("raise", "exclude") = field(
         default="raise",
         metadata={
             "help": "What a reward function that raises, hangs or returns no reward does: `raise` an error that names the "
             "completion, or `exclude` the completion and count it. After a failed call completions are tried one by one."
         },
     )
-    reward_timeout: float = field(
+    reward_timeout: Annotated[
+        Finite, Ge(0), Le(30 * 86_400), Rule("seconds, at most 30 days of them, or 0 for no limit")
+    ] = field(
         default=DEFAULT_TIMEOUT,
         metadata={"help": "Seconds that a reward function may take for a batch of completions; 0 for no limit."},
     )
-    max_nonfinite_updates: int = field(
+    max_nonfinite_updates: AtLeast1 = field(
         default=DEFAULT_MAX_NONFINITE_UPDATES,
         metadata={
             "help": "Updates whose loss or gradient norm is not finite are skipped; after so many in a row the run ends."
@@ -208,27 +213,16 @@ class CreditGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
-        if self.importance_sampling_level not in IMPORTANCE_SAMPLING_LEVELS:
-            hint = nearest(self.importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS)
-            raise ValueError(f"`importance_sampling_level`: unknown value {self.importance_sampling_level!r}. {hint}")
-        if not (isinstance(self.max_nonfinite_updates, int) and self.max_nonfinite_updates >= 1):
-            raise ValueError(
-                f"`max_nonfinite_updates` must be a whole number from 1, got {self.max_nonfinite_updates!r}."
-            )
-        if self.on_reward_error not in ("raise", "exclude"):
-            raise ValueError(f"`on_reward_error` must be 'raise' or 'exclude', got {self.on_reward_error!r}.")
-        if not (isinstance(self.reward_timeout, (int, float)) and 0 <= self.reward_timeout <= 30 * 86_400):
-            raise ValueError(
-                f"`reward_timeout` must be seconds, at most 30 days of them, or 0 for no limit, got {self.reward_timeout!r}."
-            )
+        check_fields(self, lenient=True)
+        words = {"no": "false", "off": "false", "yes": "true", "on": "true"}  # as YAML 1.1 has them
+        self.resume_from_checkpoint = words.get(self.resume_from_checkpoint, self.resume_from_checkpoint)
+        if self.top_k == -1 and not self.use_vllm:
+            raise ValueError("`top_k` -1 is vLLM's word for all tokens: write `top_k: 0`, or `use_vllm: true`.")
         if self.enable_jit_checkpoint and self.save_only_model:
             raise ValueError(
                 "`enable_jit_checkpoint` saves a checkpoint to resume from, which `save_only_model=True` leaves incomplete. "
                 "Set one of the two to false."
             )
-        for name in ("skip_zero_advantage", "trim_padding", "dynamic_sampling"):
-            if not isinstance(getattr(self, name), bool | None):
-                raise ValueError(f"`{name}` must be true, false or unset, got {getattr(self, name)!r}.")
         self._check_dynamic_sampling()
         method = None
         if self.credit is not None:
@@ -239,10 +233,6 @@ class CreditGRPOConfig(GRPOConfig):
         self._check_credit_log()
         if self.skip_zero_advantage and (reason := skip_refusal(self, method)):
             raise ValueError(f"`skip_zero_advantage` is not exact here: {reason} Set `skip_zero_advantage=False`.")
-        if self.credit_cache_device not in (None, "cpu"):
-            raise ValueError(f"`credit_cache_device` must be 'cpu' or unset, got {self.credit_cache_device!r}.")
-        if self.credit_cache_gib is not None and not 0 <= self.credit_cache_gib < math.inf:
-            raise ValueError(f"`credit_cache_gib` must be non-negative and finite, got {self.credit_cache_gib!r}.")
         for name in ("credit_cache_gib", "credit_cache_device"):
             if getattr(self, name) is not None and self.num_iterations == 1:
                 raise ValueError(
@@ -251,10 +241,6 @@ class CreditGRPOConfig(GRPOConfig):
                 )
 
     def _check_credit_log(self):
-        for name in ("credit_log_steps", "credit_log_completions"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"`{name}` must be a whole number from 1, or unset, got {value!r}.")
         if self.credit_log_steps is None:
             if self.credit_log_completions is not None:
                 raise ValueError(
@@ -270,7 +256,7 @@ class CreditGRPOConfig(GRPOConfig):
             )
 
     def _check_dynamic_sampling(self):
-        rounds, bounds = self.dynamic_sampling_max_rounds, self.dynamic_sampling_range
+        bounds = self.dynamic_sampling_range
         for name in ("dynamic_sampling_max_rounds", "dynamic_sampling_reward", "dynamic_sampling_range"):
             # False is said on purpose, as by `--dynamic_sampling false` after a recipe that sets them
             if getattr(self, name) is not None and self.dynamic_sampling is None:
@@ -278,11 +264,6 @@ class CreditGRPOConfig(GRPOConfig):
                     f"`{name}` ({getattr(self, name)!r}) has no effect without `dynamic_sampling`. Set it to true, or "
                     f"remove `{name}`."
                 )
-        if rounds is not None and not (isinstance(rounds, int) and rounds >= 2):
-            raise ValueError(
-                "`dynamic_sampling_max_rounds` must be a whole number from 2, as the first round replaces nothing, got "
-                f"{rounds!r}."
-            )
         if bounds is None:
             return
         if self.dynamic_sampling_reward is None:
@@ -290,8 +271,7 @@ class CreditGRPOConfig(GRPOConfig):
                 f"`dynamic_sampling_range` ({bounds!r}) needs `dynamic_sampling_reward`: the reward function whose mean it "
                 "is about."
             )
-        numbers = isinstance(bounds, (list, tuple)) and all(isinstance(x, (int, float)) for x in bounds)
-        if not (numbers and len(bounds) == 2 and bounds[0] < bounds[1]):
+        if not (len(bounds) == 2 and bounds[0] < bounds[1]):
             raise ValueError(f"`dynamic_sampling_range` must be two numbers, the lower first, got {bounds!r}.")
 
 

@@ -2,17 +2,21 @@
 
 import json
 import logging
+import os
 import sys
+import typing
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import PartialState
 from datasets import IterableDataset
+from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoProcessor
+from transformers.utils.peft_utils import find_adapter_config_file
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -22,14 +26,18 @@ from trl import (
     get_peft_config,
     get_quantization_config,
 )
+from trl.trainer.utils import create_model_from_path
 
+from ._imports import load_dotted
+from ._yaml import load_mapping
 from .checkpoint import ResumeError, checkpoint_to_resume
-from .config import IMPORTANCE_SAMPLING_LEVELS, RATIO_GRADIENT_LOSSES, CreditGRPOConfig
+from .config import CreditGRPOConfig
 from .data import load_splits, prepare, report_bare_latex, report_unparsable
 from .effect import NothingTrainedError, check_rows
-from .methods import METHODS
 from .methods.base import nearest
+from .retired import unknown_fields
 from .rewards import accuracy, build_reward, judged, required_columns
+from .settings import AtLeast1, Specs, check_fields, check_output_dir, checked, types_of
 from .trainer import CreditGRPOTrainer
 
 
@@ -64,7 +72,7 @@ class CreditScriptArguments(ScriptArguments):
         default=None,
         metadata={"help": "Dataset to evaluate on, if it is another one than `dataset_name`."},
     )
-    generated_dataset_size: int = field(
+    generated_dataset_size: AtLeast1 = field(
         default=1000,
         metadata={"help": "Rows of a generated dataset (`reasoning_gym:TASK`, `trl_credit:arithmetic`)."},
     )
@@ -97,12 +105,12 @@ class CreditScriptArguments(ScriptArguments):
         default=False,
         metadata={"help": "Make prompts of plain text instead of chat messages (models without a chat template)."},
     )
-    reward_funcs: list[str] | None = field(
+    reward_funcs: Specs | None = field(
         default=None,
         metadata={
             "help": "Reward functions: `accuracy` (math-verify), `judged` (the judge of `trl-credit eval`), "
             "`reasoning_accuracy`, `think_format`, `cosine_scaled`, `repetition_penalty`, "
-            "`soft_overlong_punishment`, or a dotted path; with arguments as a mapping "
+            "`soft_overlong_punishment`, or a path (`my_module.reward`, `my_file.py:reward`); with arguments as a mapping "
             "`{name: ..., argument: ...}` (JSON on the command line)."
         },
     )
@@ -123,14 +131,20 @@ class CreditScriptArguments(ScriptArguments):
         default=None,
         metadata={"help": "Reward model, by path or hub id, used beside the reward functions."},
     )
+    rollout_func: str | None = field(
+        default=None,
+        metadata={
+            "help": "Path of TRL's `rollout_func` (experimental there), which generates the completions: "
+            "`my_module.function` or `my_file.py:function`."
+        },
+    )
 
     def __post_init__(self):
         if isinstance(self.reward_funcs, (str, dict)):  # a recipe with one reward
             self.reward_funcs = [self.reward_funcs]
-        if self.generated_dataset_size < 1:
-            raise ValueError(f"`generated_dataset_size` must be at least 1, got {self.generated_dataset_size}.")
         for name in ("generated_dataset_config", "eval", "compare"):
             setattr(self, name, mapping_of(name, getattr(self, name)))
+        check_fields(self, lenient=True)
 
 
 ARGUMENT_TYPES = (CreditScriptArguments, CreditGRPOConfig, ModelConfig, DatasetMixtureConfig)
@@ -156,36 +170,75 @@ def parse_arguments(
 
     parser.error = fail
     argv = [part for text in argv for part in (text.split("=", 1) if text.startswith("--config=") else [text])]
+    annotated = recipe_types(types)
     known = {f.name for kind in types for f in fields(kind) if f.init} | {"config", "env"}
-
-    def check(name: str, where: str) -> None:
-        if name not in known:
-            for method in METHODS.values():
-                if name in {f.name for f in fields(method)}:
-                    example = json.dumps({"method": method.name, name: "..."})
-                    raise ValueError(f"`{name}` is a parameter of a credit method: write --credit '{example}'.")
-            hint = nearest(name, known).partition(" Known:")[0]  # hundreds of names would hide the message
-            raise ValueError(f"Unknown field `{name}` {where}. {hint if hint.startswith('Did') else 'See --help.'}")
-
     if not argv:
         raise ValueError("Nothing to do: give --config FILE.yaml, or the fields themselves (see --help).")
     if argv[-1] == "--config":
         raise ValueError(f"`--config` needs the path of a {file}.")
-    for text in parser.parse_known_args(argv)[1]:
-        if text.startswith("--"):
-            check(text.removeprefix("--").partition("=")[0].replace("-", "_"), "on the command line")
+    recipe = {}
+    if "--config" in argv:
+        place = argv.index("--config")
+        recipe = read_recipe(argv[place + 1], types, file)
+        argv = argv[:place] + argv[place + 2 :]
+    if "--config" in argv:
+        raise ValueError(f"`--config` is there twice: one {file} has all fields, and the command line may change some.")
+    on_line, left = parser.parse_known_args(argv)
+    unknown = [text for text in left if text.startswith("--")]
+    problem = unknown_fields(dict.fromkeys(map(field_of, unknown)), known, "on the command line") or unknown_fields(
+        recipe, known - {"config"}, f"in the {file}"
+    )
+    if problem:
+        raise ValueError(problem)
+    environment = recipe.pop("env", None) or {}
+    if not isinstance(environment, dict):
+        raise ValueError(f"`env` must be a mapping of environment variables, got {environment!r}.")
+    given = {field_of(text) for text in argv if text.startswith("--")}
+    given = {name if name in annotated else name.removeprefix("no_") for name in given}
+    values = checked(recipe | {name: getattr(on_line, name) for name in given if name in annotated}, annotated)
+    parser.set_defaults_with_config(**{name: values[name] for name in recipe})
+    os.environ.update({str(name): str(value) for name, value in environment.items()})
+    return parser.parse_args_and_config(argv)
+
+
+def recipe_types(types: tuple = ARGUMENT_TYPES) -> dict[str, Any]:
+    """The types of all fields of dataclasses, by default a recipe's, with their ranges."""
+    return {name: hint for kind in types for name, hint in types_of(kind).items()}
+
+
+def field_of(word: str) -> str:
+    """The field that a word of the command line sets."""
+    return word.removeprefix("--").partition("=")[0].replace("-", "_")
+
+
+def read_recipe(path: str | Path, types: tuple = ARGUMENT_TYPES, file: str = "recipe", field: str = "--config") -> dict:
+    """The fields of a YAML file, as they are written.
+
+    Args:
+        path: Of the file.
+        types: Dataclasses whose fields these are.
+        file: What the file is called in messages.
+        field: The setting that names it.
+
+    Raises:
+        ValueError: The file cannot be read, or is no mapping of fields to values.
+    """
+    hints = {name: hint for kind in types for name, hint in typing.get_type_hints(kind).items()}
+    if "eval" in hints:
+        from .evaluation.config import EvalConfig
+
+        hints |= {"eval": EvalConfig, "compare": Any, "credit": Any}  # whose fields have types of their own
     try:
-        if "--config" in argv[:-1]:
-            recipe = yaml.safe_load(Path(argv[argv.index("--config") + 1]).read_text())
-            if not isinstance(recipe, dict):
-                raise ValueError(f"`--config`: the {file} must be a YAML mapping of fields to values.")
-            for name in recipe:
-                check(name, f"in the {file}")
-        return parser.parse_args_and_config(argv)
+        return load_mapping(Path(path).expanduser().read_text(encoding="utf-8-sig"), hints)
     except OSError as error:
-        raise ValueError(f"`--config`: cannot read {error.filename!r}: {error.strerror} (from {Path.cwd()}).") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"`--config`: not valid YAML: {error}") from None
+        raise ValueError(f"`{field}`: cannot read {str(path)!r}: {error.strerror} (from {Path.cwd()}).") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{field}`: {str(path)!r} is no UTF-8 text (byte {error.start + 1}).") from None
+    except ValueError as error:
+        message = str(error)
+        if message.startswith("must be"):
+            message = f"the {file} {message}"
+        raise ValueError(f"`{field}`: {message}.".replace("..", ".")) from None
 
 
 def embedded_model_path() -> str:
@@ -209,33 +262,109 @@ def resolve_model(name: str | None) -> str:
     return name
 
 
-def check_settings(args: CreditGRPOConfig) -> None:
-    """Raises `ValueError` for settings that would fail, or do nothing, only after the model is loaded."""
-    for name, value, allowed in (
-        ("loss_type", args.loss_type, (*RATIO_GRADIENT_LOSSES, "cispo", "vespo")),
-        ("importance_sampling_level", args.importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS),
+def base_of_adapter(adapter: str, revision: str | None = None) -> str | None:
+    """The path or hub id of an adapter's base model; `None` for what is no adapter.
+
+    Raises:
+        ValueError: The adapter names none, or one that is not there.
+    """
+    if not find_adapter_config_file(adapter, revision=revision):
+        return None
+    base = PeftConfig.from_pretrained(adapter, revision=revision).base_model_name_or_path
+    if base and not Path(base).exists() and Path(base).parts[-3:] == ("trl_credit", "quickstart", "model"):
+        return embedded_model_path()  # of another installation
+    try:
+        return resolve_model(base)
+    except ValueError:
+        problem = f"names the base model {base!r}, which is not there" if base else "does not name its base model"
+        raise ValueError(
+            f"`model_name_or_path`: the adapter {adapter!r} {problem} (looked from {Path.cwd()}). Set "
+            "`base_model_name_or_path` in its adapter_config.json."
+        ) from None
+
+
+def continue_adapter(
+    arguments: dict[str, Any], model_args: ModelConfig, keep_init_kwargs: bool = False
+) -> dict[str, Any]:
+    """The trainer's arguments with the model loaded, where it is an adapter: its base model with the adapter, to be trained
+    on. A reference or a KL penalty then compares with the adapter as it is now.
+
+    Args:
+        arguments: Of `trainer_arguments`.
+        model_args: The recipe's.
+        keep_init_kwargs: Leave `model_init_kwargs` in the trainer's arguments, for a reward model.
+    """
+    from .evaluation.backends.local import LocalModel
+
+    args, adapter = arguments["args"], arguments["model"]
+    base = base_of_adapter(adapter, model_args.model_revision)
+    if base is None:
+        return arguments
+    kwargs = {**(args.model_init_kwargs or {}), "quantization_config": arguments["quantization_config"]}
+    kwargs.pop("revision", None)  # the adapter's
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        kwargs["device_map"] = None
+    kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+    if kwargs["quantization_config"] is None:
+        del kwargs["quantization_config"]
+    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    model = PeftModel.from_pretrained(
+        create_model_from_path(base, **kwargs),
+        adapter,
+        revision=model_args.model_revision,
+        is_trainable=True,
+        autocast_adapter_dtype="quantization_config" in kwargs or not zero3,  # as TRL makes an adapter
+    )
+    if not keep_init_kwargs:
+        args.model_init_kwargs = None
+    tokenizer = LocalModel(base, adapter, model_args.model_revision, args.trust_remote_code).tokenizer()
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    return arguments | {"model": model, "peft_config": None, "quantization_config": None, "processing_class": tokenizer}
+
+
+def _check_adapter(adapter: str, model_args: ModelConfig) -> None:
+    """Raises `ValueError` where the recipe asks for another adapter than the one that it goes on with."""
+    asked = get_peft_config(model_args)
+    if asked is None:
+        return
+    there = PeftConfig.from_pretrained(adapter, revision=model_args.model_revision)
+    if there.peft_type != asked.peft_type:
+        raise ValueError(
+            f"`use_peft` makes a LoRA adapter, but {adapter!r} is one of kind {there.peft_type.value}. It is trained on as "
+            "it is: remove `use_peft`."
+        )
+    wrong = []
+    for name, attribute in (
+        ("lora_r", "r"),
+        ("lora_alpha", "lora_alpha"),
+        ("lora_dropout", "lora_dropout"),
+        ("use_rslora", "use_rslora"),
+        ("use_dora", "use_dora"),
     ):
-        if value not in allowed:
-            raise ValueError(f"`{name}`: unknown value {value!r}. {nearest(value, allowed)}")
-    for name, valid, rule in (
-        ("max_steps", lambda x: x == -1 or x >= 1, "at least 1, or -1 for whole epochs"),
-        ("max_completion_length", lambda x: x >= 1, "at least 1"),
-        ("num_iterations", lambda x: x >= 1, "at least 1"),
-        ("temperature", lambda x: x > 0, "positive"),
-        ("learning_rate", lambda x: x >= 0, "non-negative"),
-        ("beta", lambda x: x >= 0, "non-negative"),
-    ):
-        value = getattr(args, name)
-        if not isinstance(value, (int, float)) or not valid(value):
-            raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
+        ours, theirs = getattr(asked, attribute), getattr(there, attribute)
+        if ours != theirs:
+            wrong.append(f"`{name}` is {ours}, the adapter's {theirs}")
+    if wrong:
+        raise ValueError(
+            f"`model_name_or_path`: the adapter {adapter!r} is trained on as it is, but {'; '.join(wrong)}. Remove "
+            "`use_peft` and the LoRA settings, or name the base model for a new adapter."
+        )
 
 
 def check_model(model: str, train_dataset, **kwargs) -> None:
-    """Raises `ValueError` unless the model's configuration and tokenizer can be loaded (with the keyword arguments of
-    `from_pretrained`) and fit the prompts."""
+    """Raises `ValueError` unless the configuration and tokenizer of the model, or of an adapter's base model, can be loaded
+    (with the keyword arguments of `from_pretrained`) and fit the prompts."""
+    base = base_of_adapter(model, kwargs.get("revision"))
     try:
-        AutoConfig.from_pretrained(model, **kwargs)
-        processing_class = AutoProcessor.from_pretrained(model, **kwargs)
+        if base is None:
+            AutoConfig.from_pretrained(model, **kwargs)
+            processing_class = AutoProcessor.from_pretrained(model, **kwargs)
+        else:
+            AutoConfig.from_pretrained(base, **kwargs | {"revision": None})
+            try:
+                processing_class = AutoProcessor.from_pretrained(model, **kwargs)
+            except (OSError, ValueError):
+                processing_class = AutoProcessor.from_pretrained(base, **kwargs | {"revision": None})
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -335,8 +464,12 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     Raises:
         ValueError: Settings, data or rewards that cannot work.
     """
-    check_settings(training_args)
+    if training_args.max_completion_length is None:
+        raise ValueError("`max_completion_length` must be at least 1, got None.")
+    check_output_dir(training_args.output_dir)
     model = resolve_model(model_args.model_name_or_path)
+    if base_of_adapter(model, model_args.model_revision) is not None:
+        _check_adapter(model, model_args)
     train_dataset, eval_dataset = build_datasets(script_args, training_args, dataset_args)
     check_rows(train_dataset, training_args)
     training_args.model_init_kwargs = {
@@ -353,7 +486,25 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
         "eval_dataset": eval_dataset,
         "quantization_config": get_quantization_config(model_args),
         "peft_config": get_peft_config(model_args),
+        "rollout_func": load_rollout(script_args.rollout_func),
     }
+
+
+def load_rollout(path: str | None) -> Callable | None:
+    """The rollout function at a path.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if path is None:
+        return None
+    try:
+        function = load_dotted(path)
+    except ImportError as error:
+        raise ValueError(f"`rollout_func`: cannot load {path!r}: {error}") from error
+    if not callable(function):
+        raise ValueError(f"`rollout_func`: {path!r} is no function, but {type(function).__name__}.")
+    return function
 
 
 def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
@@ -378,7 +529,9 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
         )
         if PartialState().is_main_process:  # the others follow it when the trainer asks once more
             checkpoint_to_resume(training_args.resume_from_checkpoint, training_args.output_dir)
-        trainer = CreditGRPOTrainer(**arguments)
+        trainer = CreditGRPOTrainer(
+            **continue_adapter(arguments, model_args, script_args.reward_model_name_or_path is not None)
+        )
         if evaluation is not None:
             evaluation.attach(trainer)
     except (ValueError, TypeError, OSError, ImportError) as error:

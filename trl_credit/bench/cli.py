@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--methods",
         nargs="+",
-        help="names, dotted paths of classes, or mappings as JSON; by default every registered method. Baselines are "
+        help="names, paths of classes, or mappings as JSON; by default every registered method. Baselines are "
         "always there",
     )
     parser.add_argument(

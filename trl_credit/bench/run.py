@@ -5,16 +5,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 
+from .._imports import is_dotted
 from ..inspection.scoring import Completion, CreditScorer, labelled
 from ..methods import DGPO, METHODS, CreditMethod, build_credit
 from ..methods.base import nearest
 from ..quickstart.run import quickstart_credit
 from ..quickstart.task import make_dataset
-from ..train import embedded_model_path
+from ..settings import DTYPES, AtLeast1, NonNegativeInt, Seed, Whole, check_fields, check_output_dir, one_of
+from ..train import base_of_adapter, embedded_model_path
 from . import gradients as gradient_scores
 from .baselines import BASELINES, baselines, is_trivial
 from .own_errors import MAX_COMPLETION_TOKENS, sample_own_errors
@@ -50,23 +53,20 @@ class BenchSettings:
     reference: str | None = None
     methods: tuple[str, ...] = tuple(METHODS)
     tasks: tuple[str, ...] | None = None
-    rendering: str | None = None
-    num_items: int = 200
-    seed: int = 0
+    rendering: one_of(*RENDERINGS) | None = None
+    num_items: Annotated[Whole, Ge(2)] = 200
+    seed: Seed = 0
     drift: tuple[int, ...] = (0, 20, 80)
-    drift_completions: int = 64
-    groups: int = 256
-    target_groups: int = 1024
-    dtype: str = "float32"
+    drift_completions: AtLeast1 = 64
+    groups: NonNegativeInt = 256
+    target_groups: Annotated[Whole, Ge(2)] = 1024
+    dtype: one_of(*DTYPES) = "float32"
     output_dir: Path = field(default_factory=lambda: Path("outputs/bench"))
 
     def __post_init__(self):
+        check_fields(self)
+        check_output_dir(self.output_dir)
         variants(None if self.tasks is None else list(self.tasks))
-        if self.rendering is not None and self.rendering not in RENDERINGS:
-            raise ValueError(f"`rendering` is {self.rendering!r}. {nearest(self.rendering, RENDERINGS)}")
-        for name, least in (("num_items", 2), ("groups", 0), ("target_groups", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
 
 
 def build_methods(given: Sequence[str], compact: bool) -> dict[str, CreditMethod]:
@@ -81,7 +81,7 @@ def build_methods(given: Sequence[str], compact: bool) -> dict[str, CreditMethod
         if text in BASELINES:
             built.append(BASELINES[text]())
             continue
-        if "." not in text and not text.lstrip().startswith("{") and text not in known:
+        if not is_dotted(text) and not text.lstrip().startswith("{") and text not in known:
             raise ValueError(f"Unknown credit method {text!r}. {nearest(text, known)}")
         built.append(build_credit(quickstart_credit(text) if compact else text))
     trivial = baselines()
@@ -97,6 +97,8 @@ def load_tokenizer(model: str) -> Any:
     """Raises `ValueError` where the model has none."""
     from transformers import AutoConfig, AutoTokenizer
 
+    if base_of_adapter(model):
+        raise ValueError(f"the model {model!r} is an adapter: merge it into its base model first.")
     try:
         AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:

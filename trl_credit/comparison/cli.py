@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..settings import AtLeast1, check_value
+
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command. Exit status 2 for what is wrong with settings or the folder, 1 if a run failed, 130 and 143 after
@@ -51,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         metavar="METHOD",
-        help="names, dotted paths, or mappings as JSON (with a `label`); the bare name of the recipe's own method has the "
+        help="names, paths, or mappings as JSON (with a `label`); the bare name of the recipe's own method has the "
         "recipe's parameters",
     )
     add("--seeds", nargs="+", type=int, metavar="SEED", help="how many (0 to N - 1), or several seeds (default: 1)")
@@ -91,8 +93,10 @@ def _compare(argv: list[str]) -> None:
         close = difflib.get_close_matches(word.partition("=")[0], own, n=1, cutoff=0.8)
         if word.startswith("--") and close and word.lstrip("-").partition("=")[0] not in recipe_fields():
             _fail(f"unknown option {word!r}. Did you mean {close[0]!r}?")
-    if arguments.jobs < 1:
-        _fail(f"`--jobs` must be at least 1, got {arguments.jobs}.")
+    try:
+        check_value("--jobs", arguments.jobs, AtLeast1)
+    except ValueError as error:
+        _fail(error)
     launch = []
     for name in ("num_processes", "accelerate_config"):
         if getattr(arguments, name) is not None:

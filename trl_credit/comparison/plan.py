@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from .._yaml import dump
 from ..evaluation.store import RunFolderError, differences, read_json, write_atomically
 from ..methods.base import nearest
+from ..settings import AtLeast1, Finite, Seed, check_output_dir, check_value
 
 
 FORMAT = 1
@@ -105,7 +105,7 @@ def read_plan(output_dir: Path) -> Plan:
 
 
 def write_plan(output_dir: Path, plan: Plan) -> None:
-    write_atomically(Path(output_dir) / "recipe.yaml", [yaml.safe_dump(plan.recipe, sort_keys=False)])
+    write_atomically(Path(output_dir) / "recipe.yaml", [dump(plan.recipe)])
     write_atomically(Path(output_dir) / "plan.json", [json.dumps(plan.to_dict(), indent=2) + "\n"])
 
 
@@ -115,14 +115,9 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         ValueError: It cannot be read, or has unknown settings.
     """
-    try:
-        recipe = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"`--config`: cannot read {str(path)!r}: {error.strerror} (from {Path.cwd()}).") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"`--config`: not valid YAML: {error}") from None
-    if not isinstance(recipe, dict):
-        raise ValueError("`--config`: the recipe must be a YAML mapping of fields to values.")
+    from ..train import read_recipe as read
+
+    recipe = read(path)
     section = recipe.pop("compare", None) or {}
     if not isinstance(section, dict):
         raise ValueError(f"`compare` must be a mapping, got {section!r}.")
@@ -138,16 +133,15 @@ def parse_seeds(value: Any) -> list[int]:
     Raises:
         ValueError: It is neither, or a seed is there twice.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < 1:
-            raise ValueError(f"`seeds` must be at least 1, got {value}.")
-        return list(range(value))
-    if (
-        not isinstance(value, (list, tuple))
-        or not value
-        or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in value)
-    ):
+    if not isinstance(value, (list, tuple)):
+        return list(range(check_value("seeds", value, AtLeast1)))
+    try:
+        seeds = [check_value("seeds", seed, Seed) for seed in value]
+    except ValueError:
+        seeds = []
+    if not seeds:
         raise ValueError(f"`seeds` must be a number of seeds or a list of seeds from 0, got {value!r}.")
+    value = seeds
     if len(set(value)) < len(value):
         raise ValueError(f"`seeds`: one is there twice: {', '.join(map(str, value))}.")
     return list(value)
@@ -283,6 +277,7 @@ def make_plan(
         RunFolderError: The folder has another comparison.
     """
     recipe, section = read_recipe(Path(config))
+    check_output_dir(output_dir)
     for name in field_names(overrides):
         if name in _VARIED:
             raise ValueError(f"`{name}` is what a comparison varies: use {_VARIED[name]}.")
@@ -337,10 +332,7 @@ def _choices(section: Mapping, before: Plan | None, baseline, target_reward, met
     if target_reward is None:
         target_reward = section.get("target_reward", before.target_reward if before else None)
     if target_reward is not None:
-        try:
-            target_reward = float(target_reward)
-        except (TypeError, ValueError):
-            raise ValueError(f"`target_reward` must be a number, got {target_reward!r}.") from None
+        target_reward = check_value("target_reward", target_reward, Finite)
     return baseline, target_reward
 
 
@@ -354,7 +346,7 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
 
     parsed = None
     with tempfile.TemporaryDirectory(prefix="trl-credit-") as folder:
-        (Path(folder) / "recipe.yaml").write_text(yaml.safe_dump(plan.recipe, sort_keys=False))
+        (Path(folder) / "recipe.yaml").write_text(dump(plan.recipe))
         for method in plan.methods:
             words = run_arguments(plan, Path(folder), method, plan.asked[1][0])
             parsed = parse_arguments(words, "trl-credit compare")

@@ -9,11 +9,20 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..methods.base import nearest
 from ..rewards.patterns import answer_regex
-from ..train import mapping_of
+from ..settings import (
+    AtLeast1,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveShare,
+    Share,
+    Whole,
+    check_fields,
+    checked,
+    one_of,
+)
+from ..train import mapping_of, read_recipe, recipe_types
 from .backends.base import SamplingSettings
 
 
@@ -110,18 +119,18 @@ class EvalConfig:
             "`reasoning_gym:TASK`, `trl_credit:arithmetic`."
         },
     )
-    n: int = _option(32, "Samples per problem. Published AIME results have 32.")
+    n: AtLeast1 = _option(32, "Samples per problem. Published AIME results have 32.")
     output_dir: str | None = _option(
         None,
         "Folder of the run; an interrupted run goes on in it. By default outputs/eval/MODEL.",
     )
-    preset: str = _option("default", f"Published settings: {', '.join(f'`{name}`' for name in PRESETS)}.")
-    temperature: float | None = _option(None, "Softmax temperature; 0 is greedy. Default 1.0 (DAPO).")
-    top_p: float | None = _option(None, "Nucleus sampling. Default 0.7 (DAPO).")
-    top_k: int | None = _option(None, "Only the k likeliest tokens; 0 is all. Default 0.")
-    min_p: float | None = _option(None, "Only tokens with this share of the likeliest one's probability. Default 0.")
-    repetition_penalty: float | None = _option(None, "Penalty on tokens that were seen; 1 is none. Default 1.")
-    max_tokens: int | None = _option(
+    preset: one_of(*PRESETS) = _option("default", f"Published settings: {', '.join(f'`{name}`' for name in PRESETS)}.")
+    temperature: NonNegative | None = _option(None, "Softmax temperature; 0 is greedy. Default 1.0 (DAPO).")
+    top_p: PositiveShare | None = _option(None, "Nucleus sampling. Default 0.7 (DAPO).")
+    top_k: NonNegativeInt | None = _option(None, "Only the k likeliest tokens; 0 is all. Default 0.")
+    min_p: Share | None = _option(None, "Only tokens with this share of the likeliest one's probability. Default 0.")
+    repetition_penalty: Positive | None = _option(None, "Penalty on tokens that were seen; 1 is none. Default 1.")
+    max_tokens: AtLeast1 | None = _option(
         None, "Most tokens of a completion; cut to what the model's context leaves. Default 20,480 (DAPO)."
     )
     stop: list[str] | None = _option(None, "Texts that end a completion.")
@@ -135,24 +144,26 @@ class EvalConfig:
     plain_prompts: bool | None = _option(
         None, "Plain text instead of chat messages, for base models and models without a chat template."
     )
-    seed: int = _option(0, "Each sample's own seed is derived from this, its task, problem and index.")
-    limit: int | None = _option(None, "Only the first problems of each task.")
+    seed: Whole = _option(0, "Each sample's own seed is derived from this, its task, problem and index.")
+    limit: AtLeast1 | None = _option(None, "Only the first problems of each task.")
     problem_column: str | None = _option(None, "Column of the problem, of your own data. Default: problem or question.")
     answer_column: str | None = _option(None, "Column of the answer, of your own data. Default: answer.")
     dataset_config: str | None = _option(None, "Configuration of your own hub dataset.")
     dataset_split: str | None = _option(None, "Split of your own data. Default: test, or the only one.")
-    generated_dataset_size: int = _option(100, "Problems of a generated task.")
+    generated_dataset_size: AtLeast1 = _option(100, "Problems of a generated task.")
     generated_dataset_config: dict | str | None = _option(
         None, "Arguments of a generated task; JSON on the command line."
     )
-    generated_dataset_seed: int = _option(2**20, "Seed of a generated task; choose one that the training did not use.")
+    generated_dataset_seed: Whole = _option(
+        2**20, "Seed of a generated task; choose one that the training did not use."
+    )
     answer_pattern: str | None = _option(
         None,
         "Where the answer is stated, instead of in \\boxed{} or after 'Answer:'; an option of the reward `judged`, too: "
         "`answer_tag` (<answer>72</answer>), `gsm8k` (#### 72), or a regular expression with one group, whose last match is "
         "the answer.",
     )
-    backend: str = _option(
+    backend: one_of(*BACKENDS) = _option(
         "auto",
         "`transformers`, `vllm` (in process), `server` (an OpenAI-compatible endpoint), or `auto`: the server where "
         "`base_url` is set, vLLM where it is installed and there is a GPU, else transformers.",
@@ -161,16 +172,16 @@ class EvalConfig:
     revision: str | None = _option(None, "Revision of a hub model.")
     trust_remote_code: bool = _option(False, "Run code that comes with the model.")
     attn_implementation: str | None = _option(None, "Attention of transformers.")
-    batch_size: int = _option(32, "Completions at a time and process (transformers).")
+    batch_size: AtLeast1 = _option(32, "Completions at a time and process (transformers).")
     vllm_kwargs: dict | str | None = _option(
         None, "Arguments of vLLM's LLM, such as {tensor_parallel_size: 8}; JSON on the command line."
     )
     base_url: str | None = _option(
         None, "Address of the server, such as http://localhost:8000/v1. Key: OPENAI_API_KEY."
     )
-    concurrency: int = _option(64, "Requests at a time (server).")
-    max_retries: int = _option(6, "Retries of a request, with growing pauses (server).")
-    request_timeout: float = _option(3600.0, "Seconds until a request is given up (server).")
+    concurrency: AtLeast1 = _option(64, "Requests at a time (server).")
+    max_retries: NonNegativeInt = _option(6, "Retries of a request, with growing pauses (server).")
+    request_timeout: Positive = _option(3600.0, "Seconds until a request is given up (server).")
     extend: bool = _option(False, "Go on in a folder that has fewer samples per problem or fewer tasks than asked for.")
     report: bool = _option(True, "Write report.html.")
 
@@ -187,12 +198,8 @@ class EvalConfig:
 
     def _take(self, recipe: str) -> None:
         """Sets what is not set to the recipe's."""
-        try:
-            settings = yaml.safe_load(Path(recipe).expanduser().read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"`recipe`: cannot read {recipe!r}: {error}") from error
-        if not isinstance(settings, dict):
-            raise ValueError(f"`recipe`: {recipe!r} must be a YAML mapping of fields to values.")
+        settings = read_recipe(recipe, field="recipe")
+        settings |= checked({name: settings[name] for name in _TAKEN if name in settings}, recipe_types())
         if self.model is None:
             self.model = settings.get("output_dir")
         evaluation = mapping_of("eval", settings.get("eval")) or {}
@@ -202,32 +209,10 @@ class EvalConfig:
 
     def check(self) -> None:
         """Raises `ValueError` for a setting that cannot work."""
-        for name in ("model", "output_dir", "recipe", "base_url", "prompt_template", "system_prompt", "answer_pattern"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise ValueError(f"`{name}` must be text, got {value!r}.")
+        check_fields(self)
         tasks = self.tasks if isinstance(self.tasks, list) else []
         if not tasks or any(not isinstance(task, str) or not task for task in tasks):
             raise ValueError(f"`tasks` must be a list of names, got {self.tasks!r}.")
-        for name, allowed in (("preset", PRESETS), ("backend", BACKENDS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"`{name}`: unknown {getattr(self, name)!r}. {nearest(str(getattr(self, name)), allowed)}"
-                )
-        for name in ("n", "limit", "generated_dataset_size", "batch_size", "concurrency"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"`{name}` must be a whole number, at least 1, got {value!r}.")
-        for name, least in (("seed", None), ("max_retries", 0), ("generated_dataset_seed", None)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-                raise ValueError(
-                    f"`{name}` must be a whole number{', at least 0' if least == 0 else ''}, got {value!r}."
-                )
-        if not isinstance(self.request_timeout, (int, float)) or not self.request_timeout > 0:
-            raise ValueError(f"`request_timeout` must be a positive number of seconds, got {self.request_timeout!r}.")
-        if self.stop is not None and not isinstance(self.stop, list):
-            raise ValueError(f"`stop` must be a list of texts, got {self.stop!r}.")
         if self.prompt_template is not None and "{problem}" not in self.prompt_template:
             raise ValueError(f"`prompt_template` must contain the slot {{problem}}, got {self.prompt_template!r}.")
         if self.answer_pattern is not None:
@@ -267,6 +252,10 @@ class EvalConfig:
 def _default(name: str) -> Any:
     (found,) = (f for f in fields(EvalConfig) if f.name == name)
     return found.default if found.default_factory is MISSING else found.default_factory()
+
+
+# What `prompts_of` and the model need of a recipe
+_TAKEN = ("output_dir", "problem_column", "system_prompt", "prompt_template", "plain_prompts", "chat_template_kwargs")
 
 
 def prompts_of(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from ..methods.base import nearest
+from ..settings import AtLeast1, check_value
 from .backends.base import Backend, BackendError, Emit, Generation, Request, SamplingSettings
 from .backends.local import Rendered, fit, render
 from .backends.transformers import generate_batch, to_generation
@@ -193,8 +194,11 @@ class TrainingEvaluation(TrainerCallback):
         """
         settings = dict(settings)
         every = settings.pop("every", None)
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise ValueError(f"`eval`: `every` must be a number of updates, at least 1, got {every!r}.")
+        if every is not None:
+            try:
+                every = check_value("every", every, AtLeast1)
+            except ValueError as error:
+                raise ValueError(f"`eval`: {error}") from None
         known = {field.name for field in fields(EvalConfig)} - _TRAINER_FIELDS
         for name in settings:
             if name in _TRAINER_FIELDS:

@@ -70,14 +70,14 @@ def inspect(config) -> tuple[list, dict[str, Any]]:
 
 def check_folder(output_dir: str) -> None:
     """Makes the folder that will be written to. Raises `ValueError` if it cannot be."""
-    folder = Path(output_dir)
+    from ..settings import check_output_dir
+
+    check_output_dir(output_dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "it is a file, not a folder" if folder.is_file() else (error.strerror or str(error)).lower()
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a file system that can only be read
+        reason = (error.strerror or str(error)).lower()
         raise ValueError(f"`output_dir`: cannot write to {output_dir!r}: {reason}. Name another folder.") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"`output_dir`: cannot write to {output_dir!r}: no permission. Name another folder.")
 
 
 def _score(config, completions) -> tuple[list, dict[str, Any]]:
@@ -91,7 +91,12 @@ def _score(config, completions) -> tuple[list, dict[str, Any]]:
     if files.adapter and config.reference is None:
         config.reference = files.path
     elif config.reference is not None:
-        config.reference = LocalModel.find(config.reference).path
+        reference = LocalModel.find(config.reference)
+        if reference.adapter:
+            raise ValueError(
+                f"`reference`: {config.reference!r} is an adapter, and a reference must be a whole model: merge it first."
+            )
+        config.reference = reference.path
     methods = config.credit_methods()
     dtype = config.dtype or ("bfloat16" if on_gpu else "float32")
     examples, rewards = (None, []) if completions is not None else _data(config)

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from ..methods import METHODS, CreditMethod, build_credit
+from ..settings import DTYPES, AtLeast1, NonNegativeInt, Positive, Seed, Specs, Whole, check_fields, one_of
 from ..train import mapping_of, parse_arguments
 from .scoring import labelled
 
@@ -71,24 +74,26 @@ class InspectConfig:
     system_prompt: str | None = field(default=None, metadata={"help": "System message before every problem."})
     prompt_template: str | None = field(default=None, metadata={"help": "Text around every problem, with `{problem}`."})
     plain_prompts: bool | None = field(default=None, metadata={"help": "Plain text instead of chat messages."})
-    reward_funcs: list[str] | None = field(default=None, metadata={"help": "Reward functions, as in a recipe."})
+    reward_funcs: Specs | None = field(default=None, metadata={"help": "Reward functions, as in a recipe."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "Their weights."})
-    num_prompts: int = field(default=8, metadata={"help": "Prompts to take from the data."})
-    num_generations: int = field(default=4, metadata={"help": "Completions to generate for each prompt."})
-    max_completion_length: int | None = field(
+    num_prompts: AtLeast1 = field(default=8, metadata={"help": "Prompts to take from the data."})
+    num_generations: Annotated[Whole, Ge(2)] = field(
+        default=4, metadata={"help": "Completions to generate for each prompt."}
+    )
+    max_completion_length: AtLeast1 | None = field(
         default=None, metadata={"help": "Tokens to generate at most; by default 256."}
     )
-    temperature: float | None = field(
+    temperature: Positive | None = field(
         default=None, metadata={"help": "Temperature of generation and of every log-prob; by default 1."}
     )
     chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Arguments of the chat template; JSON."}
     )
-    max_completions: int = field(default=200, metadata={"help": "Completions to show at most, the first ones."})
-    methods: list[str] | None = field(
+    max_completions: AtLeast1 = field(default=200, metadata={"help": "Completions to show at most, the first ones."})
+    methods: Specs | None = field(
         default=None,
         metadata={
-            "help": "Credit methods: names, mappings as JSON, dotted paths. By default the recipe's, else all registered."
+            "help": "Credit methods: names, mappings as JSON, paths. By default the recipe's, else all registered."
         },
     )
     reference: str | None = field(
@@ -98,23 +103,20 @@ class InspectConfig:
             "By default an adapter's base model, else `--model` itself, from which it does not differ."
         },
     )
-    dtype: str | None = field(
+    dtype: one_of(*DTYPES) | None = field(
         default=None, metadata={"help": "Dtype of the model; by default float32 on a CPU, else bfloat16."}
     )
     trust_remote_code: bool | None = field(default=None, metadata={"help": "Run code that comes with the model."})
-    seed: int = field(default=0, metadata={"help": "Seed of generation and of generated tasks."})
+    seed: Seed = field(default=0, metadata={"help": "Seed of generation and of generated tasks."})
     output_dir: str = field(
         default="outputs/inspect", metadata={"help": "Folder for credit.html, credit.parquet and credit.json."}
     )
-    show: int = field(default=2, metadata={"help": "Completions to print; 0 for none."})
+    show: NonNegativeInt = field(default=2, metadata={"help": "Completions to print; 0 for none."})
 
     def __post_init__(self):
         for name in ("generated_dataset_config", "chat_template_kwargs"):
             setattr(self, name, mapping_of(name, getattr(self, name)))
-        for name, least in (("num_prompts", 1), ("num_generations", 2), ("max_completions", 1), ("show", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be a whole number from {least}, got {value!r}.")
+        check_fields(self)
         self._credit: Any = None
         if self.recipe is not None:
             self._read_recipe()
@@ -133,8 +135,7 @@ class InspectConfig:
             if self.recipe is None:
                 raise ValueError("`reward_funcs` has no effect with `completions`, whose rewards are in the file.")
             self.reward_funcs = None
-        if self.temperature is not None and not self.temperature > 0:
-            raise ValueError(f"`temperature` must be positive, got {self.temperature!r}.")
+        check_fields(self)  # what the recipe has filled in
         self.credit_methods()
 
     def _read_recipe(self) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .._imports import load_dotted
+from .._imports import is_dotted, load_dotted
 from .base import CreditMethod, Paper, nearest
 from .dgpo import DGPO
 from .gcpo import GCPO
@@ -23,14 +23,14 @@ METHODS: dict[str, type[CreditMethod]] = {
 
 
 def get_method_class(name: str) -> type[CreditMethod]:
-    """The method class of a registered name or of a dotted path such as `my_package.my_module.MyMethod`.
+    """The method class of a registered name or of a path: `my_package.my_module.MyMethod` or `my_file.py:MyMethod`.
 
     Raises:
         ValueError: Unknown name (with the nearest known one), or a path that does not lead to a `CreditMethod`.
     """
     if name in METHODS:
         return METHODS[name]
-    if "." not in name:
+    if not is_dotted(name):
         raise ValueError(f"Unknown credit method {name!r}. {nearest(name, METHODS)}")
     try:
         cls = load_dotted(name)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from .._imports import dotted_path
 from ..signals.base import Signal
 from .inputs import CreditInputs
 
@@ -140,7 +141,7 @@ class CreditMethod(ABC):
         from . import METHODS
 
         cls = type(self)
-        name = self.name if METHODS.get(self.name) is cls else f"{cls.__module__}.{cls.__qualname__}"
+        name = self.name if METHODS.get(self.name) is cls else dotted_path(cls)
         return {"method": name, **{field.name: getattr(self, field.name) for field in fields(self)}}
 
     @classmethod

@@ -13,12 +13,14 @@ from trl.rewards import (
     get_soft_overlong_punishment,
     think_format_reward,
 )
+from trl.trainer.utils import get_callable_name
 
-from .._imports import load_dotted
+from .._imports import is_dotted, load_dotted
 from ..methods.base import nearest
+from ..settings import Flag, check_value
 from .judge import judge as judge_completions  # `judge` stays the module
 from .patterns import answer_regex
-from .thinking import judged_texts
+from .thinking import OPENED_TAGS, judged_texts
 from .verifier import default_verifier
 
 
@@ -190,9 +192,10 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
     """The reward function that a recipe names.
 
     Args:
-        spec: A name of [`REWARDS`] or [`REWARD_FACTORIES`], the dotted path of your own function, or a mapping of `name`
-            and keyword arguments (JSON text on the command line). The arguments of a function that takes completions
-            are bound to it; any other callable is a factory that is called with them.
+        spec: A name of [`REWARDS`] or [`REWARD_FACTORIES`], the path of your own (`my_module.reward`, `my_file.py:reward`),
+            or a mapping of `name` and keyword arguments (JSON text on the command line). What TRL could call, with a
+            parameter `completions` or `**kwargs`, is a reward function, to which the arguments are bound; a class, or any
+            other callable, is a factory that is called with them. `factory: true` makes one of a callable with `**kwargs`.
         max_completion_length: The run's, in tokens: the default of `max_completion_len` (`soft_overlong_punishment`) and
             `max_len` (`cosine_scaled`). `soft_punish_cache` is by default a fifth of `max_completion_len`, as in DAPO
             (arXiv 2503.14476: 4096 of 20480).
@@ -212,18 +215,28 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
     name = _TRL_NAMES.get(name, name)
     known = REWARDS | REWARD_FACTORIES
     function = known[name] if name in known else _load(name, known)
-    takes_completions = name in REWARDS or "completions" in inspect.signature(function).parameters
+    if not callable(function):
+        raise ValueError(f"`reward_funcs`: {name!r} is no function, but {type(function).__name__}.")
+    is_reward = name in REWARDS or (name not in REWARD_FACTORIES and takes_completions(function))
+    if name not in known and "factory" in arguments and "factory" not in _parameters(function):
+        is_reward = not check_value("factory", arguments.pop("factory"), Flag)
     try:
         _set_lengths(name, arguments, max_completion_length)
         if name == "judged" and arguments.get("answer_pattern") is not None:
             _check_pattern(arguments["answer_pattern"])
-        if not takes_completions:
-            return function(**arguments)
+        if not is_reward:
+            made = function(**arguments)
+            if not callable(made):
+                raise ValueError(
+                    f"`reward_funcs`: {name!r} takes no `completions`, so that it was called to make a reward function; it "
+                    f"made {type(made).__name__}."
+                )
+            return made
         if not arguments:
             return function
         inspect.signature(function).bind_partial(**arguments)
         bound = functools.partial(function, **arguments)
-        bound.__name__ = function.__name__  # the name in TRL's metrics
+        bound.__name__ = get_callable_name(function)  # the name in TRL's metrics
         return bound
     except TypeError as error:
         raise ValueError(f"`reward_funcs`: {name!r} with the arguments {arguments}: {error}.") from error
@@ -256,7 +269,7 @@ def _set_lengths(name: str, arguments: dict[str, Any], max_completion_length: in
 
 
 def _load(path: str, known: Mapping[str, Callable]) -> Callable:
-    if "." not in path:
+    if not is_dotted(path):
         raise ValueError(f"`reward_funcs`: unknown reward {path!r}. {nearest(path, known)}")
     try:
         return load_dotted(path)
@@ -264,12 +277,27 @@ def _load(path: str, known: Mapping[str, Callable]) -> Callable:
         raise ValueError(f"`reward_funcs`: cannot load {path!r}: {error}") from error
 
 
+def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some builtins have none
+        return {}
+
+
+def takes_completions(function: Callable) -> bool:
+    """Whether TRL could call it as a reward function, with completions by name; a class makes one."""
+    parameters = _parameters(function)
+    return not isinstance(function, type) and (
+        "completions" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    )
+
+
 def required_columns(function: Callable) -> list[str]:
     """The dataset columns without which a reward function cannot be called."""
     return [
         name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in TRAINER_ARGUMENTS
+        for name, parameter in _parameters(function).items()
+        if name not in {*TRAINER_ARGUMENTS, OPENED_TAGS}
         and parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]

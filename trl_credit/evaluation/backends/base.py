@@ -4,11 +4,14 @@ import abc
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from annotated_types import Ge
+
+from ...settings import AtLeast1, NonNegative, Positive, PositiveShare, Rule, Share, Whole, check_fields
 
 
 @dataclass(frozen=True)
@@ -28,26 +31,16 @@ class SamplingSettings:
         ValueError: A value is out of its range.
     """
 
-    temperature: float
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_tokens: int = 20_480
+    temperature: NonNegative
+    top_p: PositiveShare = 1.0
+    top_k: Annotated[Whole, Ge(0), Rule("at least 0 (0 is all tokens)")] = 0
+    min_p: Share = 0.0
+    repetition_penalty: Positive = 1.0
+    max_tokens: AtLeast1 = 20_480
     stop: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name, valid, rule in (
-            ("temperature", lambda x: 0 <= x < float("inf"), "at least 0"),
-            ("top_p", lambda x: 0 < x <= 1, "above 0 and at most 1"),
-            ("top_k", lambda x: x >= 0 and x == int(x), "a whole number, at least 0 (0 is all tokens)"),
-            ("min_p", lambda x: 0 <= x <= 1, "between 0 and 1"),
-            ("repetition_penalty", lambda x: 0 < x < float("inf"), "positive"),
-            ("max_tokens", lambda x: x >= 1 and x == int(x), "a whole number, at least 1"),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not valid(value):
-                raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
+        check_fields(self)
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise ValueError(f"`stop` must be a list of texts that are not empty, got {list(self.stop)!r}.")
 

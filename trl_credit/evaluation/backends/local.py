@@ -9,10 +9,9 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from ...rewards.thinking import opened_tag
-from ...train import resolve_model
+from ...train import base_of_adapter, resolve_model
 from .base import Request, SamplingSettings
 
 
@@ -57,13 +56,13 @@ class LocalModel:
         except ValueError as error:
             raise ValueError(str(error).replace("`model_name_or_path`", "`model`")) from None
         try:
-            if find_adapter_config_file(path, revision=revision):
-                from peft import PeftConfig
-
-                base = PeftConfig.from_pretrained(path, revision=revision).base_model_name_or_path
-                found = cls(resolve_model(base), path, revision, trust_remote_code)
-            else:
-                found = cls(path, None, revision, trust_remote_code)
+            base = base_of_adapter(path, revision)
+        except ValueError as error:
+            raise ValueError(str(error).replace("`model_name_or_path`", "`model`", 1)) from None
+        except OSError as error:
+            raise ValueError(f"`model`: {name!r} cannot be read: {str(error).strip().splitlines()[0]}") from error
+        try:
+            found = cls(base or path, path if base else None, revision, trust_remote_code)
             found.config()
             found.tokenizer()
         except (OSError, ValueError) as error:
