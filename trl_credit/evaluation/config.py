@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ..fields import check_match
 from ..methods.base import nearest
 from ..train import mapping_of
 from .backends.base import SamplingSettings
@@ -135,8 +136,17 @@ class EvalConfig:
     )
     seed: int = _option(0, "Each sample's own seed is derived from this, its task, problem and index.")
     limit: int | None = _option(None, "Only the first problems of each task.")
-    problem_column: str | None = _option(None, "Column of the problem, of your own data. Default: problem or question.")
-    answer_column: str | None = _option(None, "Column of the answer, of your own data. Default: answer.")
+    problem_column: str | None = _option(
+        None,
+        "Field of the problem, of your own data: text or a conversation; within mappings a dotted path. Default: problem or "
+        "question.",
+    )
+    answer_column: str | None = _option(
+        None, "Field of the answer, of your own data, such as reward_model.ground_truth. Default: answer."
+    )
+    answer_match: str | None = _option(
+        None, "Where the answer is a list of several: `any` of them is right, or `all` must be given."
+    )
     dataset_config: str | None = _option(None, "Configuration of your own hub dataset.")
     dataset_split: str | None = _option(None, "Split of your own data. Default: test, or the only one.")
     generated_dataset_size: int = _option(100, "Problems of a generated task.")
@@ -206,6 +216,7 @@ class EvalConfig:
         tasks = self.tasks if isinstance(self.tasks, list) else []
         if not tasks or any(not isinstance(task, str) or not task for task in tasks):
             raise ValueError(f"`tasks` must be a list of names, got {self.tasks!r}.")
+        check_match(self.answer_match)
         for name, allowed in (("preset", PRESETS), ("backend", BACKENDS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
