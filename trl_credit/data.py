@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import functools
 import gzip
+import inspect
 import itertools
 import json
 import logging
@@ -33,7 +35,8 @@ from .fields import (
 )
 from .methods.base import nearest
 from .quickstart import task
-from .rewards import TRAINER_ARGUMENTS
+from .rewards import TRAINER_ARGUMENTS, required_columns
+from .rewards.several import as_solution, shown
 
 
 logger = logging.getLogger(__name__)
@@ -218,8 +221,8 @@ def prepare(
             check_field(setting, path, names, first, "the dataset")
     if problem_column is None and "prompt" not in names:
         raise ValueError(
-            f"`prompt`: the dataset has no column 'prompt'. {nearest('prompt', names)} Set `problem_column` to the column of "
-            "the problem's text or messages."
+            f"`prompt`: the dataset has no column 'prompt'. {nearest('prompt', names)} Set `problem_column` to the column "
+            "of the problem's text or messages."
         )
     if problem_column is None:
         for name, value in (("system_prompt", system_prompt), ("prompt_template", prompt_template)):
@@ -400,8 +403,8 @@ def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
     if len(leaks := having(_LEAKS)):
         if len(leaks) == count - len(unusable):
             raise ValueError(
-                f"Every conversation in {problem!r} states the answer in a turn of the assistant, before the last message of "
-                "the user: the prompts would hold what is to be found."
+                f"Every conversation in {problem!r} states the answer in a turn of the assistant, before the last message "
+                "of the user: the prompts would hold what is to be found."
             )
         logger.warning(
             "%d conversations in %r state the answer in a turn of the assistant before the last message of the user, the "
@@ -438,7 +441,7 @@ def _without_reserved(
 def _prepare_stream(
     dataset: IterableDataset, reader: _Reader, first: Mapping[str, Any] | None, names: Sequence[str]
 ) -> IterableDataset:
-    """The same of a stream, of which only the first row is known: what cannot be read in others is left out, and said once."""
+    """The same of a stream, of which only the first row is known: others that cannot be read are left out, and said once."""
     if first is None:
         raise ValueError("The dataset has no rows.")
     flags = reader.check(first, 0)[_FLAGS]
@@ -465,6 +468,23 @@ def _prepare_stream(
     return _without_reserved(result, names, reader)
 
 
+def check_solutions(dataset: Dataset | IterableDataset, rewards: Sequence[Callable]) -> None:
+    """Raises `ValueError` if this package's rewards would read a column `solution` of the data's own that is no text."""
+    ours = [reward for reward in rewards if inspect.unwrap(_function(reward)).__module__.startswith(f"{__package__}.")]
+    if not any("solution" in required_columns(reward) for reward in ours):
+        return
+    values = [row.get("solution") for row in itertools.islice(dataset, 1)]
+    if values and not isinstance(values[0], str):
+        raise ValueError(
+            f"The column `solution` holds {type(values[0]).__name__} ({str(values[0])[:100]}), not text: set "
+            "`answer_column: solution`."
+        )
+
+
+def _function(reward: Callable) -> Callable:
+    return reward.func if isinstance(reward, functools.partial) else reward
+
+
 def report_unparsable(dataset: Dataset | IterableDataset, reward: Callable) -> int:
     """Warns about solutions that a math reward cannot parse, with their count and an example; returns the count.
 
@@ -475,7 +495,7 @@ def report_unparsable(dataset: Dataset | IterableDataset, reward: Callable) -> i
     """
     if isinstance(dataset, IterableDataset):
         return 0
-    solutions = [str(answer) for answer in dataset["solution"][:_MAX_ANSWERS_CHECKED]]
+    solutions = [as_solution(answer) for answer in dataset["solution"][:_MAX_ANSWERS_CHECKED]]
     rewards = reward([""] * len(solutions), solution=solutions)
     bad = [answer for answer, value in zip(solutions, rewards, strict=True) if value is None]
     if bad:
@@ -495,7 +515,7 @@ def report_bare_latex(dataset: Dataset | IterableDataset) -> int:
     """Warns about LaTeX solutions without dollars, which TRL's math rewards misread; returns their count."""
     if isinstance(dataset, IterableDataset):
         return 0
-    solutions = [str(answer) for answer in dataset["solution"][:_MAX_ANSWERS_CHECKED]]
+    solutions = [shown(as_solution(answer)) for answer in dataset["solution"][:_MAX_ANSWERS_CHECKED]]
     bare = [
         text for text in solutions if "\\" in text and not any(mark in text for mark in ("$", r"\(", r"\[", r"\boxed"))
     ]

@@ -245,7 +245,11 @@ class CreditScorer:
         return completions
 
     def token_ids(self, completion: Completion) -> list[int]:
-        """The completion's tokens."""
+        """The completion's tokens.
+
+        Raises:
+            ValueError: It has neither text nor tokens, or a token that is not in the vocabulary.
+        """
         if completion.token_ids is not None:
             return list(completion.token_ids)
         if completion.text is None:
@@ -263,6 +267,12 @@ class CreditScorer:
             ValueError: A completion without text and tokens, a mask of another length, or one that is too long.
         """
         rows = [self.token_ids(completion) for completion in completions]
+        for i, row in enumerate(rows):
+            if wrong := [token for token in row if not 0 <= token < self.vocab_size]:
+                raise ValueError(
+                    f"Completion {i + 1} has the token id {wrong[0]}, but the model's vocabulary ends at "
+                    f"{self.vocab_size - 1}: were the ids made with another tokenizer?"
+                )
         prompts: dict[int, list[int]] = {}
         # TRL takes messages or text, not both at a time
         kinds = [

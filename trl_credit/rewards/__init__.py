@@ -15,8 +15,7 @@ from trl.rewards import (
 
 from .._imports import load_dotted
 from ..methods.base import nearest
-from .judge import judge as judge_completions  # `judge` stays the module
-from .verifier import default_verifier
+from .several import as_solution, judge_any, shown, verify_any
 
 
 # What TRL's trainer passes to every reward function, besides the dataset's columns
@@ -31,10 +30,10 @@ def _text(completion: str | list[dict[str, Any]]) -> str:
 
 
 def _verify(completions: list, solution: list, log_extra, log_metric, **request) -> list[float | None]:
-    solution = [str(answer) for answer in solution]
-    verdicts = default_verifier().verify([_text(completion) for completion in completions], solution, **request)
+    solution = [as_solution(answer) for answer in solution]
+    verdicts = verify_any([_text(completion) for completion in completions], solution, **request)
     if log_extra is not None:
-        log_extra("solution", solution)
+        log_extra("solution", [shown(answer) for answer in solution])
         log_extra("gold_parsed", [verdict.gold_parsed for verdict in verdicts])
         log_extra("answer_parsed", [verdict.answer_parsed for verdict in verdicts])
     _count_failures(verdicts, log_metric)
@@ -73,14 +72,15 @@ def judged(
     """1.0 where the completion's answer is the solution, else 0.0; `None` where the solution does not parse: the verdict of
     `trl-credit eval` ([`judge.judge`]), so that what is trained is what is evaluated.
 
-    Solutions may be LaTeX without dollars (MATH-500's `2\\sqrt{3}`), of which [`accuracy`] reads only a number, or nothing.
+    A solution that is a list is right by any one of it. Solutions may be LaTeX without dollars (MATH-500's
+    `2\\sqrt{3}`), of which [`accuracy`] reads only a number, or nothing.
     Of a conversation it judges the last message. Besides what [`accuracy`] logs to `log_metric`, the completions table
     gets the answer that was found (`answer_parsed`) and the reason of the verdict (`judgement`).
     """
-    solution = [str(answer) for answer in solution]
-    judgements = judge_completions([_text(completion) for completion in completions], solution)
+    solution = [as_solution(answer) for answer in solution]
+    judgements = judge_any([_text(completion) for completion in completions], solution)
     if log_extra is not None:
-        log_extra("solution", solution)
+        log_extra("solution", [shown(answer) for answer in solution])
         log_extra("answer_parsed", [judgement.answer or "[unparseable]" for judgement in judgements])
         log_extra("judgement", [judgement.reason for judgement in judgements])
     _count_failures(judgements, log_metric)
