@@ -454,6 +454,85 @@ def test_lines_that_are_no_samples_are_made_again(data, tmp_path):
     assert len(read_lines(path)) == 30
 
 
+def damage(line, kind):
+    row = json.loads(line)
+    if kind == "no tokens":
+        del row["tokens"]
+    elif kind == "nested":
+        return "[" * 100_000
+    elif kind == "a boolean":
+        row["problem"] = bool(row["problem"])
+    else:
+        row[kind] = {"text": row["text"] + " ", "finish": "stopped", "tokens": 7, "checksum": "0" * 16}[kind]
+    return json.dumps(row)
+
+
+@pytest.mark.parametrize("kind", ["no tokens", "nested", "a boolean", "text", "finish", "tokens", "checksum"])
+def test_damaged_samples_are_made_again(data, tmp_path, caplog, kind):
+    evaluate(config(data, tmp_path), FakeBackend())
+    path = tmp_path / "run" / "samples.jsonl"
+    whole = path.read_text()
+    lines = whole.splitlines()
+    lines[7] = damage(lines[7], kind)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(RunFolderError, match="has not the 30 samples"):
+        judge_again(tmp_path / "run")
+    backend = FakeBackend()
+    evaluate(config(data, tmp_path), backend)
+    assert len(backend.made) == 1
+    assert path.read_text() == whole
+    said = "1 half-written line(s) removed" if kind == "nested" else "1 damaged sample(s) are made again"
+    assert caplog.text.count(said) == 1
+
+
+def test_a_folder_without_checksums_goes_on(data, tmp_path, caplog):
+    settings = config(data, tmp_path)
+    interrupted(settings, fail)
+    path = tmp_path / "run" / "samples.jsonl"
+    rows = read_lines(path)
+    assert all(row.pop("checksum") for row in rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    backend = FakeBackend()
+    evaluate(settings, backend)
+    assert len(backend.made) == 30 - 11
+    assert "damaged" not in caplog.text
+    judge_again(tmp_path / "run")
+
+
+def test_changed_problems_are_not_judged_by(data, tmp_path):
+    evaluate(config(data, tmp_path), FakeBackend())
+    path = tmp_path / "run" / "problems.jsonl"
+    path.write_text(path.read_text().replace('"answer": "1"', '"answer": "2"'))
+    with pytest.raises(RunFolderError, match="the problems of sums are not those of the results"):
+        judge_again(tmp_path / "run")
+
+
+def test_any_of_several_answers(tmp_path):
+    rows = [{"problem": f"{i}+{i + 1} =", "answer": [str(2 * i + 1), str(2 * i + 2)]} for i in range(6)]
+    path = tmp_path / "several.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = config(str(path), tmp_path, answer_match="any", report=True)
+    results = evaluate(settings, FakeBackend())
+    rows = read_lines(tmp_path / "run" / "samples.jsonl")
+    assert {row["answer"] for row in rows if row["problem"] == 1 and row["correct"]} == {"3", "4"}
+    assert {row["vote"] for row in rows if row["problem"] == 1 and row["correct"]} == {"any of: 3 | 4"}
+    assert results["tasks"]["several"]["per_problem"][1]["answer"] == "3 or 4"
+    assert read_lines(tmp_path / "run" / "problems.jsonl")[1]["answers"] == ["3", "4"]
+    assert judge_again(tmp_path / "run")["tasks"] == results["tasks"]
+    with pytest.raises(RunFolderError, match="other settings or data"):
+        evaluate(replace(settings, answer_match="all"), FakeBackend())
+
+
+def test_the_identity_of_problems_with_one_answer_stays(data):
+    (task,) = load_tasks(EvalConfig(model="m", tasks=[data]))
+    assert task.identity() == {
+        "problems": 6,
+        "sha256": "826c49603ac9a9498f7746e47deaa16b3ea150964b77a909c58eb2deeef1b13b",
+        "prompts_sha256": "994d6b183a5468e28a5f7d3060045143d615a8e26ec3d9a4fbe0c1d77a60f82a",
+        "answer_pattern": None,
+    }
+
+
 def test_samples_of_other_processes_are_taken_in(data, tmp_path):
     settings = config(data, tmp_path)
     interrupted(settings, fail)

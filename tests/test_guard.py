@@ -339,6 +339,16 @@ def test_a_function_that_trl_cannot_call_is_refused_before_the_model_is_loaded(t
         make("no/such/model", tmp_path, [letter_reward, functools.partial(narrow)])
 
 
+@pytest.mark.parametrize("name", ["completions", "prompts"])
+@pytest.mark.parametrize("where", ["train_dataset", "eval_dataset"])
+def test_a_column_of_the_name_of_an_argument_is_refused_before_the_model_is_loaded(name, where, tmp_path):
+    data = {"train_dataset": prompts(), "eval_dataset": {"a": prompts()}}
+    column = prompts().add_column(name, ["x"] * len(prompts()))
+    data[where] = column if where == "train_dataset" else {"a": column}
+    with pytest.raises(ValueError, match=rf"The dataset has a column '{name}', the name of an argument of TRL's"):
+        CreditGRPOTrainer(model="no/such/model", reward_funcs=letter_reward, args=config(tmp_path), **data)
+
+
 def test_in_training_it_is_an_error_that_names_the_completion(tiny_model, tmp_path):
     with pytest.raises(RewardError, match=r"'long_is_bad' failed on completion \d of 8: it returned nan"):
         make(tiny_model, tmp_path, [length_reward, long_is_bad]).train()

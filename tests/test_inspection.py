@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_credit import CreditGRPOTrainer
-from trl_credit.evaluation.store import to_line
+from trl_credit.evaluation.store import checksum, to_line
 from trl_credit.inspection import cli
 from trl_credit.inspection.config import InspectConfig
 from trl_credit.inspection.records import (
@@ -171,6 +171,11 @@ def test_scorer_errors(scorer):
         scorer.generate([{"prompt": "a"}, {"prompt": ""}], 2)
     with pytest.raises(ValueError, match="needs `token_ids` or `text`"):
         scorer.score([Completion("a=")])
+    for token in (-1, scorer.vocab_size):
+        with pytest.raises(
+            ValueError, match=rf"Completion 2 has the token id {token}, but the model's vocabulary ends at"
+        ):
+            scorer.score([Completion("a=", text="1"), Completion("a=", token_ids=[4, token])])
 
 
 def test_labels():
@@ -356,15 +361,51 @@ def test_completions_from_files(tmp_path):
         ('[{"prompt": "a"}]', "x.json", "neither `completion` nor `token_ids`"),
         ('[{"prompt": "a", "completion": 3}]', "x.json", "neither text nor a message"),
         ("no", "x.parquet", "cannot read"),
+        (
+            '[{"prompt": "a", "token_ids": [3, -1]}]',
+            "x.json",
+            "row 1 .*`token_ids` must be whole numbers from 0; number 2 is -1",
+        ),
+        ('[{"prompt": "a", "token_ids": [1.5]}]', "x.json", r"number 1 is 1\.5"),
+        ('[{"prompt": "a", "token_ids": [true]}]', "x.json", "number 1 is True"),
+        ('[{"prompt": "a", "completion_ids": ["b"]}]', "x.json", "number 1 is 'b'"),
+        ('[{"prompt": "a", "token_ids": 5}]', "x.json", "must be a list of token ids, got 5"),
+        ('[{"prompt": "a", "token_ids": [1], "mask": [2]}]', "x.json", "`mask` must be a list of 0 and 1"),
+        ('[{"prompt": 5, "completion": "b"}]', "x.json", "`prompt` holds a number"),
+        ('[{"prompt": {"text": "a"}, "completion": "b"}]', "x.json", "such as prompt.text"),
+        ('[{"prompt": [], "completion": "b"}]', "x.json", "has no `prompt`: it is an empty list"),
+        ('[{"prompt": "a", "completion": "b", "advantage": "high"}]', "x.json", "`advantage` must be a finite number"),
+        ('[{"prompt": "a", "completion": "b", "reward": Infinity}]', "x.json", "`reward` must be a finite number"),
+        ('[{"prompt": "a", "completion": "b", "group": 1.5}]', "x.json", "`group` must be a whole number"),
+        ('[{"prompt": "a", "completion": "b", "finished": "no"}]', "x.json", "`finished` must be a boolean"),
+        ("[" * 100_000, "x.json", "cannot be read as JSON"),
+        (b"\xff", "x.json", "is no UTF-8"),
     ],
 )
 def test_bad_files(content, name, message, tmp_path):
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ValueError, match=message):
         read_completions(str(tmp_path / name), 10)
     with pytest.raises(ValueError, match=r"has no samples.jsonl"):
         read_completions(str(tmp_path), 10)
+
+
+def test_damaged_samples_are_left_out(tmp_path, caplog):
+    sample = {"task": "t", "problem": 0, "index": 0, "seed": 1, "text": "4", "finish": "stop", "tokens": 1}
+    changed = {**sample, "index": 1, "checksum": checksum(sample)}
+    (tmp_path / "problems.jsonl").write_text(to_line({"task": "t", "problem": 0, "prompt": "2+2="}) + '{"task": "t"}\n')
+    (tmp_path / "samples.jsonl").write_text(to_line(changed) + "[" * 100_000 + "\n" + to_line({"task": "t"}))
+    with pytest.raises(ValueError, match=r"holds no samples that are whole"):
+        read_completions(str(tmp_path), 10)
+    with open(tmp_path / "samples.jsonl", "a") as file:
+        file.write(to_line(sample | {"checksum": checksum(sample)}))
+    (only,) = read_completions(str(tmp_path), 1)[0]
+    assert only.text == "4"
+    assert "2 damaged sample(s) are left out" in caplog.text
+    (tmp_path / "problems.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"problems.jsonl' has none of the samples' problems"):
+        read_completions(str(tmp_path), 1)
 
 
 # The command

@@ -44,6 +44,19 @@ def test_datasets_are_seeded_and_disjoint():
         assert str(sum(map(int, row["prompt"].rstrip("=").split("+")))) == row["answer"]
 
 
+def test_there_are_only_so_many_different_problems():
+    every = make_dataset(8100, num_terms=2)
+    assert len(set(every["prompt"])) == 8100
+    with pytest.raises(ValueError, match="8101 different sums of 2 numbers are asked for, but there are 8100: ask for"):
+        make_dataset(8101, num_terms=2)
+    with pytest.raises(
+        ValueError, match=r"1 different sums of 2 numbers .* there are 0 beside the 8100 that are excluded"
+    ):
+        make_dataset(1, num_terms=2, exclude=every)
+    letters = make_dataset(5, num_terms=2, style="letters", exclude=every)  # other prompts
+    assert len(letters) == 5
+
+
 def test_tokenizer_is_one_token_per_character():
     tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
     text = "83+48=131;#!\nNote: {a} b"

@@ -1,21 +1,47 @@
 """From what a recipe names as data to the columns that TRL and the rewards read."""
 
+import csv
+import dataclasses
+import functools
+import gzip
+import inspect
+import itertools
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
+from pandas._libs.parsers import STR_NA_VALUES
 
+from .fields import (
+    AnswerMatch,
+    Message,
+    Missing,
+    check_field,
+    check_match,
+    gold_of,
+    has_system_message,
+    make_prompt,
+    read_answers,
+    read_field,
+    read_problem,
+    states_answer,
+    without_answer,
+)
 from .methods.base import nearest
 from .quickstart import task
+from .rewards import TRAINER_ARGUMENTS, required_columns
+from .rewards.several import as_solution, shown
 
 
 logger = logging.getLogger(__name__)
 
-_FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+_FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 # A few seconds: a worker of the verifier parses about a thousand a second
 _MAX_ANSWERS_CHECKED = 2_000
 
@@ -29,18 +55,20 @@ def load_splits(
     generated_size: int = 1000,
     generated_config: dict[str, Any] | None = None,
     seed: int = 42,
+    text_columns: Sequence[str | None] = (),
 ) -> dict[str, Dataset | IterableDataset]:
     """The splits of a dataset; sources without splits give one called `train`.
 
     Args:
-        name: A JSON, JSONL, parquet or CSV file, a folder (saved by `Dataset.save_to_disk`, or of data files), a hub id,
-            `reasoning_gym:TASK`, or `trl_credit:arithmetic` (the quickstart's task).
+        name: A JSON, JSONL, parquet, CSV or TSV file (in UTF-8; with `.gz` too), a folder (saved by `Dataset.save_to_disk`,
+            or of data files), a hub id, `reasoning_gym:TASK`, or `trl_credit:arithmetic` (the quickstart's task).
         setting: The field that error messages name.
         config: Configuration of a hub dataset.
         streaming: Whether to stream it.
         generated_size: Rows of a generated task.
         generated_config: Arguments of a generated task.
         seed: Seed of a generated task.
+        text_columns: Columns of a CSV file that keep their text: `007`, `1.50` and `None` are answers, no numbers or nulls.
 
     Raises:
         ValueError: No such file, a file that cannot be read, an unknown task or wrong arguments.
@@ -56,23 +84,83 @@ def load_splits(
     if kind == "reasoning_gym" and rest:
         return {"train": _reasoning_gym(rest, generated_size, generated_config or {}, seed, setting)}
     path = Path(name).expanduser()
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if path.is_file() and not path.stat().st_size:
         raise ValueError(f"`{setting}`: the file {name!r} is empty.")
-    if not path.exists() and (path.suffix in _FILE_FORMATS or name.startswith((".", "/", "~"))):
+    if not path.exists() and (suffix in _FILE_FORMATS or name.startswith((".", "/", "~"))):
         raise ValueError(f"`{setting}`: there is no file {name!r} (looked from {Path.cwd()}).")
-    if path.is_file() and path.suffix not in _FILE_FORMATS:
-        raise ValueError(f"`{setting}`: {name!r} must end in one of {', '.join(_FILE_FORMATS)}.")
+    if path.is_file() and suffix not in _FILE_FORMATS:
+        raise ValueError(f"`{setting}`: {name!r} must end in one of {', '.join(_FILE_FORMATS)} (or that and .gz).")
     try:
         if path.is_file():
-            loaded = datasets.load_dataset(_FILE_FORMATS[path.suffix], data_files=str(path), streaming=streaming)
+            form = _FILE_FORMATS[suffix]
+            if form != "parquet":
+                _check_text(path, suffix)
+            options = _csv_options(path, text_columns) if form == "csv" else {}
+            loaded = datasets.load_dataset(form, data_files=str(path), streaming=streaming, **options)
         elif (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(str(path))
         else:
             loaded = datasets.load_dataset(name, name=config, streaming=streaming)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        cause = str(error.__cause__ or error).strip() or type(error).__name__
-        raise ValueError(f"`{setting}`: cannot read {name!r}: {cause.splitlines()[0][:500]}") from error
+    except (datasets.exceptions.DatasetsError, OSError, EOFError, ValueError, csv.Error) as error:
+        cause = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        if path.is_dir() and cause.startswith("Couldn't cast"):
+            cause = f"its files have not the same columns: name one of them. {cause}"
+        raise ValueError(f"`{setting}`: cannot read {name!r}: {cause[:500]}") from error
     return loaded if isinstance(loaded, dict) else {"train": loaded}
+
+
+def _open(path: Path):
+    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+
+
+def _check_text(path: Path, suffix: str) -> None:
+    """Raises `ValueError` for a file that is no UTF-8 or has no rows, or a JSONL file with a line that is no JSON.
+
+    Readers of JSON take other encodings' bytes for UTF-8, and do not name the line that is wrong.
+    """
+    filled = False
+    with _open(path) as file:
+        first = file.readline()
+        # A list over several lines is no JSONL, though its name may say so
+        lines = suffix == ".jsonl" and first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{")
+        for number, line in enumerate(itertools.chain([first], file), 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise ValueError(
+                    f"line {number} is no UTF-8: save the file as UTF-8 (such as by iconv -f WINDOWS-1252 -t UTF-8)."
+                ) from None
+            if not text.strip():
+                continue
+            filled = True
+            if lines:
+                try:
+                    row = json.loads(text)
+                except (ValueError, RecursionError) as error:
+                    where = f"{error.msg} at character {error.colno}" if hasattr(error, "msg") else error
+                    if number == 1 and getattr(error, "lineno", 1) == 1 and text.strip() == "{":
+                        lines = False  # one object over several lines
+                        continue
+                    raise ValueError(f"line {number} is no JSON: {where}.") from None
+                if not isinstance(row, dict):
+                    raise ValueError(f'line {number} is no object, such as {{"problem": ..., "answer": ...}}.')
+    if not filled:
+        raise ValueError("it holds no rows.")
+
+
+def _csv_options(path: Path, text_columns: Sequence[str | None]) -> dict[str, Any]:
+    with _open(path) as file:
+        header = file.readline().decode("utf-8-sig")
+    # Where numbers have commas, columns have semicolons
+    delimiter = next((mark for mark in ("\t", ";") if mark in header and "," not in header), ",")
+    names = next(csv.reader([header], delimiter=delimiter), [])
+    kept = {name: str for name in names if name in text_columns}
+    if not kept:
+        return {"sep": delimiter}
+    # pandas takes `None` and `NA` for nulls in columns with a converter, too
+    nulls = {name: sorted(STR_NA_VALUES) for name in names if name not in kept}
+    return {"sep": delimiter, "converters": kept, "keep_default_na": False, "na_values": nulls or None}
 
 
 def _reasoning_gym(name: str, size: int, config: dict[str, Any], seed: int, setting: str) -> Dataset:
@@ -89,7 +177,11 @@ def _reasoning_gym(name: str, size: int, config: dict[str, Any], seed: int, sett
         rows = reasoning_gym.create_dataset(name, size=size, seed=seed, **config)
     except (TypeError, AssertionError) as error:
         raise ValueError(f"`generated_dataset_config` for reasoning-gym's {name!r}: {error}") from error
-    return Dataset.from_list([{"problem": row["question"], "answer": str(row["answer"])} for row in rows])
+    return Dataset.from_list([{"problem": row["question"], "answer": _text_or_none(row["answer"])} for row in rows])
+
+
+def _text_or_none(answer: Any) -> str | None:
+    return None if answer is None else str(answer)  # some tasks have no one answer
 
 
 def prepare(
@@ -97,75 +189,300 @@ def prepare(
     *,
     problem_column: str | None = None,
     answer_column: str | None = None,
+    answer_match: AnswerMatch | None = None,
     system_prompt: str | None = None,
     prompt_template: str | None = None,
     plain_prompts: bool = False,
 ) -> Dataset | IterableDataset:
     """Gives a dataset the columns `prompt` and, with an answer column, `solution`; its own columns stay.
 
+    A conversation is taken as it is, without the assistant's turns at its end: they hold the answer. Rows without a problem
+    or an answer are left out, and counted. Columns that have the name of an argument of TRL's to reward functions
+    (`completions`) are left out, and named.
+
     Args:
         dataset: The rows.
-        problem_column: Column of the problem's text, from which the prompt is made. Not needed where there is a column
-            `prompt` already.
-        answer_column: Column of the answer; rows whose answer is empty are left out, and counted.
-        system_prompt: System message of the prompts.
-        prompt_template: Text with the slot `{problem}`.
+        problem_column: Field of the problem, text or a conversation (see [`fields.read_problem`]), from which the prompt is
+            made; within mappings a dotted path. By default the column `prompt`.
+        answer_column: Field of the answer, likewise (see [`fields.read_answers`]).
+        answer_match: Of several answers in a list, `any` makes `solution` a list of texts, one of which must be given; `all`
+            makes it one text, the list that must be given. By default several are an error.
+        system_prompt: System message of the prompts; conversations with one of their own keep it.
+        prompt_template: Text with the slot `{problem}`, around the text or the last user's message.
         plain_prompts: Make prompts of plain text instead of messages (base models, models without a chat template).
 
     Raises:
-        ValueError: A column is missing, or a setting would have no effect.
+        ValueError: A field is missing or cannot be read one way only, or a setting would have no effect.
     """
-    for name, column in (("problem_column", problem_column), ("answer_column", answer_column)):
-        _require_column(dataset, name, column)
+    first = next(iter(dataset), None)
+    names = dataset.column_names or list(first or {})
+    for setting, path in (("problem_column", problem_column), ("answer_column", answer_column)):
+        if path is not None:
+            check_field(setting, path, names, first, "the dataset")
+    if problem_column is None and "prompt" not in names:
+        raise ValueError(
+            f"`prompt`: the dataset has no column 'prompt'. {nearest('prompt', names)} Set `problem_column` to the column "
+            "of the problem's text or messages."
+        )
     if problem_column is None:
-        _require_column(dataset, "prompt", "prompt", hint=" Set `problem_column` to the column of the problem's text.")
         for name, value in (("system_prompt", system_prompt), ("prompt_template", prompt_template)):
             if value:
                 raise ValueError(
-                    f"`{name}` has no effect without `problem_column`: the column `prompt` is used as it is."
+                    f"`{name}` has no effect without `problem_column`: the column `prompt` is used as it is. Set "
+                    "`problem_column: prompt` to make the prompts of it."
                 )
     if prompt_template is not None and "{problem}" not in prompt_template:
         raise ValueError(f"`prompt_template` must contain the slot {{problem}}, got {prompt_template!r}.")
     if plain_prompts and system_prompt:
         raise ValueError("`system_prompt` has no effect with `plain_prompts`: put it into `prompt_template`.")
+    check_match(answer_match)
+    if answer_match is not None and answer_column is None:
+        raise ValueError("`answer_match` has no effect without `answer_column`.")
+    reader = _Reader(
+        problem_column, answer_column, answer_match, system_prompt, prompt_template, plain_prompts, _has_images(names)
+    )
+    if isinstance(dataset, IterableDataset):
+        return _prepare_stream(dataset, reader, first, names)
 
-    def columns(row: dict) -> dict:
+    result, failure = None, None
+    with PartialState().main_process_first():  # the others read its cache
+        try:
+            result = _prepare_rows(dataset, reader)
+        except ValueError as error:  # of every process alike; raised here, it would leave the others waiting
+            failure = error
+    if failure is not None:
+        raise failure
+    return _without_reserved(result, result.column_names, reader)
+
+
+def _prepare_rows(dataset: Dataset, reader: "_Reader") -> Dataset:
+    if not len(dataset):
+        raise ValueError("The dataset has no rows.")
+    checked = dataset.map(reader.check, with_indices=True, remove_columns=dataset.column_names)
+    flags = np.array(checked[_FLAGS], int)
+    rewrites = reader.problem_column is not None or bool((flags & _REWRITTEN).any())
+    reader = dataclasses.replace(reader, rewrites=rewrites)
+    _report(dataset, flags, reader)
+    kept = dataset.select(np.flatnonzero((flags & _UNUSABLE) == 0)) if (flags & _UNUSABLE).any() else dataset
+    return kept.map(reader.columns) if rewrites or reader.answer_column is not None else kept
+
+
+# Of a row: what there is to say about it
+_UNUSABLE, _REWRITTEN, _ANSWERED, _LEAKS, _OWN_SYSTEM, _TEXT = (1 << i for i in range(6))
+_FLAGS = "trl_credit_flags"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Makes the columns of a row; see [`prepare`]. `rewrites`: whether the column `prompt` must be written."""
+
+    problem_column: str | None
+    answer_column: str | None
+    answer_match: AnswerMatch | None
+    system: str | None
+    template: str | None
+    plain: bool
+    images: bool
+    rewrites: bool = True
+
+    def _problem(self, row: Mapping[str, Any]) -> str | list[Message]:
+        column = self.problem_column or "prompt"
+        return read_problem(read_field(row, column), column)
+
+    def _prompt(self, problem: str | list[Message]) -> str | list[Message]:
+        if self.problem_column is None and isinstance(problem, str):
+            return problem
+        return make_prompt(problem, template=self.template, system=self.system, plain=self.plain)
+
+    def check(self, row: Mapping[str, Any], index: int) -> dict[str, int]:
+        """What is to be said of a row.
+
+        Raises:
+            ValueError: A field cannot be read; with the setting, the column and the row.
+        """
+        flags, answers = 0, None
+        setting, column = "problem_column", self.problem_column or "prompt"
+        try:
+            problem = None
+            try:
+                problem = self._problem(row)
+            except Missing:
+                flags |= _UNUSABLE
+            if self.answer_column is not None:
+                setting, column = "answer_column", self.answer_column
+                try:
+                    answers = read_answers(read_field(row, column), column)
+                    gold_of(answers, self.answer_match)
+                except Missing:
+                    flags |= _UNUSABLE
+                setting, column = "problem_column", self.problem_column or "prompt"
+            if problem is None:
+                return {_FLAGS: flags}
+            if isinstance(problem, str):
+                flags |= _TEXT
+            else:
+                kept = without_answer(problem)
+                if not any(message["role"] == "user" for message in kept):
+                    return {_FLAGS: flags | _UNUSABLE}
+                flags |= _ANSWERED * (len(kept) < len(problem)) | _OWN_SYSTEM * has_system_message(kept)
+                flags |= _LEAKS * bool(answers and states_answer(kept, answers))
+                problem = kept
+            prompt = self._prompt(problem)
+            if not self.images or flags & _ANSWERED:
+                flags |= _REWRITTEN * (prompt != _pruned(row.get("prompt")))
+        except KeyError:
+            return {_FLAGS: flags | _UNUSABLE}  # a mapping without the field, as one of other rows has
+        except ValueError as error:
+            raise ValueError(f"`{setting}`: row {index} of {column!r}, counted from 0, {error}.") from None
+        return {_FLAGS: flags}
+
+    def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns of a row that can be used."""
         made = {}
-        if problem_column is not None:
-            text = (prompt_template or "{problem}").replace("{problem}", str(row[problem_column]))
-            system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-            made["prompt"] = text if plain_prompts else [*system, {"role": "user", "content": text}]
-        if answer_column is not None:
-            made["solution"] = str(row[answer_column])
+        if self.rewrites:
+            problem = self._problem(row)
+            made["prompt"] = self._prompt(problem if isinstance(problem, str) else without_answer(problem))
+        if self.answer_column is not None:
+            gold = gold_of(read_answers(read_field(row, self.answer_column), self.answer_column), self.answer_match)
+            # One type for the whole column
+            made["solution"] = [gold] if self.answer_match == "any" and isinstance(gold, str) else gold
         return made
 
-    def usable(row: dict) -> bool:
-        return all(
-            row[column] is not None and str(row[column]).strip() for column in (problem_column, answer_column) if column
-        )
 
-    if problem_column is None and answer_column is None:
-        return dataset
-    with PartialState().main_process_first():  # the others read its cache
-        kept = dataset.filter(usable)
-        result = kept.map(columns)
-    if isinstance(dataset, Dataset) and len(kept) < len(dataset):
-        first = next(i for i, row in enumerate(dataset) if not usable(row))
+def _has_images(names: Sequence[str]) -> bool:
+    return "image" in names or "images" in names
+
+
+def _pruned(prompt: Any) -> Any:
+    """A prompt without the nulls that Arrow writes for keys that other messages have."""
+    if not isinstance(prompt, list):
+        return prompt
+    return [{k: v for k, v in m.items() if v is not None or k == "content"} for m in prompt if isinstance(m, dict)]
+
+
+def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
+    """Says what is left out of the rows.
+
+    Raises:
+        ValueError: Nothing is left, or what was asked for has no effect.
+    """
+    count, problem, answer = len(dataset), reader.problem_column or "prompt", reader.answer_column
+    columns = " or ".join(f"`{column}`" for column in (problem, answer) if column)
+
+    def having(flag: int) -> np.ndarray:
+        return np.flatnonzero((flags & flag).astype(bool) & ~(flags & _UNUSABLE).astype(bool))
+
+    unusable = np.flatnonzero(flags & _UNUSABLE)
+    if len(unusable):
         logger.warning(
             "%d of %d rows have an empty problem or answer and are left out, the first is row %d.",
-            len(dataset) - len(kept),
-            len(dataset),
-            first,
+            len(unusable),
+            count,
+            unusable[0],
         )
-        if not len(kept):
-            raise ValueError(f"Every row of the dataset has an empty `{problem_column}` or `{answer_column}`.")
-    return result
+        if len(unusable) == count:
+            raise ValueError(f"Every row of the dataset has an empty {columns}.")
+    conversations = count - len(unusable) - len(having(_TEXT))
+    if len(having(_TEXT)) and conversations and reader.problem_column is None:
+        raise ValueError(
+            f"`prompt` holds texts (as row {having(_TEXT)[0]}) and conversations: set `problem_column: prompt`, which makes "
+            "conversations of the texts."
+        )
+    if reader.problem_column is None and reader.plain and conversations:
+        raise ValueError(
+            "`plain_prompts` has no effect without `problem_column`: the column `prompt` holds messages. Set "
+            "`problem_column: prompt` to make texts of them."
+        )
+    if len(having(_ANSWERED)):
+        logger.warning(
+            "%d of %d conversations in %r end with the assistant's turn, the answer: it is left out of the prompt.",
+            len(having(_ANSWERED)),
+            conversations,
+            problem,
+        )
+    if len(leaks := having(_LEAKS)):
+        if len(leaks) == count - len(unusable):
+            raise ValueError(
+                f"Every conversation in {problem!r} states the answer in a turn of the assistant, before the last message "
+                "of the user: the prompts would hold what is to be found."
+            )
+        logger.warning(
+            "%d conversations in %r state the answer in a turn of the assistant before the last message of the user, the "
+            "first is row %d: their prompts hold what is to be found.",
+            len(leaks),
+            problem,
+            leaks[0],
+        )
+    if reader.system and conversations and (own := len(having(_OWN_SYSTEM))):
+        if own == count - len(unusable):
+            raise ValueError(
+                f"`system_prompt` has no effect: every conversation in {problem!r} has a system message of its own."
+            )
+        logger.warning("%d conversations keep their own system message instead of `system_prompt`.", own)
+    for name, source in (("prompt", reader.problem_column), ("solution", answer)):
+        if source is not None and source != name and name in dataset.column_names:
+            logger.warning("The data's column `%s` is replaced by what is made of %r.", name, source)
 
 
-def _require_column(dataset: Dataset | IterableDataset, setting: str, column: str | None, hint: str = "") -> None:
-    names = dataset.column_names
-    if column is not None and names is not None and column not in names:
-        raise ValueError(f"`{setting}`: the dataset has no column {column!r}. {nearest(column, names)}{hint}")
+def _without_reserved(
+    dataset: Dataset | IterableDataset, names: Sequence[str], reader: _Reader
+) -> Dataset | IterableDataset:
+    """Without the columns whose names TRL gives to arguments of its own."""
+    taken = sorted(TRAINER_ARGUMENTS & set(names))
+    if unread := [name for name in taken if name not in (reader.problem_column, reader.answer_column)]:
+        logger.warning(
+            "Left out of the data, as TRL passes arguments of these names to reward functions: %s. Rename what a reward "
+            "function is to read.",
+            ", ".join(f"`{name}`" for name in unread),
+        )
+    return dataset.remove_columns(taken) if taken else dataset
+
+
+def _prepare_stream(
+    dataset: IterableDataset, reader: _Reader, first: Mapping[str, Any] | None, names: Sequence[str]
+) -> IterableDataset:
+    """The same of a stream, of which only the first row is known: others that cannot be read are left out, and said once."""
+    if first is None:
+        raise ValueError("The dataset has no rows.")
+    flags = reader.check(first, 0)[_FLAGS]
+    if flags & _ANSWERED:
+        logger.warning("Conversations end with the assistant's turn, the answer: it is left out of the prompt.")
+    if flags & _OWN_SYSTEM and reader.system:
+        logger.warning("Conversations keep their own system message instead of `system_prompt`.")
+    reader = dataclasses.replace(reader, rewrites=bool(flags & _REWRITTEN) or reader.problem_column is not None)
+    said = False
+
+    def usable(row: Mapping[str, Any]) -> bool:
+        nonlocal said
+        try:
+            return not reader.check(row, -1)[_FLAGS] & _UNUSABLE
+        except ValueError as error:
+            if not said:
+                logger.warning("A row of the stream is left out (as will be others like it): %s", error)
+                said = True
+            return False
+
+    result = dataset.filter(usable)
+    if reader.rewrites or reader.answer_column is not None:
+        result = result.map(reader.columns)
+    return _without_reserved(result, names, reader)
+
+
+def check_solutions(dataset: Dataset | IterableDataset, rewards: Sequence[Callable]) -> None:
+    """Raises `ValueError` if this package's rewards would read a column `solution` of the data's own that is no text."""
+    ours = [reward for reward in rewards if inspect.unwrap(_function(reward)).__module__.startswith(f"{__package__}.")]
+    if not any("solution" in required_columns(reward) for reward in ours):
+        return
+    values = [row.get("solution") for row in itertools.islice(dataset, 1)]
+    if values and not isinstance(values[0], str):
+        raise ValueError(
+            f"The column `solution` holds {type(values[0]).__name__} ({str(values[0])[:100]}), not text: set "
+            "`answer_column: solution`."
+        )
+
+
+def _function(reward: Callable) -> Callable:
+    return reward.func if isinstance(reward, functools.partial) else reward
 
 
 def report_unparsable(dataset: Dataset | IterableDataset, reward: Callable) -> int:
@@ -178,7 +495,7 @@ def report_unparsable(dataset: Dataset | IterableDataset, reward: Callable) -> i
     """
     if isinstance(dataset, IterableDataset):
         return 0
-    solutions = [str(answer) for answer in dataset["solution"][:_MAX_ANSWERS_CHECKED]]
+    solutions = [as_solution(answer) for answer in dataset["solution"][:_MAX_ANSWERS_CHECKED]]
     rewards = reward([""] * len(solutions), solution=solutions)
     bad = [answer for answer, value in zip(solutions, rewards, strict=True) if value is None]
     if bad:
@@ -198,7 +515,7 @@ def report_bare_latex(dataset: Dataset | IterableDataset) -> int:
     """Warns about LaTeX solutions without dollars, which TRL's math rewards misread; returns their count."""
     if isinstance(dataset, IterableDataset):
         return 0
-    solutions = [str(answer) for answer in dataset["solution"][:_MAX_ANSWERS_CHECKED]]
+    solutions = [shown(as_solution(answer)) for answer in dataset["solution"][:_MAX_ANSWERS_CHECKED]]
     bare = [
         text for text in solutions if "\\" in text and not any(mark in text for mark in ("$", r"\(", r"\[", r"\boxed"))
     ]

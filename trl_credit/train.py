@@ -32,12 +32,13 @@ from ._imports import load_dotted
 from ._yaml import load_mapping
 from .checkpoint import ResumeError, checkpoint_to_resume
 from .config import CreditGRPOConfig
-from .data import load_splits, prepare, report_bare_latex, report_unparsable
+from .data import check_solutions, load_splits, prepare, report_bare_latex, report_unparsable
 from .effect import NothingTrainedError, check_rows
+from .fields import ANSWER_MATCHES
 from .methods.base import nearest
 from .retired import unknown_fields
 from .rewards import accuracy, build_reward, judged, required_columns
-from .settings import AtLeast1, Specs, check_fields, check_output_dir, checked, types_of
+from .settings import AtLeast1, Specs, check_fields, check_output_dir, checked, one_of, types_of
 from .trainer import CreditGRPOTrainer
 
 
@@ -90,11 +91,20 @@ class CreditScriptArguments(ScriptArguments):
     )
     problem_column: str | None = field(
         default=None,
-        metadata={"help": "Column of the problem's text; not needed where the dataset has a column `prompt`."},
+        metadata={
+            "help": "Field of the problem, text or a conversation (within mappings a dotted path); not needed where the "
+            "dataset has a column `prompt`."
+        },
     )
     answer_column: str | None = field(
         default=None,
-        metadata={"help": "Column of the answer; the `accuracy` reward reads it as `solution`."},
+        metadata={
+            "help": "Field of the answer, such as `answer` or `reward_model.ground_truth`; rewards read it as `solution`."
+        },
+    )
+    answer_match: one_of(*ANSWER_MATCHES) | None = field(
+        default=None,
+        metadata={"help": "Where the answer is a list of several: `any` of them is right, or `all` must be given."},
     )
     system_prompt: str | None = field(default=None, metadata={"help": "System message put before every problem."})
     prompt_template: str | None = field(
@@ -385,6 +395,8 @@ def build_datasets(script_args, training_args, dataset_args) -> tuple:
         "generated_size": script_args.generated_dataset_size,
         "generated_config": script_args.generated_dataset_config,
     }
+    texts = [getattr(script_args, name) for name in ("problem_column", "answer_column")]
+    texts += [getattr(script_args, f"eval_{name}") for name in ("problem_column", "answer_column")] + ["prompt"]
     if dataset_args.datasets:
         if script_args.dataset_name:
             raise ValueError("Both `datasets` and `dataset_name` are set: set one of the two.")
@@ -395,6 +407,7 @@ def build_datasets(script_args, training_args, dataset_args) -> tuple:
             config=script_args.dataset_config,
             streaming=script_args.dataset_streaming,
             seed=training_args.seed,
+            text_columns=texts,
             **generated,
         )
     else:
@@ -409,7 +422,9 @@ def build_datasets(script_args, training_args, dataset_args) -> tuple:
     if training_args.eval_strategy != "no":
         if script_args.eval_dataset_name:
             # Another seed, so that a generated task does not repeat the training rows
-            others = load_splits(script_args.eval_dataset_name, seed=training_args.seed + 1, **generated)
+            others = load_splits(
+                script_args.eval_dataset_name, seed=training_args.seed + 1, text_columns=texts, **generated
+            )
             name = script_args.dataset_test_split
             evaluation = others[name] if name in others else split(others, "train", "eval_dataset_name")
         elif script_args.dataset_test_split in splits:
@@ -423,10 +438,8 @@ def build_datasets(script_args, training_args, dataset_args) -> tuple:
                 f"{script_args.dataset_test_split!r}: set `eval_dataset_name`, `dataset_test_split` or "
                 "`test_split_size`."
             )
-    columns = {
-        name: getattr(script_args, name)
-        for name in ("problem_column", "answer_column", "system_prompt", "prompt_template", "plain_prompts")
-    }
+    names = ("problem_column", "answer_column", "answer_match", "system_prompt", "prompt_template", "plain_prompts")
+    columns = {name: getattr(script_args, name) for name in names}
     prepared = prepare(train, **columns)
     if evaluation is None:
         return prepared, None
@@ -449,6 +462,8 @@ def build_rewards(script_args, training_args, train_dataset) -> list:
                     f"`reward_funcs`: {getattr(function, '__name__', function)!r} needs a dataset column "
                     f"{column!r}{hint}. {nearest(column, names)}"
                 )
+    if script_args.answer_column is None:
+        check_solutions(train_dataset, functions)
     for reward in (accuracy, judged):
         if reward in functions:
             report_unparsable(train_dataset, reward)

@@ -28,7 +28,7 @@ from .methods import DGPO, GCPO, CreditInputs, CreditMethod, Uniform, build_cred
 from .metrics import credit_metrics
 from .nonfinite import NonfiniteGuardMixin
 from .ratio import sequence_token_old_logps
-from .rewards.guard import RewardGuardMixin, check_reward_functions
+from .rewards.guard import RewardGuardMixin, check_columns, check_reward_functions
 from .rollout import DynamicSamplingMixin, check_dynamic_sampling
 from .signals.base import HiddenStates, PolicyForward, causal_model, vocabulary_size
 
@@ -132,6 +132,7 @@ class CreditGRPOTrainer(
             training_args.credit = self.credit_method.to_dict()
         arguments["args"] = training_args
         check_reward_functions(arguments["reward_funcs"])
+        check_columns(arguments["reward_funcs"], arguments.get("train_dataset"), arguments.get("eval_dataset"))
         check_dynamic_sampling(type(self), arguments)
 
         self._name = self.credit_method.name.upper() if type(self.credit_method) is not Uniform else GRPOTrainer._name

@@ -40,7 +40,9 @@ def compare_runs(path_a: str | Path, path_b: str | Path, level: float = 0.95) ->
                 f"The problems of {name!r} are not the same in the two runs ({counts[0]} and {counts[1]}): evaluate both on "
                 "the same data, with the same `limit`."
             )
-    questions = {(row["task"], row["problem"]): row["question"] for row in read_lines(path_a / "problems.jsonl")}
+    questions = {
+        (row.get("task"), row.get("problem")): row.get("question", "") for row in read_lines(path_a / "problems.jsonl")
+    }
     tasks, pairs = {}, {}
     for name in names:
         both = [

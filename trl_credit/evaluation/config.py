@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..fields import ANSWER_MATCHES
 from ..rewards.patterns import answer_regex
 from ..settings import (
     AtLeast1,
@@ -146,8 +147,17 @@ class EvalConfig:
     )
     seed: Whole = _option(0, "Each sample's own seed is derived from this, its task, problem and index.")
     limit: AtLeast1 | None = _option(None, "Only the first problems of each task.")
-    problem_column: str | None = _option(None, "Column of the problem, of your own data. Default: problem or question.")
-    answer_column: str | None = _option(None, "Column of the answer, of your own data. Default: answer.")
+    problem_column: str | None = _option(
+        None,
+        "Field of the problem, of your own data: text or a conversation; within mappings a dotted path. Default: problem or "
+        "question.",
+    )
+    answer_column: str | None = _option(
+        None, "Field of the answer, of your own data, such as reward_model.ground_truth. Default: answer."
+    )
+    answer_match: one_of(*ANSWER_MATCHES) | None = _option(
+        None, "Where the answer is a list of several: `any` of them is right, or `all` must be given."
+    )
     dataset_config: str | None = _option(None, "Configuration of your own hub dataset.")
     dataset_split: str | None = _option(None, "Split of your own data. Default: test, or the only one.")
     generated_dataset_size: AtLeast1 = _option(100, "Problems of a generated task.")

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from .._version import __version__
-from ..rewards.judge import judge
+from ..rewards.several import judge_any
 from .backends.base import Backend, BackendError, Generation, Request, SamplingSettings, process_state
 from .config import PRESETS, EvalConfig
 from .results import summarize_overall, summarize_task, versions
@@ -277,6 +277,7 @@ class _Run:
                 "question": problem.question,
                 "prompt": problem.prompt,
                 "answer": problem.answer,
+                **({"answers": problem.answers} if problem.answers else {}),
             }
             for task in self.tasks
             for number, problem in enumerate(task.problems)
@@ -364,8 +365,8 @@ def judge_samples(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list
     for task in tasks:
         mine = [index for index, row in enumerate(rows) if row["task"] == task.name]
         texts = [rows[index]["text"] for index in mine]
-        solutions = [task.problems[rows[index]["problem"]].answer for index in mine]
-        verdicts = judge(texts, solutions, answer_pattern=task.answer_pattern)
+        solutions = [task.problems[rows[index]["problem"]].gold for index in mine]
+        verdicts = judge_any(texts, solutions, answer_pattern=task.answer_pattern)
         for index, verdict in zip(mine, verdicts, strict=True):
             judged[index] = {**rows[index], **asdict(verdict)}
     return judged
@@ -378,8 +379,8 @@ def check_answers(tasks: Sequence[Task]) -> None:
         ValueError: A task has no other.
     """
     for task in tasks:
-        answers = [problem.answer for problem in task.problems]
-        verdicts = judge(["\\boxed{0}"] * len(answers), answers)
+        answers = [problem.gold for problem in task.problems]
+        verdicts = judge_any(["\\boxed{0}"] * len(answers), answers)
         bad = [answer for answer, verdict in zip(answers, verdicts, strict=True) if verdict.correct is None]
         if len(bad) == len(answers):
             raise ValueError(f"`tasks`: no answer of {task.name!r} can be verified against, for example {bad[0]!r}.")
@@ -411,7 +412,9 @@ def judge_again(path: Path) -> dict[str, Any]:
                 name,
                 task["source"],
                 tuple(
-                    Problem(row["question"], row["prompt"], row["answer"]) for row in problems if row["task"] == name
+                    Problem(row["question"], row["prompt"], row["answer"], tuple(row.get("answers", ())))
+                    for row in problems
+                    if row.get("task") == name and {"question", "prompt", "answer"} <= row.keys()
                 ),
                 task["answer_pattern"],
             )
@@ -421,6 +424,12 @@ def judge_again(path: Path) -> dict[str, Any]:
         found = {(row["task"], row["problem"], row["index"]): row for row in samples if is_sample(row)}
         if len(samples) != len(keys) or set(found) != set(keys) or not all(task.problems for task in tasks):
             raise RunFolderError(f"{path} has not the {len(keys)} samples of its results: run its command again.")
+        data = results["fingerprint"].get("data", {})
+        if changed := [task.name for task in tasks if data.get(task.name, task.sha256) != task.sha256]:
+            raise RunFolderError(
+                f"{path / 'problems.jsonl'} has been changed: the problems of {', '.join(changed)} are not those of the "
+                "results. Run its command again."
+            )
         rows = judge_samples([found[key] for key in keys], tasks)
         folder.finish(rows)
         results = {**results, "trl_credit": __version__, "versions": versions(), **_numbers(rows, tasks, settings["n"])}

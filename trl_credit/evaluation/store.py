@@ -1,7 +1,7 @@
 """A run on disk: every finished sample at once, one writer, and nothing of other settings.
 
 run.json                what decides the samples (settings, fingerprints); another run is refused
-samples.jsonl           one line a sample, as they finish; at the end sorted, with verdicts
+samples.jsonl           one line a sample with a checksum, as they finish; at the end sorted, with verdicts
 samples.rankR.jsonl     the same of process R while it runs
 problems.jsonl          questions, prompts and answers
 results.json            the numbers, at the end
@@ -9,6 +9,7 @@ report.html             the report, at the end
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -26,7 +27,16 @@ logger = logging.getLogger(__name__)
 
 _KEPT = "What was written before is kept: run the same command again when this is mended."
 _TEMPORARY = ".tmp"
-_FIELDS = {"task": str, "problem": int, "index": int, "seed": int, "text": str, "finish": str}
+_FIELDS = {
+    "task": str,
+    "problem": int,
+    "index": int,
+    "seed": int,
+    "text": str,
+    "finish": str,
+    "tokens": (int, type(None)),
+}
+_CHECKSUM = "checksum"
 
 
 class RunFolderError(Exception):
@@ -74,7 +84,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunFolderError(f"There is no {path.name} in {path.parent}: is it the folder of a finished run?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} is no JSON: {error}.") from error
 
 
@@ -92,7 +102,7 @@ def read_lines(path: Path, repair: bool = False) -> list[dict[str, Any]]:
         for line in file:
             row = None
             if line.endswith(b"\n"):
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     row = json.loads(line)
             if isinstance(row, dict):
                 rows.append(row)
@@ -106,8 +116,16 @@ def read_lines(path: Path, repair: bool = False) -> list[dict[str, Any]]:
 
 
 def is_sample(row: dict[str, Any]) -> bool:
-    """Whether a row has a sample's fields."""
-    return all(isinstance(row.get(name), kind) for name, kind in _FIELDS.items())
+    """Whether a row has a sample's fields, as they were written: those of folders without checksums are taken on trust."""
+    whole = all(name in row and isinstance(row[name], kind) for name, kind in _FIELDS.items())
+    whole = whole and not any(isinstance(row[name], bool) for name in ("problem", "index", "seed", "tokens"))
+    return whole and row.get(_CHECKSUM, checksum(row)) == checksum(row)
+
+
+def checksum(row: dict[str, Any]) -> str:
+    """Of a sample's fields, without verdicts: these are made anew."""
+    text = json.dumps([row[name] for name in _FIELDS], allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
@@ -137,6 +155,7 @@ class RunFolder:
         self.path, self.rank = path, rank
         self._lock = FileLock(str(path / ".lock"))
         self._file = None
+        self._warned = False
 
     @property
     def samples_path(self) -> Path:
@@ -214,13 +233,18 @@ class RunFolder:
         """The samples that are there, of all processes, by (task, problem, index), brought into one file."""
         others = sorted(self.path.glob("samples.rank*.jsonl"))
         seeds = {request.key: request.seed for request in requests}
-        samples = {}
+        samples, damaged = {}, set()
         for path in [self.path / "samples.jsonl", *others]:
-            for row in read_lines(path, repair=True):
-                if is_sample(row):
-                    key = row["task"], row["problem"], row["index"]
-                    if seeds.get(key) == row["seed"]:
-                        samples.setdefault(key, row)
+            for number, row in enumerate(read_lines(path, repair=True)):
+                if not is_sample(row):
+                    damaged.add((path.name, number))
+                    continue
+                key = row["task"], row["problem"], row["index"]
+                if seeds.get(key) == row["seed"]:
+                    samples.setdefault(key, row)
+        if damaged and not self._warned:
+            self._warned = True  # it is read again at the end
+            logger.warning("%s: %d damaged sample(s) are made again.", self.path, len(damaged))
         if others:
             write_atomically(self.path / "samples.jsonl", (to_line(row) for row in samples.values()))
             for path in others:
@@ -242,6 +266,7 @@ class RunFolder:
             "tokens": generation.tokens,
             "finish": generation.finish,
         }
+        row[_CHECKSUM] = checksum(row)
         try:
             if self._file is None:
                 self.path.mkdir(parents=True, exist_ok=True)  # on a machine of its own, perhaps

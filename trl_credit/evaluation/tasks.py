@@ -3,15 +3,35 @@
 import hashlib
 import itertools
 import json
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..data import load_splits
+from ..fields import (
+    Message,
+    Missing,
+    check_field,
+    gold_of,
+    has_system_message,
+    make_prompt,
+    paths_of,
+    read_answers,
+    read_field,
+    read_problem,
+    states_answer,
+    text_of,
+    without_answer,
+)
 from ..methods.base import nearest
 from ..rewards.patterns import answer_regex
 from .config import PRESETS, EvalConfig
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,8 +42,8 @@ class TaskSpec:
         dataset: What `load_splits` takes.
         config: Configuration of a hub dataset.
         split: Split.
-        problem_column: Column of the problem's text.
-        answer_column: Column of the answer.
+        problem_column: Field of the problem, text or a conversation.
+        answer_column: Field of the answer.
         answer_marker: The answer is what follows the last of these in the column.
         prompt_template: Instead of the preset's.
         plain_prompts: Prompts are plain text, not messages.
@@ -56,7 +76,7 @@ _ARITHMETIC = TaskSpec(
     plain_prompts=True,
     answer_pattern=r"#(-?\d+)\s*$",
 )
-_OWN_DATA = ("problem_column", "answer_column", "dataset_config", "dataset_split")
+_OWN_DATA = ("problem_column", "answer_column", "answer_match", "dataset_config", "dataset_split")
 _GENERATED = ("generated_dataset_size", "generated_dataset_config", "generated_dataset_seed")
 _PROBLEM_COLUMNS = ("problem", "question", "Problem", "Question")
 _ANSWER_COLUMNS = ("answer", "Answer")
@@ -64,11 +84,18 @@ _ANSWER_COLUMNS = ("answer", "Answer")
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of a task: its text, the prompt made of it, and the answer that is right."""
+    """One problem of a task: its text, the prompt made of it, and the answer that is right; `answers` where any of several
+    is, of which `answer` then is for a reader."""
 
     question: str
-    prompt: str | tuple[dict[str, str], ...]
+    prompt: str | tuple[Message, ...]
     answer: str
+    answers: tuple[str, ...] = ()
+
+    @property
+    def gold(self) -> str | list[str]:
+        """What samples are judged against."""
+        return list(self.answers) or self.answer
 
 
 @dataclass(frozen=True)
@@ -82,7 +109,7 @@ class Task:
 
     @property
     def sha256(self) -> str:
-        rows = [[problem.question, problem.answer] for problem in self.problems]
+        rows = [[problem.question, problem.gold] for problem in self.problems]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
@@ -126,7 +153,9 @@ def load_tasks(config: EvalConfig) -> list[Task]:
 
 def _resolve(text: str, config: EvalConfig) -> tuple[str, TaskSpec]:
     """A task's name and where it comes from."""
-    name, equals, source = text.partition("=")
+    # A path may have an = in it
+    is_path = Path(text).expanduser().exists()
+    name, equals, source = ("", "", "") if is_path else text.partition("=")
     own = {
         "config": config.dataset_config,
         "split": config.dataset_split,
@@ -136,6 +165,8 @@ def _resolve(text: str, config: EvalConfig) -> tuple[str, TaskSpec]:
     if equals:
         if not name or not source:
             raise ValueError(f"`tasks`: {text!r} must be NAME=SOURCE, such as aime24=FILE.jsonl.")
+        if "/" in name and source not in TASKS and ":" not in source and not Path(source).expanduser().exists():
+            raise ValueError(f"`tasks`: there is no file {text!r} (looked from {Path.cwd()}).")
         if source in TASKS:
             return name, TASKS[source]
         spec = _with(source, own)
@@ -165,6 +196,7 @@ def _load(text: str, config: EvalConfig) -> Task:
             generated_size=config.generated_dataset_size,
             generated_config=config.generated_dataset_config,
             seed=config.generated_dataset_seed,
+            text_columns=(spec.problem_column, spec.answer_column, *_PROBLEM_COLUMNS, *_ANSWER_COLUMNS),
         )
     except ValueError as error:
         if name in TASKS and spec is TASKS[name]:
@@ -177,51 +209,117 @@ def _load(text: str, config: EvalConfig) -> Task:
         asked = f"there is no split {split!r}" if split else "set `dataset_split`"
         raise ValueError(f"`tasks`: {name!r}: {asked}. It has {', '.join(map(repr, splits))}.")
     rows = splits[split]
-    names = rows.column_names or list(next(iter(rows), {}))
-    problem_column = _column(name, "problem_column", spec.problem_column, _PROBLEM_COLUMNS, names)
-    answer_column = _column(name, "answer_column", spec.answer_column, _ANSWER_COLUMNS, names)
-    problems = []
+    first = next(iter(rows), {})
+    names = rows.column_names or list(first)
+    problem_column = _column(name, "problem_column", spec.problem_column, _PROBLEM_COLUMNS, names, first)
+    answer_column = _column(name, "answer_column", spec.answer_column, _ANSWER_COLUMNS, names, first)
+    problems, seen = [], Counter()
     for number, row in enumerate(itertools.islice(rows, config.limit)):
-        answer = _answer(row[answer_column], spec.answer_marker)
-        question = str(row[problem_column] or "").strip()
-        if not answer or not question:
-            what, column = ("answer", answer_column) if question else ("problem", problem_column)
+        setting, column = "problem_column", problem_column
+        try:
+            read = read_problem(_value(row, column), column)
+            question = read if isinstance(read, str) else without_answer(read)
+            if not isinstance(read, str):
+                if not any(message["role"] == "user" for message in question):
+                    raise Missing("no message of it is a user's")
+                seen["conversations"] += 1
+                seen["answered"] += len(question) < len(read)
+                seen["own system"] += has_system_message(question)
+            prompt = _prompt(question, spec, config)
+            setting, column = "answer_column", answer_column
+            value = _value(row, column)
+            if spec.answer_marker and isinstance(value, str):
+                value = value.rpartition(spec.answer_marker)[2]
+            answers = read_answers(value, column)
+            gold = gold_of(answers, config.answer_match)
+        except Missing:
+            what = "problem" if setting == "problem_column" else "answer"
             raise ValueError(
-                f"`tasks`: {name!r} has no {what} in row {number}, counted from 0 (column {column!r}): {row[column]!r}. "
-                "Every problem needs one, or its samples would count as wrong."
+                f"`tasks`: {name!r} has no {what} in row {number}, counted from 0 (column {column!r}): "
+                f"{_value(row, column)!r}. Every problem needs one, or its samples would count as wrong."
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"`{setting}`: {name!r}, row {number} of {column!r}, counted from 0, {error}.") from None
+        seen["leaks"] += not isinstance(question, str) and states_answer(question, answers)
+        several = isinstance(gold, list)
+        problems.append(
+            Problem(
+                text_of(question),
+                prompt if isinstance(prompt, str) else tuple(prompt),
+                " or ".join(gold) if several else gold,
+                tuple(gold) if several else (),
             )
-        problems.append(Problem(question, _prompt(question, spec, config), answer))
+        )
     if not problems:
         raise ValueError(f"`tasks`: {name!r} has no rows.")
+    _report(name, problem_column, seen, len(problems), config)
     # By the expression: the name may come to mean another
     pattern = config.answer_pattern or spec.answer_pattern
     pattern = None if pattern is None else answer_regex(pattern).pattern
     return Task(name, spec.dataset, tuple(problems), pattern)
 
 
-def _column(task: str, setting: str, given: str | None, usual: Sequence[str], names: Sequence[str]) -> str:
-    found = [given] if given else [name for name in usual if name in names]
-    if len(found) == 1 and found[0] in names:
-        return found[0]
+def _value(row: Mapping[str, Any], column: str) -> Any:
+    try:
+        return read_field(row, column)
+    except KeyError:  # a mapping without the field, as one of other rows has
+        return None
+
+
+def _report(task: str, column: str, seen: Mapping[str, int], count: int, config: EvalConfig) -> None:
+    """Says what was made of conversations.
+
+    Raises:
+        ValueError: Their prompts hold the answers, or a setting has no effect on them.
+    """
+    if seen["leaks"] == count:
+        raise ValueError(
+            f"`problem_column`: every conversation of {task!r} in {column!r} states the answer in a turn of the assistant, "
+            "before the last message of the user."
+        )
+    if config.system_prompt and seen["own system"] == count:
+        raise ValueError(
+            f"`system_prompt` has no effect: every conversation of {task!r} in {column!r} has a system message of its own."
+        )
+    if seen["answered"]:
+        logger.warning(
+            "%s: %d of %d conversations end with the assistant's turn, the answer: it is left out of the prompt.",
+            task,
+            seen["answered"],
+            seen["conversations"],
+        )
+    if seen["leaks"]:
+        logger.warning(
+            "%s: %d conversations state the answer in a turn of the assistant before the last message of the user.",
+            task,
+            seen["leaks"],
+        )
+    if seen["conversations"] and config.prompt_template is None:
+        logger.info(
+            "%s: conversations are taken as they are, without the preset's prompt; `prompt_template` and `system_prompt` "
+            "are put around them where you set them.",
+            task,
+        )
+
+
+def _column(
+    task: str, setting: str, given: str | None, usual: Sequence[str], names: Sequence[str], first: Mapping[str, Any]
+) -> str:
     if given:
-        raise ValueError(f"`{setting}`: {task!r} has no column {given!r}. {nearest(given, names)}")
-    raise ValueError(f"`tasks`: set `{setting}` for {task!r}. Its columns: {', '.join(map(repr, names))}.")
+        check_field(setting, given, names, first or None, repr(task))
+        return given
+    found = [name for name in usual if name in names]
+    if len(found) == 1:
+        return found[0]
+    fields = [path for name in names for path in (paths_of(first[name], name) if first else [name])]
+    raise ValueError(f"`tasks`: set `{setting}` for {task!r}. Its columns: {', '.join(map(repr, fields))}.")
 
 
-def _answer(value: Any, marker: str | None) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = str(value)
-    return (text.rpartition(marker)[2] if marker else text).strip()
-
-
-def _prompt(question: str, spec: TaskSpec, config: EvalConfig) -> str | tuple[dict[str, str], ...]:
+def _prompt(question: str | Sequence[Message], spec: TaskSpec, config: EvalConfig) -> str | list[Message]:
     preset = PRESETS[config.preset]
+    plain = spec.plain_prompts if config.plain_prompts is None else config.plain_prompts
+    if not isinstance(question, str):  # made by others, who have put in what a preset would
+        return make_prompt(question, template=config.prompt_template, system=config.system_prompt, plain=plain)
     template = next(t for t in (config.prompt_template, spec.prompt_template, preset.prompt_template) if t is not None)
-    text = template.replace("{problem}", question)
-    if spec.plain_prompts if config.plain_prompts is None else config.plain_prompts:
-        return text
     system = preset.system_prompt if config.system_prompt is None else config.system_prompt
-    return (*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text})
+    return make_prompt(question, template=template, system=system, plain=plain)

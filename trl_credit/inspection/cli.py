@@ -156,6 +156,7 @@ def _data(config) -> tuple[list[dict], list]:
             generated_size=config.num_prompts,
             generated_config=config.generated_dataset_config,
             seed=config.seed,
+            text_columns=(config.problem_column, config.answer_column, "prompt"),
         )
         split = config.dataset_train_split or "train"
         if split not in splits:
@@ -164,6 +165,7 @@ def _data(config) -> tuple[list[dict], list]:
             splits[split],
             problem_column=config.problem_column,
             answer_column=config.answer_column,
+            answer_match=config.answer_match,
             system_prompt=config.system_prompt,
             prompt_template=config.prompt_template,
             plain_prompts=bool(config.plain_prompts),

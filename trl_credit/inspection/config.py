@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
+from ..fields import check_match
 from ..methods import METHODS, CreditMethod, build_credit
 from ..settings import DTYPES, AtLeast1, NonNegativeInt, Positive, Seed, Specs, Whole, check_fields, one_of
 from ..train import mapping_of, parse_arguments
@@ -23,6 +24,7 @@ _FROM_RECIPE = {
             "generated_dataset_config",
             "problem_column",
             "answer_column",
+            "answer_match",
             "system_prompt",
             "prompt_template",
             "plain_prompts",
@@ -69,8 +71,15 @@ class InspectConfig:
     generated_dataset_config: dict | str | None = field(
         default=None, metadata={"help": "Arguments of a generated task; JSON."}
     )
-    problem_column: str | None = field(default=None, metadata={"help": "Column of the problem's text."})
-    answer_column: str | None = field(default=None, metadata={"help": "Column of the answer."})
+    problem_column: str | None = field(
+        default=None, metadata={"help": "Field of the problem, text or a conversation; within mappings a dotted path."}
+    )
+    answer_column: str | None = field(
+        default=None, metadata={"help": "Field of the answer, such as `reward_model.ground_truth`."}
+    )
+    answer_match: str | None = field(
+        default=None, metadata={"help": "Where the answer is a list of several: `any` of them is right, or `all`."}
+    )
     system_prompt: str | None = field(default=None, metadata={"help": "System message before every problem."})
     prompt_template: str | None = field(default=None, metadata={"help": "Text around every problem, with `{problem}`."})
     plain_prompts: bool | None = field(default=None, metadata={"help": "Plain text instead of chat messages."})
@@ -114,6 +123,7 @@ class InspectConfig:
     show: NonNegativeInt = field(default=2, metadata={"help": "Completions to print; 0 for none."})
 
     def __post_init__(self):
+        check_match(self.answer_match)
         for name in ("generated_dataset_config", "chat_template_kwargs"):
             setattr(self, name, mapping_of(name, getattr(self, name)))
         check_fields(self)

@@ -246,7 +246,11 @@ class CreditScorer:
         return completions
 
     def token_ids(self, completion: Completion, prompt: str = "") -> list[int]:
-        """The completion's tokens. A text loses the thinking tag in front of it that the rendered prompt ends with."""
+        """The completion's tokens. A text loses the thinking tag in front of it that the rendered prompt ends with.
+
+        Raises:
+            ValueError: It has neither text nor tokens.
+        """
         if completion.token_ids is not None:
             return list(completion.token_ids)
         if completion.text is None:
@@ -277,6 +281,12 @@ class CreditScorer:
                 f"Completion {min(empty) + 1} has an empty prompt: there is nothing before its first token."
             )
         rows = [self.token_ids(completions[i], self.tokenizer.decode(prompts[i])) for i in range(len(completions))]
+        for i, row in enumerate(rows):
+            if wrong := [token for token in row if not 0 <= token < self.vocab_size]:
+                raise ValueError(
+                    f"Completion {i + 1} has the token id {wrong[0]}, but the model's vocabulary ends at "
+                    f"{self.vocab_size - 1}: were the ids made with another tokenizer?"
+                )
         context = self._trainer.context_length
         for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
             if completion.mask is not None and len(completion.mask) != len(row):

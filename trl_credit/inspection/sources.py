@@ -1,13 +1,19 @@
 """Completions to inspect: from files of several kinds, and from the folders of runs."""
 
 import json
+import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.store import RunFolderError, read_lines
+from ..evaluation.store import RunFolderError, is_sample, read_lines
+from ..fields import Missing, read_problem
 from .records import SOURCE_PROMPT, CompletionCredit, read_parquet
 from .scoring import Completion
+
+
+logger = logging.getLogger(__name__)
 
 
 def read_completions(name: str, limit: int) -> tuple[list[Completion], tuple[list[CompletionCredit], dict] | None]:
@@ -73,7 +79,10 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _json_rows(path: Path) -> list[dict]:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`completions`: {str(path)!r} is no UTF-8 ({error.reason} at byte {error.start}).") from error
     # Of JSONL every line is one value; U+2028 and its like may stand within
     lines = [(1, text)] if path.suffix == ".json" else [(i, t) for i, t in enumerate(text.split("\n"), 1) if t.strip()]
     values = []
@@ -85,6 +94,10 @@ def _json_rows(path: Path) -> list[dict]:
                 f"`completions`: {str(path)!r}, line {number + error.lineno - 1}, is no JSON: {error.msg} at character "
                 f"{error.colno}."
             ) from error
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, or as many brackets
+            raise ValueError(
+                f"`completions`: {str(path)!r}, line {number}, cannot be read as JSON: {error}."
+            ) from error
     rows = values[0] if path.suffix == ".json" else values
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"`completions`: {str(path)!r} must hold a list of objects.")
@@ -94,11 +107,24 @@ def _json_rows(path: Path) -> list[dict]:
 def _samples(path: Path, limit: int) -> list[Completion]:
     """Samples of an evaluation, with the prompts in its problems.jsonl and the judge's verdict as the reward."""
     try:
-        problems = {(row["task"], row["problem"]): row for row in read_lines(path.parent / "problems.jsonl")}
-        samples = [row for row, _ in zip(read_lines(path), range(limit), strict=False)]
+        problems = {
+            (row["task"], row["problem"]): row
+            for row in read_lines(path.parent / "problems.jsonl")
+            if {"task", "problem", "prompt"} <= row.keys()
+        }
+        rows = read_lines(path)
+        # Their lengths in tokens are not needed
+        samples = [row for row in rows if is_sample({"tokens": None} | row)]
     except (RunFolderError, OSError) as error:
         raise ValueError(f"`completions`: {error}") from error
+    if not samples:
+        raise ValueError(f"`completions`: {str(path)!r} holds no samples{' that are whole' if rows else ''}.")
+    if len(samples) < len(rows):
+        logger.warning("%s: %d damaged sample(s) are left out.", path, len(rows) - len(samples))
     groups = {key: i for i, key in enumerate(problems)}
+    found = [row for row in samples if (row["task"], row["problem"]) in problems]
+    if not found:
+        raise ValueError(f"`completions`: {str(path.parent / 'problems.jsonl')!r} has none of the samples' problems.")
     return [
         Completion(
             prompt=problems[row["task"], row["problem"]]["prompt"],
@@ -108,8 +134,7 @@ def _samples(path: Path, limit: int) -> list[Completion]:
             group=groups[row["task"], row["problem"]],
             info={name: row[name] for name in ("task", "problem", "index", "answer") if name in row},
         )
-        for row in samples
-        if (row["task"], row["problem"]) in problems
+        for row in found[:limit]
     ]
 
 
@@ -151,22 +176,66 @@ def _of_row(row: Mapping[str, Any], number: int, path: str, group: int) -> Compl
     ids = row["token_ids"] if row.get("token_ids") is not None else row.get("completion_ids")
     if ids is None and row.get("completion") is None:
         raise ValueError(f"{where} has neither `completion` nor `token_ids`; it has {', '.join(row)}.")
+    try:
+        prompt = read_problem(row["prompt"], "prompt")
+    except Missing as missing:
+        if not isinstance(row["prompt"], list) or not row["prompt"]:
+            raise ValueError(f"{where} has no `prompt`: {missing}.") from None
+        prompt = row["prompt"]  # an environment may ask first
+    except ValueError as error:
+        raise ValueError(f"{where}: `prompt` {error}.") from None
+    if ids is not None:
+        ids = _whole_numbers(ids, "token_ids", where)
+    mask = row.get("mask")
+    if mask is not None and (not isinstance(mask, list) or any(value not in (0, 1) for value in mask)):
+        raise ValueError(f"{where}: `mask` must be a list of 0 and 1 (or booleans), got {_short(mask)}.")
+    finished = row.get("finished", True)
+    if finished is not None and finished not in (True, False):
+        raise ValueError(f"{where}: `finished` must be a boolean, got {finished!r}.")
     rewards = _rewards(row)
     reward = row.get("reward")
     if reward is None and len(rewards) == 1:
         reward = next(iter(rewards.values()))
     return Completion(
-        prompt=row["prompt"],
+        prompt=prompt,
         token_ids=ids,
         text=None if ids is not None else _text_of(row["completion"], where),
-        finished=row.get("finished", True),
-        mask=row.get("mask"),
-        advantage=row.get("advantage"),
-        reward=reward,
-        group=row.get("group", group),
+        finished=finished is not False,
+        mask=mask,
+        advantage=_number(row.get("advantage"), "advantage", where),
+        reward=_number(reward, "reward", where),
+        group=_group(row.get("group", group), where),
         example=dict(row),
         info={name: row[name] for name in ("step",) if name in row} | ({"rewards": rewards} if rewards else {}),
     )
+
+
+def _whole_numbers(values: Any, name: str, where: str) -> list[int]:
+    if not isinstance(values, (list, tuple)):
+        raise ValueError(f"{where}: `{name}` must be a list of token ids, got {_short(values)}.")
+    for place, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{where}: `{name}` must be whole numbers from 0; number {place + 1} is {_short(value)}.")
+    return list(values)
+
+
+def _number(value: Any, name: str, where: str) -> float | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # how tables write that there is none
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{where}: `{name}` must be a finite number, got {_short(value)}.")
+    return float(value)
+
+
+def _group(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{where}: `group` must be a whole number, got {_short(value)}.")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _of_record(record: CompletionCredit) -> Completion:

@@ -15,6 +15,7 @@ deciding token stands elsewhere:
 """
 
 import random
+import re
 import string
 
 from datasets import Dataset
@@ -142,14 +143,22 @@ def make_dataset(
         exclude: A dataset whose prompts must not appear (to hold out an evaluation set).
 
     Raises:
-        ValueError: Unknown style, or a number of terms that is no whole number from 2.
+        ValueError: Unknown style, a number of terms that is no whole number from 2, or fewer problems than rows.
     """
     if style not in STYLES:
         raise ValueError(f"`style` is {style!r}. {nearest(style, STYLES)}")
     if not isinstance(num_terms, int) or num_terms < 2:
         raise ValueError(f"`num_terms` must be a whole number from 2, got {num_terms!r}.")
-    rng = random.Random(seed)
     seen = set(exclude["prompt"]) if exclude is not None else set()
+    form = re.compile(re.escape(STYLES[style]) + r"[1-9]\d(?:\+[1-9]\d){" + str(num_terms - 1) + "}=")
+    left = 90**num_terms - sum(form.fullmatch(prompt) is not None for prompt in seen)
+    if size > left:
+        without = f" beside the {len(seen)} that are excluded" if seen else ""
+        raise ValueError(
+            f"{size} different sums of {num_terms} numbers are asked for, but there are {max(left, 0)}{without}: ask for "
+            "fewer, or raise `num_terms`."
+        )
+    rng = random.Random(seed)
     rows = []
     while len(rows) < size:
         terms = make_problem(rng, num_terms)

@@ -18,10 +18,9 @@ from trl.trainer.utils import get_callable_name
 from .._imports import is_dotted, load_dotted
 from ..methods.base import nearest
 from ..settings import Flag, check_value
-from .judge import judge as judge_completions  # `judge` stays the module
 from .patterns import answer_regex
+from .several import as_solution, judge_any, shown, verify_any
 from .thinking import OPENED_TAGS, judged_texts
-from .verifier import default_verifier
 
 
 logger = logging.getLogger(__name__)
@@ -33,10 +32,10 @@ TRAINER_ARGUMENTS = frozenset(
 
 
 def _verify(completions: list, solution: list, log_extra, log_metric, opened_tags, **request) -> list[float | None]:
-    solution = [str(answer) for answer in solution]
-    verdicts = default_verifier().verify(judged_texts(completions, opened_tags), solution, **request)
+    solution = [as_solution(answer) for answer in solution]
+    verdicts = verify_any(judged_texts(completions, opened_tags), solution, **request)
     if log_extra is not None:
-        log_extra("solution", solution)
+        log_extra("solution", [shown(answer) for answer in solution])
         log_extra("gold_parsed", [verdict.gold_parsed for verdict in verdicts])
         log_extra("answer_parsed", [verdict.answer_parsed for verdict in verdicts])
     _count_failures(verdicts, log_metric)
@@ -80,20 +79,19 @@ def judged(
     """1.0 where the completion's answer is the solution, else 0.0; `None` where the solution does not parse: the verdict of
     `trl-credit eval` ([`judge.judge`]), so that what is trained is what is evaluated.
 
-    Solutions may be LaTeX without dollars (MATH-500's `2\\sqrt{3}`), of which [`accuracy`] reads only a number, or nothing.
-    Of a conversation it judges the last message. A thought that never ends has no answer, also where the chat template has
-    opened it (`opened_tags`, which [`~trl_credit.CreditGRPOTrainer`] passes). Besides what [`accuracy`] logs to
-    `log_metric`, the completions table gets the answer that was found (`answer_parsed`) and the reason of the verdict
-    (`judgement`).
+    A solution that is a list is right by any one of it. Solutions may be LaTeX without dollars (MATH-500's
+    `2\\sqrt{3}`), of which [`accuracy`] reads only a number, or nothing. Of a conversation it judges the last message. A
+    thought that never ends has no answer, also where the chat template has opened it (`opened_tags`, which
+    [`~trl_credit.CreditGRPOTrainer`] passes). Besides what [`accuracy`] logs to `log_metric`, the completions table gets
+    the answer that was found (`answer_parsed`) and the reason of the verdict (`judgement`).
 
     `answer_pattern` says where the answer is stated, instead of in a box: `answer_tag`, `gsm8k`, or a regular expression
     with one group. It is the evaluation's option of that name: {name: judged, answer_pattern: answer_tag}.
     """
-    solution = [str(answer) for answer in solution]
-    texts = judged_texts(completions, opened_tags)
-    judgements = judge_completions(texts, solution, answer_pattern=answer_pattern)
+    solution = [as_solution(answer) for answer in solution]
+    judgements = judge_any(judged_texts(completions, opened_tags), solution, answer_pattern=answer_pattern)
     if log_extra is not None:
-        log_extra("solution", solution)
+        log_extra("solution", [shown(answer) for answer in solution])
         log_extra("answer_parsed", [judgement.answer or "[unparseable]" for judgement in judgements])
         log_extra("judgement", [judgement.reason for judgement in judgements])
     _count_failures(judgements, log_metric)

@@ -281,6 +281,27 @@ def largest_rewards(count: int, weights: torch.Tensor) -> torch.Tensor:
     return math.sqrt(_LARGEST / (4 * count)) / (weights.double().abs() * len(weights)).clamp(min=1.0)
 
 
+# Columns of the data cannot have these names: TRL passes both, and Python refuses the call
+_TAKEN = ("prompts", "completions")
+
+
+def check_columns(functions: Any, train_dataset: Any, eval_dataset: Any = None) -> None:
+    """Raises `ValueError` for a column that TRL would pass to a reward function beside an argument of the same name."""
+    if not any(
+        callable(f) and not isinstance(f, nn.Module)
+        for f in (functions if isinstance(functions, list) else [functions])
+    ):
+        return
+    evaluations = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+    for dataset in [train_dataset, *evaluations]:
+        for name in _TAKEN:
+            if name in (getattr(dataset, "column_names", None) or ()):
+                raise ValueError(
+                    f"The dataset has a column {name!r}, the name of an argument of TRL's to every reward function: rename "
+                    "it (`dataset.rename_column`) or leave it out (`dataset.remove_columns`)."
+                )
+
+
 class RewardGuardMixin:
     """Guards the trainer's reward functions; see [`GuardedReward`].
 
