@@ -23,6 +23,7 @@ from trl import (
     get_quantization_config,
 )
 
+from ._text import log_to_terminal, prepare_terminal, safe, safe_lines
 from .checkpoint import checkpoint_to_resume
 from .config import IMPORTANCE_SAMPLING_LEVELS, RATIO_GRADIENT_LOSSES, CreditGRPOConfig
 from .data import load_splits, prepare, report_bare_latex, report_unparsable
@@ -357,7 +358,8 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
 def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     """Trains, saves and (if asked) pushes a recipe; returns the trainer. What is wrong with the recipe or its data is
     said in one line, with exit status 2, before a model is loaded wherever that can be known."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    prepare_terminal()
+    log_to_terminal()
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # TRL sets it
     try:
         script_args, training_args, model_args, dataset_args = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -380,7 +382,7 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     except (ValueError, TypeError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
         if PartialState().is_main_process:
-            print(f"trl-credit train: error: {error}", file=sys.stderr)
+            print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)
         raise SystemExit(2) from error
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
@@ -389,7 +391,7 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
         raise
     trainer.save_model(training_args.output_dir)
     trainer.create_model_card(dataset_name=script_args.dataset_name)
-    trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
+    trainer.accelerator.print(f"Model saved to {safe(training_args.output_dir)}.")
     if evaluation is not None:
         from .evaluation.backends.base import BackendError
         from .evaluation.store import RunFolderError
@@ -398,7 +400,7 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
             evaluation.at_end()
         except (BackendError, RunFolderError) as error:
             if PartialState().is_main_process:
-                print(f"trl-credit train: evaluation: error: {error}", file=sys.stderr)
+                print(f"trl-credit train: evaluation: error: {safe_lines(error)}", file=sys.stderr)
             _close(trainer)
             raise SystemExit(1) from error
     if training_args.push_to_hub:
