@@ -12,7 +12,9 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, unquote_plus
@@ -32,6 +34,10 @@ _BREAKS = str.maketrans({"\n": "\\n", "\t": "\\t"})
 # Shorter values of a query are too common in messages to be taken out wherever they stand
 _LEAST_SECRET = 6
 HIDDEN = "***"
+# Of TRL, transformers and vLLM; by name, as `eos_token` is none
+_SECRET_FIELDS = {"hub_token", "push_to_hub_token", "hf_token", "use_auth_token", "api_key"}
+# An address, or a task as NAME=ADDRESS, and nothing else: a prompt that has one in it stays as it is
+_ADDRESS = re.compile(r"((?:[\w.@-]+=)?)(\w+://\S+)")
 # Settings that are texts for a model or a pattern, and may begin with a slash
 _TEXTS = re.compile("prompt|template|pattern|stop|columns?$|note|advice")
 
@@ -114,6 +120,37 @@ def secrets_of(url: str) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
+def redact(data: Any) -> Any:
+    """A copy of JSON-like settings for a file: tokens and keys by their field, and whatever may be secret in addresses.
+
+    Both sides of a comparison of settings go through it, so that a run goes on with another key, and so does one whose
+    folder was written with the key.
+    """
+    if isinstance(data, dict):
+        return {
+            key: HIDDEN if key in _SECRET_FIELDS and isinstance(item, str) and item else redact(item)
+            for key, item in data.items()
+        }
+    if isinstance(data, list | tuple):
+        return [redact(item) for item in data]
+    if isinstance(data, str) and (found := _ADDRESS.fullmatch(data)):
+        return found[1] + redact_url(found[2])
+    return data
+
+
+def redact_words(words: Sequence[str]) -> list[str]:
+    """Command-line words as `redact` leaves their values."""
+    found, field = [], ""
+    for word in words:
+        option, equals, value = word.partition("=")
+        if word.startswith("--"):
+            field = option.removeprefix("--").replace("-", "_")
+            found.append(option + equals + redact({field: value})[field] if equals else word)
+        else:
+            found.append(redact({field: word})[field])
+    return found
+
+
 def without_folders(value: Any) -> Any:
     """A copy of JSON-like data for a page or a model card that others see: of an absolute path only the last name stays.
 
@@ -132,12 +169,30 @@ def without_folders(value: Any) -> Any:
     return value
 
 
+def command_without_folders(command: str) -> str:
+    """A shell command as `without_folders` leaves its words."""
+    words, field = [], ""
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            field = word.partition("=")[0]
+            option, equals, value = word.partition("=")
+            words.append(option + equals + without_folders({field: value})[field])
+        else:
+            words.append(without_folders({field: word})[field])
+    return shlex.join(words)
+
+
 def _is_absolute(text: str) -> bool:
-    return bool(re.match(r"(/|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\)", text))
+    return bool(re.match(r"/|~[\w.-]*/|[A-Za-z]:[\\/]", text))
 
 
 def _last(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def local_name(name: str) -> str:
+    """The last name of a path, as code in Markdown."""
+    return f"`{safe(_last(name)).replace('`', chr(39)) or 'data'}`"
 
 
 def hub_id(name: str | None) -> str | None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from ._text import prepare_terminal, safe, safe_lines, safe_text
+from ._text import prepare_terminal, safe_lines, safe_text
 from ._version import __version__
 
 

@@ -101,11 +101,15 @@ def main(argv: list[str] | None = None) -> None:
         chosen["groups"] = 0
     start = time.perf_counter()
     try:
-        results = run(BenchSettings(**chosen), progress=lambda message: print(safe_lines(message), file=sys.stderr, flush=True))
+        results = run(
+            BenchSettings(**chosen), progress=lambda message: print(safe_lines(message), file=sys.stderr, flush=True)
+        )
     except (ValueError, TypeError, OSError, ImportError) as error:
         _fail(error)
     show(results)
-    print(f"{safe(arguments.output_dir)}: bench.json, bench.md and the pictures, after {time.perf_counter() - start:.0f} s.")
+    print(
+        f"{safe(arguments.output_dir)}: bench.json, bench.md and the pictures, after {time.perf_counter() - start:.0f} s."
+    )
 
 
 if __name__ == "__main__":

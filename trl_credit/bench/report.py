@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._text import safe, safe_text
+from .._text import safe, safe_text, without_folders
 
 
 # Series are told apart by marker and line, not by colour alone
@@ -152,11 +152,11 @@ def show(results: Mapping[str, Any]) -> None:
         table = RichTable(title=safe_text(safe(title)), title_justify="left")
         for i, heading in enumerate(headings):
             justify = "right" if i else "left"
-            table.add_column(
-                safe_text(safe(heading)), justify=justify, overflow="fold", min_width=None if i else 10
-            )
+            table.add_column(safe_text(safe(heading)), justify=justify, overflow="fold", min_width=None if i else 10)
         for row in rows:
-            table.add_row(*(safe_text(safe(cell)) for cell in row), style="dim" if row[0] in results["baselines"] else None)
+            table.add_row(
+                *(safe_text(safe(cell)) for cell in row), style="dim" if row[0] in results["baselines"] else None
+            )
         console.print(table)
     console.print("± is the standard error over completions; baselines are dim.", style="dim")
     for sentence in results["sentences"]:
@@ -170,7 +170,7 @@ def write_markdown(results: Mapping[str, Any], path: Path, pictures: Sequence[st
     lines = [
         "# CreditBench",
         "",
-        f"Model `{safe(settings['model'])}`, seed {settings['seed']}, rendering {settings['rendering']}.",
+        f"Model `{safe(without_folders(settings['model']))}`, seed {settings['seed']}, rendering {settings['rendering']}.",
         "Baselines, which know nothing of the outcome: " + safe(", ".join(results["baselines"])) + ".",
         "± is the standard error over completions.",
         "",
@@ -248,7 +248,8 @@ def _style(place: int) -> dict[str, Any]:
 
 
 def _short(label: str) -> str:
-    return "\n".join(textwrap.wrap(label, 30, break_long_words=True))
+    # matplotlib would take what is between dollar signs for a formula
+    return "\n".join(textwrap.wrap(safe(label).replace("$", r"\$"), 30, break_long_words=True))
 
 
 def _plot_auroc(results: Mapping[str, Any]):

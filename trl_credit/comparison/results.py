@@ -399,7 +399,9 @@ def show(comparison: Mapping[str, Any]) -> None:
     table = Table()
     for key, title in headings(comparison).items():
         table.add_column(
-            safe_text(safe(title)), justify="left" if key in ("quantity", "method", "verdict") else "right", overflow="fold"
+            safe_text(safe(title)),
+            justify="left" if key in ("quantity", "method", "verdict") else "right",
+            overflow="fold",
         )
     rows = rows_of(comparison)
     for place, row in enumerate(rows):

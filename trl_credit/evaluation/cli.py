@@ -156,7 +156,9 @@ def show(results: dict[str, Any]) -> None:
     console.print("avg, pass and maj in percent; ± is the standard error clustered by problem.", style="dim")
     for name, part in results["tasks"].items():
         if part["stderr"] == 0:
-            say(f"{safe(name)}: all problems have the same share of right samples, so a standard error of 0 says nothing.")
+            say(
+                f"{safe(name)}: all problems have the same share of right samples, so a standard error of 0 says nothing."
+            )
         left_out = [str(row["problem"]) for row in part["per_problem"] if row["correct"] is None]
         if left_out:
             say(f"{safe(name)}: left out, as their answers cannot be verified against: {_first(left_out)}.")

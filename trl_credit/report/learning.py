@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from .._text import command_without_folders, without_folders
 from .charts import _join, _marker, _plot, _tag, _text, _x
 from .page import finite, write_page
 
@@ -46,7 +47,11 @@ def write_learning_report(path: Path, comparison: dict) -> None:
     write_page(
         path,
         "learning",
-        comparison=comparison,
+        comparison={
+            **comparison,
+            "settings": without_folders(comparison.get("settings") or {}),
+            "command": command_without_folders(comparison.get("command") or ""),
+        },
         headline=headline(comparison),
         sentences=sentences(comparison),
         basis=basis(comparison),

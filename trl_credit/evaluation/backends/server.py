@@ -29,8 +29,8 @@ class ServerSettings:
     """An endpoint, and how patient to be with it.
 
     Args:
-        base_url: Address of the API, as `http://localhost:8000/v1`. A query (`?api-version=2025-01`) goes with every request;
-            its values are not shown in messages.
+        base_url: Address of the API, as `http://localhost:8000/v1`. A query (`?api-version=2025-01`) goes with every
+            request; its values are not shown in messages.
         model: The served model's name; with `vllm serve --lora-modules name=path`, an adapter's.
         api_key: By default that of the environment variable `OPENAI_API_KEY`, else "none".
         concurrency: Most requests under way at once. Throughput wants as many as all replicas together can batch.
