@@ -287,7 +287,7 @@ def test_compare_shows_labels_as_they_are(name, capsys, monkeypatch):
     from trl_credit.comparison import results
 
     monkeypatch.setenv("COLUMNS", "400")
-    row = {key: name for key in results._HEADINGS}
+    row = dict.fromkeys(results._HEADINGS, name)
     monkeypatch.setattr(results, "rows_of", lambda comparison: [row])
     monkeypatch.setattr(results, "sentences", lambda comparison: [name])
     monkeypatch.setattr(results, "basis", lambda comparison: "")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._text import safe, safe_text, without_folders
+from .._text import safe, safe_lines, safe_text, without_folders
 
 
 # Series are told apart by marker and line, not by colour alone
@@ -184,7 +184,7 @@ def write_markdown(results: Mapping[str, Any], path: Path, pictures: Sequence[st
         lines += [f"## {safe(title)}", "", _row(headings), _row(["---", *["---:"] * (len(headings) - 1)])]
         lines += [_row(row) for row in rows] + [""]
     lines += ["## Pictures", "", *(f"![{name}]({name}.png)\n" for name in pictures)]
-    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    path.write_text(safe_lines("\n".join(lines)).rstrip() + "\n", encoding="utf-8")
 
 
 def _row(cells: Sequence[str]) -> str:

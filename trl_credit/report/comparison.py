@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._text import without_folders
+from .._text import safe, without_folders
 from . import charts
 from .page import finite, percent, points, write_page
 
@@ -144,8 +144,8 @@ def _name(run: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not take for a formula."""
-    return text.replace("$", r"\$")
+    """Text that matplotlib does not take for a formula, and can write."""
+    return safe(text).replace("$", r"\$")
 
 
 def _short(text: str, most: int) -> str:
