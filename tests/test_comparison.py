@@ -618,7 +618,7 @@ def test_labels_that_nothing_can_encode_do_not_end_a_finished_comparison(tmp_pat
     (tmp_path / "a.md").write_text(results.to_markdown(found), encoding="utf-8")
     results.show(found)
     out = capsys.readouterr().out
-    assert r"run[/x]\x1b[31m\ud800\r − uniform: " in out
+    assert "run[/x]\\x1b[31m\\ud800\\r \u2212 uniform: " in out
     assert "\x1b" not in out + (tmp_path / "a.md").read_text(encoding="utf-8")
 
 

@@ -205,6 +205,21 @@ def test_folders_are_left_out():
     )
 
 
+def test_a_credit_page_has_no_folders(tmp_path):
+    from trl_credit.report.credit import write_credit_report
+
+    about = {
+        "title": "Token credit",
+        "model": "/home/jane/model",
+        "completions": "/home/jane/rollouts.jsonl",
+        "seed": 0,
+    }
+    write_credit_report(tmp_path / "credit.html", [], about)
+    text = (tmp_path / "credit.html").read_text()
+    assert "jane" not in text
+    assert "rollouts.jsonl" in text
+
+
 def test_hub_ids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "openai").mkdir()

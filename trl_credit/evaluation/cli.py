@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
             commands[argv[0]](argv[1:])
         elif argv and not argv[0].startswith("-"):
             hint = nearest(argv[0], commands)
-            print(f"trl-credit eval: error: unknown command {safe(argv[0])!r}. {hint}", file=sys.stderr)
+            print(f"trl-credit eval: error: unknown command {argv[0]!r}. {hint}", file=sys.stderr)
             raise SystemExit(2)
         else:
             _evaluate(argv)
