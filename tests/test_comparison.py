@@ -19,7 +19,18 @@ from scipy import stats
 from transformers import TrainerState
 
 from trl_credit.comparison import cli, plan, results, statistics, worker
-from trl_credit.comparison.plan import Method, Plan, make_plan, parse_methods, parse_seeds, read_recipe, run_folder
+from trl_credit.comparison.plan import (
+    Method,
+    Plan,
+    command_of,
+    make_plan,
+    parse_methods,
+    parse_seeds,
+    read_plan,
+    read_recipe,
+    run_folder,
+    write_plan,
+)
 from trl_credit.comparison.run import missing, prepare, run_all
 from trl_credit.evaluation.store import RunFolderError
 from trl_credit.report.learning import (
@@ -595,6 +606,36 @@ def test_hostile_labels_are_text(tmp_path):
     assert "<script>alert" not in (tmp_path / "a.html").read_text()
     plot_learning_curves(tmp_path / "a.png", found)
     results.show(found)
+
+
+def test_labels_that_nothing_can_encode_do_not_end_a_finished_comparison(tmp_path, capsys):
+    label = "run[/x]\x1b[31m\ud800\r"
+    the_plan, runs = make_comparison(labels=("uniform", label), seeds=3, updates=10)
+    found = results.summarize(the_plan, runs)
+    write_learning_report(tmp_path / "a.html", found)
+    for suffix in ("png", "svg"):
+        plot_learning_curves(tmp_path / f"a.{suffix}", found)
+    (tmp_path / "a.md").write_text(results.to_markdown(found), encoding="utf-8")
+    results.show(found)
+    out = capsys.readouterr().out
+    assert "run[/x]\\x1b[31m\\ud800\\r \u2212 uniform: " in out
+    assert "\x1b" not in out + (tmp_path / "a.md").read_text(encoding="utf-8")
+
+
+def test_a_comparison_s_files_have_no_keys_and_its_page_no_folders(tmp_path):
+    the_plan, runs = make_comparison(seeds=3, updates=10)
+    the_plan.recipe = {"hub_token": "hf_SECRET", "model_name_or_path": "/home/jane/model"}
+    the_plan.overrides = ["--vllm_server_base_url", "http://h/v1?key=SECRET"]
+    the_plan.settings = dict(the_plan.recipe)
+    the_plan.command = command_of(the_plan, Path("/home/jane/recipe.yaml"), Path("/home/jane/out"))
+    assert "SECRET" not in the_plan.command
+    write_plan(tmp_path, the_plan)
+    assert "SECRET" not in (tmp_path / "plan.json").read_text()
+    write_learning_report(tmp_path / "a.html", results.summarize(read_plan(tmp_path), runs))
+    text = (tmp_path / "a.html").read_text()
+    assert "SECRET" not in text
+    assert "jane" not in text
+    assert "recipe.yaml" in text
 
 
 def test_styles_differ_without_colour():

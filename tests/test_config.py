@@ -2,6 +2,7 @@ import json
 import sys
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -241,6 +242,42 @@ def test_checkpoint_and_model_card(tiny_model, tmp_path):
     assert build_credit(yaml.safe_load(block)["credit"]) == expected
     assert "- trl-credit" in card
     assert "- gcpo" in card
+
+
+def test_model_cards_name_no_folder_and_link_no_file(tiny_model, tmp_path, monkeypatch):
+    """TRL links every name to the hub."""
+    trainer = CreditGRPOTrainer(tiny_model, letter_reward, config(tmp_path / "out"), train_dataset=prompts())
+
+    def card(name):
+        trainer.create_model_card(dataset_name=name)
+        return (tmp_path / "out" / "README.md").read_text()
+
+    for name, shown in (
+        ("/home/jane/project/train.jsonl", "train.jsonl"),
+        ("~/project/", "project"),
+        ("reasoning_gym:chain_sum", "reasoning_gym:chain_sum"),
+        ("./data/train`.jsonl", "train'.jsonl"),
+    ):
+        text = card(name)
+        assert f"Trained with trl-credit on `{shown}`:" in text
+        assert "huggingface.co/datasets" not in text
+        assert "datasets:" not in text
+        assert "jane" not in text
+    text = card("org/problems")
+    assert "datasets: org/problems" in text
+    assert "on the [org/problems](https://huggingface.co/datasets/org/problems) dataset" in text
+    assert "Trained with trl-credit:" in card(None)
+    # The model is a folder, or was one when it was loaded
+    for base in (tiny_model, "/home/jane/gone"):
+        trainer.model.config._name_or_path = base
+        text = card(None)
+        assert f"fine-tuned version of `{Path(base).name}`." in text
+        assert str(Path(base).parent) not in text
+        assert "base_model" not in text
+    trainer.model.config._name_or_path = "Qwen/Qwen2.5-1.5B"
+    text = card(None)
+    assert "base_model: Qwen/Qwen2.5-1.5B" in text
+    assert "[Qwen/Qwen2.5-1.5B](https://huggingface.co/Qwen/Qwen2.5-1.5B)" in text
 
 
 @pytest.mark.parametrize("cls", [CreditGRPOTrainer, DGPOTrainer])

@@ -713,6 +713,43 @@ def test_the_context_cuts_the_samples_of_a_run_alike(data, tmp_path):
         evaluate(config(data, tmp_path, tasks=[data, str(other)], extend=True), Cutting())
 
 
+def test_no_file_has_the_keys_of_an_address(data, tmp_path):
+    """A run goes on with another key, and so does one that was written with its key."""
+    settings = {"backend": "server", "report": True}
+
+    def given(key):
+        return config(data, tmp_path, base_url=f"http://host/v1?api_key={key}", **settings)
+
+    with pytest.raises(RuntimeError):
+        evaluate(given("SECRET-1"), FakeBackend(stop_after=5, action=fail))
+    later = FakeBackend()
+    results = evaluate(given("SECRET-2"), later)
+    assert len(later.made) == 25
+    assert results["settings"]["config"]["base_url"] == "http://host/v1?api_key=***"
+    folder = tmp_path / "run"
+
+    def text():
+        return "".join(path.read_text() for path in folder.iterdir() if path.name != ".lock")
+
+    assert "SECRET" not in text()
+    assert str(tmp_path) not in (folder / "report.html").read_text()
+    results["settings"]["config"]["base_url"] = "http://host/v1?api_key=SECRET"
+    (folder / "results.json").write_text(json.dumps(results))
+    assert "SECRET" not in json.dumps(compare_runs(folder, folder))
+    judge_again(folder)
+    assert "SECRET" not in text()
+
+
+def test_a_run_written_with_a_key_goes_on(tmp_path):
+    folder = RunFolder(tmp_path)
+    identity = {"n": 1, "tasks": {}, "backend": {"vllm_kwargs": {"hf_token": "hf_SECRET"}}}
+    (tmp_path / "run.json").write_text(json.dumps({"format": 1, "identity": identity, "notes": []}))
+    folder.check({**identity, "backend": {"vllm_kwargs": {"hf_token": "***"}}})
+    assert "SECRET" not in (tmp_path / "run.json").read_text()
+    with pytest.raises(RunFolderError, match="n: 1 -> 2"):
+        folder.check({**identity, "n": 2})
+
+
 def test_notes_of_the_backend_are_in_the_results(data, tmp_path, capsys):
     class Noting(FakeBackend):
         def notes(self):

@@ -61,7 +61,9 @@ class Endpoint:
 
             def do_GET(self):
                 endpoint.keys.append(self.headers["Authorization"])
-                self.reply(endpoint.models if self.path == "/v1/models" else Reply("no such page", 404))
+                self.reply(
+                    endpoint.models if self.path.partition("?")[0] == "/v1/models" else Reply("no such page", 404)
+                )
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -509,6 +511,31 @@ def test_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must") as error:
         ServerSettings(**({"base_url": "http://localhost/v1", "model": "tiny"} | wrong))
     assert "pass" not in str(error.value).replace("password", "")
+
+
+def test_a_key_in_the_address_is_sent_and_not_shown(caplog):
+    """The client itself would put its paths behind the query."""
+    secret = "abc%2Fdef-0123"
+    with Endpoint() as endpoint:
+        settings = ServerSettings(f"{endpoint.url}?api_key={secret}", "tiny", api_key=KEY)
+        assert "0123" not in repr(settings)
+        assert ServerBackend(settings).identity()["model"] == "tiny"
+        run(settings.base_url, requests(2))
+    assert {path for path, _ in endpoint.requests} == {f"/v1/completions?api_key={secret}"}
+
+    def refuse(body, attempt):
+        return Reply({"error": {"message": "no abc/def-0123 \x1b[31m here: abc%2Fdef-0123"}}, 400)
+
+    with Endpoint(refuse) as endpoint, pytest.raises(BackendError, match="refuses: 400 no") as error:
+        run(f"{endpoint.url}?api_key={secret}", requests(1))
+    assert "0123" not in str(error.value)
+    assert r"*** \x1b[31m here: ***" in str(error.value)
+    with pytest.raises(BackendError, match=r"/v1\?api_key=\*\*\* cannot be reached") as error:
+        backend(f"http://127.0.0.1:1/v1?api_key={secret}", max_retries=0).identity()
+    assert "0123" not in str(error.value) + caplog.text
+    with pytest.raises(ValueError, match="`base_url` must be") as error:
+        ServerSettings(f"host/v1?api_key={secret}", "tiny")
+    assert "0123" not in str(error.value)
 
 
 def test_without_the_package(monkeypatch):

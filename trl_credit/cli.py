@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from ._text import prepare_terminal, safe_lines, safe_text
 from ._version import __version__
 
 
@@ -23,11 +24,11 @@ def _describe(name: str) -> None:
     method = get_method_class(name)
     console = Console(highlight=False)
     doc = inspect.getdoc(method)
-    console.print(f"[bold]{method.name}[/bold]: {doc.splitlines()[0]}")
+    console.print(safe_text(method.name, "bold") + safe_text(f": {doc.splitlines()[0]}"))
     module_doc = inspect.getdoc(inspect.getmodule(method)) or ""
     formulas = re.search(r"\n\n((?: {4}.*\n?)+)", module_doc)
     if formulas:
-        console.print("\n" + formulas.group(1).rstrip(), markup=False, soft_wrap=True)
+        console.print(safe_text("\n" + formulas.group(1).rstrip()), soft_wrap=True)
     texts = dict(re.findall(r"^    (\w+): ((?:.|\n(?!    \w+: |\S))*)", doc, flags=re.MULTILINE))
     fields = dataclasses.fields(method)
     if fields:
@@ -37,16 +38,17 @@ def _describe(name: str) -> None:
         for field in fields:
             kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
             default = "(required)" if field.default is dataclasses.MISSING else repr(field.default)
-            table.add_row(field.name, kind, default, " ".join(texts.get(field.name, "").split()))
+            cells = (field.name, kind, default, " ".join(texts.get(field.name, "").split()))
+            table.add_row(*map(safe_text, cells))
         console.print(table)
     else:
         console.print("\nNo parameters.")
-    console.print(f"\n[bold]Citation[/bold] (arXiv {method.paper.id})\n")
-    console.print(method.paper.citation, markup=False, soft_wrap=True)
+    console.print(safe_text("\nCitation", "bold") + safe_text(f" (arXiv {method.paper.id})\n"))
+    console.print(safe_text(method.paper.citation), soft_wrap=True)
     if method.differences:
         console.print("\n[bold]Differences from the paper and its code[/bold]")
         for number, difference in enumerate(method.differences, 1):
-            console.print(f"{number}. {difference}", markup=False, soft_wrap=True)
+            console.print(safe_text(f"{number}. {difference}"), soft_wrap=True)
 
 
 def _list() -> None:
@@ -57,7 +59,7 @@ def _list() -> None:
 
     table = Table("method", "arXiv", "credit")
     for name, method in METHODS.items():
-        table.add_row(name, method.paper.id, inspect.getdoc(method).splitlines()[0])
+        table.add_row(*map(safe_text, (name, method.paper.id, inspect.getdoc(method).splitlines()[0])))
     console = Console()
     console.print(table)
     console.print("`trl-credit methods NAME` shows parameters, citation and differences from the paper.")
@@ -84,7 +86,7 @@ def _launch(argv: list[str], command: str, module: str) -> None:
         try:
             options += resolve_accelerate_config_argument(["--accelerate_config", launch.accelerate_config])
         except ValueError as error:
-            print(f"trl-credit {command}: error: `--accelerate_config`: {error}", file=sys.stderr)
+            print(f"trl-credit {command}: error: `--accelerate_config`: {safe_lines(error)}", file=sys.stderr)
             raise SystemExit(2) from error
     if launch.num_processes is not None:
         options += ["--num_processes", str(launch.num_processes)]
@@ -113,12 +115,16 @@ def _exit_code() -> Iterator[None]:
         raise SystemExit(code if code > 0 else 128 - code) from error
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from error
+    except ImportError as error:  # DeepSpeed, for a configuration that needs it
+        print(f"trl-credit: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     except subprocess.CalledProcessError as error:
         raise SystemExit(error.returncode) from error
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
+    prepare_terminal()
     parser = argparse.ArgumentParser(prog="trl-credit", description="Token-level credit assignment for TRL.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -163,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         _list() if arguments.name is None else _describe(arguments.name)
     except ValueError as error:
-        print(f"trl-credit methods: error: {error}", file=sys.stderr)
+        print(f"trl-credit methods: error: {safe_lines(error)}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

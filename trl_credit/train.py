@@ -16,6 +16,7 @@ from accelerate import PartialState
 from datasets import IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoProcessor
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl import (
     DatasetMixtureConfig,
@@ -29,6 +30,7 @@ from trl import (
 from trl.trainer.utils import create_model_from_path
 
 from ._imports import load_dotted
+from ._text import log_to_terminal, prepare_terminal, safe, safe_lines
 from ._yaml import load_mapping
 from .checkpoint import ResumeError, checkpoint_to_resume
 from .config import CreditGRPOConfig
@@ -482,6 +484,7 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     if training_args.max_completion_length is None:
         raise ValueError("`max_completion_length` must be at least 1, got None.")
     check_output_dir(training_args.output_dir)
+    check_trackers(training_args.report_to)
     model = resolve_model(model_args.model_name_or_path)
     if base_of_adapter(model, model_args.model_revision) is not None:
         _check_adapter(model, model_args)
@@ -505,6 +508,13 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     }
 
 
+def check_trackers(names: list[str]) -> None:
+    """Raises `ValueError` for a tracker of `report_to` whose package is not installed."""
+    for name in names:
+        if name not in ("all", "none", *get_available_reporting_integrations()):
+            raise ValueError(f"`report_to`: {name!r} is not installed. Install it, or set `report_to: none`.")
+
+
 def load_rollout(path: str | None) -> Callable | None:
     """The rollout function at a path.
 
@@ -526,7 +536,8 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     """Trains, saves and (if asked) pushes a recipe; returns the trainer. What is wrong with the recipe or its data is
     said in one line, with exit status 2, before a model is loaded wherever that can be known. A run that trains nothing,
     or whose numbers are not finite, saves no model and exits with status 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    prepare_terminal()
+    log_to_terminal()
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # TRL sets it
     try:
         script_args, training_args, model_args, dataset_args = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -552,7 +563,7 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     except (ValueError, TypeError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
         if PartialState().is_main_process:
-            print(f"trl-credit train: error: {error}", file=sys.stderr)
+            print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)
         raise SystemExit(2) from error
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
@@ -562,12 +573,18 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     except (ResumeError, NothingTrainedError, FloatingPointError) as error:
         logger.debug("", exc_info=True)
         if PartialState().is_main_process:
-            print(f"trl-credit train: error: {error} No model is saved.", file=sys.stderr)
+            print(f"trl-credit train: error: {safe_lines(error)} No model is saved.", file=sys.stderr)
         _close(trainer)
         raise SystemExit(2 if isinstance(error, ResumeError) else 1) from error
+    except ImportError as error:  # an optimizer's or a kernel's package, which transformers looks for only now
+        logger.debug("", exc_info=True)
+        if PartialState().is_main_process:
+            print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)
+        _close(trainer)
+        raise SystemExit(2) from error
     trainer.save_model(training_args.output_dir)
     trainer.create_model_card(dataset_name=script_args.dataset_name)
-    trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
+    trainer.accelerator.print(f"Model saved to {safe(training_args.output_dir)}.")
     if evaluation is not None:
         from .evaluation.backends.base import BackendError
         from .evaluation.store import RunFolderError
@@ -576,7 +593,7 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
             evaluation.at_end()
         except (BackendError, RunFolderError) as error:
             if PartialState().is_main_process:
-                print(f"trl-credit train: evaluation: error: {error}", file=sys.stderr)
+                print(f"trl-credit train: evaluation: error: {safe_lines(error)}", file=sys.stderr)
             _close(trainer)
             raise SystemExit(1) from error
     if training_args.push_to_hub:

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
+from ._text import hub_id, local_name, without_folders
 from .batching import MAX_FORWARDS, PLAN, Savings, UpdatePlan, cut, loss_mask, plan_updates, select, stand_in
 from .checkpoint import ResumeMixin
 from .collapse import CollapseWatch
@@ -552,14 +553,26 @@ class CreditGRPOTrainer(
         if "collapse" in state:
             self._collapse.load_state_dict(state["collapse"])
 
-    def create_model_card(self, *args, **kwargs):
-        super().create_model_card(*args, **kwargs)
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """Writes TRL's card with the credit method.
+
+        A card is shared, and TRL links what it is given to the hub. Hence a data set that is no hub id (a file, a folder, a
+        generated task) is named in the text, by its last name, and left out of the metadata, as is a local base model.
+        """
+        on_hub = hub_id(dataset_name) if isinstance(dataset_name, str) else dataset_name
+        super().create_model_card(model_name=model_name, dataset_name=on_hub, tags=tags)
         if not self.is_world_process_zero():
             return
         path = Path(self.args.output_dir) / "README.md"
         card = ModelCard.load(path)
-        parameters = yaml.safe_dump({"credit": self.credit_method.to_dict()}, sort_keys=False)
-        card.text += f"\n\n## Token credit\n\nTrained with trl-credit:\n\n```yaml\n{parameters}```\n"
+        base = get_config_model_id(self.model.config)
+        if card.data.base_model is None or hub_id(base) is None:
+            for link in {f"[{name}](https://huggingface.co/{name})" for name in (None, base)}:
+                card.text = card.text.replace(f" of {link}", f" of {local_name(base)}" if base else " of a local model")
+            card.data.base_model = None
+        parameters = yaml.safe_dump({"credit": without_folders(self.credit_method.to_dict())}, sort_keys=False)
+        data = f" on {local_name(dataset_name)}" if dataset_name and on_hub is None else ""
+        card.text += f"\n\n## Token credit\n\nTrained with trl-credit{data}:\n\n```yaml\n{parameters}```\n"
         card.save(path)
 
 

@@ -9,6 +9,8 @@ import time
 import warnings
 from pathlib import Path
 
+from .._text import prepare_terminal, safe, safe_lines
+
 
 _SETTINGS = (
     *("model", "reference", "methods", "tasks", "rendering", "num_items"),
@@ -22,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _fail(message: object) -> None:
-    print(f"trl-credit bench: error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"trl-credit bench: error: {safe_lines(' '.join(str(message).split()))}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -63,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command; exit status 2 with one line on what is wrong."""
+    prepare_terminal()
     arguments = _parser().parse_args(argv)
     for package in ("scipy", "matplotlib"):
         if importlib.util.find_spec(package) is None:
@@ -99,11 +102,15 @@ def main(argv: list[str] | None = None) -> None:
         chosen["groups"] = 0
     start = time.perf_counter()
     try:
-        results = run(BenchSettings(**chosen), progress=lambda message: print(message, file=sys.stderr, flush=True))
+        results = run(
+            BenchSettings(**chosen), progress=lambda message: print(safe_lines(message), file=sys.stderr, flush=True)
+        )
     except (ValueError, TypeError, OSError, ImportError, NothingTrainedError) as error:
         _fail(error)
     show(results)
-    print(f"{arguments.output_dir}: bench.json, bench.md and the pictures, after {time.perf_counter() - start:.0f} s.")
+    print(
+        f"{safe(arguments.output_dir)}: bench.json, bench.md and the pictures, after {time.perf_counter() - start:.0f} s."
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .._text import safe, safe_lines, safe_text, without_folders
+
 
 # Series are told apart by marker and line, not by colour alone
 _MARKERS = "osD^vP*Xp<>h"
@@ -147,17 +149,20 @@ def show(results: Mapping[str, Any]) -> None:
     for title, headings, rows in _tables(results):
         if not title.startswith(shown):
             continue
-        table = RichTable(title=title, title_justify="left")
+        table = RichTable(title=safe_text(safe(title)), title_justify="left")
         for i, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if i else "left", overflow="fold", min_width=None if i else 10)
+            justify = "right" if i else "left"
+            table.add_column(safe_text(safe(heading)), justify=justify, overflow="fold", min_width=None if i else 10)
         for row in rows:
-            table.add_row(*row, style="dim" if row[0] in results["baselines"] else None)
+            table.add_row(
+                *(safe_text(safe(cell)) for cell in row), style="dim" if row[0] in results["baselines"] else None
+            )
         console.print(table)
     console.print("± is the standard error over completions; baselines are dim.", style="dim")
     for sentence in results["sentences"]:
-        console.print(sentence, markup=False)
+        console.print(safe_text(safe(sentence)))
     for note in results["notes"]:
-        console.print(f"Note: {note}", markup=False)
+        console.print(safe_text(safe(f"Note: {note}")))
 
 
 def write_markdown(results: Mapping[str, Any], path: Path, pictures: Sequence[str]) -> None:
@@ -165,25 +170,25 @@ def write_markdown(results: Mapping[str, Any], path: Path, pictures: Sequence[st
     lines = [
         "# CreditBench",
         "",
-        f"Model `{settings['model']}`, seed {settings['seed']}, rendering {settings['rendering']}.",
-        "Baselines, which know nothing of the outcome: " + ", ".join(results["baselines"]) + ".",
+        f"Model `{safe(without_folders(settings['model']))}`, seed {settings['seed']}, rendering {settings['rendering']}.",
+        "Baselines, which know nothing of the outcome: " + safe(", ".join(results["baselines"])) + ".",
         "± is the standard error over completions.",
         "",
         "## What it says",
         "",
-        *(f"- {sentence}" for sentence in results["sentences"]),
-        *(f"- Note: {note}" for note in results["notes"]),
+        *(f"- {safe(sentence)}" for sentence in results["sentences"]),
+        *(f"- Note: {safe(note)}" for note in results["notes"]),
         "",
     ]
     for title, headings, rows in _tables(results):
-        lines += [f"## {title}", "", _row(headings), _row(["---", *["---:"] * (len(headings) - 1)])]
+        lines += [f"## {safe(title)}", "", _row(headings), _row(["---", *["---:"] * (len(headings) - 1)])]
         lines += [_row(row) for row in rows] + [""]
     lines += ["## Pictures", "", *(f"![{name}]({name}.png)\n" for name in pictures)]
-    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    path.write_text(safe_lines("\n".join(lines)).rstrip() + "\n", encoding="utf-8")
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(safe(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def plot_all(results: Mapping[str, Any], folder: Path) -> list[str]:
@@ -243,7 +248,8 @@ def _style(place: int) -> dict[str, Any]:
 
 
 def _short(label: str) -> str:
-    return "\n".join(textwrap.wrap(label, 30, break_long_words=True))
+    # matplotlib would take what is between dollar signs for a formula
+    return "\n".join(textwrap.wrap(safe(label).replace("$", r"\$"), 30, break_long_words=True))
 
 
 def _plot_auroc(results: Mapping[str, Any]):

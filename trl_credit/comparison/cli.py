@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .._text import prepare_terminal, safe_lines, safe_text
 from ..settings import AtLeast1, check_value
 
 
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command. Exit status 2 for what is wrong with settings or the folder, 1 if a run failed, 130 and 143 after
     SIGINT and SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
+    prepare_terminal()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from .run import Stopped
 
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _fail(message: Any, command: str = "compare") -> NoReturn:
-    print(f"trl-credit {command}: error: {message}", file=sys.stderr)
+    print(f"trl-credit {command}: error: {safe_lines(message)}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -129,10 +131,10 @@ def _compare(argv: list[str]) -> None:
             output_dir,
             jobs=arguments.jobs,
             keep_models=arguments.keep_models,
-            say=lambda line: console.print(line, markup=False),
+            say=lambda line: console.print(safe_text(line)),
         )
         if failed:
-            console.print(f"Failed: {'; '.join(failed)}. The same command tries again.", markup=False)
+            console.print(safe_text(f"Failed: {'; '.join(failed)}. The same command tries again."))
         if not failed or any(read_runs(output_dir, plan).values()):
             _write(output_dir)
     except (ValueError, RunFolderError) as error:

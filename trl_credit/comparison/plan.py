@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .._text import redact, redact_words
 from .._yaml import dump
 from ..evaluation.store import RunFolderError, differences, read_json, write_atomically
 from ..methods.base import nearest
@@ -106,7 +107,13 @@ def read_plan(output_dir: Path) -> Plan:
 
 def write_plan(output_dir: Path, plan: Plan) -> None:
     write_atomically(Path(output_dir) / "recipe.yaml", [dump(plan.recipe)])
-    write_atomically(Path(output_dir) / "plan.json", [json.dumps(plan.to_dict(), indent=2) + "\n"])
+    write_atomically(Path(output_dir) / "plan.json", [json.dumps(_without_secrets(plan), indent=2) + "\n"])
+
+
+def _without_secrets(plan: Plan) -> dict[str, Any]:
+    # The runs read recipe.yaml, which keeps them; of plan.json the page is made
+    found = redact(plan.to_dict())
+    return found | {"overrides": redact_words(plan.overrides)}
 
 
 def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -307,7 +314,7 @@ def make_plan(
     )
     plan.settings = _checked_settings(plan, output_dir)
     if before is not None:
-        found = differences(before.settings, plan.settings)
+        found = differences(redact(before.settings), redact(plan.settings))
         if found:
             shown = "; ".join(f"`{name}`: {json.dumps(old)} there, {json.dumps(new)} now" for name, old, new in found)
             raise RunFolderError(
@@ -386,4 +393,4 @@ def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
     words += ["--output_dir", str(output_dir), "--baseline", plan.baseline]
     if plan.target_reward is not None:
         words += ["--target_reward", f"{plan.target_reward:g}"]
-    return shlex.join([*words, *plan.launch, *plan.overrides])
+    return shlex.join([*words, *plan.launch, *redact_words(plan.overrides)])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .._text import safe, safe_text
 from ..evaluation.store import RunFolderError, read_json, write_atomically
 from ..methods import build_credit
 from .plan import Method, Plan, read_plan, run_folder
@@ -357,7 +358,7 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
     """The table, the sentences and what must be known to read them."""
 
     def line(cells) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(safe(cell).replace("|", "\\|") for cell in cells) + " |"
 
     titles = headings(comparison)
     rows, last = [], None
@@ -368,7 +369,7 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
         rows.append(line(["" if row["quantity"] == last else row["quantity"], *cells[1:]]))
         last = row["quantity"]
     lines = [line(titles.values()), line(["---"] * len(titles)), *rows, ""]
-    lines += [f"- {text}" for text in [*sentences(comparison), *comparison["notes"]]]
+    lines += [f"- {safe(text)}" for text in [*sentences(comparison), *comparison["notes"]]]
     lines += ["", basis(comparison), ""]
     return "\n".join(lines)
 
@@ -398,17 +399,19 @@ def show(comparison: Mapping[str, Any]) -> None:
     table = Table()
     for key, title in headings(comparison).items():
         table.add_column(
-            title, justify="left" if key in ("quantity", "method", "verdict") else "right", overflow="fold"
+            safe_text(safe(title)),
+            justify="left" if key in ("quantity", "method", "verdict") else "right",
+            overflow="fold",
         )
     rows = rows_of(comparison)
     for place, row in enumerate(rows):
         first = not place or rows[place - 1]["quantity"] != row["quantity"]
         last = place + 1 == len(rows) or rows[place + 1]["quantity"] != row["quantity"]
         cells = ["" if not first else row["quantity"], *list(row.values())[1:]]
-        table.add_row(*(cell.replace("[", "\\[") for cell in cells), end_section=last)
+        table.add_row(*(safe_text(safe(cell)) for cell in cells), end_section=last)
     console.print(table)
     for text in [*sentences(comparison), *comparison["notes"]]:
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(safe_text(safe(text)), soft_wrap=True)
 
 
 def write_results(output_dir: Path) -> dict[str, Any]:
@@ -428,5 +431,5 @@ def write_results(output_dir: Path) -> dict[str, Any]:
         plot_learning_curves(output_dir / f"curves.{suffix}", comparison)
     write_learning_report(output_dir / "comparison.html", comparison)
     show(comparison)
-    print(f"{output_dir}: comparison.html, comparison.md, comparison.json, curves.png, curves.svg")
+    print(f"{safe(output_dir)}: comparison.html, comparison.md, comparison.json, curves.png, curves.svg")
     return comparison

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import math
 import os
 import shutil
@@ -14,6 +13,8 @@ from collections.abc import Sequence
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
+
+from .._text import log_to_terminal, prepare_terminal
 
 
 FORMAT = 1
@@ -132,7 +133,7 @@ def start(spec: dict[str, Any]) -> None:
         os.dup2(log, descriptor)
     os.close(log)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if not spec["launch"]:
         execute(spec)
@@ -156,7 +157,8 @@ def _end_with_parent() -> None:
 def main(argv: list[str] | None = None) -> None:
     """One of several processes of a run."""
     argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    prepare_terminal()
+    log_to_terminal()
     execute(json.loads(Path(argv[0]).read_text()))
 
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .._text import log_to_terminal, prepare_terminal, safe, safe_lines, safe_text
 from ..methods.base import nearest
 
 
@@ -20,7 +21,8 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command. Exit status 2 for what is wrong with settings, data or the folder, 1 for a backend that cannot go
     on, 130 and 143 after SIGINT and SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    prepare_terminal()
+    log_to_terminal()
     logging.getLogger("trl_credit.evaluation").setLevel(logging.INFO)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     commands = {"compare": _compare, "report": _report}
@@ -28,19 +30,20 @@ def main(argv: list[str] | None = None) -> None:
         if argv and argv[0] in commands:
             commands[argv[0]](argv[1:])
         elif argv and not argv[0].startswith("-"):
-            print(f"trl-credit eval: error: unknown command {argv[0]!r}. {nearest(argv[0], commands)}", file=sys.stderr)
+            hint = nearest(argv[0], commands)
+            print(f"trl-credit eval: error: unknown command {argv[0]!r}. {hint}", file=sys.stderr)
             raise SystemExit(2)
         else:
             _evaluate(argv)
     except KeyboardInterrupt as error:  # `Interrupted` is one, and knows more
-        print(f"\n{error}" if str(error) else "\nStopped.", file=sys.stderr)
+        print(f"\n{safe_lines(error)}" if str(error) else "\nStopped.", file=sys.stderr)
         raise SystemExit(getattr(error, "exit_code", 130)) from error
 
 
 def _fail(command: str, error: Exception, status: int) -> None:
     # What is wrong with settings or data is so on every process
     if not isinstance(error, ValueError) or os.environ.get("RANK", "0") == "0":
-        print(f"trl-credit {command}: error: {error}", file=sys.stderr)
+        print(f"trl-credit {command}: error: {safe_lines(error)}", file=sys.stderr)
     raise SystemExit(status) from error
 
 
@@ -70,7 +73,7 @@ def _evaluate(argv: list[str]) -> None:
     if state.is_main_process:
         show(results)
         written = "results.json, samples.jsonl" + (", report.html" if config.report else "")
-        print(f"{config.run_folder()}: {written}")
+        print(f"{safe(config.run_folder())}: {written}")
     state.destroy_process_group()
 
 
@@ -117,10 +120,14 @@ def show(results: dict[str, Any]) -> None:
         parts["mean of tasks"] = results["overall"]
     n = results["settings"]["n"]
     console = Console()
-    console.print(f"{results['model']}: {n} samples per problem", highlight=False)
+
+    def say(text: str, style: str = "") -> None:
+        console.print(safe_text(text, style), soft_wrap=True)
+
+    say(f"{safe(results['model'])}: {n} samples per problem")
     table = Table("")
     for name in parts:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(safe_text(safe(name)), justify="right", overflow="fold")
 
     def row(heading: str, value, **style) -> None:
         table.add_row(heading, *(value(part) for part in parts.values()), **style)
@@ -149,16 +156,16 @@ def show(results: dict[str, Any]) -> None:
     console.print("avg, pass and maj in percent; ± is the standard error clustered by problem.", style="dim")
     for name, part in results["tasks"].items():
         if part["stderr"] == 0:
-            console.print(
-                f"{name}: all problems have the same share of right samples, so a standard error of 0 says nothing."
+            say(
+                f"{safe(name)}: all problems have the same share of right samples, so a standard error of 0 says nothing."
             )
         left_out = [str(row["problem"]) for row in part["per_problem"] if row["correct"] is None]
         if left_out:
-            console.print(f"{name}: left out, as their answers cannot be verified against: {_first(left_out)}.")
+            say(f"{safe(name)}: left out, as their answers cannot be verified against: {_first(left_out)}.")
         if part["unverified"]:
-            console.print(f"{name}: verification timed out or failed on {part['unverified']} samples.")
+            say(f"{safe(name)}: verification timed out or failed on {part['unverified']} samples.")
     for note in results["settings"]["notes"]:
-        console.print(f"Note: {note}.")
+        say(f"Note: {safe(note)}.")
     session = results["session"]
     if session["tokens_per_second"] is not None:
         console.print(
@@ -185,7 +192,7 @@ def _report(argv: list[str]) -> None:
     except (RunFolderError, ValueError, OSError) as error:
         _fail("eval report", error, 2)
     show(results)
-    print(arguments.run / "report.html")
+    print(safe(arguments.run / "report.html"))
 
 
 def _compare(argv: list[str]) -> None:
@@ -217,7 +224,7 @@ def _compare(argv: list[str]) -> None:
         plot_comparison(output / "comparison.png", comparison)
     except (RunFolderError, ValueError, OSError) as error:
         _fail("eval compare", error, 2)
-    print(f"{output}: comparison.json, comparison.html, comparison.png")
+    print(f"{safe(output)}: comparison.json, comparison.html, comparison.png")
 
 
 def show_comparison(comparison: dict[str, Any]) -> None:
@@ -227,7 +234,12 @@ def show_comparison(comparison: dict[str, Any]) -> None:
 
     level = f"{100 * comparison['overall']['level']:g} %"
     console = Console()
-    console.print(f"A: {comparison['a']['path']}\nB: {comparison['b']['path']}", highlight=False)
+
+    def say(text: str, style: str = "") -> None:
+        console.print(safe_text(text, style), soft_wrap=True)
+
+    for side in ("a", "b"):
+        say(f"{side.upper()}: {safe(comparison[side]['path'])}")
     table = Table()
     table.add_column("avg@n in percent", overflow="fold")
     for heading in ("A", "B", f"B - A ({level} interval)", "p", "up", "down"):
@@ -239,7 +251,7 @@ def show_comparison(comparison: dict[str, Any]) -> None:
         moved = [row["moved"] for row in part.get("per_problem", [])]
         interval = "" if part["low"] is None else f" ({100 * part['low']:+.1f} to {100 * part['high']:+.1f})"
         table.add_row(
-            name,
+            safe_text(safe(name)),
             f"{100 * part['a_avg']:.1f}",
             f"{100 * part['b_avg']:.1f}",
             f"{100 * part['difference']:+.1f}{interval}",
@@ -251,12 +263,12 @@ def show_comparison(comparison: dict[str, Any]) -> None:
         for direction in ("up", "down"):
             numbers = [str(row["problem"]) for row in part["per_problem"] if row["moved"] == direction]
             if numbers:
-                console.print(f"{name}: {direction}: problems {_first(numbers)}", highlight=False)
+                say(f"{safe(name)}: {direction}: problems {_first(numbers)}")
         if part["low"] is not None and part["low"] == part["high"]:
-            console.print(f"{name}: all problems differ by the same, so the interval says nothing.")
+            say(f"{safe(name)}: all problems differ by the same, so the interval says nothing.")
     if comparison["left_out"]:
-        console.print(f"Only in one of the runs, and left out: {', '.join(comparison['left_out'])}.")
+        say(f"Only in one of the runs, and left out: {safe(', '.join(comparison['left_out']))}.")
     if comparison["differences"]:
         console.print("The runs differ in more than the model:", style="bold")
         for row in comparison["differences"]:
-            console.print(f"  {row['field']}: {row['a']!r} -> {row['b']!r}", highlight=False, markup=False)
+            say(f"  {safe(row['field'])}: {row['a']!r} -> {row['b']!r}")

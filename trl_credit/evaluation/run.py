@@ -17,6 +17,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from .._text import redact
 from .._version import __version__
 from ..rewards.several import judge_any
 from .backends.base import Backend, BackendError, Generation, Request, SamplingSettings, process_state
@@ -202,7 +203,7 @@ def run_identity(
 ) -> dict[str, Any]:
     """What decides samples and verdicts: a run that is continued must have the same."""
     return {
-        "backend": {"name": backend.name, **backend.identity()},
+        "backend": {"name": backend.name, **redact(backend.identity())},
         "sampling": sampling.as_dict(),
         "chat_template_kwargs": config.template_kwargs(),
         "seed": config.seed,
@@ -319,7 +320,7 @@ class _Run:
             "trl_credit": __version__,
             "model": config.model,
             "settings": {
-                "config": asdict(config),
+                "config": redact(asdict(config)),
                 "preset": {"name": config.preset, "source": preset.source},
                 "backend": self.identity["backend"]["name"],
                 "sampling": self.sampling.as_dict(),

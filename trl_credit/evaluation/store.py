@@ -20,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from .._text import redact
 from .backends.base import Generation, Request
 
 
@@ -198,7 +199,7 @@ class RunFolder:
             old = old.get("identity") if isinstance(old, dict) else None
             if not isinstance(old, dict) or not isinstance(old.get("tasks"), dict):
                 raise RunFolderError(f"{path} is not what a run writes: set another `output_dir`.")
-            found = differences(old, identity)
+            found = differences(redact(old), redact(identity))
             growth = [item for item in found if _grows(item, old, identity)]
             if found and replace:
                 logger.warning("%s: the samples of an earlier run are replaced.", self.path)
@@ -327,7 +328,8 @@ def read_results(path: Path) -> dict[str, Any]:
         or not {"settings", "tasks", "overall", "fingerprint", "versions"} <= results.keys()
     ):
         raise RunFolderError(f"{path / 'results.json'} is not the result of a run of `trl-credit eval`.")
-    return results
+    # Earlier versions wrote addresses with their keys
+    return {**results, **{key: redact(results[key]) for key in ("settings", "fingerprint")}}
 
 
 def _grows(item: tuple[str, Any, Any], old: dict, new: dict) -> bool:

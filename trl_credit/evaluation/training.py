@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
+from .._text import safe
 from ..methods.base import nearest
 from ..settings import AtLeast1, check_value
 from .backends.base import Backend, BackendError, Emit, Generation, Request, SamplingSettings
@@ -258,7 +259,7 @@ class TrainingEvaluation(TrainerCallback):
         self.evaluated = step
         if self.trainer.accelerator.is_main_process:
             show(results)
-            print(path)
+            print(safe(path))
         # Not GRPOTrainer's, which would take the metrics that the trainer's next log averages
         Trainer.log(self.trainer, {f"eval_{name}": value for name, value in scalars(results).items()})
         return results

@@ -9,18 +9,20 @@ Settings can be in a YAML file (`--config FILE`).
 """
 
 import json
-import logging
 import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+from .._text import log_to_terminal, prepare_terminal, safe, safe_lines
+
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command. Exit status 2 for what is wrong with settings, data or the model."""
     argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    prepare_terminal()
+    log_to_terminal()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about TRL's own settings
     import datasets
@@ -38,9 +40,9 @@ def main(argv: list[str] | None = None) -> None:
         records, about = inspect(config)
         write(config, records, about)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"trl-credit inspect: error: {error}", file=sys.stderr)
+        print(f"trl-credit inspect: error: {safe_lines(error)}", file=sys.stderr)
         raise SystemExit(2) from error
-    print(f"{config.output_dir}: credit.html, credit.parquet, credit.json")
+    print(f"{safe(config.output_dir)}: credit.html, credit.parquet, credit.json")
 
 
 def inspect(config) -> tuple[list, dict[str, Any]]:

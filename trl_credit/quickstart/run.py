@@ -14,6 +14,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from trl_credit._text import prepare_terminal, safe, safe_lines, safe_text
+
 
 NUM_COMPLETIONS = 64  # per update: 8 problems of 8 completions
 EVAL_PROBLEMS = 512
@@ -45,7 +47,7 @@ def train(credit: dict[str, Any], output_dir: Path, max_steps: int, seed: int) -
             if "reward" in logs and (state.global_step % 10 == 0 or state.global_step == 1):
                 fraction = logs["credit/effective_fraction"]  # None if every group was all right or all wrong
                 print(
-                    f"  {name:8} update {state.global_step:3d}/{state.max_steps}   reward {logs['reward']:.2f}   "
+                    f"  {safe(name):8} update {state.global_step:3d}/{state.max_steps}   reward {logs['reward']:.2f}   "
                     + ("no completion with an advantage" if fraction is None else f"effective fraction {fraction:.3f}"),
                     flush=True,
                 )
@@ -140,7 +142,7 @@ def report(results: dict[str, dict]) -> None:
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for name, result in results.items():
         table.add_row(
-            name,
+            safe_text(safe(name)),
             f"{result['accuracy_before']:.3f}",
             f"{result['accuracy_after']:.3f}",
             f"{result['mean_reward']:.3f}",
@@ -152,11 +154,12 @@ def report(results: dict[str, dict]) -> None:
     console.print(table)
     for name, result in results.items():
         if result["credit"]["method"] != "uniform" and result["effective_fraction"] > UNIFORM_FRACTION:
-            console.print(
+            text = (
                 f"{name}: the weights are uniform in all but name (effective fraction "
                 f"{result['effective_fraction']:.5f}), so this run is GRPO's. `trl-credit methods "
                 f"{result['credit']['method']}` shows the parameters that sharpen them."
             )
+            console.print(safe_text(safe(text)))
     console.print("One seed: differences of a few points between methods are noise.")
 
 
@@ -171,6 +174,7 @@ def main(argv: list[str] | None = None) -> None:
         help="names, or mappings as JSON, separated by spaces",
     )
     parser.add_argument("--seed", type=int, default=0)
+    prepare_terminal()
     arguments = parser.parse_args(argv)
     if arguments.max_steps < 1:
         parser.error(f"--max_steps must be at least 1, got {arguments.max_steps}")
@@ -191,24 +195,24 @@ def main(argv: list[str] | None = None) -> None:
     try:
         credits = [quickstart_credit(method) for method in arguments.methods]
     except (ValueError, TypeError) as error:
-        parser.error(str(error))
+        parser.error(safe_lines(error))
 
     results = {}
     for credit in credits:
         name = credit["method"].rpartition(".")[2]
         while name in results:  # the same method with other parameters
             name += "'"
-        print(f"\n{name}: {arguments.max_steps} updates of {NUM_COMPLETIONS} completions", flush=True)
+        print(f"\n{safe(name)}: {arguments.max_steps} updates of {NUM_COMPLETIONS} completions", flush=True)
         try:
             results[name] = train(credit, arguments.output_dir / name, arguments.max_steps, arguments.seed)
         except (NothingTrainedError, FloatingPointError) as error:
-            raise SystemExit(f"trl-credit quickstart: error: {name}: {error}") from error
+            raise SystemExit(f"trl-credit quickstart: error: {safe(name)}: {safe_lines(error)}") from error
         (arguments.output_dir / "results.json").write_text(json.dumps(results, indent=2))
     print()
     report(results)
     picture = arguments.output_dir / "reward_curves.png"
     plot(results, picture)
-    print(f"Models and results are in {arguments.output_dir}, the curves in {picture}.")
+    print(f"Models and results are in {safe(arguments.output_dir)}, the curves in {safe(picture)}.")
 
 
 if __name__ == "__main__":

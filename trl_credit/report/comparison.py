@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .._text import safe, without_folders
 from . import charts
 from .page import finite, percent, points, write_page
 
@@ -25,15 +26,15 @@ def write_comparison_report(path: Path, comparison: dict) -> None:
     write_page(
         path,
         "comparison",
-        a=comparison.get("a") or {},
-        b=comparison.get("b") or {},
+        a=without_folders(comparison.get("a") or {}),
+        b=without_folders(comparison.get("b") or {}),
         headline=headline(comparison),
         left_out=comparison.get("left_out") or [],
         tasks=tasks,
         columns=columns,
         level=percent(_level(comparison), digits=0),
-        flagged=[item for item in differences if changes_sampling(item)],
-        expected=[item for item in differences if not changes_sampling(item)],
+        flagged=[without_folders(item) for item in differences if changes_sampling(item)],
+        expected=[without_folders(item) for item in differences if not changes_sampling(item)],
         moved=_moved(tasks),
         interval_bar=charts.interval_bar,
     )
@@ -143,8 +144,8 @@ def _name(run: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not take for a formula."""
-    return text.replace("$", r"\$")
+    """Text that matplotlib does not take for a formula, and can write."""
+    return safe(text).replace("$", r"\$")
 
 
 def _short(text: str, most: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from .._text import without_folders
 from ..inspection import summary as numbers
 from ..inspection.records import SOURCE_PROMPT, CompletionCredit
 from . import charts
@@ -35,7 +36,7 @@ def write_credit_report(path: Path, records: Iterable[CompletionCredit], about: 
             else is listed under "How it was made".
     """
     records = list(records)
-    about = dict(about)
+    about = {key: item if key in ("title", "advice") else without_folders(item) for key, item in about.items()}
     summaries = numbers.summarise(records)
     labels = list(summaries)
     advice = about.get("advice") or {}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .._text import without_folders
 from . import charts
 from .page import clean, count, finite, write_page
 
@@ -50,7 +51,7 @@ def write_evaluation_report(path: Path, results: dict, problems: list[dict], sam
     write_page(
         path,
         "evaluation",
-        results=results,
+        results=_shared(results),
         tasks=tasks,
         columns=columns,
         tables=_tables(columns),
@@ -61,6 +62,12 @@ def write_evaluation_report(path: Path, results: dict, problems: list[dict], sam
         data={"tasks": [task["name"] for task in tasks], "problems": problems, "samples": rows},
         texts=_base64(texts),
     )
+
+
+def _shared(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results as others see them: results.json keeps the paths, which are needed to make the run again."""
+    named = ("model", "settings", "fingerprint")
+    return {**results, **{key: without_folders(results[key]) for key in named if key in results}}
 
 
 def interval(metrics: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from .._text import command_without_folders, safe, without_folders
 from .charts import _join, _marker, _plot, _tag, _text, _x
 from .page import finite, write_page
 
@@ -46,7 +47,11 @@ def write_learning_report(path: Path, comparison: dict) -> None:
     write_page(
         path,
         "learning",
-        comparison=comparison,
+        comparison={
+            **comparison,
+            "settings": without_folders(comparison.get("settings") or {}),
+            "command": command_without_folders(comparison.get("command") or ""),
+        },
         headline=headline(comparison),
         sentences=sentences(comparison),
         basis=basis(comparison),
@@ -307,8 +312,8 @@ def _legend(method: Mapping[str, Any], shown) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not take for a formula."""
-    return text.replace("$", r"\$")
+    """Text that matplotlib does not take for a formula, and can write."""
+    return safe(text).replace("$", r"\$")
 
 
 def _floats(values: Sequence[float | None]) -> list[float]:

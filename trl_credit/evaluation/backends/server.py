@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..._text import HIDDEN, redact_url, safe, secrets_of, split_url
 from ...methods.base import nearest
 from .base import Backend, BackendError, Emit, Generation, Request, SamplingSettings
 
@@ -28,7 +29,8 @@ class ServerSettings:
     """An endpoint, and how patient to be with it.
 
     Args:
-        base_url: Address of the API, as `http://localhost:8000/v1`.
+        base_url: Address of the API, as `http://localhost:8000/v1`. A query (`?api-version=2025-01`) goes with every
+            request; its values are not shown in messages.
         model: The served model's name; with `vllm serve --lora-modules name=path`, an adapter's.
         api_key: By default that of the environment variable `OPENAI_API_KEY`, else "none".
         concurrency: Most requests under way at once. Throughput wants as many as all replicas together can batch.
@@ -45,7 +47,7 @@ class ServerSettings:
         ValueError: A value is out of its range.
     """
 
-    base_url: str
+    base_url: str = field(repr=False)
     model: str
     api_key: str | None = field(default=None, repr=False)
     concurrency: int = 64
@@ -64,7 +66,7 @@ class ServerSettings:
         except (ValueError, TypeError, AttributeError):  # such as a port that is not a number
             valid = False
         if not valid:
-            raise ValueError(f"`base_url` must be as http://localhost:8000/v1, got {self.base_url!r}.")
+            raise ValueError(f"`base_url` must be as http://localhost:8000/v1, got {self.address!r}.")
         if not isinstance(self.model, str) or not self.model:
             raise ValueError(f"`model` must be the name of a served model, got {self.model!r}.")
         for name, kind, least in (
@@ -87,6 +89,11 @@ class ServerSettings:
             ):
                 rule = "a positive number" if timeout else f"at least {least}"
                 raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
+
+    @property
+    def address(self) -> str:
+        """The base URL as messages show it, without its secrets."""
+        return redact_url(self.base_url) if isinstance(self.base_url, str) else repr(self.base_url)
 
 
 class _TransientError(Exception):
@@ -138,6 +145,9 @@ class ServerBackend(Backend):
         self._key = (settings.api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or "none"
         if not (self._key.isascii() and self._key.isprintable()):
             raise ValueError("The API key (OPENAI_API_KEY) has characters that an HTTP header cannot hold.")
+        # The client would put its paths behind the query
+        self._endpoint, self._query = split_url(settings.base_url)
+        self._secrets = secrets_of(settings.base_url) + ([self._key] if self._key != "none" else [])
         self._identity = None
         self._send_neutral = True  # the fields beyond OpenAI's API also at the values that change nothing
 
@@ -182,7 +192,11 @@ class ServerBackend(Backend):
         timeout = openai.Timeout(max(30.0, settings.connect_timeout), connect=settings.connect_timeout)
         try:
             with openai.OpenAI(
-                api_key=self._key, base_url=settings.base_url, timeout=timeout, max_retries=min(2, settings.max_retries)
+                api_key=self._key,
+                base_url=self._endpoint,
+                default_query=self._query,
+                timeout=timeout,
+                max_retries=min(2, settings.max_retries),
             ) as client:
                 content = client.models.with_raw_response.list().content
         except openai.APIStatusError as error:
@@ -190,30 +204,30 @@ class ServerBackend(Backend):
                 raise BackendError(self._refusal(error)) from None
             logger.warning(
                 "%s/models answers %d: whether the model is served shows with the first request.",
-                settings.base_url.rstrip("/"),
+                redact_url(self._endpoint.rstrip("/")),
                 error.status_code,
             )
             return {}
         except openai.APIConnectionError as error:
             raise BackendError(
-                f"{settings.base_url} cannot be reached: {self._reason(error)}. Is the server up (`vllm serve` takes "
+                f"{settings.address} cannot be reached: {self._reason(error)}. Is the server up (`vllm serve` takes "
                 "minutes to load a model), and is this its address, with /v1 at the end?"
             ) from None
         try:
             cards = {str(card["id"]): card for card in json.loads(content)["data"]}
         except (ValueError, TypeError, KeyError):
             raise BackendError(
-                f"{settings.base_url} is not an OpenAI-compatible endpoint: its list of models is {self._shown(content)}. "
+                f"{settings.address} is not an OpenAI-compatible endpoint: its list of models is {self._shown(content)}. "
                 "Does the address end with /v1?"
             ) from None
         card = cards.get(settings.model)
         # `transformers serve` lists the hub's cache, which need not hold what it serves, and refuses other names itself
         if card is None and any(c.get("owned_by") != "".join(i.split("/", 1)[:-1]) for i, c in cards.items()):
             hint = nearest(settings.model, cards)
-            raise BackendError(f"{settings.base_url} does not serve {settings.model!r}. {hint}")
+            raise BackendError(f"{settings.address} does not serve {settings.model!r}. {hint}")
         if card is None:
             card = {}
-            logger.warning("%s does not list %r; it is asked for it all the same.", settings.base_url, settings.model)
+            logger.warning("%s does not list %r; it is asked for it all the same.", settings.address, settings.model)
         known = {key: card.get(key) for key in ("root", "parent", "max_model_len")}
         return {key: value for key, value in known.items() if isinstance(value, (str, int))}
 
@@ -226,7 +240,8 @@ class ServerBackend(Backend):
         limits = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=None, max_keepalive_connections=None)
         async with openai.AsyncOpenAI(
             api_key=self._key,
-            base_url=settings.base_url,
+            base_url=self._endpoint,
+            default_query=self._query,
             timeout=openai.Timeout(None, connect=settings.connect_timeout),
             max_retries=0,
             http_client=openai.DefaultAsyncHttpxClient(limits=limits),
@@ -252,7 +267,7 @@ class ServerBackend(Backend):
                         raise fatal
                     if in_a_row >= give_up_after:
                         raise BackendError(
-                            f"{settings.base_url} is dead: the last {in_a_row} requests all failed, {last}. Start it again. "
+                            f"{settings.address} is dead: the last {in_a_row} requests all failed, {last}. Start it again. "
                             f"{_KEPT}"
                         )
             finally:
@@ -309,7 +324,7 @@ class ServerBackend(Backend):
                 if self._send_neutral:
                     logger.warning(
                         "%s does not know %s: they are left out, and the model's own defaults may hold. It said: %s",
-                        self.settings.base_url,
+                        self.settings.address,
                         ", ".join(sorted(neutral)),
                         said,
                     )
@@ -321,7 +336,7 @@ class ServerBackend(Backend):
         try:
             return _generation(json.loads(answer.content))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            reason = f"{type(error).__name__}: {self._shown(str(error))}" if str(error) else type(error).__name__
             raise _TransientError(f"The answer makes no sense ({reason}): {self._shown(answer.content)}") from None
 
     def _extra(self, sampling: SamplingSettings, neutral: bool | None = None) -> dict[str, Any]:
@@ -349,7 +364,7 @@ class ServerBackend(Backend):
             hint = f" Leave out {', '.join(f'`{name}`' for name in named)}, or use another server."
         else:
             hint = ""
-        return f"{self.settings.base_url} refuses: {status} {said}.{hint}"
+        return f"{self.settings.address} refuses: {status} {said}.{hint}"
 
     def _reason(self, error: Any) -> str:
         if isinstance(error, self._openai.APIStatusError):
@@ -365,11 +380,11 @@ class ServerBackend(Backend):
         return self._shown(body if isinstance(body, str) else json.dumps(body, ensure_ascii=False))
 
     def _shown(self, text: str | bytes) -> str:
-        """A text of the server as part of a message: on one line, not too long, and without the key."""
+        """A text of the server as part of a message: on one line, not too long, without controls and without the secrets."""
         text = text.decode(errors="replace") if isinstance(text, bytes) else text
-        text = " ".join(text.split()).rstrip(".")
-        if self._key != "none":
-            text = text.replace(self._key, "***")
+        text = safe(" ".join(text.split())).rstrip(".")
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
         return text if len(text) <= 500 else text[:500] + " ..."
 
 
