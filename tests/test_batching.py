@@ -124,7 +124,7 @@ def test_gradients_are_those_of_the_full_batch(name, loss_type, tiny_model, tmp_
         {"gradient_checkpointing": True},
         {"scale_rewards": "batch"},
     ],
-    ids=str,
+    ids=lambda settings: " ".join(settings) if isinstance(settings, dict) else None,
 )
 def test_gradients_with_other_settings(settings, tiny_model, tmp_path):
     settings = {**WINDOWS, "loss_type": "dapo", **settings}

@@ -170,7 +170,7 @@ def vision():
         {"method": "gcpo", "negative_prompt": "blank_image"},
         "dgpo",
     ],
-    ids=str,
+    ids=lambda settings: " ".join(settings) if isinstance(settings, dict) else None,
 )
 def test_vision_language_model(credit, tmp_path):
     example = vision()
