@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -266,6 +267,33 @@ def test_run(tmp_path, tiny_model):
         line(tmp_path, tiny_model, "--credit", "dgpo", "--resume_from_checkpoint", str(tmp_path / "out/checkpoint-1"))
     )
     assert resumed.state.global_step == 2
+
+
+def test_run_on_conversations_with_several_answers(tmp_path, tiny_model):
+    rows = [
+        {
+            "messages": [{"from": "human", "value": f"{i}+{i}?"}, {"from": "gpt", "value": str(2 * i)}],
+            "gold": {"answers": [str(2 * i), "x"] if i % 2 else [str(2 * i)]},
+            "completions": ["old"],
+        }
+        for i in range(8)
+    ]
+    path = tmp_path / "nested.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trainer = train.main(
+        line(
+            tmp_path, tiny_model, "--dataset_name", str(path), "--problem_column", "messages", "--answer_column",
+            "gold.answers", "--answer_match", "any", "--reward_funcs", "judged", "--log_completions", "true",
+            "--max_steps", "1",
+        )
+    )  # fmt: skip
+    assert "rewards/judged/mean" in trainer.state.log_history[0]
+    (table,) = (tmp_path / "out" / "completions").iterdir()
+    logged = pd.read_parquet(table)
+    (message,) = logged["prompt"][0]
+    assert (message["role"], message["content"][-1]) == ("user", "?")
+    number = int(message["content"].partition("+")[0])
+    assert logged["solution"][0] == (f"{2 * number} or x" if number % 2 else str(2 * number))
 
 
 def test_dataset_mixture(tmp_path, tiny_model, capsys):

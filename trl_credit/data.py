@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import gzip
+import hashlib
 import inspect
 import itertools
 import json
@@ -18,6 +19,7 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from pandas._libs.parsers import STR_NA_VALUES
 
+from . import fields
 from .fields import (
     AnswerMatch,
     Message,
@@ -270,11 +272,13 @@ def _prepare_rows(dataset: Dataset, reader: "_Reader") -> Dataset:
 # Of a row: what there is to say about it
 _UNUSABLE, _REWRITTEN, _ANSWERED, _LEAKS, _OWN_SYSTEM, _TEXT = (1 << i for i in range(6))
 _FLAGS = "trl_credit_flags"
+_CODE = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, fields.__file__))).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Makes the columns of a row; see [`prepare`]. `rewrites`: whether the column `prompt` must be written."""
+    """Makes the columns of a row; see [`prepare`]. `rewrites`: whether the column `prompt` must be written. `code` makes
+    the cache of `datasets`, which goes by a function's name and values, one of this code."""
 
     problem_column: str | None
     answer_column: str | None
@@ -284,6 +288,7 @@ class _Reader:
     plain: bool
     images: bool
     rewrites: bool = True
+    code: str = _CODE
 
     def _problem(self, row: Mapping[str, Any]) -> str | list[Message]:
         column = self.problem_column or "prompt"
