@@ -270,8 +270,8 @@ def test_a_reference_that_follows_is_not_kept(tiny_model, tmp_path):
     [
         ({"credit_cache_gib": 1.0}, "`credit_cache_gib` .* has no effect with `num_iterations=1`"),
         ({"credit_cache_device": "cpu"}, "`credit_cache_device` .* has no effect"),
-        ({"credit_cache_device": "disk", "num_iterations": 2}, "must be 'cpu' or unset, got 'disk'"),
-        ({"credit_cache_gib": -1, "num_iterations": 2}, "must be non-negative and finite, got -1"),
+        ({"credit_cache_device": "disk", "num_iterations": 2}, "unknown value 'disk'"),
+        ({"credit_cache_gib": -1, "num_iterations": 2}, "must be non-negative, got -1"),
         ({"skip_zero_advantage": True, "beta": 0.1}, "KL penalty .*Set `skip_zero_advantage=False`"),
         ({"skip_zero_advantage": True, "entropy_coef": 0.1}, "entropy bonus"),
         ({"skip_zero_advantage": True, "use_adaptive_entropy": True}, "entropy bonus"),

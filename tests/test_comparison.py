@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 from scipy import stats
 from transformers import TrainerState
 
@@ -298,6 +300,9 @@ def test_an_unfinished_run_leaves_nothing_but_whole_checkpoints(recipe, tmp_path
     for step in (2, 9):
         (folder / "eval" / f"step-{step}").mkdir(parents=True)
     (folder / "checkpoint-2").mkdir()
+    save_file({}, folder / "checkpoint-2" / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({}, folder / "checkpoint-2" / name)
     TrainerState().save_to_json(str(folder / "checkpoint-2" / "trainer_state.json"))
     spec = prepare(found, out, found.methods[0], 0, 1, False)
     assert spec["resumed_from"] == 2

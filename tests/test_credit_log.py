@@ -220,10 +220,10 @@ def test_no_reward_is_no_zero(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"credit_log_steps": 0}, "`credit_log_steps` must be a whole number from 1"),
+        ({"credit_log_steps": 0}, "`credit_log_steps` must be at least 1"),
         (
             {"credit_log_steps": 1, "credit_log_completions": 0},
-            "`credit_log_completions` must be a whole number from 1",
+            "`credit_log_completions` must be at least 1",
         ),
         ({"credit_log_completions": 3}, "has no effect without `credit_log_steps`"),
         ({"credit_log_steps": 3, "log_completions": True, "logging_steps": 2}, "must be a multiple of `logging_steps`"),

@@ -346,8 +346,10 @@ def test_rewards_of_several_answers():
         assert reward(texts[:2], solution=[["7"], "3"]) == [0.0, 1.0]
     lengths = build_reward("cosine_scaled", 100)(texts, solution=[["2", "3"]] * 5, completion_ids=[[1]] * 5)
     assert [value > 0 for value in lengths] == [True, True, False, False, False]
-    assert gold_of(["red", "blue"], "all") == "red, blue"
-    assert judged([r"\boxed{blue, red}", r"\boxed{red}"], solution=["red, blue"] * 2) == [1.0, 0.0]
+    assert gold_of(["red", "blue"], "all") == r"\{red, blue\}"
+    words = [r"\boxed{blue, Red}", r"\boxed{\text{red and blue}}", r"\boxed{red}", r"\boxed{red, blue, green}"]
+    assert judged(words, solution=[r"\{red, blue\}"] * 4) == [1.0, 1.0, 0.0, 0.0]
+    assert judged(words[:2], solution=["red, blue"] * 2) == [0.0, 0.0]  # in this order
     assert report_unparsable(Dataset.from_dict({"solution": [["", "1"], ["2", "3"]]}), judged) == 0
 
 

@@ -122,13 +122,13 @@ def test_recipe_parses(path):
 def test_recipe_reaches_the_trainer(path, monkeypatch):
     script_args, training_args, model_args, _ = arguments = parsed(path)
     problem, answer = script_args.problem_column or "prompt", script_args.answer_column or "answer"
-    rows = {problem: ["1+1=", "2+2="], answer: ["2", "4"]}
+    rows = {problem: ["1+1=", "2+2="] * 32, answer: ["2", "4"] * 32}
     monkeypatch.setattr(trl_credit.train, "load_splits", lambda *args, **kwargs: {"train": Dataset.from_dict(rows)})
     made = trainer_arguments(*arguments)
     prompt = made["train_dataset"][0]["prompt"]
     assert "1+1=" in (prompt if isinstance(prompt, str) else prompt[-1]["content"])
     if "accuracy" in script_args.reward_funcs:
-        assert made["train_dataset"]["solution"] == ["2", "4"]
+        assert made["train_dataset"]["solution"][:2] == ["2", "4"]
         text = prompt if isinstance(prompt, str) else " ".join(message["content"] for message in prompt)
         assert r"\boxed{" in text
     punishments = [f for f in made["reward_funcs"] if f.__name__ == "soft_overlong_punishment_reward"]

@@ -22,6 +22,10 @@ from trl_credit.report.evaluation import write_evaluation_report
 from trl_credit.report.page import clean, duration, embed, environment, flatten, percent, points, visible
 
 
+# Too long for a text that is compared
+UNREADABLE = "it depends on what you mean by the word and on whom you ask about its many uses"
+
+
 # Ends elements, opens comments, runs scripts, turns the direction of text, cannot be encoded
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--<script>&lt;b&gt;"
@@ -460,7 +464,13 @@ def real_run(tmp_path_factory):
 def other_run(tmp_path_factory):
     """One with other settings and a second task, one of whose two problems has no usable solution."""
     folder = tmp_path_factory.mktemp("other")
-    problems = [{"problem": "3+4=", "answer": "7"}, {"problem": "3+5=", "answer": "it depends on what you mean"}]
+    problems = [
+        {"problem": "3+4=", "answer": "7"},
+        {
+            "problem": "3+5=",
+            "answer": "it depends on what you mean by the word and on whom you ask about its many uses",
+        },
+    ]
     (folder / "own.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     tasks = ["trl_credit:arithmetic", f"own={folder / 'own.jsonl'}"]
     run_evaluation(
@@ -527,7 +537,10 @@ def test_unjudged_problems_are_named(other_run):
     assert results["tasks"]["own"]["unjudged"] == 1
     text = words(other_run / "report.html")
     assert "problems 4 1 of 2" in text
-    assert re.search(r"own 1 not judged \u2013 [\d.,]+ it depends on what you mean", text)
+    assert re.search(
+        r"own 1 not judged \u2013 [\d.,]+ it depends on what you mean by the word and on whom you ask about its many uses",
+        text,
+    )
     page_text = (other_run / "report.html").read_text("utf-8")
     assert page_text.count('class="rest"') == 4 + 1
 

@@ -16,6 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
+from trl_credit.effect import NothingTrainedError
 from trl_credit.rollout import KEPT, TOO_EASY, TOO_HARD, UNSCORED, PromptStream, judge_groups
 
 
@@ -265,7 +266,8 @@ def test_what_is_left_when_the_rounds_are_used_up(tiny_model, tmp_path, caplog):
     hard = Judge(hard=data["prompt"])
     settings_ = {"per_device_train_batch_size": 16, "max_steps": 1, "dynamic_sampling_max_rounds": 3}
     trainer = make(tiny_model, tmp_path, data, hard, fixed_rollout, **settings_)
-    trainer.train()
+    with pytest.raises(NothingTrainedError, match="no completion of 16 has an advantage"):
+        trainer.train()
     log = trainer.state.log_history[0]
     assert [len(call) for call in hard.calls] == [16, 16, 16]
     assert (
@@ -283,7 +285,8 @@ def test_no_more_rounds_than_prompts(tiny_model, tmp_path):
     data = prompts(4)
     hard = Judge(hard=data["prompt"])
     trainer = make(tiny_model, tmp_path, data, hard, per_device_train_batch_size=8, max_steps=2)
-    trainer.train()
+    with pytest.raises(NothingTrainedError):
+        trainer.train()
     assert [len(call) for call in hard.calls] == [8, 8] * 2  # 2 prompts, then the other 2, in each step
     assert [log["dynamic_sampling/passes"] for log in trainer.state.log_history[:2]] == [1.0, 2.0]
 
@@ -311,7 +314,8 @@ def test_not_in_evaluation(tiny_model, tmp_path):
     judge = Judge(hard=data["prompt"])
     settings_ = {"max_steps": 1, "per_device_eval_batch_size": 8}
     trainer = make(tiny_model, tmp_path, data, judge, **settings_)
-    trainer.train()
+    with pytest.raises(NothingTrainedError):
+        trainer.train()
     judge.calls.clear()
     trainer.evaluate(data)
     assert [len(call) for call in judge.calls] == [8] * 4
@@ -536,7 +540,8 @@ def test_several_rewards(aggregation, tiny_model, tmp_path):
         return [1.0 - i % 2 for i in range(len(completions))]
 
     trainer = make(tiny_model, tmp_path, prompts(4), [up, down], max_steps=1, multi_objective_aggregation=aggregation)
-    trainer.train()
+    with pytest.raises(NothingTrainedError):  # normalised, these two still cancel in the advantage
+        trainer.train()
     kept = trainer.state.log_history[0]["dynamic_sampling/kept"]
     assert kept == (0 if aggregation == "sum_then_normalize" else 2)
 

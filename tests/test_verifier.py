@@ -225,7 +225,7 @@ def test_verdicts_are_those_of_math_verify(pool):
 
 def test_rewards_are_trls(pool, monkeypatch):
     """All three, with their columns; and the formula of the cosine."""
-    monkeypatch.setattr("trl_credit.rewards.default_verifier", lambda: pool)
+    monkeypatch.setattr("trl_credit.rewards.several.default_verifier", lambda: pool)
     texts = [
         r"\boxed{7}",
         r"\boxed{8}",
@@ -275,7 +275,7 @@ def test_rewards_have_trls_names_and_can_be_pickled():
 
 
 def test_nothing_is_verified_in_this_process(pool, monkeypatch):
-    monkeypatch.setattr("trl_credit.rewards.default_verifier", lambda: pool)
+    monkeypatch.setattr("trl_credit.rewards.several.default_verifier", lambda: pool)
     monkeypatch.setattr(sys.modules["trl_credit.rewards.judge"], "default_verifier", lambda: pool)
     for function in ("math_verify.parse", "math_verify.verify", "math_verify.parser.parse_latex_cached"):
         monkeypatch.setattr(function, lambda *args, **kwargs: pytest.fail("in the training process"))
@@ -486,7 +486,7 @@ def test_workers_import_neither_torch_nor_the_main_script(tmp_path):
 def test_failures_are_counted(stub, monkeypatch):
     """In TRL's metrics, for each call; and the completions table says what happened."""
     pool = stub(time_limit=1.0)
-    monkeypatch.setattr("trl_credit.rewards.default_verifier", lambda: pool)
+    monkeypatch.setattr("trl_credit.rewards.several.default_verifier", lambda: pool)
     metrics, columns = {}, {}
     texts = ["x", "hang", "raise", "hang", ""]
     log = {"log_metric": metrics.__setitem__, "log_extra": columns.__setitem__}

@@ -364,8 +364,9 @@ def gold_of(answers: Sequence[str], match: AnswerMatch | None) -> str | list[str
         return list(answers)
     bare = [a[1:-1].strip() if len(a) > 2 and a[0] == a[-1] == "$" and a.count("$") == 2 else a for a in answers]
     joined = ", ".join(bare)
-    # In dollars math-verify reads a list; words are no formulas
-    return joined if "$" in joined or all(_WORDS.fullmatch(a) for a in bare) else f"${joined}$"
+    if all(_WORDS.fullmatch(a) for a in bare):
+        return rf"\{{{joined}\}}"
+    return joined if "$" in joined else f"${joined}$"  # in dollars math-verify reads a list
 
 
 def check_match(value: Any) -> None:

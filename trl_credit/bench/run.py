@@ -97,12 +97,14 @@ def load_tokenizer(model: str) -> Any:
     """Raises `ValueError` where the model has none."""
     from transformers import AutoConfig, AutoTokenizer
 
-    if base_of_adapter(model):
-        raise ValueError(f"the model {model!r} is an adapter: merge it into its base model first.")
     try:
-        AutoConfig.from_pretrained(model)
+        adapter = base_of_adapter(model) is not None
+        if not adapter:
+            AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the model {model!r}: {str(error).splitlines()[0]}") from error
+    if adapter:
+        raise ValueError(f"the model {model!r} is an adapter: merge it into its base model first.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its many tokenizers do

@@ -132,7 +132,7 @@ def same(answer: str, gold: str) -> bool | None:
     gold_key, answer_key = key(gold), key(answer)
     if gold_key and answer_key == gold_key:
         return True
-    for rule in (_options, _clock, _base):
+    for rule in (_options, _clock, _base, _word_set):
         result = rule(answer, gold)
         if result is not None:
             return result
@@ -159,6 +159,24 @@ def _options(answer: str, gold: str) -> bool | None:
         listed = list(given) if _RUN.fullmatch(given) else _listed(given)
         return listed is not None and set(listed) == set(golds)
     return None
+
+
+_SET = re.compile(r"\\\{(.*)\\\}", re.DOTALL)
+_WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
+
+
+def _word_set(answer: str, gold: str) -> bool | None:
+    r"""A solution `\{red, blue\}` is the words in any order; without braces their order counts."""
+
+    def words(text: str) -> set[str]:
+        inner = _SET.fullmatch(text)
+        parts = re.split(r",|;|\band\b", inner[1] if inner else text)
+        return {key(part).casefold() for part in parts if key(part)}
+
+    gold, answer = unwrapped(gold).strip(), unwrapped(answer).strip()
+    if not _SET.fullmatch(gold) or not all(map(_WORDS.fullmatch, words(gold))):
+        return None
+    return words(answer) == words(gold)
 
 
 def _listed(text: str) -> list[str] | None:
