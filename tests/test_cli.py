@@ -38,3 +38,11 @@ def test_bad_quickstart_method(capsys):
     with pytest.raises(SystemExit):
         main(["quickstart", "--methods", "gpco"])
     assert "Did you mean 'gcpo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_no_processes(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--num_processes", "0"])
+    assert exit_.value.code == 2
+    assert "`--num_processes` must be at least 1, got 0" in capsys.readouterr().err

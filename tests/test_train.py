@@ -15,6 +15,7 @@ from trl_credit import train
 from trl_credit.data import load_splits, prepare, report_bare_latex, report_unparsable
 from trl_credit.evaluation.backends.local import LocalModel
 from trl_credit.rewards import accuracy, build_reward, judged, required_columns
+from trl_credit.rewards.guard import RewardError
 
 
 ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
@@ -518,3 +519,62 @@ def test_adapters_without_their_base_model(base, message, adapter, tmp_path, cap
 def test_adapters_of_the_embedded_model(base, tmp_path):
     LoraConfig(base_model_name_or_path=base, task_type="CAUSAL_LM").save_pretrained(tmp_path)
     assert train.base_of_adapter(str(tmp_path)) == train.embedded_model_path()
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ("import sys\nsys.exit(0)\n", "cannot be imported"),
+        ("def f(completions, **kwargs):\n    raise SystemExit(0)\n", ""),
+    ],
+)
+def test_a_reward_that_ends_the_process(body, place, tmp_path, tiny_model, capsys):
+    """Not with its exit code, which may be 0."""
+    file = tmp_path / "ends.py"
+    file.write_text(body)
+    data = write(tmp_path / "rows.jsonl", ROWS)
+    words = ["--dataset_name", data, "--problem_column", "problem", "--reward_funcs", f"{file}:f"]
+    arguments = line(tmp_path, tiny_model, *words)
+    if place:
+        with pytest.raises(SystemExit) as exit_:
+            train.main(arguments)
+        assert exit_.value.code == 2
+        assert place in capsys.readouterr().err
+    else:
+        with pytest.raises(RewardError, match=r"it called sys.exit\(0\)"):
+            train.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["r.yaml"], "write --config r.yaml"),
+        (["--chat_template_kwargs", "{enable_thinking: false}"], "`chat_template_kwargs` is not valid JSON"),
+        (["--model_name_or_path", __file__], "is a file: name its folder"),
+        (["--report_to", "mlflow"], "`report_to`: 'mlflow' is not installed"),
+    ],
+)
+def test_what_a_newcomer_wrote(words, message, tmp_path, tiny_model, capsys):
+    data = write(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(SystemExit) as exit_:
+        train.main(line(tmp_path, tiny_model, "--dataset_name", data, "--problem_column", "problem", *words))
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_images_for_a_text_model(tmp_path, tiny_model, capsys):
+    data = write(tmp_path / "rows.jsonl", [{**row, "images": None} for row in ROWS])
+    with pytest.raises(SystemExit):
+        train.main(line(tmp_path, tiny_model, "--dataset_name", data, "--problem_column", "problem"))
+    assert "a column 'images', which TRL shows to the model" in capsys.readouterr().err
+
+
+def test_files_that_say_what_is_wrong_with_them(tmp_path):
+    path = tmp_path / "twice.csv"
+    path.write_text("problem,answer,answer\n1+1,2,3\n")
+    with pytest.raises(ValueError, match="it has 2 columns 'answer': rename or remove all but one"):
+        load_splits(str(path), text_columns=["problem", "answer"])
+    path = tmp_path / "wide.jsonl"
+    path.write_text('{"problem": "1+1"}\n', encoding="utf-16")
+    with pytest.raises(ValueError, match="iconv -f UTF-16"):
+        load_splits(str(path))

@@ -108,7 +108,7 @@ def _executed(folder: str, place: str, load) -> ModuleType:
         return load()
     except ImportError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a guard ends itself
         message = " ".join(str(error).split())
         raise ImportError(f"{place!r} cannot be imported: {type(error).__name__}: {message}") from error
     finally:

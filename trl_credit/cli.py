@@ -71,6 +71,12 @@ def _launch(argv: list[str], command: str, module: str) -> None:
     launcher.add_argument("--accelerate_config")
     launcher.add_argument("--num_processes", type=int)
     launch, rest = launcher.parse_known_args(argv)
+    if launch.num_processes is not None and launch.num_processes < 1:
+        print(
+            f"trl-credit {command}: error: `--num_processes` must be at least 1, got {launch.num_processes}.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     if launch.accelerate_config is None and launch.num_processes is None:
         importlib.import_module(module, __package__).main(rest)
         return

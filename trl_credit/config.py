@@ -1,5 +1,6 @@
 """TRL's GRPO configuration with the credit method, and what an update saves, a rollout samples and a run survives."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -213,6 +214,13 @@ class CreditGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        for name in GRPOConfig._VALID_DICT_FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, str) and value.startswith("{"):
+                try:
+                    json.loads(value)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"`{name}` is not valid JSON: {error.msg} (character {error.pos + 1}).") from None
         check_fields(self, lenient=True)
         words = {"no": "false", "off": "false", "yes": "true", "on": "true"}  # as YAML 1.1 has them
         self.resume_from_checkpoint = words.get(self.resume_from_checkpoint, self.resume_from_checkpoint)

@@ -130,8 +130,9 @@ def _check_text(path: Path, suffix: str) -> None:
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
+                encoding = "UTF-16" if first.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
                 raise ValueError(
-                    f"line {number} is no UTF-8: save the file as UTF-8 (such as by iconv -f WINDOWS-1252 -t UTF-8)."
+                    f"line {number} is no UTF-8: save the file as UTF-8 (such as by iconv -f {encoding} -t UTF-8)."
                 ) from None
             if not text.strip():
                 continue
@@ -157,6 +158,9 @@ def _csv_options(path: Path, text_columns: Sequence[str | None]) -> dict[str, An
     # Where numbers have commas, columns have semicolons
     delimiter = next((mark for mark in ("\t", ";") if mark in header and "," not in header), ",")
     names = next(csv.reader([header], delimiter=delimiter), [])
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has {names.count(twice)} columns {twice!r}: rename or remove all but one.")
     kept = {name: str for name in names if name in text_columns}
     if not kept:
         return {"sep": delimiter}

@@ -15,7 +15,8 @@ from typing import Any
 from accelerate import PartialState
 from datasets import IterableDataset
 from peft import PeftConfig, PeftModel
-from transformers import AutoConfig, AutoProcessor
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoProcessor, ProcessorMixin
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl import (
@@ -202,6 +203,9 @@ def parse_arguments(
     )
     if problem:
         raise ValueError(problem)
+    for word in left:
+        if not recipe and word.endswith((".yaml", ".yml")):
+            raise ValueError(f"The {file} is given by its field: write --config {word}.")
     environment = recipe.pop("env", None) or {}
     if not isinstance(environment, dict):
         raise ValueError(f"`env` must be a mapping of environment variables, got {environment!r}.")
@@ -267,6 +271,8 @@ def resolve_model(name: str | None) -> str:
             raise ValueError(f"`model_name_or_path`: unknown {name!r}. {nearest(name, ['trl_credit:quickstart'])}")
         return embedded_model_path()
     path = Path(name).expanduser()
+    if path.is_file():
+        raise ValueError(f"`model_name_or_path`: {name!r} is a file: name its folder.")
     if path.exists():
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -282,7 +288,12 @@ def base_of_adapter(adapter: str, revision: str | None = None) -> str | None:
     """
     if not find_adapter_config_file(adapter, revision=revision):
         return None
-    base = PeftConfig.from_pretrained(adapter, revision=revision).base_model_name_or_path
+    try:
+        base = PeftConfig.from_pretrained(adapter, revision=revision).base_model_name_or_path
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"`model_name_or_path`: cannot read adapter_config.json in {adapter!r}: {str(error).splitlines()[0]}"
+        ) from error
     if base and not Path(base).exists() and Path(base).parts[-3:] == ("trl_credit", "quickstart", "model"):
         return embedded_model_path()  # of another installation
     try:
@@ -320,13 +331,17 @@ def continue_adapter(
     if kwargs["quantization_config"] is None:
         del kwargs["quantization_config"]
     zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-    model = PeftModel.from_pretrained(
-        create_model_from_path(base, **kwargs),
-        adapter,
-        revision=model_args.model_revision,
-        is_trainable=True,
-        autocast_adapter_dtype="quantization_config" in kwargs or not zero3,  # as TRL makes an adapter
-    )
+    try:
+        model = PeftModel.from_pretrained(
+            create_model_from_path(base, **kwargs),
+            adapter,
+            revision=model_args.model_revision,
+            is_trainable=True,
+            autocast_adapter_dtype="quantization_config" in kwargs or not zero3,  # as TRL makes an adapter
+        )
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"`model_name_or_path`: cannot read the adapter's weights in {adapter!r}: {reason}") from error
     if not keep_init_kwargs:
         args.model_init_kwargs = None
     tokenizer = LocalModel(base, adapter, model_args.model_revision, args.trust_remote_code).tokenizer()
@@ -383,6 +398,12 @@ def check_model(model: str, train_dataset, **kwargs) -> None:
             f"`model_name_or_path`: {model!r} is neither a local folder with a model and its tokenizer nor one that the "
             f"hub gives: {reason}"
         ) from error
+    images = [name for name in ("image", "images") if name in (train_dataset.column_names or ())]
+    if images and not isinstance(processing_class, ProcessorMixin):
+        raise ValueError(
+            f"The data has a column {images[0]!r}, which TRL shows to the model, but {model!r} reads text only. Leave the "
+            "column out or rename it, or use a vision-language model."
+        )
     prompt = next(iter(train_dataset), {}).get("prompt")
     if isinstance(prompt, list) and getattr(processing_class, "chat_template", None) is None:
         raise ValueError(

@@ -106,8 +106,8 @@ class GuardedReward:
             try:
                 with time_limit(call.timeout):
                     call.result = self.function(**call.kwargs)
-            except Exception as error:
-                call.error = error
+            except (Exception, SystemExit) as error:
+                call.error = _as_failure(error)
         return rewards
 
     def _calls(self, kwargs: dict[str, Any], rewards: list[float | None]) -> Iterator["_Call"]:
@@ -161,9 +161,18 @@ class AsyncGuardedReward(GuardedReward):
                 call.result = await asyncio.wait_for(self.function(**call.kwargs), call.timeout or None)
             except TimeoutError:
                 call.error = TimeoutError(f"it took more than {call.timeout:.3g} s (see `reward_timeout`)")
-            except Exception as error:
-                call.error = error
+            except (Exception, SystemExit) as error:
+                call.error = _as_failure(error)
         return rewards
+
+
+def _as_failure(error: BaseException) -> Exception:
+    """A function that ends the process has failed: the run would end with its exit code, 0 perhaps."""
+    if isinstance(error, SystemExit):
+        failure = RuntimeError(f"it called sys.exit({error.code!r})")
+        failure.__cause__ = error
+        return failure
+    return error
 
 
 class _Call:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -230,7 +231,10 @@ class TransformersBackend(Backend):
         if self.files.adapter:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, self.files.adapter, revision=self.files.revision)
+            try:
+                model = PeftModel.from_pretrained(model, self.files.adapter, revision=self.files.revision)
+            except SafetensorError as error:
+                raise BackendError(f"Cannot read the adapter's weights in {self.files.adapter!r}: {error}") from error
         if self.device.type == "cpu" and sum(p.numel() for p in model.parameters()) > 1e9:
             logger.warning("There is no GPU: a model of this size takes very long on the CPU.")
         return model.to(self.device).eval()
