@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from test_checkpoint import assert_same_run, make, outcome
 from torch.distributed import checkpoint as distributed_checkpoint
 
-from trl_credit import CreditGRPOTrainer
+from trl_credit import CreditGRPOTrainer, checkpoint_files
 from trl_credit.checkpoint import ResumeError, checkpoint_to_resume, last_complete_checkpoint
 from trl_credit.checkpoint_files import MANIFEST_NAME, DamagedError, check_files, is_model_only, write_manifest
 
@@ -300,3 +300,18 @@ def test_a_lora_checkpoint(tiny_model, tmp_path):
     (tmp_path / "checkpoint-1" / "adapter_model.safetensors").unlink()
     with pytest.raises(DamagedError, match="weights"):
         check_files(tmp_path / "checkpoint-1")
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RecursionError(), ValueError("no UTF-8")])
+def test_whatever_keeps_a_file_from_being_read(error, copy, monkeypatch, caplog):
+    """An older checkpoint is there; and other processes wait for what the main one says."""
+    real = checkpoint_files._check_needed
+
+    def check(checkpoint):
+        if checkpoint.name == "checkpoint-3":
+            raise error
+        real(checkpoint)
+
+    monkeypatch.setattr(checkpoint_files, "_check_needed", check)
+    assert last_complete_checkpoint(copy).name == "checkpoint-2"
+    assert "checkpoint-3 cannot be read" in caplog.text

@@ -474,3 +474,17 @@ def test_a_prompt_of_a_template():
     with pytest.raises(ValueError, match="which no `prompt_template` can surround"):
         make_prompt(image, template="Q: {problem}", system=None, plain=False)
     assert make_prompt(image, template=None, system=None, plain=False) == image
+
+
+@pytest.mark.parametrize(
+    ("answers", "right", "wrong"),
+    [
+        (["1,000", "2"], "2, 1000", "1, 0, 2"),
+        (["$5", "$10"], "10, 5", "5"),
+        (["3", "3.0"], "3", "3, 4"),
+        (["$x$", "$y$"], "y, x", "x"),
+    ],
+)
+def test_all_of_several_answers(answers, right, wrong):
+    gold = gold_of(answers, "all")
+    assert judged([rf"\boxed{{{right}}}", rf"\boxed{{{wrong}}}"], solution=[gold] * 2) == [1.0, 0.0]

@@ -523,3 +523,22 @@ def test_a_gradient_that_overflows(tiny_model, tmp_path):
     assert torch.equal(seen[0], before)
     assert not torch.equal(seen[1], before)
     assert trainer.state.log_history[0]["nonfinite_updates"] == 1.0
+
+
+def test_an_async_function_that_ends_the_process_does_not_end_the_loop():
+    """TRL waits for the loop without a limit."""
+
+    async def leaves(completions, **kwargs):
+        sys.exit(0)
+
+    guarded = AsyncGuardedReward(leaves, "leaves", exclude=False, timeout=5.0)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        future = asyncio.run_coroutine_threadsafe(guarded(prompts=["a"], completions=["b"]), loop)
+        with pytest.raises(RewardError, match=r"it called sys.exit\(0\)"):
+            future.result(timeout=20)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(20)

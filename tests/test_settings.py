@@ -320,7 +320,7 @@ def test_words_among_arguments_of_other_code_are_booleans(tmp_path):
     assert found["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
     assert found["accelerator_config"].split_batches is False
     assert found["resume_from_checkpoint"] == "false"
-    assert found["reward_funcs"] == [{"name": "x", "label": "no"}]
+    assert found["reward_funcs"] == [{"name": "x", "label": False}]
     assert found["eval"] == {"tasks": ["no"], "chat_template_kwargs": {"enable_thinking": True}}
 
 

@@ -116,7 +116,7 @@ def _keep_text(node: yaml.Node, hint: Any) -> None:
                 for item in node.value:
                     _keep_text(item, _item(option))
     elif isinstance(node, yaml.MappingNode):
-        if dict in [typing.get_origin(option) or option for option in options]:
+        if not any(map(dataclasses.is_dataclass, options)):
             _keep_words(node)
         for option in options:
             if dataclasses.is_dataclass(option):

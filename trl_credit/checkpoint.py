@@ -276,8 +276,8 @@ class ResumeMixin:
                         f"{'DeepSpeed' if self.is_deepspeed_enabled else 'FSDP'} cannot go on. Start anew with it as "
                         "`model_name_or_path`, in another `output_dir`, and without `save_only_model`."
                     )
-            except ResumeError as caught:
-                error = str(caught)
+            except Exception as caught:  # whatever it is, the other processes must not wait for it
+                error = str(caught) or type(caught).__name__
         checkpoint, model_only, error = broadcast_object_list([checkpoint, model_only, error])
         if error is not None:
             raise ResumeError(error)

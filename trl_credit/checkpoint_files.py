@@ -57,6 +57,15 @@ def check_files(checkpoint: Path) -> None:
     Raises:
         DamagedError: Of a file that is missing, has another size or does not open.
     """
+    try:
+        _check_files(checkpoint)
+    except DamagedError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _check_files(checkpoint: Path) -> None:
     if (checkpoint / _INCOMPLETE_NAME).exists():
         raise DamagedError("was not written to its end")
     try:

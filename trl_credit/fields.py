@@ -362,11 +362,24 @@ def gold_of(answers: Sequence[str], match: AnswerMatch | None) -> str | list[str
         )
     if match == "any":
         return list(answers)
-    bare = [a[1:-1].strip() if len(a) > 2 and a[0] == a[-1] == "$" and a.count("$") == 2 else a for a in answers]
+    bare = list(dict.fromkeys(map(_in_list, answers)))
+    if len(bare) == 1:
+        return bare[0]
     joined = ", ".join(bare)
     if all(_WORDS.fullmatch(a) for a in bare):
         return rf"\{{{joined}\}}"
-    return joined if "$" in joined else f"${joined}$"  # in dollars math-verify reads a list
+    # In dollars math-verify reads a list
+    return joined if "$" in joined.replace(r"\$", "") else f"${joined}$"
+
+
+def _in_list(answer: str) -> str:
+    """An answer as an item of a list: without dollars around it or commas in a number, and 3.0 as 3."""
+    if len(answer) > 2 and answer[0] == answer[-1] == "$" and answer.count("$") == 2:
+        answer = answer[1:-1].strip()
+    answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
+    if answer.startswith("$") and answer.count("$") == 1:
+        answer = "\\" + answer
+    return re.sub(r"\A([-+]?\d+)\.0+\Z", r"\1", answer)
 
 
 def check_match(value: Any) -> None:

@@ -487,9 +487,9 @@ def build_rewards(script_args, training_args, train_dataset) -> list:
                 )
     if script_args.answer_column is None:
         check_solutions(train_dataset, functions)
-    for reward in (accuracy, judged):
-        if reward in functions:
-            report_unparsable(train_dataset, reward)
+    for function in functions:
+        if getattr(function, "func", function) in (accuracy, judged):  # with arguments it is a partial
+            report_unparsable(train_dataset, function)
     if accuracy in functions:
         report_bare_latex(train_dataset)
     models = [script_args.reward_model_name_or_path] if script_args.reward_model_name_or_path else []

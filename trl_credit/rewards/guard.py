@@ -158,12 +158,18 @@ class AsyncGuardedReward(GuardedReward):
         rewards: list[float | None] = []
         for call in self._calls(kwargs, rewards):
             try:
-                call.result = await asyncio.wait_for(self.function(**call.kwargs), call.timeout or None)
+                call.result = await asyncio.wait_for(self._awaited(call.kwargs), call.timeout or None)
             except TimeoutError:
                 call.error = TimeoutError(f"it took more than {call.timeout:.3g} s (see `reward_timeout`)")
-            except (Exception, SystemExit) as error:
-                call.error = _as_failure(error)
+            except Exception as error:
+                call.error = error
         return rewards
+
+    async def _awaited(self, kwargs: dict[str, Any]) -> Any:
+        try:
+            return await self.function(**kwargs)
+        except SystemExit as error:  # in the task itself: beyond it, it would end the loop that TRL waits for
+            raise _as_failure(error) from error
 
 
 def _as_failure(error: BaseException) -> Exception:
