@@ -326,7 +326,7 @@ def _readable(solution: str) -> str:
     bare = _trim(" ".join(solution.split()))
     if not bare or _DELIMITER.search(solution) or len(_WORD.findall(_NO_WORDS.sub("+", bare))) >= 3:
         return solution
-    return rf"\boxed{{{bare}}}"
+    return rf"\boxed{{{_trim(' '.join(solution.split()), currency=True)}}}"
 
 
 def _request(found: _Found, solution: str, integer: str | None) -> tuple[str, str] | None:
@@ -336,7 +336,7 @@ def _request(found: _Found, solution: str, integer: str | None) -> tuple[str, st
     if found.answer is not None and len(found.answer) <= _MAX_ANSWER:
         if integer is not None and _integer(found.answer) is not None:
             return None
-        return rf"\boxed{{{_trim(found.answer)}}}", solution
+        return rf"\boxed{{{_trim(found.answer, currency=True)}}}", solution
     # No answer: but it is for the solution to say whether the problem counts
     return None if integer is not None else ("", solution)
 
