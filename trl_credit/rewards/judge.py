@@ -161,7 +161,7 @@ def judge(
     pattern = None if answer_pattern is None else answer_regex(answer_pattern)
     solutions = [str(solution) for solution in solutions]
     integers = {solution: _integer(solution) for solution in set(solutions)}
-    readable = {solution: integer or _readable(solution) for solution, integer in integers.items()}
+    readable = {solution: _price(solution) or integer or _readable(solution) for solution, integer in integers.items()}
     found = [
         (_find("" if text is None else str(text), thinking_tags, pattern), solution)
         for text, solution in zip(completions, solutions, strict=True)
@@ -321,12 +321,19 @@ def _integer(answer: str) -> str | None:
     return ("-" if match[1] == "-" else "") + digits if digits else "0"
 
 
+def _price(solution: str) -> str | None:
+    r"""A solution in dollars, `\$5`, which [`_trim`] takes for marks; `None` for anything else."""
+    solution = " ".join(solution.split())
+    price = _trim(solution, currency=True)
+    return rf"\boxed{{{price}}}" if price != _trim(solution) and len(_WORD.findall(price)) < 3 else None
+
+
 def _readable(solution: str) -> str:
     """A solution as math-verify reads it: in a box, unless it has delimiters or is a sentence (three words and more)."""
     bare = _trim(" ".join(solution.split()))
     if not bare or _DELIMITER.search(solution) or len(_WORD.findall(_NO_WORDS.sub("+", bare))) >= 3:
         return solution
-    return rf"\boxed{{{_trim(' '.join(solution.split()), currency=True)}}}"
+    return rf"\boxed{{{bare}}}"
 
 
 def _request(found: _Found, solution: str, integer: str | None) -> tuple[str, str] | None:
@@ -374,7 +381,11 @@ def _judgement(found: _Found, solution: str, integer: str | None, right: str, ve
     else:
         gold = _text_of(_expression(verdict.gold_parsed), solution)
         relation = "equals" if correct else "does not equal"
-        reason = f"{_short(_text_of(parsed, answer))} {relation} {_short(gold)}."
+        given = _text_of(parsed, answer)
+        if not correct and given == gold:
+            # Their forms leave out what differs: a unit, an order
+            given, gold = answer, solution
+        reason = f"{_short(given)} {relation} {_short(gold)}."
     return Judgement(correct, None if answer is None else answer[:_MAX_SHOWN], vote, status, reason, outcome)
 
 

@@ -492,7 +492,7 @@ def units_differ(one: str | None, other: str | None, strict: bool = False) -> bo
 def _qualifiers(unit: str) -> tuple[set[str], set[str]]:
     """The units and the other words of a phrase, `?km north`, in the singular."""
     units, others = set(), set()
-    words = [word for word in re.findall(r"[^\W_]+", unit) if word not in _FILLERS]
+    words = [word for word in re.findall(r"[^\W\d_]+|\d", unit) if word not in _FILLERS]
     for word in words:
         if word in _UNIT or word in _UNIT_WORDS:
             units.add(_UNIT.get(word, word))
