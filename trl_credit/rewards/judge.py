@@ -38,11 +38,12 @@ Differences from plain math-verify (TRL's `accuracy_reward`, the reward `accurac
 12. Words and runs of letters are text, and no products: `listen` is not `silent`, `ACB` is not `ABC`. The letter of an
    option may have its text or a reason with it, `(B) 4`, but no other option. `A, B, D` is the set of options `ABD`.
    Chemical formulas are text as well: `H₂O` and `\ce{H2O}` are `H2O`, but `NO2` is not `N2O`.
-13. Exact expressions are equal if they are, without a tolerance. A decimal that is not exact needs 6 significant digits, all
-   of them right. A letter's case counts in mathematics, and `I` is not `i`. `1/0` is no number and equals nothing but itself. Numbers too large to work out are equal as text only.
+13. Exact expressions are equal if they are, without a tolerance. A decimal that is not exact needs 6 significant
+   digits, all of them right. A letter's case counts in mathematics, and `I` is not `i`. `1/0` is no number and equals
+   nothing but itself. Numbers too large to work out are equal as text only.
 14. `3:30` is a time and not 1/10; the base of `1011_2` counts; `1 1/4` in plain text is a mixed number.
-   Dates, telephone numbers, addresses and versions (`2024-03-05`, `555-1234`, `1.2.3`) are text, and so are numbers with words
-   between them: `5 out of 8`, `3 R 2`.
+   Dates, telephone numbers, addresses and versions (`2024-03-05`, `555-1234`, `1.2.3`) are text, and so are numbers with
+   words between them: `5 out of 8`, `3 R 2`.
 15. Unicode, plain text and dialects of LaTeX are read: `√2`, `½`, `sqrt(3)/2`, `\varnothing`, `\lg`, `\mathrm{i}`,
    `\sin 30^\circ`, `0.\overline{3}`, `1e-07`, `0{,}5`.
 16. An inequality and its interval are the same, both ways; so are `x = 5`, `5 = x` and 5. In a chain of equations all
