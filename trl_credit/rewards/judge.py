@@ -27,7 +27,8 @@ Differences from plain math-verify (TRL's `accuracy_reward`, the reward `accurac
 5. A line `Answer: 204`, and one below a heading `**Final Answer**`, counts without LaTeX; there, it must hold LaTeX in
    dollars or the like.
 6. Marks around an answer are taken off: `\boxed{204.}`, `\boxed{**204**}`, `\boxed{204\\}`, `\boxed{\boldsymbol{204}}`.
-7. A space of LaTeX may set an integer's thousands apart: `12\,345`. There, that is the sum of two numbers.
+7. A space may set a number's thousands apart: `12\,345`, `12 345`. There, that is the sum of two numbers. Other numbers side
+   by side, `1 2 3`, are text and no product.
 8. Digits of all scripts count (full-width, Arabic-Indic), and so do full-width punctuation and the degree sign.
 9. Arguments of one digit need no braces: `\frac12`, `\sqrt3`.
 10. An answer of more than 10,000 characters is wrong, and not parsed.
@@ -36,14 +37,19 @@ Differences from plain math-verify (TRL's `accuracy_reward`, the reward `accurac
    or with LaTeX in dollars is read as there.
 12. Words and runs of letters are text, and no products: `listen` is not `silent`, `ACB` is not `ABC`. The letter of an
    option may have its text or a reason with it, `(B) 4`, but no other option. `A, B, D` is the set of options `ABD`.
-13. Exact expressions are equal if they are, without a tolerance. A decimal that is not exact needs 6 significant digits, all
-   of them right. A letter's case counts in mathematics. Numbers too large to work out are equal as text only.
+   Chemical formulas are text as well: `H₂O` and `\ce{H2O}` are `H2O`, but `NO2` is not `N2O`.
+13. Exact expressions are equal if they are, without a tolerance. A decimal that is not exact needs 6 significant
+   digits, all of them right. A letter's case counts in mathematics, and `I` is not `i`. `1/0` is no number and equals
+   nothing but itself. Numbers too large to work out are equal as text only.
 14. `3:30` is a time and not 1/10; the base of `1011_2` counts; `1 1/4` in plain text is a mixed number.
+   Dates, telephone numbers, addresses and versions (`2024-03-05`, `555-1234`, `1.2.3`) are text, and so are numbers with
+   words between them: `5 out of 8`, `3 R 2`.
 15. Unicode, plain text and dialects of LaTeX are read: `√2`, `½`, `sqrt(3)/2`, `\varnothing`, `\lg`, `\mathrm{i}`,
    `\sin 30^\circ`, `0.\overline{3}`, `1e-07`, `0{,}5`.
 16. An inequality and its interval are the same, both ways; so are `x = 5`, `5 = x` and 5. In a chain of equations all
-   numbers must agree: `5 = 7` is not 7.
-17. Units that are known must agree where both are given; others are left out. Two percentages are compared as such.
+   numbers must agree: `5 = 7` is not 7. `2x = 6` is not 6, nor is 3 a solution `x + y = 3`.
+17. Units that are known must agree where both are given; other words are left
+   out, unless both have some that differ: `5 km north` is 5 km, and not `5 km south`. Two percentages are compared as such.
 """
 
 import ast
@@ -161,7 +167,7 @@ def judge(
     pattern = None if answer_pattern is None else answer_regex(answer_pattern)
     solutions = [str(solution) for solution in solutions]
     integers = {solution: _integer(solution) for solution in set(solutions)}
-    readable = {solution: integer or _readable(solution) for solution, integer in integers.items()}
+    readable = {solution: _price(solution) or integer or _readable(solution) for solution, integer in integers.items()}
     found = [
         (_find("" if text is None else str(text), thinking_tags, pattern), solution)
         for text, solution in zip(completions, solutions, strict=True)
@@ -321,6 +327,13 @@ def _integer(answer: str) -> str | None:
     return ("-" if match[1] == "-" else "") + digits if digits else "0"
 
 
+def _price(solution: str) -> str | None:
+    r"""A solution in dollars, `\$5`, which [`_trim`] takes for marks; `None` for anything else."""
+    solution = " ".join(solution.split())
+    price = _trim(solution, currency=True)
+    return rf"\boxed{{{price}}}" if price != _trim(solution) and len(_WORD.findall(price)) < 3 else None
+
+
 def _readable(solution: str) -> str:
     """A solution as math-verify reads it: in a box, unless it has delimiters or is a sentence (three words and more)."""
     bare = _trim(" ".join(solution.split()))
@@ -336,7 +349,7 @@ def _request(found: _Found, solution: str, integer: str | None) -> tuple[str, st
     if found.answer is not None and len(found.answer) <= _MAX_ANSWER:
         if integer is not None and _integer(found.answer) is not None:
             return None
-        return rf"\boxed{{{_trim(found.answer)}}}", solution
+        return rf"\boxed{{{_trim(found.answer, currency=True)}}}", solution
     # No answer: but it is for the solution to say whether the problem counts
     return None if integer is not None else ("", solution)
 
@@ -374,7 +387,11 @@ def _judgement(found: _Found, solution: str, integer: str | None, right: str, ve
     else:
         gold = _text_of(_expression(verdict.gold_parsed), solution)
         relation = "equals" if correct else "does not equal"
-        reason = f"{_short(_text_of(parsed, answer))} {relation} {_short(gold)}."
+        given = _text_of(parsed, answer)
+        if not correct and given == gold:
+            # Their forms leave out what differs: a unit, an order
+            given, gold = answer, solution
+        reason = f"{_short(given)} {relation} {_short(gold)}."
     return Judgement(correct, None if answer is None else answer[:_MAX_SHOWN], vote, status, reason, outcome)
 
 

@@ -40,6 +40,9 @@ _NUMBER = re.compile(
     r"\s*(\\%|%|\\text\s*\{\s*(?:percent|\\?%)\s*\}|percent)?"
 )
 _SIMPLE_FRACTION = re.compile(r"([+-]?)\s*(?:\\frac\s*\{\s*([+-]?\d+)\s*\}\s*\{\s*([+-]?\d+)\s*\}|(\d+)\s*/\s*(\d+))")
+# Numbers side by side are no product; but a base, an exponent or a limit ends with its first token
+_RUN_OF_NUMBERS = re.compile(r"(?<![\d.^_])\d[\d.]*\s+(?=\d)")
+_CAPITAL_I = re.compile(r"(\\[A-Za-z]+)|I")
 _AND = re.compile(
     r"\s*,?\s*(?:\\text\s*\{\s*(?:,\s*)?(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*,?\s*|\s*,\s*,\s*"
 )
@@ -56,6 +59,7 @@ _BRACKET = re.compile(r"\\[{}]|\\[lr]angle(?![A-Za-z])|[(){}\[\]]")
 _MATRIX = re.compile(
     r"\\begin\s*\{([pbvBV]?matrix|array|smallmatrix)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\1\}", re.DOTALL
 )
+_SUM = re.compile(r"(?<=[\w)}])\s*[-+]\s*\w")
 _NAMES = re.compile(r"[A-Za-z](?:_(?:\{[^{}]*\}|[A-Za-z0-9]))?'*(?:\([^()]*\))?")
 _REALS = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?")
 
@@ -430,6 +434,8 @@ def _value_equals(gold: Form, answer: Relation) -> bool:
             sides.reverse()
         values = [side for side in sides[:-1] if not _has_letters(side)] if isinstance(gold, (Number, str)) else []
         target = sides[-1]
+        if any(_has_letters(side) and not _is_name(side) for side in sides[:-1]):
+            return False
         if "~" in signs and values:
             # What is rounded follows the exact value
             exact = answer.sides[answer.signs.index("~")]
@@ -466,7 +472,8 @@ def _relation_has(gold: Relation, answer: Form) -> bool:
     if signs == {"in"} and len(gold.sides) == 2 and _is_name(gold.sides[0]):
         return equal(read(gold.sides[1]), answer)
     if signs <= {"=", "~"}:
-        if not _is_name(gold.sides[0]):
+        # A line x + y = 3 is not 3
+        if not _is_name(gold.sides[0]) or _SUM.search(gold.sides[0]):
             return False
         return equal(read(texts.without_unit(gold.sides[-1])[0]), answer)
     if signs & {"=", "~", "in", "notin"}:
@@ -648,6 +655,12 @@ def expression(text: str) -> sympy.Expr:
         return sympy.Rational(number.value.numerator, number.value.denominator)
     if len(text) > _MAX_LENGTH or "'" in text:
         raise Unreadable("too long, or with a prime, which the parser leaves out")
+    if _RUN_OF_NUMBERS.search(text):
+        raise Unreadable("numbers side by side")
+    # For the parser `I` is the imaginary unit as well
+    if r"\Upsilon" in text:
+        raise Unreadable("the letter that stands for I")
+    text = _CAPITAL_I.sub(lambda m: m[1] or r"\Upsilon ", text)
     try:
         parsed = latex2sympy(
             normalize_latex(text, _NORMALIZATION),
@@ -736,7 +749,7 @@ def evaluate(value: sympy.Expr) -> sympy.Expr:
 
 def expressions_equal(one: sympy.Expr, other: sympy.Expr) -> bool:
     """Exactly; expressions with variables where they agree at random points."""
-    if one == other:
+    if one == other and not one.has(sympy.nan, sympy.zoo):
         return True
     one, other = evaluate(one), evaluate(other)
     one, other = _imaginary(one, other)

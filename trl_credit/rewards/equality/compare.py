@@ -31,7 +31,7 @@ def verdict(completion: str, solution: str) -> Comparison:
         gold = _found(solution, [])
         if gold is None and len(_WORD.findall(solution)) <= _MAX_WORDS and text.key(solution):
             gold = solution
-    gold = None if gold is None else trim(gold)
+    gold = None if gold is None else trim(gold, currency=True)
     if gold is None or not re.search(r"[^\W_]|\\|[^\x00-\x7f]", text.key(gold)):
         return Comparison(None, None, None)
     answer = _inside(completion)
@@ -39,7 +39,7 @@ def verdict(completion: str, solution: str) -> Comparison:
         answer = _found(completion, _in_answers())
     if answer is None:
         return Comparison(False, gold, None)
-    answer = trim(answer)
+    answer = trim(answer, currency=True)
     return Comparison(same(answer, gold), gold, answer)
 
 
@@ -121,7 +121,7 @@ def _form(answer: str) -> str:
         if isinstance(read, algebra.Number):
             return str(Fraction(read.value))
         if isinstance(read, str):
-            return str(algebra.evaluate(algebra.expression(read)))
+            return str(algebra.evaluate(algebra.expression(read))).replace("Upsilon", "I")
     except Exception:
         pass
     return ""

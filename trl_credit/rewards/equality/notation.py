@@ -11,6 +11,7 @@ import unicodedata
 # What may stand around an answer, longest first
 _SPACES = (r"\,", r"\;", r"\:", r"\!", r"\ ", r"\qquad", r"\quad", "~")
 _BEFORE = (r"\displaystyle", r"\(", r"\[", *_SPACES, r"\$", "$", "*", "`", "#")
+_DOLLARS = re.compile(r"\\?\$\s*[\d.]")
 _AFTER = (r"\)", r"\]", r"\\", *_SPACES, "$", "*", "`", ".", ",", ";", "。")
 
 # Characters that say nothing: byte-order marks, joiners, soft hyphens, carriage returns
@@ -102,6 +103,8 @@ _MIXED = re.compile(
     r"|(?<![\d.,/^_\\A-Za-z)}])(\d+)(?:\s|\\ )+(\d+)\s*/\s*(\d+)(?![\d.])"
 )
 _THOUSANDS = re.compile(r"(?<![\d.])(\d{1,3})((?:(?:\{,\}|,\\!|\\[,;:! ])\d{3})+)(?!\d)")
+# A space in plain text: three digits each, and no numerator of a mixed number
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,^_\\}])(?<!\d )([1-9]\d{0,2})((?:(?:\s|~)\d{3})+)(?!\d|[ ~]\d|\s*/)")
 _DECIMAL_COMMA = re.compile(r"(\d)\{,\}(?=\d)")
 _TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|\))\s*(?:\^\s*\{\s*\\circ\s*\}|\^\s*\\circ)")
@@ -115,11 +118,15 @@ def ascii_digits(text: str) -> str:
     return re.sub(r"[^\W\d_]|(\d)", lambda m: str(int(m[1])) if m[1] else m[0], text)
 
 
-def trim(answer: str) -> str:
-    """An answer without the marks around it, in ASCII where that is another way to write the same."""
+def trim(answer: str, currency: bool = False) -> str:
+    """An answer without the marks around it, in ASCII where that is another way to write the same.
+
+    `currency`: with the sign for dollars before a number."""
     answer = ascii_digits(answer).strip()
     while True:
         before = next((mark for mark in _BEFORE if answer.startswith(mark)), "")
+        if currency and _DOLLARS.match(answer) and not (before == "$" and answer.count("$") > 1):
+            before = ""
         after = next((mark for mark in _AFTER if answer[len(before) :].endswith(mark)), "")
         # A currency, an empty delimiter, an ellipsis
         if (after == "$" and answer.endswith(r"\$")) or (after == "." and answer.endswith((r"\right.", ".."))):
@@ -162,6 +169,7 @@ def latex(text: str) -> str:
         text = _WRAPPER.sub(r"{\1}", _LETTER.sub(r" \1 ", text))
     text = _COMMAND.sub(lambda m: _COMMANDS[m[1]], text)
     text = _THOUSANDS.sub(lambda m: m[1] + re.sub(r"\D", "", m[2]), text)
+    text = _SPACED_THOUSANDS.sub(lambda m: m[1] + re.sub(r"\D", "", m[2]), text)
     text = _DECIMAL_COMMA.sub(r"\1.", text)
     text = _SPACE.sub(" ", text).strip()
     text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)

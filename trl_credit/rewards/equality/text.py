@@ -19,6 +19,26 @@ _SPACE = re.compile(r"(?:(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|~|\s)+")
 _BEFORE = ' ,;:?"`*$#'
 _AFTER = ' .,;:?"`*$'
 
+_DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}-\d{1,2}-\d{4}|\d{1,2}/\d{1,2}/\d{4}|\d{4}/\d{1,2}/\d{1,2}")
+_LITERAL = re.compile(_DATE.pattern + r"|v?\d+(?:\.\d+){2,}|(?:\+?\d{1,3}-)?(?:\(?\d{3}\)?-?)?\d{3}-\d{4}")
+_MOLECULE = re.compile(r"\d*(?:[A-Z][a-z]?\d*|\((?:[A-Z][a-z]?\d*)+\)\d*)+(?:\^\d*[+-])?")
+_ELEMENTS = frozenset(
+    (
+        "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr "
+        "Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir "
+        "Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu"
+    ).split()
+)
+_PHRASE_SPACE = re.compile(r"(?<=\d)(?=r\s*\d)|(?<=\dr)(?=\d)|\s+", re.IGNORECASE)
+_BETWEEN = re.compile(r"(?<![a-z\\_^])\d\s+((?:[^\W\d_]+[\s-]+){1,4})(?=[-+]?\d)")
+# Between numbers, what is mathematics or a list
+_PHRASE_WORDS = frozenset(
+    (
+        "and or if for mod modulo times plus minus over choose divided multiplied by x e i pi sqrt cbrt sin cos tan cot "
+        "sec csc log ln lg exp"
+    ).split()
+)
+
 # Option letters
 _LABEL = re.compile(
     r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+is)?:?\s+)?"
@@ -71,9 +91,25 @@ _UNIT_WORDS = {
     "degree": "degree degrees deg", "rad": "rad radian radians", "hz": "hz Hz hertz", "n": "N newton newtons",
     "j": "J joule joules", "w": "W watt watts", "v": "V volt volts", "pa": "Pa pascal pascals", "k": "K kelvin",
     "celsius": "C celsius Celsius", "fahrenheit": "F fahrenheit Fahrenheit", "mph": "mph",
+    "khz": "kHz kilohertz", "mhz": "MHz megahertz", "ghz": "GHz gigahertz", "rpm": "rpm",
+    "mol": "mol mole moles", "mmol": "mmol millimole millimoles", "bit": "bit bits", "byte": "byte bytes",
+    "kilobyte": "KB kB kilobyte kilobytes", "megabyte": "MB megabyte megabytes", "gigabyte": "GB gigabyte gigabytes",
+    "kilobit": "kb kbit kilobit kilobits", "megabit": "Mb Mbit megabit megabits",
+    "gigabit": "Gb Gbit gigabit gigabits", "jpy": "yen JPY", "gbp": "GBP", "kj": "kJ kilojoule kilojoules",
+    "cal": "cal calorie calories", "kcal": "kcal kilocalorie kilocalories", "kw": "kW kilowatt kilowatts",
+    "kwh": "kWh", "kn": "kN kilonewton kilonewtons", "mv": "mV millivolt millivolts", "kv": "kV kilovolt kilovolts",
+    "ampere": "amp amps ampere amperes", "ma": "mA milliampere milliamperes", "ohm": "ohm ohms",
+    "kpa": "kPa kilopascal kilopascals", "atm": "atm", "nm": "nm nanometer nanometers nanometre nanometres",
+    "dm": "dm decimeter decimeters decimetre decimetres", "ms": "ms millisecond milliseconds",
+    "microsecond": "microsecond microseconds", "ns": "ns nanosecond nanoseconds", "hectare": "ha hectare hectares",
+    "acre": "acre acres", "decade": "decade decades", "century": "century centuries",
+    "quart": "qt quart quarts", "pint": "pt pint pints", "cup": "cup cups",
     "kmh": "kmh kph", "rs": "rs Rs rupee rupees", "percent": "percent",
 }  # fmt: skip
 _UNIT = {word: unit for unit, words in _UNIT_WORDS.items() for word in words.split()}
+_FILLERS = frozenset("of the a an in is are total altogether each per".split())
+_PLURAL = re.compile(r"(?<=[a-z]{2})ies$|(s|x|z|ch|sh)es$|(?<=[^s])s$")
+_IRREGULAR = {"children": "child", "men": "man", "women": "woman", "feet": "foot", "mice": "mouse", "people": "person"}
 _PER = re.compile(r"\s*(?:/|\bper\b)\s*")
 _SQUARE = re.compile(r"^(?:(square|sq\.?)|(cubic|cu\.?))\s+")
 _TAIL = re.compile(
@@ -88,7 +124,7 @@ _TAIL = re.compile(
 # Words after a number that are no units
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE_WORD = re.compile("|".join(_SCALES), re.IGNORECASE)
-_SCALED = re.compile(rf"([-+]?[\d.,]+)\s*({'|'.join(_SCALES)})\b(.*)", re.IGNORECASE)
+_SCALED = re.compile(rf"((?:\\?\$|[€£¥₹])?\s*[-+]?[\d.,]+)\s*({'|'.join(_SCALES)})\b(.*)", re.IGNORECASE)
 _NO_UNITS = frozenset(
     "squared cubed factorial times minus plus mod half dozen hundred thousand million billion trillion".split()
 )
@@ -132,12 +168,63 @@ def same(answer: str, gold: str) -> bool | None:
     gold_key, answer_key = key(gold), key(answer)
     if gold_key and answer_key == gold_key:
         return True
-    for rule in (_options, _clock, _base, _word_set):
+    for rule in (_constant, _literal, _options, _formula, _clock, _base, _word_set, _phrase):
         result = rule(answer, gold)
         if result is not None:
             return result
     # In mathematics R is not r
     return bool(gold_key) and answer_key.casefold() == gold_key.casefold() if is_text(gold) else None
+
+
+def _constant(answer: str, gold: str) -> bool | None:
+    """The imaginary unit is not the option I."""
+    return False if (unwrapped(answer), unwrapped(gold)) == ("i", "I") else None
+
+
+def _literal(answer: str, gold: str) -> bool | None:
+    """Dates, telephone numbers, addresses and versions, which look like arithmetic, are what they are."""
+    one, other = (unwrapped(part).strip(_BEFORE).rstrip(".") for part in (answer, gold))
+    one, other = (re.sub(r"[{}]", "", part) for part in (one, other))
+    if not _LITERAL.fullmatch(one) and not _LITERAL.fullmatch(other):
+        return None
+    if _DATE.fullmatch(one) and _DATE.fullmatch(other):
+        one, other = (re.sub(r"(?<!\d)0+(?=\d)", "", part) for part in (one, other))
+    return one == other
+
+
+def _formula(answer: str, gold: str) -> bool | None:
+    r"""Chemical formulas: `H₂O`, `H_2O` and `\ce{H2O}` are one, `NO2` and `N2O` are two; a letter's case counts."""
+    one, other = (_molecule(part) for part in (answer, gold))
+    if other.casefold() in ("no", "yes"):
+        return None
+    if _is_formula(other) or (_is_formula(one) and len(other) == 2 and other in _ELEMENTS):
+        return one == other
+    return None
+
+
+def _molecule(text: str) -> str:
+    text = unwrapped(unicode_to_latex(re.sub(r"\\ce\s*(?=\{)", r"\\text", text)))
+    return re.sub(r"\\(?:left|right)(?![A-Za-z])|[\s_{}$]", "", text)
+
+
+def _is_formula(text: str) -> bool:
+    """Two capitals at least; of elements, or with counts, which no product has after its letters."""
+    if len(text) > 100 or not _MOLECULE.fullmatch(text) or len(re.findall("[A-Z]", text)) < 2:
+        return False
+    return bool(re.search(r"[A-Za-z]\d", text)) or all(
+        symbol in _ELEMENTS for symbol in re.findall("[A-Z][a-z]?", text)
+    )
+
+
+def _phrase(answer: str, gold: str) -> bool | None:
+    """Words between numbers, `5 out of 8` and `3 R 2`, are no product."""
+    one, other = (_PHRASE_SPACE.sub(" ", unwrapped(part)).casefold() for part in (answer, gold))
+    inside = _BETWEEN.findall(other)
+    if not any(_PHRASE_WORDS.isdisjoint(words.split()) for words in inside):
+        return None
+    one, other = (re.sub(r"\bremainder(?: of)?\b", "r", part) for part in (one, other))
+    one, other = (_LETTERS.sub(lambda m: _UNIT.get(m[0], m[0]), part) for part in (one, other))
+    return key(one) == key(other)
 
 
 def _options(answer: str, gold: str) -> bool | None:
@@ -319,7 +406,8 @@ def without_unit(text: str) -> tuple[str, str | None]:
     text = text.strip()
     for sign, unit in _CURRENCY.items():
         if text.startswith(sign) and len(text) > len(sign):
-            return text[len(sign) :].strip(), unit
+            value, words = without_unit(text[len(sign) :])
+            return value, f"?{unit} {words[1:]}" if words and words.startswith("?") else unit
         if text.endswith(sign) and len(text) > len(sign):
             return text[: -len(sign)].strip(), unit
     match = _TAIL.fullmatch(text) if len(text) <= 300 else None
@@ -393,4 +481,21 @@ def units_differ(one: str | None, other: str | None, strict: bool = False) -> bo
     """If both are known, and not the same: 35 cm and 35 m; `strict`: also if they are other words, 3 cats and 3 dogs."""
     if strict and one and other:
         return one.rstrip("s") != other.rstrip("s")
-    return one is not None and other is not None and one != other and "?" not in one + other
+    if one is None or other is None or one == other:
+        return False
+    if "?" not in one + other:
+        return True
+    first, second = _qualifiers(one), _qualifiers(other)
+    return any(a and b and not (a <= b or b <= a) for a, b in zip(first, second, strict=True))
+
+
+def _qualifiers(unit: str) -> tuple[set[str], set[str]]:
+    """The units and the other words of a phrase, `?km north`, in the singular."""
+    units, others = set(), set()
+    words = [word for word in re.findall(r"[^\W\d_]+|\d", unit) if word not in _FILLERS]
+    for word in words:
+        if word in _UNIT or word in _UNIT_WORDS:
+            units.add(_UNIT.get(word, word))
+        else:
+            others.add(_IRREGULAR.get(word) or _PLURAL.sub(lambda m: "y" if m[0] == "ies" else m[1] or "", word))
+    return units, others
