@@ -60,7 +60,11 @@ _MATRIX = re.compile(
     r"\\begin\s*\{([pbvBV]?matrix|array|smallmatrix)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\1\}", re.DOTALL
 )
 _SUM = re.compile(r"(?<=[\w)}])\s*[-+]\s*\w")
-_NAMES = re.compile(r"[A-Za-z](?:_(?:\{[^{}]*\}|[A-Za-z0-9]))?'*(?:\([^()]*\))?")
+# A side that is calculated and names nothing: xy, \\sin x, a/b. AB is a segment, and has a name
+_CALCULATED = re.compile(
+    r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|int|sum|prod|lim|[dt]?frac|cdot|times|div)(?![A-Za-z])|[*/^]"
+    r"|(?<![A-Za-z\\])[a-z]\s*[a-z](?![A-Za-z])"
+)
 _REALS = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?")
 
 
@@ -203,7 +207,7 @@ def _each(items: Sequence[str]) -> list[str]:
     return [item.strip() for item in items]
 
 
-def _relation(text: str) -> Relation | None:
+def _relation(text: str) -> Form | None:
     sides, signs, depth, start = [], [], 0, 0
     for match in re.finditer(_BRACKET.pattern + "|" + _RELATION.pattern, text):
         token = match[0]
@@ -218,6 +222,8 @@ def _relation(text: str) -> Relation | None:
     if not signs:
         return None
     sides.append(text[start:].strip())
+    if sides[0] == "" and signs == ["="]:
+        return read(sides[1])
     if sides[0] == "" and signs[0] in ("=", "~"):
         sides, signs = sides[1:], signs[1:]
     if any(not side for side in sides) or len(sides) > 20:
@@ -473,7 +479,7 @@ def _relation_has(gold: Relation, answer: Form) -> bool:
         return equal(read(gold.sides[1]), answer)
     if signs <= {"=", "~"}:
         # A line x + y = 3 is not 3
-        if not _is_name(gold.sides[0]) or _SUM.search(gold.sides[0]):
+        if not _is_name(gold.sides[0]) or _SUM.search(gold.sides[0]) or _CALCULATED.search(gold.sides[0]):
             return False
         return equal(read(texts.without_unit(gold.sides[-1])[0]), answer)
     if signs & {"=", "~", "in", "notin"}:

@@ -45,7 +45,8 @@ _LABEL = re.compile(
     r"(?:\(\s*([A-Za-z])\s*\)|\[\s*([A-Z])\s*\]|([A-Z])(?![A-Za-z0-9_^'(\\]))\s*",
     re.IGNORECASE,
 )
-_WHY = re.compile(r"[\s,;.:-]*(?:because|since|as|for|due to|is (?:the )?(?:correct|right|true))\b", re.IGNORECASE)
+_WHY = re.compile(r"[\s,;.:-]*(?:because|since|due to|is (?:the )?(?:correct|right|true))\b", re.IGNORECASE)
+_DENIED = re.compile(r"[\s,;.:-]*(?:(?:is|was)\s+)?(?:not|wrong|false|incorrect|isn't|wasn't|cannot)\b", re.IGNORECASE)
 _ANOTHER = re.compile(
     r"\(\s*[A-Z]\s*\)|\[\s*[A-Z]\s*\]|(?:^|[\s,;/|&])[A-Z]\s*[).:,/;]"
     r"|(?:\b(?:or|and|not)|[/,;&|+])\s*\(?[A-Z](?![A-Za-z0-9])"
@@ -126,7 +127,9 @@ _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _SCALE_WORD = re.compile("|".join(_SCALES), re.IGNORECASE)
 _SCALED = re.compile(rf"((?:\\?\$|[€£¥₹])?\s*[-+]?[\d.,]+)\s*({'|'.join(_SCALES)})\b(.*)", re.IGNORECASE)
 _NO_UNITS = frozenset(
-    "squared cubed factorial times minus plus mod half dozen hundred thousand million billion trillion".split()
+    "squared cubed factorial times minus plus negative mod more less fewer greater or half halves third thirds quarter "
+    "quarters fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth "
+    "hundredths thousandth thousandths dozen hundred thousand million billion trillion".split()
 )
 _PLAIN_NUMBER = re.compile(
     r"[-+]?[\d.,]+(?:\\%|%|\^\s*\{?\s*\\circ\s*\}?)?|[-+]?\\[dt]?frac\s*\{\d+\}\s*\{\d+\}|[-+]?\d+\s*/\s*\d+"
@@ -261,7 +264,7 @@ def _word_set(answer: str, gold: str) -> bool | None:
         return {key(part).casefold() for part in parts if key(part)}
 
     gold, answer = unwrapped(gold).strip(), unwrapped(answer).strip()
-    if not _SET.fullmatch(gold) or not all(map(_WORDS.fullmatch, words(gold))):
+    if not _SET.fullmatch(gold) or not words(gold) or not all(map(_WORDS.fullmatch, words(gold))):
         return None
     return words(answer) == words(gold)
 
@@ -288,6 +291,8 @@ def option(text: str) -> str | None:
     if not rest.strip(" .):"):
         return letter
     if match[3] and not match[3].isupper():
+        return None
+    if _DENIED.match(rest):
         return None
     if _WHY.match(rest):
         return letter
