@@ -284,8 +284,8 @@ def test_run_on_conversations_with_several_answers(tmp_path, tiny_model):
     trainer = train.main(
         line(
             tmp_path, tiny_model, "--dataset_name", str(path), "--problem_column", "messages", "--answer_column",
-            "gold.answers", "--answer_match", "any", "--reward_funcs", "judged", "helpers.letter_reward", "--log_completions", "true",
-            "--max_steps", "1",
+            "gold.answers", "--answer_match", "any", "--reward_funcs", "judged", "helpers.letter_reward",
+            "--log_completions", "true", "--max_steps", "1",
         )
     )  # fmt: skip
     assert "rewards/judged/mean" in trainer.state.log_history[0]
