@@ -261,7 +261,7 @@ def _word_set(answer: str, gold: str) -> bool | None:
         return {key(part).casefold() for part in parts if key(part)}
 
     gold, answer = unwrapped(gold).strip(), unwrapped(answer).strip()
-    if not _SET.fullmatch(gold) or not all(map(_WORDS.fullmatch, words(gold))):
+    if not _SET.fullmatch(gold) or not words(gold) or not all(map(_WORDS.fullmatch, words(gold))):
         return None
     return words(answer) == words(gold)
 
