@@ -331,6 +331,8 @@ def _price(solution: str) -> str | None:
     r"""A solution in dollars, `\$5`, which [`_trim`] takes for marks; `None` for anything else."""
     solution = " ".join(solution.split())
     price = _trim(solution, currency=True)
+    if _DELIMITER.search(solution) and _integer(solution) is None:
+        return None  # math-verify's, as it stands
     return rf"\boxed{{{price}}}" if price != _trim(solution) and len(_WORD.findall(price)) < 3 else None
 
 
