@@ -1,6 +1,5 @@
 """A run that was stopped and resumed is the run that was not."""
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -427,20 +426,23 @@ def test_preempted_in_the_last_update_it_is_over(tiny_model, tmp_path):
 
 
 def test_children_can_be_told_to_end(tiny_model, tmp_path):
-    """As a reward function does that runs code and gives up on it."""
+    """As a reward function does that runs code and gives up on it, however young the child is."""
     ended = []
 
     def reward(completions, **kwargs):
-        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-        child.start()
-        child.terminate()
-        child.join(10)
-        ended.append(child.exitcode)
-        child.kill()
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                time.sleep(0.5)
+                os._exit(0)
+            os.kill(child, signal.SIGTERM)
+            ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        ended.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
         return letter_reward(completions)
 
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     make(tiny_model, tmp_path, reward=reward, enable_jit_checkpoint=True, max_steps=1).train()
-    assert ended == [-signal.SIGTERM]
+    assert ended == [-signal.SIGTERM] * 20 + [mask]
 
 
 def test_the_handler_is_there_while_training_only(tiny_model, tmp_path):

@@ -195,15 +195,11 @@ class PreemptionCallback(TrainerCallback):
                 "false."
             )
         self.received = self.stopped = False
-        self._process = os.getpid()
         self._previous = signal.signal(signal.SIGTERM, self._receive)
         PreemptionCallback._installed = self
 
     def _receive(self, *_):
         self.received = True
-        if os.getpid() != self._process:  # a child's, before it could put the previous handler back
-            self.restore()
-            os.kill(os.getpid(), signal.SIGTERM)
 
     def on_step_end(self, args, state, control, **kwargs):
         received = torch.tensor(int(self.received), device=self.accelerator.device)
@@ -222,14 +218,30 @@ class PreemptionCallback(TrainerCallback):
             self._previous = None
 
 
+# A child, as reward functions fork them to run code, ends when it is told to. Python discards the signals that a new child
+# got before it could handle any, so SIGTERM waits until the previous handler is back.
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    _forking.mask = None
+    if PreemptionCallback._installed is not None:
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
 def _after_fork() -> None:
-    """A child, as reward functions make them to run code, ends when it is told to."""
+    if _forking.mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _after_fork_in_child() -> None:
     if PreemptionCallback._installed is not None:
         PreemptionCallback._installed.restore()
+    _after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 class ResumeMixin:
