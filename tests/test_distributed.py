@@ -463,7 +463,8 @@ def test_one_process_is_told_to_end(backend, models, tmp_path):
 IN_VAIN = {
     "frozen": ({"frozen": True, "as_object": True, "credit": CREDIT["dgpo"]},
                "NothingTrainedError: No parameter of the model is trainable"),
-    "infinite": ({"learning_rate": float("inf"), "num_iterations": 1, "save_strategy": "steps", "save_steps": 1},
+    "infinite": ({"learning_rate": 1e30, "weight_decay": 1e30, "num_iterations": 1, "save_strategy": "steps",
+                  "save_steps": 1},
                  "FloatingPointError: The parameter 'model.embed_tokens.weight' and"),
     "constant": ({"reward": "constant", "skip_zero_advantage": True, "trim_padding": True},
                  "NothingTrainedError: Nothing was trained: no completion of 16 has an advantage"),
