@@ -99,12 +99,14 @@ def adaptive_temperature(scores: torch.Tensor, mask: torch.Tensor, effective_fra
     Returns:
         (B, 1) temperatures; infinite (uniform weights) where a completion's scores do not differ.
     """
-    mask = mask.bool()
+    mask, dtype = mask.bool(), scores.dtype
+    # Not every accelerator has float64, with which the result does not depend on how a sum is rounded
+    scores = scores.to(torch.float64 if scores.device.type in ("cpu", "cuda") else dtype)
     scores = torch.where(mask & torch.isfinite(scores), scores, 0.0)
     highest = torch.where(mask, scores, -torch.inf).amax(-1, keepdim=True)
     lowest = torch.where(mask, scores, torch.inf).amin(-1, keepdim=True)
     spread = highest - lowest
-    distinct = torch.isfinite(spread) & (spread > torch.finfo(scores.dtype).tiny)
+    distinct = torch.isfinite(spread) & (spread > torch.finfo(dtype).tiny)
     spread = torch.where(distinct, spread, 1.0)
     low, high = torch.full_like(spread, math.log(1e-4)), torch.full_like(spread, math.log(1e5))
     for _ in range(36):  # to 1e-9 of the temperature
@@ -112,7 +114,7 @@ def adaptive_temperature(scores: torch.Tensor, mask: torch.Tensor, effective_fra
         weights = _softmax_weights(scores / spread, mask, middle.exp())
         too_sharp = effective_token_fraction(weights, mask).unsqueeze(-1) < effective_fraction
         low, high = torch.where(too_sharp, low, middle), torch.where(too_sharp, middle, high)
-    return torch.where(distinct, spread / low.exp(), torch.inf)
+    return torch.where(distinct, spread / low.exp(), torch.inf).to(dtype)
 
 
 @dataclass(frozen=True)
