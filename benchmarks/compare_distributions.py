@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from trl_credit.signals.statistics import Head, compare_distributions
+from trl_credit.signals.divergence import Head, compare_distributions
 
 
 OUTPUTS = [("squared_hellinger",), ("squared_hellinger", "entropy"), ("squared_hellinger", "entropy", "kl")]

@@ -12,9 +12,9 @@ import time
 import torch
 
 from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
-from trl_credit.credit_log import CreditLog
-from trl_credit.quickstart.task import correct_answer, make_dataset
-from trl_credit.train import embedded_model_path
+from trl_credit.model_files import embedded_model_path
+from trl_credit.toy.arithmetic import correct_answer, make_dataset
+from trl_credit.trainer.credit_log import CreditLog
 
 
 UPDATES, EVERY = 8, 50

@@ -18,8 +18,8 @@ import warnings
 from transformers import PrinterCallback, TrainerCallback
 
 from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
-from trl_credit.quickstart.task import correct_answer, make_dataset
-from trl_credit.train import embedded_model_path
+from trl_credit.model_files import embedded_model_path
+from trl_credit.toy.arithmetic import correct_answer, make_dataset
 
 
 WINDOW = 10  # updates

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_credit.methods.gcpo import noise_floor_of
-from trl_credit.quickstart.task import make_dataset
-from trl_credit.train import embedded_model_path
+from trl_credit.model_files import embedded_model_path
+from trl_credit.toy.arithmetic import make_dataset
 
 
 def log_probs(model, prompt: list[int], completion: list[int], pads: int) -> torch.Tensor:

@@ -94,15 +94,16 @@ class Variant:
         self.trainer.model.train()
         self.trainer.current_gradient_accumulation_steps = self._accumulation
         # `credit` is everything that TRL's trainer does not do
-        own = ("_planned", "_credit_view", "_own_forwards", "_unshard_output_head", "_assign_credit", "_weight_metrics")
-        for phase, methods in {"rollout": ("_generate_and_score_completions",), "credit": own}.items():
-            for method in methods:
-                if hasattr(self.trainer, method):
-                    self._time(phase, method)
+        self._time("rollout", self.trainer, "_generate_and_score_completions")
+        if hasattr(self.trainer, "credit_pass"):
+            for method in ("_planned", "_unshard_output_head", "_log_credit", "_weight_metrics"):
+                self._time("credit", self.trainer, method)
+            for method in ("start", "finish"):
+                self._time("credit", self.trainer.credit_pass, method)
         self._rows = [row for row in data.to_list() for _ in range(GROUP)]
 
-    def _time(self, phase, method):
-        original = getattr(self.trainer, method)
+    def _time(self, phase, owner, method):
+        original = getattr(owner, method)
 
         def timed(*args, **kwargs):
             started = now()
@@ -110,7 +111,7 @@ class Variant:
             self.phases[phase] += now() - started
             return result
 
-        setattr(self.trainer, method, timed)
+        setattr(owner, method, timed)
 
     def _reward(self, completions, **kwargs):
         return self._rewards

@@ -33,8 +33,8 @@ class Surprisal(CreditMethod):
 
 
 if __name__ == "__main__":
-    from trl_credit.quickstart.task import correct_answer, make_dataset
-    from trl_credit.train import embedded_model_path
+    from trl_credit.model_files import embedded_model_path
+    from trl_credit.toy.arithmetic import correct_answer, make_dataset
 
     torch.set_num_threads(1)  # so small a model is fastest on one thread
     trainer = CreditGRPOTrainer(

@@ -10,8 +10,8 @@ import torch
 from trl import GRPOConfig
 
 from trl_credit import DGPOTrainer as GRPOTrainer  # was: from trl import GRPOTrainer
-from trl_credit.quickstart.task import correct_answer, make_dataset
-from trl_credit.train import embedded_model_path
+from trl_credit.model_files import embedded_model_path
+from trl_credit.toy.arithmetic import correct_answer, make_dataset
 
 
 torch.set_num_threads(1)  # so small a model is fastest on one thread

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
-from trl_credit.quickstart.build_model import build_tokenizer
+from trl_credit.toy.build_model import build_tokenizer
 
 
 COLORS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220)}

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from trl_credit import CreditGRPOConfig
-from trl_credit.quickstart.build_model import build_tokenizer
+from trl_credit.toy.build_model import build_tokenizer
 
 
 CHAT_TEMPLATE = (

@@ -10,7 +10,7 @@ from transformers import (
     Qwen2VLProcessor,
 )
 
-from trl_credit.quickstart.build_model import build_tokenizer
+from trl_credit.toy.build_model import build_tokenizer
 
 
 SPECIAL = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]

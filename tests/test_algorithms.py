@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trl_credit import train
-from trl_credit.config import IMPORTANCE_SAMPLING_LEVELS, RATIO_GRADIENT_LOSSES
-from trl_credit.methods import METHODS
+from trl_credit import CreditGRPOConfig, train
+from trl_credit.methods.registry import METHODS
+from trl_credit.recipe.recipe import Recipe
 from trl_credit.rewards import build_reward
+from trl_credit.trainer.exactness import IMPORTANCE_SAMPLING_LEVELS, RATIO_GRADIENT_LOSSES
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +50,7 @@ def parsed(settings: dict, tmp_path: Path, *extra: str) -> tuple:
     recipe = {"output_dir": str(tmp_path), "report_to": "none", "per_device_train_batch_size": 8, **settings}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    return train.parse_arguments(["--config", str(path), *ON_CPU, *extra])
+    return Recipe.read(["--config", str(path), *ON_CPU, *extra])
 
 
 def test_every_algorithm_has_a_row_and_a_block():
@@ -180,5 +181,5 @@ def test_every_part_of_dapo_acts(dapo_run):
 
 def test_fields_are_those_of_the_config():
     documented = {row["field"].strip("`") for row in table("Dynamic sampling")}
-    known = {name for name in train.CreditGRPOConfig.__dataclass_fields__ if name.startswith("dynamic_sampling")}
+    known = {name for name in CreditGRPOConfig.__dataclass_fields__ if name.startswith("dynamic_sampling")}
     assert documented == known - {"dynamic_sampling"}

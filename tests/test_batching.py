@@ -19,16 +19,16 @@ from trl_credit.batching import (
     Savings,
     concatenate,
     cut,
-    deal_rows,
     partition,
+    placeholder_row,
     plan_updates,
+    regroup_rows,
     row_scales,
     select,
-    stand_in,
     token_counts,
 )
-from trl_credit.effect import NothingTrainedError
-from trl_credit.trainer import padding_enters
+from trl_credit.extras.effect import NothingTrainedError
+from trl_credit.trainer.grpo import padding_affects_output
 
 
 CREDIT = {
@@ -137,7 +137,7 @@ def test_gradients_with_other_settings(settings, tiny_model, tmp_path):
 
 
 def test_token_means_keep_their_meaning(tiny_model, tmp_path):
-    """With rows dealt by length, a mean over micro-batches would count the tokens of short completions more. Each step
+    """With rows regrouped by length, a mean over micro-batches would count the tokens of short completions more. Each step
     is logged by itself, though one generation batch has two."""
     settings = {**WINDOWS, "num_iterations": 1, "max_steps": 2, "reward": place_reward, "learning_rate": 1e-9}
     full, _ = train(tiny_model, tmp_path, **settings, **SAVE_NONE)
@@ -195,7 +195,7 @@ def test_own_forwards_leave_out_what_needs_no_credit(name, tiny_model, tmp_path)
             args=config(tmp_path, credit=CREDIT[name], per_device_train_batch_size=16, max_steps=2, **settings),
             train_dataset=prompts(),
         )
-        (source,) = trainer._signals.values()
+        (source,) = trainer.credit_pass.sources.values()
         forward = source.forward
 
         def record(trainer, model, batch):
@@ -242,7 +242,7 @@ def test_reference_is_computed_once_per_generation_batch(gib, kept, device, tiny
             ),
             train_dataset=prompts(),
         )  # fmt: skip
-        (source,) = trainer._signals.values()
+        (source,) = trainer.credit_pass.sources.values()
         rows = []
         source.model.base_model.register_forward_hook(lambda m, a, output: rows.append(len(output[0])))
         trainer.train()
@@ -294,9 +294,9 @@ def test_defaults(tiny_model, tmp_path):
     uniform = resolved(tmp_path, tiny_model)
     assert uniform == Savings()
     gcpo = resolved(tmp_path, tiny_model, credit="gcpo")
-    assert gcpo == Savings(skip_zero_advantage=True, trim_padding=True, deal=True)
+    assert gcpo == Savings(skip_zero_advantage=True, trim_padding=True, regroup=True)
     penalty = resolved(tmp_path, tiny_model, credit="gcpo", beta=0.1)
-    assert penalty == Savings(trim_padding=True, deal=True)
+    assert penalty == Savings(trim_padding=True, regroup=True)
 
 
 def test_models_on_which_padding_acts_are_not_cut(tiny_model, tmp_path):
@@ -321,9 +321,9 @@ def test_models_on_which_padding_acts_are_not_cut(tiny_model, tmp_path):
         resolved(tmp_path, str(tmp_path / "gpt2"), trim_padding=True)
 
 
-def test_padding_enters():
+def test_padding_affects_output():
     def reason(**rope):
-        return padding_enters(SimpleNamespace(model_type="some", rope_parameters=rope))
+        return padding_affects_output(SimpleNamespace(model_type="some", rope_parameters=rope))
 
     assert reason(rope_type="default", rope_theta=1e4) is None
     assert reason(full_attention={"rope_type": "default"}, sliding_attention={"rope_type": "yarn"}) is None
@@ -343,8 +343,8 @@ def test_old_log_probs_keep_their_padding_in_half_precision(tiny_model, tmp_path
 
     def width(batch, **settings):
         savings = resolved(tmp_path, tiny_model, credit="gcpo", **settings)
-        (dealt, _, _), *_ = deal_rows([batch], savings, "dapo", overhead=0)
-        return dealt["prompt_ids"].size(1)
+        (regrouped, _, _), *_ = regroup_rows([batch], savings, "dapo", overhead=0)
+        return regrouped["prompt_ids"].size(1)
 
     before = text_batch()
     alone = {key: value for key, value in before.items() if key != "old_per_token_logps"}
@@ -356,12 +356,12 @@ def test_what_is_kept_goes_before_the_next_generation(tiny_model, tmp_path):
     kept = []
 
     def rollout(prompts_, trainer):
-        kept.extend(bool(batch[PLAN].kept) for batch in trainer._buffered_inputs or [])
+        kept.extend(bool(batch[PLAN].cache) for batch in trainer._buffered_inputs or [])
         return fixed_rollout(prompts_, trainer)
 
     trainer, _ = train(tiny_model, tmp_path, **WINDOWS | {"max_steps": 8}, credit="dgpo", rollout_func=rollout)
     assert kept == [False] * 4
-    assert any(batch[PLAN].kept for batch in trainer._buffered_inputs)
+    assert any(batch[PLAN].cache for batch in trainer._buffered_inputs)
 
 
 def test_dealing_is_refused_with_the_reason(tmp_path, tiny_model, caplog):
@@ -376,8 +376,8 @@ def test_dealing_is_refused_with_the_reason(tmp_path, tiny_model, caplog):
         caplog.clear()
         savings = resolved(tmp_path, model, trim_padding=True, **settings)
         assert savings.trim_padding
-        assert not savings.deal
-        assert any("does not deal" in message and reason in message for message in caplog.messages), reason
+        assert not savings.regroup
+        assert any("does not regroup" in message and reason in message for message in caplog.messages), reason
 
 
 # Index plans
@@ -463,7 +463,7 @@ def test_images_of_a_completion_keep_their_tokens():
     batch["completion_mask"] = torch.zeros(2, 4, dtype=torch.long)
     assert cut(batch)["completion_ids"].shape == (2, 3)
     assert cut(batch)["mm_token_type_ids"].tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
-    row = stand_in(select(batch, [1]))
+    row = placeholder_row(select(batch, [1]))
     assert row["mm_token_type_ids"].tolist() == [[0, 0, 0, 1]]
 
 
@@ -478,7 +478,7 @@ def test_select_and_concatenate():
 
 
 def test_stand_in_is_the_shortest_row_with_nothing_in_the_loss():
-    row = stand_in(text_batch())
+    row = placeholder_row(text_batch())
     assert row["names"] == ["b"]
     assert row["prompt_ids"].tolist() == [[3]]
     assert row["completion_ids"].tolist() == [[6, 0]]
@@ -505,14 +505,14 @@ def test_images_go_with_their_rows():
     assert picked["num_images"] == [1, 2]
     assert not {"pixel_values", "image_grid_thw", "num_images"} & set(select(image_batch(), [1]))
     # every process runs the vision tower
-    assert stand_in(image_batch())["num_images"] != [0]
+    assert placeholder_row(image_batch())["num_images"] != [0]
     assert select({**text_batch(), "num_images": None}, [1])["num_images"] is None  # TRL, where it dropped them all
 
 
 def test_rows_with_and_without_images_stay_together():
     """A process whose rows had no images would not run the vision tower, for which the others wait."""
     batch = image_batch() | {"advantages": torch.tensor([0.0, 1.0, 0.0])}
-    savings = Savings(skip_zero_advantage=True, trim_padding=True, deal=True)
+    savings = Savings(skip_zero_advantage=True, trim_padding=True, regroup=True)
 
     def plan(batch):
         (planned,), metrics = plan_updates(

@@ -35,7 +35,7 @@ from trl_credit.bench.gradients import (
     sample_groups,
     uniform_gradient,
 )
-from trl_credit.bench.own_errors import judge, sample_own_errors
+from trl_credit.bench.own_errors import find_mistake, sample_own_errors
 from trl_credit.bench.run import BenchSettings, build_methods
 from trl_credit.bench.scores import (
     METRICS,
@@ -49,11 +49,12 @@ from trl_credit.bench.scores import (
 from trl_credit.bench.sweeps import drifted_policies, sweep_methods, with_reference
 from trl_credit.bench.tasks import LENGTHS, OWN_ERRORS, RENDERINGS, make_items, prompt_for, tokens_and_labels, variants
 from trl_credit.inspection.scoring import CreditScorer
-from trl_credit.methods import DGPO, GCPO, METHODS, Paper
-from trl_credit.methods.base import effective_token_fraction, mean_one
-from trl_credit.quickstart.build_model import build_tokenizer
-from trl_credit.quickstart.task import make_problem, solution_parts
-from trl_credit.train import embedded_model_path
+from trl_credit.methods import DGPO, GCPO, Paper
+from trl_credit.methods.ops import effective_token_fraction, mean_one
+from trl_credit.methods.registry import METHODS
+from trl_credit.model_files import embedded_model_path
+from trl_credit.toy.arithmetic import make_problem, solution_parts
+from trl_credit.toy.build_model import build_tokenizer
 
 
 every_variant = pytest.mark.parametrize("variant", [name for name in variants() if name not in OWN_ERRORS])
@@ -279,13 +280,13 @@ def test_judged_as_written(seed, num_terms, style):
     rng = random.Random(seed)
     terms = make_problem(rng, num_terms)
     right = "".join(text for text, _ in solution_parts(terms, rng, style=style))
-    assert judge(terms, right, style) == ("right", None)
+    assert find_mistake(terms, right, style) == ("right", None)
     parts = solution_parts(terms, rng, {rng.randrange(num_terms - 1)}, style)
     wrong = "".join(text for text, _ in parts)
     start = sum(len(text) for text, _ in parts[: [role for _, role in parts].index("error")])
-    assert judge(terms, wrong, style) == ("usable", (start, start + 1))
+    assert find_mistake(terms, wrong, style) == ("usable", (start, start + 1))
     for broken in (wrong[:-1] + "x", wrong + ";", wrong.replace("#", ""), wrong.replace("+", "+0", 1), ""):
-        assert judge(terms, broken, style) == ("malformed", None)
+        assert find_mistake(terms, broken, style) == ("malformed", None)
 
 
 @pytest.mark.parametrize(
@@ -313,13 +314,13 @@ def test_judged_as_written(seed, num_terms, style):
     ],
 )
 def test_judge(completion, expected):
-    assert judge([83, 48, 14], completion) == expected
+    assert find_mistake([83, 48, 14], completion) == expected
 
 
 def test_letters_are_six():
-    assert judge([8, 1], "abcdef8+1=7;#7", "letters") == ("usable", (10, 11))
+    assert find_mistake([8, 1], "abcdef8+1=7;#7", "letters") == ("usable", (10, 11))
     for text in ("8+1=7;#7", "abcde8+1=7;#7", "abcdefg8+1=7;#7", "abcdeF8+1=7;#7"):
-        assert judge([8, 1], text, "letters") == ("malformed", None)
+        assert find_mistake([8, 1], text, "letters") == ("malformed", None)
 
 
 def test_an_end_that_came_too_early(embedded_scorer, monkeypatch):

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from test_uniform import TIMES
 
 from trl_credit import CreditGRPOTrainer, train
-from trl_credit.checkpoint import PREEMPTED, is_complete, last_complete_checkpoint, load_tree, save_tree
+from trl_credit.extras.checkpoints import is_complete, last_complete_checkpoint, load_tree, save_tree
+from trl_credit.extras.preemption import PREEMPTED
 
 
 GCPO = {"method": "gcpo", "negative_prompt": "!{prompt}"}

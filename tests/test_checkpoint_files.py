@@ -13,9 +13,18 @@ from safetensors.torch import save_file
 from test_checkpoint import assert_same_run, make, outcome
 from torch.distributed import checkpoint as distributed_checkpoint
 
-from trl_credit import CreditGRPOTrainer, checkpoint_files
-from trl_credit.checkpoint import ResumeError, checkpoint_to_resume, last_complete_checkpoint
-from trl_credit.checkpoint_files import MANIFEST_NAME, DamagedError, check_files, is_model_only, write_manifest
+from trl_credit import CreditGRPOTrainer
+from trl_credit.extras import checkpoints as checkpoint_files
+from trl_credit.extras.checkpoints import (
+    MANIFEST_NAME,
+    DamagedError,
+    ResumeError,
+    check_files,
+    checkpoint_to_resume,
+    is_model_only,
+    last_complete_checkpoint,
+    write_manifest,
+)
 
 
 NEEDED = [

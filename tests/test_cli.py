@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
-from trl_credit import METHODS
+from trl_credit import DGPO, METHODS
 from trl_credit.cli import main
+from trl_credit.methods import cards
 
 
 def test_methods(capsys):
@@ -26,6 +27,25 @@ def test_one_method(name, capsys, monkeypatch):
     for field in dataclasses.fields(method):
         assert field.name in output
         assert repr(field.default) in output
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_card_read_from_the_source_is_that_of_the_class(name):
+    assert cards.card_of(name) == cards._from_class(METHODS[name])
+
+
+def test_the_card_of_ones_own_class(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import dataclass\nfrom trl_credit import DGPO\n\n@dataclass(frozen=True)\nclass Own(DGPO):\n"
+        '    """Mine.\n\n    Args:\n        sharpness: How sharp.\n    """\n\n    sharpness: float = 2.0\n    name = "own"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["methods", "own.py:Own"])
+    output = capsys.readouterr().out
+    assert "own: Mine." in output
+    for text in ("entropy_exponent", "sharpness", "How sharp.", "2.0", DGPO.paper.citation):
+        assert text in output
 
 
 def test_unknown_method(capsys):

@@ -20,7 +20,17 @@ from safetensors.torch import save_file
 from scipy import stats
 from transformers import TrainerState
 
-from trl_credit.comparison import cli, plan, results, statistics, worker
+from trl_credit._util.files import RunFolderError
+from trl_credit.comparison import cli, output, plan, results, worker
+from trl_credit.comparison.page import (
+    forest_chart,
+    headline,
+    learning_chart,
+    plot_learning_curves,
+    style_of,
+    ticks,
+    write_learning_report,
+)
 from trl_credit.comparison.plan import (
     Method,
     Plan,
@@ -34,16 +44,7 @@ from trl_credit.comparison.plan import (
     write_plan,
 )
 from trl_credit.comparison.run import missing, prepare, run_all
-from trl_credit.evaluation.store import RunFolderError
-from trl_credit.report.learning import (
-    forest_chart,
-    headline,
-    learning_chart,
-    plot_learning_curves,
-    style_of,
-    ticks,
-    write_learning_report,
-)
+from trl_credit.statistics import paired as statistics
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +53,7 @@ RECIPE = {
     "dtype": "float32",
     "dataset_name": "trl_credit:arithmetic",
     "generated_dataset_size": 64,
-    "reward_funcs": ["trl_credit.quickstart.task.correct_answer"],
+    "reward_funcs": ["trl_credit.toy.arithmetic.correct_answer"],
     "learning_rate": 1e-3,
     "lr_scheduler_type": "constant",
     "max_steps": 3,
@@ -337,7 +338,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(recipe, tmp_path, monkeyp
     lines.clear()
     assert run_all(found, out, say=lines.append) == ["gcpo, seed 1"]
     assert lines[0] == "5 finished runs are kept."
-    summary = results.write_results(out)
+    summary = output.write_results(out)
     assert "gcpo: no finished run of seed 1; its statistics are those of the others." in summary["notes"]
     (row,) = [row for row in summary["differences"] if row["quantity"] == "accuracy"]
     assert row["seeds"] == [0, 2]
@@ -600,7 +601,7 @@ def test_pages_and_pictures_of_any_size(tmp_path, seeds, updates):
     assert not re.search(r"\bnan\b", text)
     assert "http" not in text.replace("http-equiv", "")
     assert (learning_chart(found, "reward") is None) is False
-    results.show(found)
+    output.show(found)
 
 
 def test_hostile_labels_are_text(tmp_path):
@@ -610,7 +611,7 @@ def test_hostile_labels_are_text(tmp_path):
     write_learning_report(tmp_path / "a.html", found)
     assert "<script>alert" not in (tmp_path / "a.html").read_text()
     plot_learning_curves(tmp_path / "a.png", found)
-    results.show(found)
+    output.show(found)
 
 
 def test_labels_that_nothing_can_encode_do_not_end_a_finished_comparison(tmp_path, capsys):
@@ -621,7 +622,7 @@ def test_labels_that_nothing_can_encode_do_not_end_a_finished_comparison(tmp_pat
     for suffix in ("png", "svg"):
         plot_learning_curves(tmp_path / f"a.{suffix}", found)
     (tmp_path / "a.md").write_text(results.to_markdown(found), encoding="utf-8")
-    results.show(found)
+    output.show(found)
     out = capsys.readouterr().out
     assert "run[/x]\\x1b[31m\\ud800\\r \u2212 uniform: " in out
     assert "\x1b" not in out + (tmp_path / "a.md").read_text(encoding="utf-8")

@@ -216,7 +216,7 @@ def test_no_args(tiny_model, tmp_path, monkeypatch):
         use_cpu: bool = True
         bf16: bool | None = False
 
-    monkeypatch.setattr("trl_credit.trainer.CreditGRPOConfig", OnCPU)
+    monkeypatch.setattr("trl_credit.trainer.grpo.CreditGRPOConfig", OnCPU)
     trainer = DGPOTrainer(tiny_model, letter_reward, train_dataset=prompts())
     assert trainer.args.output_dir == "tiny-DGPO"
     with pytest.raises(TypeError, match="unexpected keyword argument 'reward_func'"):

@@ -1,7 +1,11 @@
 """What this package leans on in TRL; a failure here says which method moved."""
 
+import ast
+import contextlib
+import importlib
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 from transformers import Trainer
@@ -9,48 +13,21 @@ from trl import GRPOTrainer
 from trl.trainer import utils
 from trl.trainer.callbacks import SyncRefModelCallback
 
+import trl_credit
+from trl_credit import Uniform, _trl
+from trl_credit._trl import LEANED_ON, NAMES
 from trl_credit.batching import COMPLETION_KEYS, IMAGE_KEYS, PROMPT_KEYS, SEQUENCE_KEYS
-from trl_credit.signals.base import FORWARD_KEYS
+from trl_credit.signals.models import FORWARD_KEYS
 
 
+# Public methods that are overridden
 METHODS = {
-    "_compute_loss": ["self", "model", "inputs"],
-    "_generate": ["self", "prompts"],
-    "_prepare_inputs": ["self", "generation_batch"],
-    "_generate_and_score_completions": ["self", "inputs"],
-    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
-    "_generate_single_turn": ["self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
-    "_tool_call_loop": [
-        "self", "prompts", "prompt_ids", "completion_ids", "completions", "logprobs", "images", "multimodal_fields",
-    ],
-    "_get_train_sampler": ["self", "dataset"],
-    "get_train_dataloader": ["self"],
-    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
-    # transformers'
-    "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
-    "_get_grad_norm": ["self", "model", "grad_norm"],
-    "_init_training_state": [
-        "self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial",
-    ],
-    "_run_epoch": [
-        "self", "model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial",
-        "ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained", "steps_trained_in_current_epoch",
-    ],
-    "_maybe_log_save_evaluate": [
-        "self", "tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time", "learning_rate",
-    ],
-    "_save_checkpoint": ["self", "model", "trial"],
-    "_save_rng_state": ["self", "output_dir"],
-    "_load_rng_state": ["self", "checkpoint"],
-    "_set_signature_columns_if_needed": ["self"],
-    "_tokenize_prompts": ["self", "prompts"],
-    "create_model_card": ["self", "model_name", "dataset_name", "tags"],
-    "_get_per_token_logps_and_entropies": [
-        "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
-        "compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes",
-        "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
-    ],
-}  # fmt: skip
+    "get_train_dataloader": [],
+    "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
+    "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "create_model_card": ["model_name", "dataset_name", "tags"],
+    **{name: list(leaned.parameters) for name, leaned in LEANED_ON.items() if leaned.parameters is not None},
+}
 
 FUNCTIONS = {
     utils.RepeatSampler.__init__: [
@@ -86,7 +63,48 @@ def check(function, expected):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods(name):
-    check(getattr(GRPOTrainer, name), METHODS[name])
+    check(getattr(GRPOTrainer, name), ["self", *METHODS[name]])
+
+
+def private_members():
+    """Every private method and attribute of TRL's trainer and its bases."""
+    found = set()
+    for owner in GRPOTrainer.__mro__[:-1]:
+        found |= {name for name in vars(owner) if name.startswith("_") and not name.startswith("__")}
+        with contextlib.suppress(OSError, TypeError):
+            found |= set(re.findall(r"self\.(_[a-z]\w*)\b", inspect.getsource(owner)))
+    return found
+
+
+def test_private_members_stand_in_the_table():
+    """And nothing stands there that is not used, or not there."""
+    package = Path(trl_credit.__file__).parent
+    used = set()
+    for folder in ("extras", "trainer", "recipe", "inspection", "signals"):
+        for path in (package / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute | ast.FunctionDef):
+                    used.add(node.attr if isinstance(node, ast.Attribute) else node.name)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # replaced by name
+                    used.add(node.value)
+    there = private_members()
+    assert set(LEANED_ON) - there == set()
+    assert (used & there) - set(LEANED_ON) == set()
+    assert set(LEANED_ON) - used == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names(name):
+    assert getattr(_trl, name) is getattr(importlib.import_module(NAMES[name]), name)
+
+
+def test_only_the_seam_imports_trl():
+    package = Path(trl_credit.__file__).parent
+    for path in package.rglob("*.py"):
+        place = path.relative_to(package)
+        if place.parts[0] in ("_trl.py", "extras", "trainer", "recipe") or place.name == "_worker.py":
+            continue
+        assert not re.search(r"^\s*(from|import) trl\b", path.read_text(), re.MULTILINE), place
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__qualname__)
@@ -95,7 +113,7 @@ def test_functions(function):
 
 
 def test_forward_keys_are_what_the_forward_takes_besides_text():
-    assert tuple(METHODS["_get_per_token_logps_and_entropies"][8:]) == FORWARD_KEYS
+    assert tuple(METHODS["_get_per_token_logps_and_entropies"][7:]) == FORWARD_KEYS
 
 
 def test_loss_reads_the_batch_after_its_own_forward():
@@ -173,3 +191,7 @@ def test_trainer_signature_is_trls():
 
     for cls in (CreditGRPOTrainer, DGPOTrainer, GCPOTrainer):
         assert inspect.signature(cls.__init__) == inspect.signature(GRPOTrainer.__init__)
+
+
+def test_uniform_cites_what_trl_cites():
+    assert vars(Uniform.paper) == GRPOTrainer._paper

@@ -12,10 +12,10 @@ import torch
 from helpers import config, fixed_rollout, letter_reward, place_reward, prompts, truncated_rollout
 
 from trl_credit import CreditGRPOTrainer, CreditInputs, build_credit
-from trl_credit.collapse import CollapseWatch
-from trl_credit.credit_log import REWARD, ROW
-from trl_credit.effect import NothingTrainedError
-from trl_credit.inspection.records import read_parquet
+from trl_credit.extras.effect import NothingTrainedError
+from trl_credit.records.record import read_parquet
+from trl_credit.trainer.collapse import CollapseWatch
+from trl_credit.trainer.credit_log import REWARD, ROW
 
 
 GCPO = {"method": "gcpo", "negative_prompt": "wrong! {prompt}"}

@@ -18,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from trl_credit.inspection import summary
-from trl_credit.inspection.records import CompletionCredit
-from trl_credit.inspection.summary import (
+from trl_credit.records import summary
+from trl_credit.records.page import number, pack, write_credit_report
+from trl_credit.records.picture import plot_credit, tick_label
+from trl_credit.records.record import CompletionCredit
+from trl_credit.records.summary import (
     GRID,
     MethodSummary,
     concentration,
@@ -31,9 +33,7 @@ from trl_credit.inspection.summary import (
     spearman,
     summarise,
 )
-from trl_credit.inspection.terminal import render
-from trl_credit.report.credit import number, pack, write_credit_report
-from trl_credit.report.credit_plot import plot_credit, tick_label
+from trl_credit.records.terminal import render
 
 
 # The same browser, held to asking for nothing and complaining of nothing

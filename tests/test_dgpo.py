@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_credit import CreditInputs, build_credit
-from trl_credit.methods.base import effective_token_fraction
 from trl_credit.methods.dgpo import adaptive_temperature, dgpo_scores, dgpo_weights
+from trl_credit.methods.ops import effective_token_fraction
 
 
 def test_hand_worked():

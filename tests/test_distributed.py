@@ -18,7 +18,7 @@ from helpers import save_tiny_model, save_tiny_moe
 from safetensors.torch import load_file
 from test_rollouts import tool_calling_model
 
-from trl_credit.inspection.records import read_parquet
+from trl_credit.records.record import read_parquet
 
 
 pytestmark = pytest.mark.slow

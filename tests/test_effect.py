@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
 from trl_credit import CreditGRPOConfig, CreditGRPOTrainer, train
-from trl_credit.checkpoint import last_complete_checkpoint
-from trl_credit.effect import NothingTrainedError, check_rows, check_trainable
-from trl_credit.nonfinite import nonfinite_names
+from trl_credit.extras.checkpoints import last_complete_checkpoint
+from trl_credit.extras.effect import NothingTrainedError, check_rows, check_trainable
+from trl_credit.extras.nonfinite import nonfinite_names
 
 
 NAN, INF = float("nan"), float("inf")

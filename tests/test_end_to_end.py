@@ -36,10 +36,8 @@ class Recorder:
     def __init__(self, trainer):
         self.updates = []
         self.trainer = trainer
-        original = trainer._assign_credit
 
-        def assign(batch, *args):
-            original(batch, *args)
+        def record(batch, result):
             self.updates.append(
                 {
                     "batch": dict(batch),
@@ -47,7 +45,7 @@ class Recorder:
                 }
             )
 
-        trainer._assign_credit = assign
+        trainer.credit_observers.append(record)
         trainer.create_optimizer()
         trainer.optimizer.register_step_pre_hook(self.gradients)
 
@@ -196,7 +194,7 @@ def test_forwards_are_as_few_as_stated(name, tiny_model, tmp_path):
 
         trainer._generate_and_score_completions = generate_uncounted
         trainer.model.base_model.register_forward_hook(count("policy"))
-        for source in trainer._signals.values():
+        for source in trainer.credit_pass.sources.values():
             if getattr(source, "model", None) is not None:
                 source.model.base_model.register_forward_hook(count("reference"))
         trainer.train()
@@ -267,7 +265,7 @@ def test_the_prompt_as_its_own_negative_is_uniform(bf16, tiny_model, tmp_path):
         args=config(tmp_path, credit={"method": "gcpo", "negative_prompt": "{prompt}"}, bf16=bf16, max_steps=3),
         train_dataset=prompts(),
     )
-    source = next(iter(trainer._signals.values()))
+    source = next(iter(trainer.credit_pass.sources.values()))
     forward = source.forward
 
     def padded_forward(trainer, model, batch):
@@ -292,8 +290,7 @@ def test_left_padding_of_prompts_changes_weights_within_rounding(tiny_model, tmp
     )
     trainer.train()
     recorded = {}
-    assign = trainer._assign_credit
-    trainer._assign_credit = lambda batch, *args: (assign(batch, *args), recorded.update(batch))
+    trainer.credit_observers.append(lambda batch, result: recorded.update(batch))
     trainer.model.eval()
     batch = trainer._buffered_inputs[0]
     weights = []
@@ -327,7 +324,7 @@ def test_reference_is_the_initial_policy(path, tiny_model, tmp_path):
     assert trainer.beta == 0.0
     assert trainer.ref_model is None
     initial = {name: p.clone() for name, p in trainer.model.named_parameters()}
-    reference = next(iter(trainer._signals.values())).model
+    reference = next(iter(trainer.credit_pass.sources.values())).model
     trainer.train()
     for name, parameter in reference.named_parameters():
         assert torch.equal(parameter, initial[name]), name
@@ -367,7 +364,7 @@ def test_reference_follows_the_policy_without_a_kl_term(tiny_model, tmp_path):
     args = config(tmp_path, max_steps=2, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=0.25)
     trainer = DGPOTrainer(model=tiny_model, reward_funcs=letter_reward, args=args, train_dataset=prompts())
     assert trainer.args.sync_ref_model
-    source = next(iter(trainer._signals.values()))
+    source = next(iter(trainer.credit_pass.sources.values()))
     states = [{n: p.clone() for n, p in source.model.named_parameters()}]
     trainer.train()
     final = dict(trainer.model.named_parameters())
@@ -383,7 +380,7 @@ def test_reference_is_shared_with_trls_kl_penalty(tiny_model, tmp_path):
     trainer = DGPOTrainer(
         model=tiny_model, reward_funcs=letter_reward, args=config(tmp_path, beta=0.1), train_dataset=prompts()
     )
-    assert next(iter(trainer._signals.values())).model is trainer.ref_model
+    assert next(iter(trainer.credit_pass.sources.values())).model is trainer.ref_model
     trainer.train()
     assert trainer.state.log_history[1]["kl"] > 0
     assert trainer.state.log_history[1]["credit/hellinger"] > 0
@@ -411,7 +408,7 @@ def test_peft_reference(kind, tiny_model, tmp_path):
         peft_config=peft_config,
         processing_class=AutoTokenizer.from_pretrained(tiny_model),
     )
-    assert next(iter(trainer._signals.values())).model is None
+    assert next(iter(trainer.credit_pass.sources.values())).model is None
     if kind == "pretrained":
         copies = {n: p.clone() for n, p in trainer.model.named_parameters() if ".ref." in n}
         assert copies
@@ -441,7 +438,7 @@ def test_nonfinite_reference_is_counted_and_harmless(tiny_model, tmp_path):
     trainer = DGPOTrainer(
         model=tiny_model, reward_funcs=letter_reward, args=config(tmp_path, max_steps=2), train_dataset=prompts()
     )
-    source = next(iter(trainer._signals.values()))
+    source = next(iter(trainer.credit_pass.sources.values()))
     with torch.no_grad():
         source.model.model.norm.weight.fill_(math.nan)
     trainer.train()
@@ -503,7 +500,7 @@ def test_own_forwards_have_no_dropout(name, tmp_path):
         args=config(tmp_path, credit=CREDIT[name], max_steps=1),
         train_dataset=prompts(),
     )
-    source = next(iter(trainer._signals.values()))
+    source = next(iter(trainer.credit_pass.sources.values()))
     own_model = getattr(source, "model", trainer.model)
     forward, results = source.forward, []
 
@@ -574,9 +571,8 @@ def test_a_trained_head_has_its_own_reference(tmp_path):
         peft_config=lora,
     )
     measured = []
-    assign = trainer._assign_credit
 
-    def compare(batch, *args):
+    def compare(batch, result):
         prompt_rows, completion_rows = unpadded(batch)
         model, distances = trainer.model, []
         for prompt, completion in zip(prompt_rows, completion_rows, strict=True):
@@ -586,10 +582,9 @@ def test_a_trained_head_has_its_own_reference(tmp_path):
                 logits.append(model(input_ids=ids).logits)
             p, q = (oracles.distribution(x[0, len(prompt) - 1 : -1].double().numpy(), TEMPERATURE) for x in logits)
             distances.extend(oracles.squared_hellinger(p, q))
-        assign(batch, *args)
         measured.append((sum(distances) / len(distances), trainer._metrics["train"]["credit/hellinger"][-1]))
 
-    trainer._assign_credit = compare
+    trainer.credit_observers.append(compare)
     trainer.train()
     assert measured[-1][0] > 1e-4
     for expected, ours in measured:
@@ -605,7 +600,7 @@ def test_rounding_noise_is_not_sharpened(bf16, tiny_model, tmp_path):
         args=config(tmp_path, bf16=bf16, max_steps=1, credit={"method": "dgpo", "temperature": "adaptive"}),
         train_dataset=prompts(),
     )
-    source = next(iter(trainer._signals.values()))
+    source = next(iter(trainer.credit_pass.sources.values()))
     forward = source.forward
 
     def padded_forward(trainer, model, batch):

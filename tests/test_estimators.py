@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_credit.evaluation import estimators
-from trl_credit.evaluation.estimators import (
+from trl_credit.statistics import repeated as estimators
+from trl_credit.statistics.repeated import (
     average,
     clustered_standard_error,
     combined,

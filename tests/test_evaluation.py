@@ -17,14 +17,16 @@ import pytest
 import yaml
 from datasets import Dataset
 
+from trl_credit._util.files import RunFolderError, differences, read_lines, write_atomically
 from trl_credit.evaluation import EvalConfig, evaluate
 from trl_credit.evaluation.backends.base import Backend, BackendError, Generation, SamplingSettings
-from trl_credit.evaluation.cli import main, show
+from trl_credit.evaluation.cli import main
 from trl_credit.evaluation.compare import compare_runs
-from trl_credit.evaluation.config import PRESETS
+from trl_credit.evaluation.presets import PRESETS
 from trl_credit.evaluation.run import Interrupted, judge_again, judge_samples, make_backend, make_requests, sample_seed
-from trl_credit.evaluation.store import RunFolder, RunFolderError, differences, read_lines, write_atomically
+from trl_credit.evaluation.store import RunFolder
 from trl_credit.evaluation.tasks import TASKS, load_tasks
+from trl_credit.evaluation.terminal import show
 
 
 class FakeBackend(Backend):

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_credit.evaluation import EvalConfig, evaluate
 from trl_credit.evaluation.backends.base import BackendError, Request, SamplingSettings
-from trl_credit.evaluation.backends.local import LocalModel
 from trl_credit.evaluation.backends.transformers import TransformersBackend, _SeededSampling, cut_at_stop
 from trl_credit.evaluation.backends.vllm import VLLMBackend
 from trl_credit.evaluation.run import make_backend
+from trl_credit.model_files import LocalModel
 
 
 SAMPLING = SamplingSettings(temperature=1.0, max_tokens=12)
@@ -263,7 +263,7 @@ def test_max_tokens_is_cut_to_the_context(tmp_path, caplog):
 def test_chat_prompts(tiny_model):
     message = ({"role": "user", "content": "1+1"},)
     backend = TransformersBackend(LocalModel.find(tiny_model), chat_template_kwargs={"loud": True})
-    from trl_credit.evaluation.backends.local import render
+    from trl_credit.evaluation.backends.prompts import render
 
     (item,) = render(requests_for([message]), backend.tokenizer, backend.chat_template_kwargs)
     assert backend.tokenizer.decode(item.ids) == backend.tokenizer.decode(
@@ -336,7 +336,7 @@ def test_fingerprints(tiny_model, adapter, tmp_path):
 
 
 def test_large_files_are_read_in_blocks(tmp_path):
-    from trl_credit.evaluation.backends.local import _BLOCK, _BLOCKS, _offsets
+    from trl_credit.model_files import _BLOCK, _BLOCKS, _offsets
 
     size = 50 * _BLOCK * _BLOCKS + 17
     offsets = _offsets(size)

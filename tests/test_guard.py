@@ -24,9 +24,9 @@ from helpers import config, fixed_rollout, letter_reward, prompts
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
 
 from trl_credit import CreditGRPOTrainer
-from trl_credit.checkpoint import load_tree
-from trl_credit.effect import NothingTrainedError
-from trl_credit.rewards.guard import AsyncGuardedReward, GuardedReward, RewardError, largest_rewards, time_limit
+from trl_credit.extras.checkpoints import load_tree
+from trl_credit.extras.effect import NothingTrainedError
+from trl_credit.extras.reward_guard import AsyncGuardedReward, GuardedReward, RewardError, largest_rewards, time_limit
 
 
 NAN, INF = float("nan"), float("inf")

@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_credit import CreditGRPOTrainer
-from trl_credit.evaluation.store import checksum, to_line
+from trl_credit._util.files import to_line
+from trl_credit.evaluation.store import checksum
 from trl_credit.inspection import cli
 from trl_credit.inspection.config import InspectConfig
-from trl_credit.inspection.records import (
+from trl_credit.inspection.scoring import Completion, CreditScorer
+from trl_credit.inspection.sources import read_completions
+from trl_credit.methods.compose import labelled
+from trl_credit.records.record import (
     CompletionCredit,
     from_table,
     read_parquet,
@@ -26,9 +30,7 @@ from trl_credit.inspection.records import (
     token_pieces,
     write_parquet,
 )
-from trl_credit.inspection.scoring import Completion, CreditScorer, labelled
-from trl_credit.inspection.sources import read_completions
-from trl_credit.quickstart.build_model import build_tokenizer
+from trl_credit.toy.build_model import build_tokenizer
 
 
 GCPO = {"method": "gcpo", "negative_prompt": "wrong! {prompt}"}

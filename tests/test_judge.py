@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_credit.evaluation.config import pattern_of, prompts_of
-from trl_credit.evaluation.estimators import majority_at_k
 from trl_credit.rewards import REWARDS, build_reward, judged, required_columns
 from trl_credit.rewards import judge as judge_module
 from trl_credit.rewards.equality import compare
@@ -25,6 +24,7 @@ from trl_credit.rewards.equality.compare import same
 from trl_credit.rewards.judge import THINKING_TAGS, Judgement, answer_part, judge
 from trl_credit.rewards.patterns import ANSWER_PATTERNS
 from trl_credit.rewards.verifier import MathVerifier, Verdict
+from trl_credit.statistics.repeated import majority_at_k
 
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "data" / "judged_answers.jsonl").read_text().splitlines()]

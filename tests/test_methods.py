@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_credit import METHODS, CreditInputs, CreditMethod, build_credit
-from trl_credit.methods.base import effective_token_fraction, mean_one
-from trl_credit.metrics import credit_metrics
+from trl_credit.methods.metrics import credit_metrics
+from trl_credit.methods.ops import effective_token_fraction, mean_one
 
 
 # Every registered method at its defaults, and what needs other signals

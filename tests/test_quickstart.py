@@ -9,10 +9,11 @@ from helpers import config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_credit import METHODS, CreditGRPOTrainer
+from trl_credit import quickstart as run
 from trl_credit.methods.gcpo import gcpo_weights
-from trl_credit.quickstart import run
-from trl_credit.quickstart.build_model import build_model, build_tokenizer, save
-from trl_credit.quickstart.task import (
+from trl_credit.model_files import embedded_model_path
+from trl_credit.recipe.toy import quickstart_credit
+from trl_credit.toy.arithmetic import (
     NEGATIVE_MARK,
     correct_answer,
     make_dataset,
@@ -20,7 +21,7 @@ from trl_credit.quickstart.task import (
     prompt_of,
     written_solution,
 )
-from trl_credit.train import embedded_model_path
+from trl_credit.toy.build_model import build_model, build_tokenizer, save
 
 
 def test_task():
@@ -112,7 +113,7 @@ def test_a_smaller_model_builds_the_same_way(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(METHODS))
 def test_training_raises_the_reward(name, tmp_path):
-    credit = run.quickstart_credit(name)
+    credit = quickstart_credit(name)
     trainer = CreditGRPOTrainer(
         model=embedded_model_path(),
         reward_funcs=correct_answer,

@@ -7,7 +7,7 @@ import torch
 from helpers import config, fixed_rollout, letter_reward, prompts
 
 from trl_credit import CreditGRPOTrainer
-from trl_credit.ratio import sequence_token_old_logps
+from trl_credit.trainer.gspo_token import sequence_token_old_logps
 
 
 def batch(rows=4, width=6, seed=0):
@@ -59,17 +59,15 @@ def gradients(tiny_model, path, level, *, credit="uniform", weights=None, **over
         train_dataset=prompts(),
     )
     batches, found = [], []
-    assign = trainer._assign_credit
 
-    def record(batch_, *args):
-        assign(batch_, *args)
+    def record(batch_, result):
         if weights is not None:
             batch_["advantages"] = (
                 batch_["advantages"].view(len(weights), -1) * weights[:, : batch_["completion_ids"].size(1)]
             )
         batches.append(dict(batch_))
 
-    trainer._assign_credit = record
+    trainer.credit_observers.append(record)
     trainer.create_optimizer()
     trainer.optimizer.register_step_pre_hook(
         lambda *_: found.append(torch.cat([p.grad.flatten().clone() for p in trainer.model.parameters()]))

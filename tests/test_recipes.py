@@ -19,16 +19,17 @@ from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
 from peft import LoraConfig
 
-import trl_credit.train
 from trl_credit import DGPO, GCPO, Uniform, build_credit
+from trl_credit._util.arguments import parse_arguments
 from trl_credit.data import prepare
 from trl_credit.evaluation import EvalConfig
 from trl_credit.evaluation.tasks import load_tasks
-from trl_credit.evaluation.training import TrainingEvaluation
-from trl_credit.quickstart.task import NEGATIVE_MARK
+from trl_credit.extras.dynamic_sampling import check_reward_name
+from trl_credit.model_files import resolve_model
+from trl_credit.recipe.evaluation import TrainingEvaluation
+from trl_credit.recipe.recipe import Recipe, trainer_arguments
 from trl_credit.rewards import build_reward
-from trl_credit.rollout import check_reward_name
-from trl_credit.train import parse_arguments, resolve_model, trainer_arguments
+from trl_credit.toy.arithmetic import NEGATIVE_MARK
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +72,7 @@ def switch_off(path: Path, part: str) -> list[str]:
 
 
 def parsed(path: Path, *overrides: str) -> tuple:
-    return parse_arguments(["--config", str(path), *NO_GPU, *overrides])
+    return Recipe.read(["--config", str(path), *NO_GPU, *overrides])
 
 
 def launched_with(path: Path) -> dict | None:
@@ -123,7 +124,9 @@ def test_recipe_reaches_the_trainer(path, monkeypatch):
     script_args, training_args, model_args, _ = arguments = parsed(path)
     problem, answer = script_args.problem_column or "prompt", script_args.answer_column or "answer"
     rows = {problem: ["1+1=", "2+2="] * 32, answer: ["2", "4"] * 32}
-    monkeypatch.setattr(trl_credit.train, "load_splits", lambda *args, **kwargs: {"train": Dataset.from_dict(rows)})
+    monkeypatch.setattr(
+        "trl_credit.recipe.recipe.load_splits", lambda *args, **kwargs: {"train": Dataset.from_dict(rows)}
+    )
     made = trainer_arguments(*arguments)
     prompt = made["train_dataset"][0]["prompt"]
     assert "1+1=" in (prompt if isinstance(prompt, str) else prompt[-1]["content"])
@@ -239,7 +242,7 @@ PARTS = {
     "dynamic sampling": ("dynamic_sampling", True, False),
 }
 DAPO = paths("dapo.yaml")
-ACCURACY = {"quickstart": "trl_credit.quickstart.task.correct_answer", "Qwen": "accuracy"}
+ACCURACY = {"quickstart": "trl_credit.toy.arithmetic.correct_answer", "Qwen": "accuracy"}
 
 
 @pytest.mark.parametrize("path", DAPO, ids=name_of)
@@ -293,7 +296,7 @@ def test_the_header_says_how_to_evaluate(path, tmp_path, monkeypatch):
     script_args, args = parsed(path)[:2]
     pattern = r"Evaluate: trl-credit eval (.*)\nor in the run itself: --eval '(.*)'"
     command, mapping = re.search(pattern, header_of(path)).groups()
-    (config,) = parse_arguments(shlex.split(command), types=(EvalConfig,))
+    (config,) = parse_arguments(shlex.split(command), (EvalConfig,), "trl-credit eval")
     assert config.model == args.output_dir
     problems = tmp_path / "x.jsonl"
     problems.write_text('{"problem": "1+1", "answer": "2"}\n')
@@ -357,8 +360,8 @@ def test_accelerate_configs_are_found():
 def test_ddp_cpu_starts_two_gloo_processes(tmp_path):
     script = tmp_path / "state.py"
     script.write_text(
-        "import sys\nimport torch\nfrom accelerate import PartialState\nfrom trl_credit.train import parse_arguments\n"
-        "args, state = parse_arguments(sys.argv[1:])[1], PartialState()\n"
+        "import sys\nimport torch\nfrom accelerate import PartialState\nfrom trl_credit.recipe.recipe import Recipe\n"
+        "args, state = Recipe.read(sys.argv[1:]).training, PartialState()\n"
         "total = torch.ones(1)\ntorch.distributed.all_reduce(total)\n"
         "state.print(args.generation_batch_size, torch.distributed.get_backend(), args.device.type, int(total))\n"
         "state.destroy_process_group()\n"

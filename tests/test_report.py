@@ -13,12 +13,14 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from jinja2 import Undefined
 
+from trl_credit._util.files import RunFolderError, read_lines
 from trl_credit.evaluation import EvalConfig, compare_runs, evaluate
-from trl_credit.evaluation.store import RunFolderError, read_lines, read_results
-from trl_credit.report import evaluation, page
-from trl_credit.report.charts import bin_edges, curve_chart, difference_chart, length_chart
-from trl_credit.report.comparison import changes_sampling, headline, plot_comparison, write_comparison_report
-from trl_credit.report.evaluation import write_evaluation_report
+from trl_credit.evaluation import page as evaluation
+from trl_credit.evaluation.charts import bin_edges, curve_chart, difference_chart, length_chart
+from trl_credit.evaluation.compare_page import changes_sampling, headline, plot_comparison, write_comparison_report
+from trl_credit.evaluation.page import write_evaluation_report
+from trl_credit.evaluation.store import read_results
+from trl_credit.report import page
 from trl_credit.report.page import clean, duration, embed, environment, flatten, percent, points, visible
 
 
@@ -489,8 +491,8 @@ def missing_names(monkeypatch):
             super().__init__(*rest, **options)
             names.add(self._undefined_name)
 
-    def recording():
-        result = environment()
+    def recording(package):
+        result = environment(package)
         result.undefined = Recorded
         return result
 
@@ -511,7 +513,7 @@ def test_the_report_reads_what_an_evaluation_writes(real_run, missing_names, tmp
     write_evaluation_report(tmp_path / "report.html", results, problems, samples)
     assert missing_names == set()
     # What the page's script reads, besides what it adds itself
-    script = re.sub("//.*", "", (Path(page.__file__).parent / "templates/evaluation.js").read_text("utf-8"))
+    script = re.sub("//.*", "", (Path(evaluation.__file__).parent / "templates/evaluation.js").read_text("utf-8"))
     added = {"position", "problemKey", "key", "length", "characters", "left_out"}
     assert set(re.findall(r"\bsample\.(\w+)", script)) - added <= set(samples[0])
     assert set(re.findall(r"\bproblem\.(\w+)", script)) <= set(problems[0])

@@ -16,8 +16,10 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
-from trl_credit.effect import NothingTrainedError
-from trl_credit.rollout import KEPT, TOO_EASY, TOO_HARD, UNSCORED, PromptStream, judge_groups
+from trl_credit.extras.dynamic_sampling import TOO_EASY, TOO_HARD, UNSCORED
+from trl_credit.extras.effect import NothingTrainedError
+from trl_credit.extras.groups import KEPT, classify_groups
+from trl_credit.extras.prompt_stream import PromptStream
 
 
 NAN = float("nan")
@@ -55,13 +57,13 @@ CREDITS = {
 def test_judging_one_group(group, expected, settings_):
     other = [[0.5] * len(group[0])] * 4  # what the neighbours do is nothing to it
     weights = np.ones(len(group[0]))
-    assert judge_groups(np.array(other + group + other), weights, 4, **settings_)[1] == expected
+    assert classify_groups(np.array(other + group + other), weights, 4, **settings_)[1] == expected
 
 
 def test_a_function_without_weight_does_not_decide():
     rewards = np.array([[1.0, 0.0], [1.0, 1.0]])
     for every_function in (False, True):
-        assert judge_groups(rewards, np.array([1.0, 0.0]), 2, every_function=every_function) == [TOO_EASY]
+        assert classify_groups(rewards, np.array([1.0, 0.0]), 2, every_function=every_function) == [TOO_EASY]
 
 
 # Which prompts
@@ -202,8 +204,7 @@ def test_groups_are_replaced_in_place(rollout_func, tiny_model, tmp_path):
     settings_ = {"per_device_train_batch_size": 16, "max_steps": 1, "log_completions": True}
     trainer = make(tiny_model, tmp_path, data, judge, rollout_func, **settings_)
     batches = []
-    assign = trainer._assign_credit
-    trainer._assign_credit = lambda batch, *args: (batches.append(dict(batch)), assign(batch, *args))
+    trainer.credit_observers.append(lambda batch, result: batches.append(dict(batch)))
     trainer.train()
 
     assert [[p for p, _ in call][::4] for call in judge.calls] == [

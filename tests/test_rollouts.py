@@ -14,7 +14,7 @@ from trl.chat_template_utils import qwen3_chat_template
 
 from trl_credit import METHODS, CreditGRPOTrainer
 from trl_credit.batching import loss_mask
-from trl_credit.effect import NothingTrainedError
+from trl_credit.extras.effect import NothingTrainedError
 
 
 every_method = pytest.mark.parametrize("name", list(METHODS))
@@ -24,14 +24,12 @@ def run(tiny_model, args, vain=False, **kwargs):
     kwargs = {"train_dataset": prompts(), **kwargs}
     trainer = CreditGRPOTrainer(model=tiny_model, reward_funcs=place_reward, args=args, **kwargs)
     masks, advantages = [], []
-    assign = trainer._assign_credit
 
-    def record(batch, *args):
-        assign(batch, *args)
+    def record(batch, result):
         masks.append(loss_mask(batch))
         advantages.append(batch["advantages"])
 
-    trainer._assign_credit = record
+    trainer.credit_observers.append(record)
     with pytest.raises(NothingTrainedError) if vain else contextlib.nullcontext():
         trainer.train()
     for mask, advantage in zip(masks, advantages, strict=True):

@@ -13,16 +13,17 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from trl_credit import CreditGRPOConfig, build_credit
-from trl_credit._yaml import dump, load_mapping
+from trl_credit._util.arguments import parse_arguments
+from trl_credit._util.retired import ADVICE, RENAMED, close_field, retired_hint
+from trl_credit._util.settings import INHERITED, check_output_dir, checked, types_of
+from trl_credit._util.yaml import dump, load_mapping
 from trl_credit.bench.run import BenchSettings
 from trl_credit.comparison.plan import parse_seeds
 from trl_credit.evaluation import EvalConfig
 from trl_credit.evaluation.backends.base import SamplingSettings
 from trl_credit.inspection.config import InspectConfig
-from trl_credit.retired import ADVICE, RENAMED, close_field, retired_hint
+from trl_credit.recipe.recipe import RECIPE_TYPES, Recipe, load_rollout, recipe_types
 from trl_credit.rewards import build_reward
-from trl_credit.settings import INHERITED, check_output_dir, checked, types_of
-from trl_credit.train import ARGUMENT_TYPES, load_rollout, parse_arguments, recipe_types
 
 
 NAN, INF = math.nan, math.inf
@@ -32,8 +33,7 @@ BASE = "output_dir: out\nuse_cpu: true\nbf16: false\n"
 def recipe(tmp_path, text, *words, base=BASE):
     path = tmp_path / "recipe.yaml"
     path.write_text(base + textwrap.dedent(text))
-    parts = parse_arguments(["--config", str(path), *words])
-    return {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
+    return Recipe.read(["--config", str(path), *words]).fields()
 
 
 # Ranges
@@ -169,7 +169,7 @@ def test_what_trl_gives_a_meaning_is_taken_as_it_is(name, value):
 
 
 def test_every_default_is_in_its_range():
-    for kind in ARGUMENT_TYPES:
+    for kind in RECIPE_TYPES:
         values = {
             f.name: f.default for f in dataclasses.fields(kind) if f.init and f.default is not dataclasses.MISSING
         }
@@ -335,7 +335,7 @@ def test_one_value_where_a_list_is_wanted(tmp_path):
 def test_lists_of_texts(kind, name, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(f"model: m\n{name}: [no, off, None, 007, 1e3, yes]\n")
-    (settings,) = parse_arguments(["--config", str(path)], types=(kind,))
+    (settings,) = parse_arguments(["--config", str(path)], (kind,), "test")
     assert getattr(settings, name) == ["no", "off", "None", "007", "1e3", "yes"]
 
 
@@ -377,12 +377,12 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("run_name: caf\xe9\n".encode("latin-1"))
     (tmp_path / "bom.yaml").write_text("﻿" + BASE + "seed: 7\n", encoding="utf-8")
     with pytest.raises(ValueError, match="is no UTF-8 text"):
-        parse_arguments(["--config", str(tmp_path / "latin.yaml")])
+        Recipe.read(["--config", str(tmp_path / "latin.yaml")])
     with pytest.raises(ValueError, match="cannot read"):
-        parse_arguments(["--config", str(tmp_path)])
-    assert parse_arguments(["--config", str(tmp_path / "bom.yaml")])[1].seed == 7
+        Recipe.read(["--config", str(tmp_path)])
+    assert Recipe.read(["--config", str(tmp_path / "bom.yaml")])[1].seed == 7
     with pytest.raises(ValueError, match="`--config` is there twice"):
-        parse_arguments(["--config", str(tmp_path / "bom.yaml"), "--config", "b.yaml"])
+        Recipe.read(["--config", str(tmp_path / "bom.yaml"), "--config", "b.yaml"])
 
 
 def test_written_yaml_is_read_as_it_was():
@@ -432,7 +432,7 @@ def test_foreign_fields_are_named_at_once(tmp_path):
 
 
 def test_retired_names_are_not_fields_and_their_successors_are():
-    known = {f.name for kind in ARGUMENT_TYPES for f in dataclasses.fields(kind)}
+    known = {f.name for kind in RECIPE_TYPES for f in dataclasses.fields(kind)}
     assert not (set(RENAMED) | set(ADVICE)) & known
     assert set(RENAMED.values()) <= known
     for name in (*RENAMED, *ADVICE):

@@ -44,7 +44,7 @@ def test_results_are_of_the_recipes(regime):
         assert comparison["settings"].get(name) == recipe.get(name), name
     command = shlex.split(comparison["command"])
     assert command[:4] == ["trl-credit", "compare", "--config", f"recipes/compare/{regime}.yaml"]
-    assert not re.search(r"/(tmp|work|home|root)/", (RESULTS / regime / "comparison.html").read_text())
+    assert not re.search(r"/(tmp|work|home|root)/", (RESULTS / regime / "comparison.json").read_text())
 
 
 def test_claims_hold():

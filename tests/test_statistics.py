@@ -15,8 +15,8 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_credit.signals import statistics
-from trl_credit.signals.statistics import STATISTICS, Head, compare_distributions, gathered_head
+from trl_credit.signals import divergence as statistics
+from trl_credit.signals.divergence import STATISTICS, Head, compare_distributions, gathered_head
 
 
 def squared_hellinger(hidden_p, head_p, hidden_q, head_q, mask, temperature=1.0):
@@ -194,7 +194,7 @@ def test_only_what_is_asked_for():
 
 MEMORY = """
 import resource, sys, torch
-from trl_credit.signals.statistics import Head, compare_distributions
+from trl_credit.signals.divergence import Head, compare_distributions
 
 torch.set_num_threads(1)
 tokens, vocab_size, width = int(sys.argv[1]), 151936, 896

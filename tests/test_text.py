@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from trl_credit._text import (
+from trl_credit._util.text import (
     SafeFormatter,
     command_without_folders,
     hub_id,
@@ -206,7 +206,7 @@ def test_folders_are_left_out():
 
 
 def test_a_credit_page_has_no_folders(tmp_path):
-    from trl_credit.report.credit import write_credit_report
+    from trl_credit.records.page import write_credit_report
 
     about = {
         "title": "Token credit",
@@ -258,7 +258,7 @@ def check(shown: str, name: str, least: int) -> None:
 
 @pytest.mark.parametrize("name", [*MARKUP, SHORT])
 def test_eval_shows_names_as_they_are(name, capsys, monkeypatch):
-    from trl_credit.evaluation.cli import show, show_comparison
+    from trl_credit.evaluation.terminal import show, show_comparison
 
     monkeypatch.setenv("COLUMNS", "400")
     show(evaluation(name))
@@ -274,7 +274,7 @@ def test_eval_shows_names_as_they_are(name, capsys, monkeypatch):
 
 
 def test_unbroken_paths(capsys, monkeypatch):
-    from trl_credit.evaluation.cli import show
+    from trl_credit.evaluation.terminal import show
 
     monkeypatch.setenv("COLUMNS", "40")
     show(evaluation("x") | {"model": "/a long path/" + "m" * 60})
@@ -299,15 +299,16 @@ def test_bench_shows_labels_as_they_are(name, capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", [*MARKUP, SHORT])
 def test_compare_shows_labels_as_they_are(name, capsys, monkeypatch):
-    from trl_credit.comparison import results
+    from trl_credit.comparison import output, results
 
     monkeypatch.setenv("COLUMNS", "400")
     row = dict.fromkeys(results._HEADINGS, name)
-    monkeypatch.setattr(results, "rows_of", lambda comparison: [row])
-    monkeypatch.setattr(results, "sentences", lambda comparison: [name])
+    for module in (results, output):
+        monkeypatch.setattr(module, "rows_of", lambda comparison: [row])
+        monkeypatch.setattr(module, "sentences", lambda comparison: [name])
     monkeypatch.setattr(results, "basis", lambda comparison: "")
     comparison = {"level": 0.95, "baseline": name, "notes": [name]}
-    results.show(comparison)
+    output.show(comparison)
     check(capsys.readouterr().out, name, 9)
     text = results.to_markdown(comparison)
     check(text, name, 9)
@@ -316,7 +317,7 @@ def test_compare_shows_labels_as_they_are(name, capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", [*MARKUP, SHORT])
 def test_the_quickstart_shows_labels_as_they_are(name, capsys, monkeypatch):
-    from trl_credit.quickstart.run import report
+    from trl_credit.quickstart import report
 
     monkeypatch.setenv("COLUMNS", "400")
     numbers = ("accuracy_before", "accuracy_after", "mean_reward", "weight_std", "seconds_per_update")
@@ -326,16 +327,17 @@ def test_the_quickstart_shows_labels_as_they_are(name, capsys, monkeypatch):
 
 def test_methods_of_others_are_shown_as_they_are(capsys, monkeypatch):
     from trl_credit import cli
-    from trl_credit.methods import GCPO
+    from trl_credit.methods import GCPO, cards
 
     class Hostile(GCPO):
         """Credit of [b]brackets[/x] \x1b[31m :100:."""
 
-    monkeypatch.setattr("trl_credit.methods.get_method_class", lambda name: Hostile)
-    monkeypatch.setattr("trl_credit.methods.METHODS", {"[/x]": Hostile})
+    monkeypatch.setattr("trl_credit.methods.registry.get_method_class", lambda name: Hostile)
     monkeypatch.setenv("COLUMNS", "200")
-    cli._describe("x")
+    cli._describe("my.Hostile")
     assert r"Credit of [b]brackets[/x] \x1b[31m :100:." in capsys.readouterr().out
+    card = cards.card_of("my.Hostile")
+    monkeypatch.setattr(cards, "card_of", lambda name: card)
     cli._list()
     assert r"Credit of [b]brackets[/x] \x1b[31m :100:." in capsys.readouterr().out
 
@@ -364,7 +366,7 @@ def test_errors_of_the_commands(capsys, monkeypatch):
 def test_terminals_of_any_encoding(encoding):
     """The results come at the end of hours: nothing in them may be what a terminal cannot take."""
     code = (
-        "import json, sys; from trl_credit._text import prepare_terminal; prepare_terminal();"
+        "import json, sys; from trl_credit._util.text import prepare_terminal; prepare_terminal();"
         "from trl_credit.evaluation.cli import show; show(json.loads(sys.argv[1]))"
     )
     done = subprocess.run(

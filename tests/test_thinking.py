@@ -11,19 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_credit import CreditGRPOTrainer
 from trl_credit.evaluation.backends.base import Request
-from trl_credit.evaluation.backends.local import render
+from trl_credit.evaluation.backends.prompts import render
 from trl_credit.evaluation.backends.transformers import to_generation
 from trl_credit.inspection.scoring import Completion, CreditScorer
-from trl_credit.methods import build_credit
-from trl_credit.rewards import (
-    REWARDS,
-    _warn_once,
-    accuracy,
-    build_reward,
-    judged,
-    reasoning_accuracy,
-    think_format,
-)
+from trl_credit.methods.registry import build_credit
+from trl_credit.rewards import REWARDS, _warn_once, accuracy, build_reward, judged, reasoning_accuracy, think_format
 from trl_credit.rewards.judge import judge
 from trl_credit.rewards.thinking import judged_text, opened_tag
 

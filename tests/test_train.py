@@ -13,9 +13,10 @@ from trl.rewards import accuracy_reward
 
 from trl_credit import train
 from trl_credit.data import load_splits, prepare, report_bare_latex, report_unparsable
-from trl_credit.evaluation.backends.local import LocalModel
+from trl_credit.extras.reward_guard import RewardError
+from trl_credit.model_files import LocalModel, base_of_adapter, embedded_model_path
+from trl_credit.recipe.recipe import Recipe
 from trl_credit.rewards import accuracy, build_reward, judged, required_columns
-from trl_credit.rewards.guard import RewardError
 
 
 ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
@@ -307,17 +308,17 @@ def test_dataset_mixture(tmp_path, tiny_model, capsys):
         train.main(both)
     assert "Both `datasets` and `dataset_name` are set" in capsys.readouterr().err
     place = rest.index("--dataset_name")
-    arguments = train.trainer_arguments(*train.parse_arguments([*both[:2], *rest[:place], *rest[place + 2 :]]))
+    arguments = Recipe.read([*both[:2], *rest[:place], *rest[place + 2 :]]).trainer_arguments()
     assert len(arguments["train_dataset"]) == 8
 
 
 def test_evaluation_data_with_other_columns(tmp_path, tiny_model):
     other = write(tmp_path / "aime.jsonl", [{"question": "1+1?", "truth": "2"}] * 4)
     evaluation = ["--eval_dataset_name", other, "--eval_problem_column", "question", "--eval_answer_column", "truth"]
-    parsed = train.parse_arguments(
+    parsed = Recipe.read(
         line(tmp_path, tiny_model, *evaluation, "--eval_strategy", "steps", "--per_device_eval_batch_size", "4")
     )
-    arguments = train.trainer_arguments(*parsed)
+    arguments = parsed.trainer_arguments()
     assert arguments["eval_dataset"][0]["prompt"] == [{"role": "user", "content": "1+1?"}]
     assert arguments["eval_dataset"][0]["solution"] == "2"
     assert arguments["train_dataset"][1]["solution"] == "2"
@@ -414,7 +415,7 @@ def test_nothing_to_train(capsys):
 
 
 def test_chat_prompts_need_a_chat_template(tmp_path, tiny_model, capsys):
-    from trl_credit.quickstart.build_model import build_tokenizer
+    from trl_credit.toy.build_model import build_tokenizer
 
     folder = tmp_path / "no_template"
     shutil.copytree(tiny_model, folder)
@@ -428,13 +429,13 @@ def test_chat_prompts_need_a_chat_template(tmp_path, tiny_model, capsys):
 def test_one_reward_as_text(tmp_path, tiny_model):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("reward_funcs: accuracy")
-    script_args, *_ = train.parse_arguments(["--config", str(recipe), "--output_dir", "out", *ON_CPU])
+    script_args, *_ = Recipe.read(["--config", str(recipe), "--output_dir", "out", *ON_CPU])
     assert script_args.reward_funcs == ["accuracy"]
 
 
 def test_rewards_know_the_length_of_the_run(tmp_path, tiny_model):
     rewards = ["--reward_funcs", "soft_overlong_punishment", "--max_completion_length", "40"]
-    arguments = train.trainer_arguments(*train.parse_arguments(line(tmp_path, tiny_model, *rewards)))
+    arguments = Recipe.read(line(tmp_path, tiny_model, *rewards)).trainer_arguments()
     (reward,) = arguments["reward_funcs"]
     assert (reward.max_completion_len, reward.soft_punish_cache) == (40, 8)
 
@@ -518,7 +519,7 @@ def test_adapters_without_their_base_model(base, message, adapter, tmp_path, cap
 @pytest.mark.parametrize("base", ["trl_credit:quickstart", "/elsewhere/site-packages/trl_credit/quickstart/model"])
 def test_adapters_of_the_embedded_model(base, tmp_path):
     LoraConfig(base_model_name_or_path=base, task_type="CAUSAL_LM").save_pretrained(tmp_path)
-    assert train.base_of_adapter(str(tmp_path)) == train.embedded_model_path()
+    assert base_of_adapter(str(tmp_path)) == embedded_model_path()
 
 
 @pytest.mark.parametrize(

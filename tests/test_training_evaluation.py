@@ -9,11 +9,12 @@ import yaml
 from safetensors.torch import load_file
 from transformers import PrinterCallback, TrainerCallback
 
+from trl_credit._util.files import RunFolderError
 from trl_credit.evaluation import EvalConfig, evaluate
 from trl_credit.evaluation.backends.base import Request, SamplingSettings
-from trl_credit.evaluation.store import RunFolderError
-from trl_credit.evaluation.training import TrainerBackend, TrainingEvaluation
-from trl_credit.train import main, parse_arguments
+from trl_credit.recipe.evaluation import TrainerBackend, TrainingEvaluation
+from trl_credit.recipe.recipe import Recipe
+from trl_credit.train import main
 
 
 RECIPE = {
@@ -21,7 +22,7 @@ RECIPE = {
     "dtype": "float32",
     "dataset_name": "trl_credit:arithmetic",
     "generated_dataset_size": 50,
-    "reward_funcs": ["trl_credit.quickstart.task.correct_answer"],
+    "reward_funcs": ["trl_credit.toy.arithmetic.correct_answer"],
     "credit": {"method": "gcpo", "negative_prompt": "!{prompt}"},
     "learning_rate": 1e-4,
     "max_steps": 4,
@@ -115,7 +116,7 @@ def test_the_samples_of_another_training_make_way(tmp_path, caplog):
 
 
 def evaluation_of(settings, tmp_path, **fields):
-    script_args, training_args, *_ = parse_arguments(recipe(tmp_path, eval=settings, **fields))
+    script_args, training_args, *_ = Recipe.read(recipe(tmp_path, eval=settings, **fields))
     return TrainingEvaluation.from_recipe(script_args.eval, script_args, training_args)
 
 
@@ -140,10 +141,10 @@ def test_wrong_mappings(settings, message, tmp_path, capsys):
 
 
 def test_the_command_line_takes_json(tmp_path):
-    script_args, *_ = parse_arguments([*recipe(tmp_path), "--eval", json.dumps(EVALUATION)])
+    script_args, *_ = Recipe.read([*recipe(tmp_path), "--eval", json.dumps(EVALUATION)])
     assert script_args.eval == EVALUATION
     with pytest.raises(ValueError, match="`eval` is not valid JSON"):
-        parse_arguments([*recipe(tmp_path), "--eval", "{"])
+        Recipe.read([*recipe(tmp_path), "--eval", "{"])
 
 
 def test_what_the_recipe_sets_holds_for_its_evaluation(tmp_path):

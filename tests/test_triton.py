@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.utils import is_triton_available
 
-from trl_credit.signals import statistics
+from trl_credit.signals import divergence as statistics
 from trl_credit.signals._triton import fold_triton
 
 

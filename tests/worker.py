@@ -23,11 +23,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2VLForConditionalGeneration, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-import trl_credit.trainer
 from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
-from trl_credit.batching import loss_mask
 from trl_credit.evaluation import EvalConfig
-from trl_credit.evaluation.training import TrainingEvaluation
+from trl_credit.recipe.evaluation import TrainingEvaluation
 
 
 def allow_fsdp_on_cpu():
@@ -157,33 +155,22 @@ class Recorder:
 
     def __init__(self, trainer):
         self.steps = defaultdict(dict)
-        assign = trainer._assign_credit
 
-        def record(batch, view, own, plan, policy):
-            if view is None:  # no completion needs credit
-                assign(batch, view, own, plan, policy)
+        def record(batch, result):
+            if result.view is None:  # no completion needs credit
                 return
-            seen = {}
-            original = trl_credit.trainer.credit_metrics
+            view, mask = result.view, result.inputs.mask
+            values = next(iter(trainer.credit_method.metrics(result.inputs).values()), result.inputs.policy_logps)
+            for row in range(len(mask)):
+                if mask[row].any():
+                    ids = [*view["prompt_ids"][row].tolist(), *view["completion_ids"][row][mask[row]].tolist()]
+                    key = " ".join(str(i) for i in ids if i)
+                    self.steps[trainer.state.global_step][key] = [
+                        values[row][mask[row]].tolist(),
+                        result.weights[row][mask[row]].tolist(),
+                    ]
 
-            def metrics(method, inputs, weights, *args):
-                values = next(iter(method.metrics(inputs).values()), inputs.policy_logps)
-                mask = loss_mask(view)
-                for row in range(len(mask)):
-                    if plan.credit_rows:
-                        ids = [*view["prompt_ids"][row].tolist(), *view["completion_ids"][row][mask[row]].tolist()]
-                        key = " ".join(str(i) for i in ids if i)
-                        seen[key] = [values[row][mask[row]].tolist(), weights[row][mask[row]].tolist()]
-                return original(method, inputs, weights, *args)
-
-            trl_credit.trainer.credit_metrics = metrics
-            try:
-                assign(batch, view, own, plan, policy)
-            finally:
-                trl_credit.trainer.credit_metrics = original
-            self.steps[trainer.state.global_step].update(seen)
-
-        trainer._assign_credit = record
+        trainer.credit_observers.append(record)
 
     def gathered(self):
         merged = defaultdict(dict)

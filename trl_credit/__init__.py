@@ -1,16 +1,50 @@
 """Token-level credit assignment for TRL's GRPOTrainer."""
 
-from ._version import __version__, warn_if_untested
+from typing import TYPE_CHECKING
+
+from ._util import moved
+from ._util.lazy import lazy_names
+from ._version import __version__
 
 
-warn_if_untested()
+if TYPE_CHECKING:
+    from .methods.base import CreditMethod, Paper
+    from .methods.dgpo import DGPO
+    from .methods.gcpo import GCPO
+    from .methods.inputs import CreditInputs
+    from .methods.ops import mean_one
+    from .methods.registry import METHODS, build_credit
+    from .methods.uniform import Uniform
+    from .signals.base import PolicyForward, Signal, SignalSource
+    from .signals.negative_prompt import NegativePromptLogps
+    from .signals.reference import ReferenceHellinger
+    from .trainer.config import CreditGRPOConfig
+    from .trainer.grpo import CreditGRPOTrainer, DGPOTrainer, GCPOTrainer
 
-from .config import CreditGRPOConfig  # noqa: E402
-from .methods import DGPO, GCPO, METHODS, CreditInputs, CreditMethod, Paper, Uniform, build_credit  # noqa: E402
-from .methods.base import mean_one  # noqa: E402
-from .signals import NegativePromptLogps, PolicyForward, ReferenceHellinger, Signal, SignalSource  # noqa: E402
-from .trainer import CreditGRPOTrainer, DGPOTrainer, GCPOTrainer  # noqa: E402
+# Importing TRL takes seconds, which `trl-credit --help` and the evaluation's statistics need not wait for
+_HOMES = {
+    "DGPO": ".methods.dgpo",
+    "GCPO": ".methods.gcpo",
+    "METHODS": ".methods.registry",
+    "CreditGRPOConfig": ".trainer.config",
+    "CreditGRPOTrainer": ".trainer.grpo",
+    "CreditInputs": ".methods.inputs",
+    "CreditMethod": ".methods.base",
+    "DGPOTrainer": ".trainer.grpo",
+    "GCPOTrainer": ".trainer.grpo",
+    "NegativePromptLogps": ".signals.negative_prompt",
+    "Paper": ".methods.base",
+    "PolicyForward": ".signals.base",
+    "ReferenceHellinger": ".signals.reference",
+    "Signal": ".signals.base",
+    "SignalSource": ".signals.base",
+    "Uniform": ".methods.uniform",
+    "build_credit": ".methods.registry",
+    "mean_one": ".methods.ops",
+}
 
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+moved.install()
 
 __all__ = [
     "DGPO",

@@ -6,17 +6,15 @@ right), lists of one entry per completion, and scalars.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-
-if TYPE_CHECKING:
-    from .signals.base import Signal
+from ._trl import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 
 # What TRL's batches hold per token: of the prompt (padded on the left), of the completion (padded on the right), of both
@@ -58,27 +56,27 @@ class UpdatePlan:
         forwards: For each signal with forwards of its own, the rows of each of them; every process makes equally many,
             so some may be empty.
         rows: The completions that this process has in this micro-batch; with none, its one row is a stand-in.
-        live: Whether any process has a completion in this micro-batch.
-        credited: Whether any process has rows that need credit.
+        any_rows: Whether any process has a completion in this micro-batch.
+        any_credit: Whether any process has rows that need credit.
         most_rows: The most rows that this micro-batch has in any process.
-        scale: (B,) what the token advantages are multiplied by, so that rows left out or dealt to other micro-batches
+        scale: (B,) what the token advantages are multiplied by, so that rows left out or regrouped to other micro-batches
             do not change the loss's denominators; `None` for 1.
         share: The micro-batch's share of the tokens, relative to the mean micro-batch of its optimizer step: what its
             metrics are weighted by.
         keep: Whether signals that do not change between iterations are kept after the first.
-        kept: Those signals' forwards.
+        cache: Those signals' forwards.
     """
 
     credit_rows: list[int]
-    forwards: dict[Signal, list[list[int]]]
+    forwards: dict[Hashable, list[list[int]]]
     rows: int = 0
-    live: bool = True
-    credited: bool = True
+    any_rows: bool = True
+    any_credit: bool = True
     most_rows: int = 0
     scale: torch.Tensor | None = None
     share: float = 1.0
     keep: bool = False
-    kept: dict[Signal, Any] = field(default_factory=dict)
+    cache: dict[Hashable, Any] = field(default_factory=dict)
 
 
 # Rows and columns of a batch
@@ -164,7 +162,7 @@ def cut(batch: dict[str, Any], pad_to_multiple_of: int | None = None, *, prompts
     return {key: cut_one(key, value) for key, value in batch.items()}
 
 
-def stand_in(batch: dict[str, Any]) -> dict[str, Any]:
+def placeholder_row(batch: dict[str, Any]) -> dict[str, Any]:
     """The cheapest row of a batch with nothing in the loss: what a process runs where it has no row but must keep step.
 
     Where there are images it has some, so that every process runs the vision tower.
@@ -274,13 +272,13 @@ class Savings:
         skip_zero_advantage: Leave out rows whose advantage is exactly zero.
         trim_padding: Cut each micro-batch to its own longest prompt and completion.
         keep_old_prompts: Leave the prompts' padding where the batch holds log-probs of before the update.
-        deal: Deal the rows of an optimizer step to its micro-batches by length.
+        regroup: Regroup the rows of an optimizer step to its micro-batches by length.
     """
 
     skip_zero_advantage: bool = False
     trim_padding: bool = False
     keep_old_prompts: bool = False
-    deal: bool = False
+    regroup: bool = False
 
 
 def loss_mask(batch: dict[str, Any]) -> torch.Tensor:
@@ -289,13 +287,13 @@ def loss_mask(batch: dict[str, Any]) -> torch.Tensor:
     return mask if "tool_mask" not in batch else mask & batch["tool_mask"].bool()
 
 
-def _teaching(batch: dict[str, Any], every_row: bool = False) -> np.ndarray:
+def _has_gradient(batch: dict[str, Any], every_row: bool = False) -> np.ndarray:
     """(B,) bool: rows with a token in the loss and an advantage (or any, with `every_row`)."""
     occupied = loss_mask(batch).any(-1)
     return (occupied if every_row else occupied & (batch["advantages"] != 0)).cpu().numpy()
 
 
-def deal_rows(
+def regroup_rows(
     batches: Sequence[dict[str, Any]],
     savings: Savings,
     loss_type: str,
@@ -315,29 +313,29 @@ def deal_rows(
         As many micro-batches, those without rows first, each with its rows' scales (`None` for 1) and whether it has
         rows. One without rows is a stand-in of one row with nothing in the loss.
     """
-    if not (savings.skip_zero_advantage or savings.trim_padding or savings.deal):
+    if not (savings.skip_zero_advantage or savings.trim_padding or savings.regroup):
         return [(batch, None, True) for batch in batches]
     merged, per_batch = concatenate(batches), len(batches[0]["advantages"])
     rows = np.arange(len(merged["advantages"]))
-    kept = rows[_teaching(merged)] if savings.skip_zero_advantage else rows
-    if savings.deal and len(batches) > 1:
+    kept = rows[_has_gradient(merged)] if savings.skip_zero_advantage else rows
+    if savings.regroup and len(batches) > 1:
         runs = partition(token_counts(merged)[kept], len(batches), per_batch, overhead)
         groups = [[]] * (len(batches) - len(runs)) + [kept[run].tolist() for run in runs]
     else:
         groups = [kept[kept // per_batch == i].tolist() for i in range(len(batches))]
-    dealt = []
+    regrouped = []
     tokens = loss_mask(merged).sum(-1).cpu().numpy()
     for group, scale in zip(groups, row_scales(loss_type, groups, tokens, per_batch), strict=True):
         if not group:
-            dealt.append((stand_in(merged), None, False))
+            regrouped.append((placeholder_row(merged), None, False))
             continue
         batch = merged if group == rows.tolist() else select(merged, group)
         if savings.trim_padding:
             prompts = not (savings.keep_old_prompts and batch.get("old_per_token_logps") is not None)
             batch = cut(batch, pad_to_multiple_of, prompts=prompts)
         scale = None if (scale == 1).all() else torch.as_tensor(scale).to(batch["advantages"])
-        dealt.append((batch, scale, True))
-    return dealt
+        regrouped.append((batch, scale, True))
+    return regrouped
 
 
 PLAN = "credit_plan"
@@ -345,7 +343,7 @@ PLAN = "credit_plan"
 
 def plan_updates(
     batches: Sequence[dict[str, Any]],
-    signal_lengths: dict[Signal, Callable[[dict[str, Any]], np.ndarray]],
+    signal_lengths: dict[Hashable, Callable[[dict[str, Any]], np.ndarray]],
     gather: Callable[[torch.Tensor], torch.Tensor],
     *,
     savings: Savings,
@@ -369,7 +367,7 @@ def plan_updates(
         savings: The savings to make.
         every_row: Whether rows without an advantage need credit too ([`CreditMethod.credits_zero_advantage`]).
         loss_type: TRL's `loss_type`.
-        window: Micro-batches of one optimizer step, among which rows may be dealt.
+        window: Micro-batches of one optimizer step, among which rows may be regrouped.
         overhead: What a micro-batch costs besides its tokens, in tokens.
         forward_overhead: The same of a signal's forward.
         max_forwards: The most forwards that a signal makes for one micro-batch.
@@ -377,7 +375,7 @@ def plan_updates(
         kept_bytes_per_token: What signals that are kept between iterations take; 0 if none is.
         budget_bytes: What they may take in a process.
 
-    Where some rows have images and others none, none is left out or dealt: a process with a group of rows without images
+    Where some rows have images and others none, none is left out or regrouped: a process with a group of rows without images
     would not run the vision tower, for which the others wait where it is sharded.
 
     Returns:
@@ -385,17 +383,17 @@ def plan_updates(
     """
     advantages = torch.cat([batch["advantages"] for batch in batches])
     near_zero = (advantages != 0) & (advantages.abs() < NEAR_ZERO)
-    teaching = sum(int(_teaching(batch, every_row).sum()) for batch in batches)
+    teaching = sum(int(_has_gradient(batch, every_row).sum()) for batch in batches)
     mixed = any(map(mixes_images, batches))
     if mixed:
-        savings = replace(savings, skip_zero_advantage=False, deal=False)
-    dealt = []
+        savings = replace(savings, skip_zero_advantage=False, regroup=False)
+    regrouped = []
     for start in range(0, len(batches), window):
-        dealt += deal_rows(batches[start : start + window], savings, loss_type, overhead, pad_to_multiple_of)
+        regrouped += regroup_rows(batches[start : start + window], savings, loss_type, overhead, pad_to_multiple_of)
 
     plans, numbers = [], []
-    for batch, scale, has_rows in dealt:
-        credit_rows = np.flatnonzero(_teaching(batch, every_row)) if has_rows else np.arange(0)
+    for batch, scale, has_rows in regrouped:
+        credit_rows = np.flatnonzero(_has_gradient(batch, every_row)) if has_rows else np.arange(0)
         if mixed:  # a row without images could not stand in for one with
             credit_rows = np.arange(len(batch["advantages"]))
         forwards = {}
@@ -418,9 +416,9 @@ def plan_updates(
     mean_tokens = (windows[0].sum(1) / windows[1].sum(1).clip(min=1)).repeat(window)
     within_budget = np.cumsum(most[:, 3]) <= budget_bytes
     for i, plan in enumerate(plans):
-        plan.most_rows, plan.live, plan.credited = int(most[i, 0]), bool(most[i, 0]), bool(most[i, 2])
+        plan.most_rows, plan.any_rows, plan.any_credit = int(most[i, 0]), bool(most[i, 0]), bool(most[i, 2])
         plan.keep = bool(kept_bytes_per_token and within_budget[i])
-        if (savings.skip_zero_advantage or savings.deal) and mean_tokens[i]:
+        if (savings.skip_zero_advantage or savings.regroup) and mean_tokens[i]:
             plan.share = float(tokens[i] / mean_tokens[i])
         for signal, count in zip(plan.forwards, most[i, 4:], strict=True):
             plan.forwards[signal] += [[]] * int(count - len(plan.forwards[signal]))
@@ -429,4 +427,28 @@ def plan_updates(
     metrics["credit/skipped_fraction"] = 1 - teaching / rows if skips else 0.0
     if kept_bytes_per_token:
         metrics["credit/kept_fraction"] = float(np.mean([plan.keep for plan in plans]))
-    return [{**batch, PLAN: plan} for (batch, _, _), plan in zip(dealt, plans, strict=True)], metrics
+    return [{**batch, PLAN: plan} for (batch, _, _), plan in zip(regrouped, plans, strict=True)], metrics
+
+
+# Fields of a plan as checkpoints have them, which keep the names of release 0.1
+_SAVED_AS = {"any_rows": "live", "any_credit": "credited"}
+
+
+def encode_plan(plan: UpdatePlan) -> dict[str, Any]:
+    """A plan as a checkpoint has it."""
+    values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    values["forwards"] = list(plan.forwards.values())
+    del values["cache"]  # computed again
+    return {_SAVED_AS.get(name, name): value for name, value in values.items()}
+
+
+def decode_plan(values: dict[str, Any], signals: list) -> UpdatePlan:
+    """The plan that a checkpoint has.
+
+    Args:
+        values: What [`encode_plan`] returned.
+        signals: The signals with forwards of their own, in the order of that time.
+    """
+    names = {saved: name for name, saved in _SAVED_AS.items()}
+    values = {names.get(name, name): value for name, value in values.items()}
+    return UpdatePlan(**values | {"forwards": dict(zip(signals, values["forwards"], strict=True))})

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from .methods.base import nearest
+from ._util.text import nearest
 
 
 Message = dict[str, Any]

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..methods.base import CreditMethod, Paper, mean_one, nearest
+from .._util.text import nearest
+from ..methods.base import CreditMethod, Paper
 from ..methods.inputs import CreditInputs
+from ..methods.ops import mean_one
 from ..methods.uniform import Uniform
 
 

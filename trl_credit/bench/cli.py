@@ -2,14 +2,13 @@
 
 import argparse
 import importlib.util
-import logging
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
 
-from .._text import prepare_terminal, safe, safe_lines
+from .._util.quiet import quiet_libraries
+from .._util.text import prepare_terminal, safe, safe_lines
 
 
 _SETTINGS = (
@@ -70,19 +69,12 @@ def main(argv: list[str] | None = None) -> None:
     for package in ("scipy", "matplotlib"):
         if importlib.util.find_spec(package) is None:
             _fail(f"CreditBench needs {package}: pip install 'trl-credit[analysis]'")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if arguments.model is None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    import datasets
     import torch
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    from ..effect import NothingTrainedError
+    quiet_libraries()
+    from ..extras.effect import NothingTrainedError
     from .report import show
     from .run import BenchSettings, run
 

@@ -45,7 +45,7 @@ def sample_groups(
     model, tokenizer, prompts: Sequence[str], answers: Sequence[str], seed: int, group_size: int = 8
 ) -> list[Group]:
     """Groups sampled from the model at temperature 1, rewarded by `correct_answer`."""
-    from ..quickstart.task import correct_answer
+    from ..toy.arithmetic import correct_answer
 
     groups = []
     eos = tokenizer.eos_token_id

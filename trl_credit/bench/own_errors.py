@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ..inspection.scoring import Completion, CreditScorer
-from ..quickstart.task import NUM_LETTERS, make_problem, prompt_of
+from ..toy.arithmetic import NUM_LETTERS, make_problem, prompt_of
 from .tasks import OWN_ERRORS, Item, tokens_and_labels
 
 
@@ -50,7 +50,7 @@ class OwnErrors:
     )
 
 
-def judge(terms: Sequence[int], completion: str, style: str = "plain") -> tuple[str, tuple[int, int] | None]:
+def find_mistake(terms: Sequence[int], completion: str, style: str = "plain") -> tuple[str, tuple[int, int] | None]:
     """What a completion in the `compact` rendering is, and the place of its one mistake if that is `usable`.
 
     A number is a mistake where it does not follow from the prompt and the numbers before it, mistakes included. Its
@@ -119,7 +119,7 @@ def _judged(completion: Completion, terms: list[int], style: str, tokenizer: Any
     if not ids or ids[-1] != tokenizer.eos_token_id:
         return "malformed", None
     text = tokenizer.decode(ids[:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    outcome, span = judge(terms, text, style)
+    outcome, span = find_mistake(terms, text, style)
     if span is None:
         return outcome, None
     item = Item(completion.prompt, text, (span,))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._text import safe, safe_lines, safe_text, without_folders
+from .._util.text import safe, safe_lines, safe_text, without_folders
 
 
 # Series are told apart by marker and line, not by colour alone

@@ -10,14 +10,16 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge
 
-from .._imports import is_dotted
-from ..inspection.scoring import Completion, CreditScorer, labelled
-from ..methods import DGPO, METHODS, CreditMethod, build_credit
-from ..methods.base import nearest
-from ..quickstart.run import quickstart_credit
-from ..quickstart.task import make_dataset
-from ..settings import DTYPES, AtLeast1, NonNegativeInt, Seed, Whole, check_fields, check_output_dir, one_of
-from ..train import base_of_adapter, embedded_model_path
+from .._util.imports import is_dotted
+from .._util.settings import DTYPES, AtLeast1, NonNegativeInt, Seed, Whole, check_fields, check_output_dir, one_of
+from .._util.text import nearest
+from ..inspection.scoring import Completion, CreditScorer
+from ..methods import DGPO, CreditMethod
+from ..methods.compose import labelled
+from ..methods.registry import METHODS, build_credit
+from ..model_files import base_of_adapter, embedded_model_path
+from ..recipe.toy import quickstart_credit
+from ..toy.arithmetic import make_dataset
 from . import gradients as gradient_scores
 from .baselines import BASELINES, baselines, is_trivial
 from .own_errors import MAX_COMPLETION_TOKENS, sample_own_errors
@@ -119,7 +121,7 @@ def load_tokenizer(model: str) -> Any:
 
 def is_compact(tokenizer: Any) -> bool:
     """Whether this is the embedded model's tokenizer."""
-    from ..quickstart.build_model import build_tokenizer
+    from ..toy.build_model import build_tokenizer
 
     return tokenizer.get_vocab() == build_tokenizer().get_vocab()
 

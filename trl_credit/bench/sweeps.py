@@ -95,9 +95,9 @@ def drifted_policies(
 def _train(model: str, updates: Sequence[int], output_dir: Path, seed: int, num_completions: int) -> list[float]:
     from transformers import PrinterCallback, TrainerCallback
 
-    from ..config import CreditGRPOConfig
-    from ..quickstart.task import correct_answer, make_dataset
-    from ..trainer import CreditGRPOTrainer
+    from ..toy.arithmetic import correct_answer, make_dataset
+    from ..trainer.config import CreditGRPOConfig
+    from ..trainer.grpo import CreditGRPOTrainer
 
     class Keep(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, processing_class=None, **kwargs):

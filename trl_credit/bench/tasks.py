@@ -11,7 +11,7 @@ Each has one thing wrong, and what follows is computed from it. Where it is plan
     own_error_style the same, with random letters between the steps
 
 There are two renderings: `compact` is what the quickstart's embedded model has read
-([`trl_credit.quickstart.task`]), `text` is English for any model. In `compact` a longer completion has more terms (2, 3 and
+([`trl_credit.toy.arithmetic`]), `text` is English for any model. In `compact` a longer completion has more terms (2, 3 and
 5 of them), in `text` more sentences beside the point. The policy's own errors are there in `compact` only.
 
 A planted digit is drawn uniformly, not from the policy, which makes it the most surprising token by construction: that
@@ -27,8 +27,8 @@ import string
 from dataclasses import dataclass
 from typing import Any
 
-from ..methods.base import nearest
-from ..quickstart.task import WORDS, _misread, make_problem, prompt_of, solution_parts
+from .._util.text import nearest
+from ..toy.arithmetic import WORDS, _misread, make_problem, prompt_of, solution_parts
 
 
 RENDERINGS = ("compact", "text")

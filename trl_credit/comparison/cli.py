@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .._text import prepare_terminal, safe_lines, safe_text
-from ..settings import AtLeast1, check_value
+from .._util.settings import AtLeast1, check_value
+from .._util.text import prepare_terminal, safe_lines, safe_text
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 def recipe_fields() -> set[str]:
     from dataclasses import fields
 
-    from ..train import ARGUMENT_TYPES
+    from ..recipe.recipe import ARGUMENT_TYPES
 
     return {field.name for kind in ARGUMENT_TYPES for field in fields(kind)}
 
@@ -80,7 +80,8 @@ def recipe_fields() -> set[str]:
 def _compare(argv: list[str]) -> None:
     from rich.console import Console
 
-    from ..evaluation.store import RunFolder, RunFolderError
+    from .._util.files import RunFolderError
+    from ..evaluation.store import RunFolder
     from .plan import make_plan, write_plan
     from .run import in_process, run_all
 
@@ -146,7 +147,7 @@ def _compare(argv: list[str]) -> None:
 
 
 def _report(argv: list[str]) -> None:
-    from ..evaluation.store import RunFolderError
+    from .._util.files import RunFolderError
 
     arguments = argparse.ArgumentParser(
         prog="trl-credit compare report", description="Makes statistics and pictures anew from what is on disk."
@@ -159,6 +160,6 @@ def _report(argv: list[str]) -> None:
 
 
 def _write(output_dir: Path) -> None:
-    from .results import write_results
+    from .output import write_results
 
     write_results(output_dir)

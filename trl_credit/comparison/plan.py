@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .._text import redact, redact_words
-from .._yaml import dump
-from ..evaluation.store import RunFolderError, differences, read_json, write_atomically
-from ..methods.base import nearest
-from ..settings import AtLeast1, Finite, Seed, check_output_dir, check_value
+from .._util.files import RunFolderError, differences, read_json, write_atomically
+from .._util.settings import AtLeast1, Finite, Seed, check_output_dir, check_value
+from .._util.text import nearest, redact, redact_words
+from .._util.yaml import dump
 
 
 FORMAT = 1
@@ -122,9 +121,10 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         ValueError: It cannot be read, or has unknown settings.
     """
-    from ..train import read_recipe as read
+    from .._util.arguments import read_fields
+    from ..recipe.recipe import RECIPE_TYPES
 
-    recipe = read(path)
+    recipe = read_fields(path, RECIPE_TYPES)
     section = recipe.pop("compare", None) or {}
     if not isinstance(section, dict):
         raise ValueError(f"`compare` must be a mapping, got {section!r}.")
@@ -170,8 +170,8 @@ def parse_methods(
     Raises:
         ValueError: No or unknown methods, wrong parameters, one that is there twice.
     """
-    from ..inspection.scoring import labelled
-    from ..methods import build_credit
+    from ..methods.compose import labelled
+    from ..methods.registry import build_credit
 
     if isinstance(values, (str, Mapping)):
         values = [values]
@@ -347,17 +347,16 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
     """What must be equal in all runs, from settings that would reach the trainer with every method."""
     import tempfile
 
-    from ..evaluation.backends.local import LocalModel
-    from ..evaluation.training import TrainingEvaluation
-    from ..train import check_model, parse_arguments, resolve_model, trainer_arguments
+    from ..model_files import LocalModel, resolve_model
+    from ..recipe.recipe import Recipe
 
     parsed = None
     with tempfile.TemporaryDirectory(prefix="trl-credit-") as folder:
         (Path(folder) / "recipe.yaml").write_text(dump(plan.recipe))
         for method in plan.methods:
             words = run_arguments(plan, Path(folder), method, plan.asked[1][0])
-            parsed = parse_arguments(words, "trl-credit compare")
-    script_args, training_args, model_args, dataset_args = parsed
+            parsed = Recipe.read(words, "trl-credit compare")
+    _, training_args, model_args, _ = parsed
     names = {*plan.recipe, *field_names(plan.overrides)}
     settings = {}
     for name in sorted(names):
@@ -367,15 +366,7 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
             owner = next((part for part in parsed if hasattr(part, name)), None)
         settings[name] = getattr(owner, name) if owner is not None else plan.recipe.get(name)
     settings = json.loads(json.dumps(settings, default=str))
-    arguments = trainer_arguments(script_args, training_args, model_args, dataset_args)
-    if script_args.eval is not None:
-        TrainingEvaluation.from_recipe(script_args.eval, script_args, training_args)
-    check_model(
-        arguments["model"],
-        arguments["train_dataset"],
-        revision=model_args.model_revision,
-        trust_remote_code=training_args.trust_remote_code,
-    )
+    parsed.prepare()
     model = LocalModel.find(
         resolve_model(model_args.model_name_or_path), model_args.model_revision, training_args.trust_remote_code
     )

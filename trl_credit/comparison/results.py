@@ -1,6 +1,5 @@
 """Results of a comparison: runs on disk to comparison.json, and that to tables, pictures and sentences."""
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -9,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .._text import safe, safe_text
-from ..evaluation.store import RunFolderError, read_json, write_atomically
-from ..methods import build_credit
-from .plan import Method, Plan, read_plan, run_folder
-from .statistics import area, band, enough_seeds, first_reached, holm, interval, paired, smoothed, verdict
+from .._util.files import RunFolderError, read_json
+from .._util.text import safe
+from ..methods.registry import build_credit
+from ..statistics.paired import area, band, enough_seeds, first_reached, holm, interval, paired, smoothed, verdict
+from .plan import Method, Plan, run_folder
 
 
 LEVEL = 0.95
@@ -388,48 +387,3 @@ def basis(comparison: Mapping[str, Any]) -> str:
         "same problems and the same start. Intervals are Student's over seeds; p is that of the exact sign-flip test, "
         f"corrected over methods (Holm).{target}{accuracy}"
     )
-
-
-def show(comparison: Mapping[str, Any]) -> None:
-    """Prints the table and the sentences."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    table = Table()
-    for key, title in headings(comparison).items():
-        table.add_column(
-            safe_text(safe(title)),
-            justify="left" if key in ("quantity", "method", "verdict") else "right",
-            overflow="fold",
-        )
-    rows = rows_of(comparison)
-    for place, row in enumerate(rows):
-        first = not place or rows[place - 1]["quantity"] != row["quantity"]
-        last = place + 1 == len(rows) or rows[place + 1]["quantity"] != row["quantity"]
-        cells = ["" if not first else row["quantity"], *list(row.values())[1:]]
-        table.add_row(*(safe_text(safe(cell)) for cell in cells), end_section=last)
-    console.print(table)
-    for text in [*sentences(comparison), *comparison["notes"]]:
-        console.print(safe_text(safe(text)), soft_wrap=True)
-
-
-def write_results(output_dir: Path) -> dict[str, Any]:
-    """Makes statistics, tables, pictures and the page of what is on disk, and prints them.
-
-    Raises:
-        RunFolderError: No comparison is there, or no finished run.
-        ValueError: A package is missing.
-    """
-    from ..report.learning import plot_learning_curves, write_learning_report
-
-    plan = read_plan(output_dir)
-    comparison = summarize(plan, read_runs(output_dir, plan))
-    write_atomically(output_dir / "comparison.json", [json.dumps(comparison, indent=1, allow_nan=False) + "\n"])
-    write_atomically(output_dir / "comparison.md", [to_markdown(comparison)])
-    for suffix in ("png", "svg"):
-        plot_learning_curves(output_dir / f"curves.{suffix}", comparison)
-    write_learning_report(output_dir / "comparison.html", comparison)
-    show(comparison)
-    print(f"{safe(output_dir)}: comparison.html, comparison.md, comparison.json, curves.png, curves.svg")
-    return comparison

@@ -20,11 +20,11 @@ from .worker import start
 
 _PRELOADED = [
     "trl_credit.train",
-    "trl_credit.trainer",
-    "trl_credit.evaluation.training",
+    "trl_credit.trainer.grpo",
+    "trl_credit.recipe.evaluation",
     "trl_credit.comparison.plan",
     "trl_credit.inspection.scoring",
-    "trl_credit.quickstart.task",
+    "trl_credit.toy.arithmetic",
 ]
 # What a run may take to end when it is told to: a checkpoint, the other processes
 _GRACE_SECONDS = 40.0
@@ -43,17 +43,10 @@ def context() -> Any:
 
 
 def _answer(connection, function: Callable, arguments: dict[str, Any]) -> None:
-    import warnings
+    from .._util.files import RunFolderError
+    from .._util.quiet import quiet_libraries
 
-    from datasets import disable_progress_bars
-    from transformers.utils import logging as transformers_logging
-
-    from ..evaluation.store import RunFolderError
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
+    quiet_libraries()
     try:
         connection.send((True, function(**arguments)))
     except (ValueError, TypeError, OSError, ImportError, RunFolderError) as error:
@@ -97,7 +90,7 @@ def missing(plan: Plan, output_dir: Path) -> list[tuple[Method, int]]:
 
 def prepare(plan: Plan, output_dir: Path, method: Method, seed: int, jobs: int, keep_models: bool) -> dict[str, Any]:
     """What a run's process is told. Of an unfinished run nothing stays but its whole checkpoints, if it has any."""
-    from ..checkpoint import last_complete_checkpoint
+    from ..extras.checkpoints import last_complete_checkpoint
     from .plan import run_arguments
 
     folder = run_folder(output_dir, method, seed)

@@ -14,7 +14,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-from .._text import log_to_terminal, prepare_terminal
+from .._util.text import log_to_terminal, prepare_terminal
 
 
 FORMAT = 1
@@ -77,8 +77,8 @@ def evaluations_of(folder: Path) -> list[dict[str, Any]]:
 
 def execute(spec: dict[str, Any]) -> None:
     """Trains as `spec` says, on this process or as one of several, and writes run.json when all is done."""
+    from .._util.files import write_atomically
     from ..evaluation.results import versions
-    from ..evaluation.store import write_atomically
     from ..train import main
 
     if spec["one_thread"] and "OMP_NUM_THREADS" not in os.environ:
@@ -138,12 +138,12 @@ def start(spec: dict[str, Any]) -> None:
     if not spec["launch"]:
         execute(spec)
         return
-    from ..cli import _launch
+    from ..recipe.launch import launch
 
     path = Path(spec["folder"]) / "spec.json"
     path.write_text(json.dumps(spec))
     sys.argv[1:] = [*spec["launch"], str(path)]
-    _launch([*spec["launch"], str(path)], "compare", ".comparison.worker")
+    launch([*spec["launch"], str(path)], "compare", "trl_credit.comparison.worker")
 
 
 def _end_with_parent() -> None:

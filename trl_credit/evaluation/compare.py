@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from .estimators import combined_difference, moved_problems, paired_difference, problem_difference
-from .store import differences, read_lines, read_results
+from .._util.files import differences, read_lines
+from ..statistics.repeated import combined_difference, moved_problems, paired_difference, problem_difference
+from .store import read_results
 
 
 def compare_runs(path_a: str | Path, path_b: str | Path, level: float = 0.95) -> dict[str, Any]:

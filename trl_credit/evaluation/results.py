@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._version import __version__
-from . import estimators
+from ..statistics import repeated as estimators
 from .tasks import Task
 
 

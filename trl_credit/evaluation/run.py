@@ -17,13 +17,15 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from .._text import redact
+from .._util.files import RunFolderError, read_lines, to_line, write_atomically
+from .._util.text import redact
 from .._version import __version__
 from ..rewards.several import judge_any
 from .backends.base import Backend, BackendError, Generation, Request, SamplingSettings, process_state
-from .config import PRESETS, EvalConfig
+from .config import EvalConfig
+from .presets import PRESETS
 from .results import summarize_overall, summarize_task, versions
-from .store import RunFolder, RunFolderError, is_sample, read_lines, read_results, to_line, write_atomically
+from .store import RunFolder, is_sample, read_results
 from .tasks import Problem, Task, load_tasks
 
 
@@ -90,7 +92,7 @@ def make_backend(config: EvalConfig) -> Backend:
             request_timeout=config.request_timeout,
         )
         return ServerBackend(settings, chat_template_kwargs=kwargs)
-    from .backends.local import LocalModel
+    from ..model_files import LocalModel
 
     files = LocalModel.find(config.model, config.revision, config.trust_remote_code)
     if kind == "vllm":
@@ -112,7 +114,7 @@ _UNUSED = {
 
 
 def _vllm_usable() -> bool:
-    from trl.import_utils import is_vllm_available
+    from .._trl import is_vllm_available
 
     return torch.cuda.is_available() and is_vllm_available()
 
@@ -443,6 +445,6 @@ def judge_again(path: Path) -> dict[str, Any]:
 def _write_results(path: Path, results: dict[str, Any], rows: Sequence[dict[str, Any]], report: bool) -> None:
     write_atomically(path / "results.json", [json.dumps(results, indent=2, allow_nan=False) + "\n"])
     if report:
-        from ..report.evaluation import write_evaluation_report
+        from .page import write_evaluation_report
 
         write_evaluation_report(path / "report.html", results, read_lines(path / "problems.jsonl"), rows)

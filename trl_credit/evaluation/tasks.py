@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .._util.text import nearest
 from ..data import load_splits
 from ..fields import (
     Message,
@@ -26,9 +27,9 @@ from ..fields import (
     text_of,
     without_answer,
 )
-from ..methods.base import nearest
 from ..rewards.patterns import answer_regex
-from .config import PRESETS, EvalConfig
+from .config import EvalConfig
+from .presets import PRESETS
 
 
 logger = logging.getLogger(__name__)

@@ -1,16 +1,18 @@
 """What `trl-credit inspect` is told."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from annotated_types import Ge
 
+from .._util.settings import DTYPES, AtLeast1, NonNegativeInt, Positive, Seed, Specs, Whole, check_fields, one_of
+from .._util.values import mapping_of
 from ..fields import check_match
-from ..methods import METHODS, CreditMethod, build_credit
-from ..settings import DTYPES, AtLeast1, NonNegativeInt, Positive, Seed, Specs, Whole, check_fields, one_of
-from ..train import mapping_of, parse_arguments
-from .scoring import labelled
+from ..methods import CreditMethod
+from ..methods.compose import labelled
+from ..methods.registry import METHODS, build_credit
+from ..recipe.recipe import Recipe
+from ..recipe.toy import default_credit
 
 
 # Fields that a recipe fills, where they are not set: InspectConfig's name and the recipe's
@@ -149,8 +151,7 @@ class InspectConfig:
         self.credit_methods()
 
     def _read_recipe(self) -> None:
-        parsed = parse_arguments(["--config", self.recipe], "trl-credit inspect")
-        values = {f.name: getattr(part, f.name) for part in parsed for f in fields(part) if f.init}
+        values = Recipe.read(["--config", self.recipe], "trl-credit inspect").fields()
         for name, theirs in _FROM_RECIPE.items():
             if getattr(self, name) is None:
                 setattr(self, name, values.get(theirs))
@@ -176,12 +177,3 @@ class InspectConfig:
         if self.reference is None or mapping.get("reference", "") is not None:
             return method
         return build_credit(mapping | {"reference": self.reference})
-
-
-def default_credit(method: str | Mapping, model: str | None) -> str | Mapping:
-    """A method as it was written; for the embedded model with the negative prompt that it knows."""
-    if model != "trl_credit:quickstart":
-        return method
-    from ..quickstart.run import quickstart_credit
-
-    return quickstart_credit(method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import pad
 
-from ..config import CreditGRPOConfig
-from ..methods import CreditInputs, CreditMethod, Paper, build_credit
-from ..metrics import remedy_if_uniform
+from .._trl import pad
+from ..credit_pass import CreditResult
+from ..extras.groups import total_rewards
+from ..methods import CreditInputs, CreditMethod
+from ..methods.compose import AllSignals, credit_of, inputs_of
+from ..methods.metrics import remedy_if_uniform
+from ..records.record import SOURCE_PROMPT, CompletionCredit, token_pieces
 from ..rewards.thinking import opened_tag
-from ..rollout import total_rewards
-from ..signals.base import Signal, signal_titles, vocabulary_size
-from ..trainer import CreditGRPOTrainer
-from .records import SOURCE_PROMPT, CompletionCredit, token_pieces
+from ..signals.base import signal_titles
+from ..signals.models import vocabulary_size
+from ..trainer.config import CreditGRPOConfig
+from ..trainer.grpo import CreditGRPOTrainer
 
 
 # Tokens of prompts and completions, padding included, that go through the model together
@@ -58,61 +61,14 @@ class Completion:
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Together(CreditMethod):
-    """Asks for what several methods ask for, and gives every completion's advantage to all its tokens.
-
-    Args:
-        methods: The methods, as mappings.
-    """
-
-    methods: list
-
-    name = "together"
-    paper = Paper(title="", id="", citation="")
-    reweights = False
-
-    def signals(self) -> tuple[Signal, ...]:
-        return tuple(dict.fromkeys(signal for method in self.methods for signal in build_credit(method).signals()))
-
-    def weights(self, inputs: CreditInputs) -> None:
-        return None
-
-    def token_advantages(self, advantages, weights, inputs):
-        return advantages
-
-
 class _Recorder(CreditGRPOTrainer):
-    """A trainer that never trains, and keeps what its credit method saw and what rewards were given."""
+    """A trainer that never trains, and keeps the rewards that were given."""
 
-    seen: CreditInputs | None = None
     rewards: torch.Tensor | None = None
-
-    def _log_credit(self, inputs, weights, unscored=0):
-        self.seen = inputs
 
     def _calculate_rewards(self, *args, **kwargs):
         self.rewards = super()._calculate_rewards(*args, **kwargs)
         return self.rewards
-
-
-def labelled(methods: Sequence[str | Mapping | CreditMethod]) -> dict[str, CreditMethod]:
-    """Methods by a label: the name, and where several have the same name the parameters in which they differ."""
-    built = [build_credit(method) for method in methods]
-    labels: dict[str, CreditMethod] = {}
-    for method in built:
-        label = method.name
-        others = [other.to_dict() for other in built if other.name == label]
-        if len(others) > 1:
-            label += "".join(
-                f" {name}={value}"
-                for name, value in method.to_dict().items()
-                if name != "method" and any(other.get(name, method) != value for other in others)
-            )
-        if label in labels:
-            raise ValueError(f"The method {label!r} is there twice.")
-        labels[label] = method
-    return labels
 
 
 class CreditScorer:
@@ -156,7 +112,7 @@ class CreditScorer:
         arguments = {
             "output_dir": str(Path(self._folder.name) / "unused"),
             "credit": {
-                "method": f"{Together.__module__}.{Together.__qualname__}",
+                "method": f"{AllSignals.__module__}.{AllSignals.__qualname__}",
                 "methods": [method.to_dict() for method in self.methods.values()],
             },
             "temperature": temperature,
@@ -181,6 +137,8 @@ class CreditScorer:
             processing_class=processing_class,
         )
         self._trainer.model.eval()
+        self._results: list[CreditResult] = []
+        self._trainer.credit_observers.append(lambda batch, result: self._results.append(result))
         self._titles = signal_titles(list(self._trainer.credit_method.signals()))
 
     @property
@@ -194,7 +152,7 @@ class CreditScorer:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self._trainer._tokenizer
+        return self._trainer.tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -212,7 +170,7 @@ class CreditScorer:
         """
         trainer = self._trainer
         for i, example in enumerate(examples):
-            if not trainer._tokenize_prompts([example["prompt"]])[0][0]:
+            if not trainer.tokenize_prompts([example["prompt"]])[0][0]:
                 raise ValueError(f"Prompt {i + 1} is empty: there is nothing to complete.")
         trainer.num_generations_eval = num_generations
         names = trainer.reward_func_names
@@ -227,7 +185,7 @@ class CreditScorer:
             for i, example in enumerate(part):
                 # Of a truncated completion TRL may take everything out of the loss; its tokens are there all the same
                 length = int(present[i].sum()) or int(
-                    (batch["completion_ids"][i] != trainer._tokenizer.pad_token_id).sum()
+                    (batch["completion_ids"][i] != trainer.tokenizer.pad_token_id).sum()
                 )
                 mask = present[i, :length] if tools is None else present[i, :length] & tools[i, :length].bool()
                 completions.append(
@@ -274,7 +232,7 @@ class CreditScorer:
             [i for i, c in enumerate(completions) if isinstance(c.prompt, str) == plain] for plain in (True, False)
         ]
         for kind in filter(None, kinds):
-            tokenized, _, _ = self._trainer._tokenize_prompts([completions[i].prompt for i in kind])
+            tokenized, _, _ = self._trainer.tokenize_prompts([completions[i].prompt for i in kind])
             prompts |= dict(zip(kind, tokenized, strict=True))
         if empty := [i for i in prompts if not prompts[i]]:
             raise ValueError(
@@ -345,7 +303,7 @@ class CreditScorer:
         """What credit methods see of a batch: [`CreditInputs`] with every method's signals."""
         trainer = self._trainer
         device = trainer.accelerator.device
-        pad_id = trainer._tokenizer.pad_token_id
+        pad_id = trainer.tokenizer.pad_token_id
         width = max(2, *map(len, rows))  # TRL takes a tensor of one column for one value per completion
 
         def padded(values: list[list], side: str, value: int) -> torch.Tensor:
@@ -368,13 +326,13 @@ class CreditScorer:
             "num_items_in_batch": torch.tensor(float(max(1, sum(map(sum, masks)))), device=device),
         }
         examples = [dict(c.example) for c in completions]
-        for source in trainer._signals.values():
+        for source in trainer.credit_pass.sources.values():
             source.extend_rollout(trainer, examples, [c.prompt for c in completions], batch)
         with torch.no_grad():
             trainer._compute_loss(trainer.model, batch)
         trainer._metrics["eval"].clear()
-        inputs, trainer.seen = trainer.seen, None
-        return inputs
+        (result,), self._results = self._results, []
+        return result.inputs
 
     def _record(self, completion: Completion, prompt: list[int], row: list[int], **arrays: Any) -> CompletionCredit:
         text = completion.text
@@ -402,27 +360,6 @@ def _batches(sizes: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
         part.append(i)
     if part:
         yield part
-
-
-def inputs_of(method: CreditMethod, inputs: CreditInputs) -> CreditInputs:
-    """What one method sees of inputs that have the signals of several."""
-    return replace(inputs, signals={signal: inputs.signals[signal] for signal in method.signals()})
-
-
-def credit_of(
-    methods: Mapping[str, CreditMethod], inputs: CreditInputs, advantages: torch.Tensor
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(B, T) weights and (B, T) token advantages by the methods' labels; methods without weights have none."""
-    weights, token_advantages = {}, {}
-    for label, method in methods.items():
-        seen = inputs_of(method, inputs)
-        found = method.weights(seen)
-        if found is not None:
-            weights[label] = found
-        result = method.token_advantages(advantages, found, seen)
-        result = result.unsqueeze(1).expand_as(inputs.mask) if result.dim() == 1 else result
-        token_advantages[label] = torch.where(inputs.mask, result, 0.0)
-    return weights, token_advantages
 
 
 def _no_reward(completions, **kwargs) -> list[float]:

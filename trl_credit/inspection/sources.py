@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.store import RunFolderError, is_sample, read_lines
+from .._util.files import RunFolderError, read_lines
+from ..evaluation.store import is_sample
 from ..fields import Missing, read_problem
-from .records import SOURCE_PROMPT, CompletionCredit, read_parquet
+from ..records.record import SOURCE_PROMPT, CompletionCredit, read_parquet
 from .scoring import Completion
 
 

@@ -1,89 +1,42 @@
 """Credit methods: which tokens of a completion earned its advantage.
 
-A new method is one module with a [`CreditMethod`] subclass and one line in [`METHODS`].
+A new method is one module with a [`CreditMethod`] subclass and one line in [`TABLE`].
 """
 
-import json
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
-from .._imports import is_dotted, load_dotted
-from .base import CreditMethod, Paper, nearest
-from .dgpo import DGPO
-from .gcpo import GCPO
-from .inputs import CreditInputs
-from .uniform import Uniform
+from .._util.lazy import lazy_names
+from .table import TABLE
 
 
-METHODS: dict[str, type[CreditMethod]] = {
-    "uniform": Uniform,
-    "gcpo": GCPO,
-    "dgpo": DGPO,
-}
+if TYPE_CHECKING:
+    from .base import CreditMethod, Paper
+    from .dgpo import DGPO
+    from .gcpo import GCPO
+    from .inputs import CreditInputs
+    from .registry import METHODS, build_credit, get_method_class
+    from .uniform import Uniform
 
-
-def get_method_class(name: str) -> type[CreditMethod]:
-    """The method class of a registered name or of a path: `my_package.my_module.MyMethod` or `my_file.py:MyMethod`.
-
-    Raises:
-        ValueError: Unknown name (with the nearest known one), or a path that does not lead to a `CreditMethod`.
-    """
-    if name in METHODS:
-        return METHODS[name]
-    if not is_dotted(name):
-        raise ValueError(f"Unknown credit method {name!r}. {nearest(name, METHODS)}")
-    try:
-        cls = load_dotted(name)
-    except ImportError as error:
-        raise ValueError(f"Cannot load the credit method {name!r}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, CreditMethod)):
-        raise ValueError(f"{name!r} is not a subclass of trl_credit.CreditMethod.")
-    if not (isinstance(getattr(cls, "name", None), str) and isinstance(getattr(cls, "paper", None), Paper)):
-        raise ValueError(f"{name!r} needs the class attributes `name` (text) and `paper` (a trl_credit.Paper).")
-    return cls
-
-
-def build_credit(credit: "str | Mapping[str, Any] | CreditMethod") -> CreditMethod:
-    """Builds a credit method from what users write.
-
-    Args:
-        credit: A name or dotted path (`"dgpo"`), a mapping (`{"method": "dgpo", "temperature": 0.5}`), the same as JSON
-            text, or a method object, which is returned as it is.
-
-    Raises:
-        ValueError: Bad JSON; unknown method or parameter (the nearest known one is named); value out of range.
-        TypeError: Something else than text, a mapping or a method; a parameter of the wrong type.
-    """
-    if isinstance(credit, CreditMethod):
-        return credit
-    if isinstance(credit, str) and credit.lstrip().startswith("{"):
-        try:
-            credit = json.loads(credit)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"`credit` is not valid JSON: {error.msg} at character {error.pos + 1} of {credit!r}. Write it as "
-                '\'{"method": "dgpo", "temperature": 0.5}\', with double quotes inside.'
-            ) from None
-    if isinstance(credit, str):
-        return get_method_class(credit).from_mapping({})
-    if isinstance(credit, Mapping):
-        parameters = dict(credit)
-        name = parameters.pop("method", None)
-        if not isinstance(name, str):
-            raise ValueError(
-                f"`credit` is a mapping without the name of a method: {dict(credit)}. Add `method`. {nearest('', METHODS)}"
-            )
-        return get_method_class(name).from_mapping(parameters)
-    raise TypeError(
-        f"`credit` must be the name of a method, a mapping or a CreditMethod object, got {credit!r} "
-        f"({type(credit).__name__})."
-    )
-
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "DGPO": ".dgpo",
+        "GCPO": ".gcpo",
+        "METHODS": ".registry",
+        "CreditInputs": ".inputs",
+        "CreditMethod": ".base",
+        "Paper": ".base",
+        "Uniform": ".uniform",
+        "build_credit": ".registry",
+        "get_method_class": ".registry",
+    },
+)
 
 __all__ = [
     "DGPO",
     "GCPO",
     "METHODS",
+    "TABLE",
     "CreditInputs",
     "CreditMethod",
     "Paper",

@@ -1,23 +1,20 @@
 """What every credit method is: parameters, the signals it needs, and a pure function of (B, T) tensors."""
 
-import difflib
 import math
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 
-from .._imports import dotted_path
+from .._util.imports import dotted_path
+from .._util.text import nearest
 from ..signals.base import Signal
 from .inputs import CreditInputs
-
-
-# Weights whose effective token fraction is above this are uniform in effect
-UNIFORM_FRACTION = 0.999
+from .ops import UNIFORM_FRACTION
 
 
 @dataclass(frozen=True)
@@ -27,13 +24,6 @@ class Paper:
     title: str
     id: str
     citation: str
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that lists `known` and, where one is close to `name`, asks whether that was meant."""
-    known = sorted(known)
-    close = difflib.get_close_matches(str(name).lower(), known, n=1)
-    return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
 
 
 def _matches(value: Any, hint: Any) -> bool:
@@ -138,7 +128,7 @@ class CreditMethod(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The mapping that `build_credit` turns back into this method: its name (a dotted path for a class that is
         not registered) and every parameter."""
-        from . import METHODS
+        from .registry import METHODS
 
         cls = type(self)
         name = self.name if METHODS.get(self.name) is cls else dotted_path(cls)
@@ -155,37 +145,3 @@ class CreditMethod(ABC):
             if key not in parameters and field.default is MISSING and field.default_factory is MISSING:
                 raise ValueError(f"credit method {cls.name!r} needs a value for `{key}`.")
         return cls(**parameters)
-
-
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def mean_one(scores: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
-    """Scales non-negative scores to mean 1 over each completion's mask.
-
-    Args:
-        scores: (B, T) float, non-negative where they count.
-        mask: (B, T) bool.
-        valid: (B, 1) bool; completions for which it is False get uniform weights (1 on the mask) instead.
-
-    Returns:
-        (B, T) weights, 0 off the mask. A completion whose mask is empty gets zeros.
-    """
-    scores = torch.where(mask, scores, 0.0)
-    highest = scores.amax(-1, keepdim=True) if scores.size(-1) else scores.sum(-1, keepdim=True)
-    scores = scores / torch.where(highest > 0, highest, 1.0)  # neither the sum nor its inverse may overflow
-    total, count = scores.sum(-1, keepdim=True), mask.sum(-1, keepdim=True)
-    usable = torch.isfinite(total) & (total > 0)
-    if valid is not None:
-        usable = usable & valid
-    weights = torch.where(usable, scores * (count / torch.where(usable, total, 1.0)), 1.0)
-    return torch.where(mask, weights, 0.0)
-
-
-def effective_token_fraction(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """exp(H(w / T)) / T of each completion, (B,): 1 for uniform weights, 1 / T with all weight on one token."""
-    mask = mask.bool()
-    count = mask.sum(-1).clamp(min=1)
-    share = torch.where(mask, weights, 0.0) / count.unsqueeze(-1)
-    return torch.exp(torch.special.entr(share).sum(-1)) / count

@@ -24,8 +24,9 @@ import torch
 
 from ..signals.base import Signal
 from ..signals.reference import ReferenceHellinger
-from .base import CreditMethod, Paper, at_least_float32, effective_token_fraction, mean_one
+from .base import CreditMethod, Paper
 from .inputs import CreditInputs
+from .ops import at_least_float32, effective_token_fraction, mean_one
 
 
 ADAPTIVE = "adaptive"

@@ -24,10 +24,12 @@ from dataclasses import dataclass
 
 import torch
 
+from .._util.text import nearest
 from ..signals.base import Signal
 from ..signals.negative_prompt import NegativePromptKL, NegativePromptLogps, check_negative_prompt
-from .base import UNIFORM_FRACTION, CreditMethod, Paper, at_least_float32, mean_one, nearest
+from .base import CreditMethod, Paper
 from .inputs import CreditInputs
+from .ops import UNIFORM_FRACTION, at_least_float32, mean_one
 
 
 # Log-prob differences |u| up to this size are rounding: the same prompt with 1 to 64 more left pads moves a token's

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from trl import GRPOTrainer
 
 from .base import CreditMethod, Paper
 from .inputs import CreditInputs
@@ -23,7 +22,19 @@ class Uniform(CreditMethod):
     """The sequence advantage on every token (GRPO, DAPO and TRL's other losses). It has no parameters."""
 
     name = "uniform"
-    paper = Paper(**GRPOTrainer._paper)
+    paper = Paper(
+        title="DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
+        id="2402.03300",
+        citation=(
+            "@article{shao2024deepseekmath,\n"
+            "    title        = {{DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models}},\n"
+            "    author       = {Zhihong Shao and Peiyi Wang and Qihao Zhu and Runxin Xu and Junxiao Song and Mingchuan "
+            "Zhang and Y. K. Li and Y. Wu and Daya Guo},\n"
+            "    year         = 2024,\n"
+            "    eprint       = {arXiv:2402.03300},\n"
+            "}"
+        ),
+    )
     # Mean-1 weights that are all 1 have nothing that a sequence-level ratio could cancel: with it this is GSPO.
     reweights = False
 

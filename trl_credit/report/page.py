@@ -15,8 +15,10 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, Undefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, Undefined
 from markupsafe import Markup
+
+from .._util.files import write_atomically
 
 
 MISSING = "\u2013"
@@ -100,9 +102,10 @@ def _finalize(value: Any) -> Any:
     return value
 
 
-def environment() -> Environment:
+def environment(package: str = "trl_credit.report") -> Environment:
+    """Jinja with the templates of a package and, beneath them, this one's."""
     result = Environment(
-        loader=PackageLoader("trl_credit.report"),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("trl_credit.report")]),
         autoescape=True,
         finalize=_finalize,
         trim_blocks=True,
@@ -112,15 +115,12 @@ def environment() -> Environment:
     return result
 
 
-def write_page(path: Path, name: str, **context: Any) -> None:
-    """Writes `templates/NAME.html` with `base` and NAME's style sheets and scripts in it; all of the file or nothing.
+def write_page(path: Path, package: str, name: str, **context: Any) -> None:
+    """Writes a package's `templates/NAME.html` with `base` and NAME's style sheets and scripts in it; all of it or nothing.
 
     Iterators in the context are consumed as the file is written, so that a large report is never held as one string.
     """
-    # Not above: importing `evaluation` takes seconds
-    from ..evaluation.store import write_atomically
-
-    jinja = environment()
+    jinja = environment(package)
 
     def sources(suffix: str) -> tuple[Markup, str]:
         texts = [jinja.loader.get_source(jinja, f"{part}.{suffix}")[0] for part in ("base", name)]

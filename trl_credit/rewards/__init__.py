@@ -7,17 +7,16 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trl.rewards import (
+from .._trl import (
+    get_callable_name,
     get_cosine_scaled_reward,
     get_repetition_penalty_reward,
     get_soft_overlong_punishment,
     think_format_reward,
 )
-from trl.trainer.utils import get_callable_name
-
-from .._imports import is_dotted, load_dotted
-from ..methods.base import nearest
-from ..settings import Flag, check_value
+from .._util.imports import is_dotted, load_dotted
+from .._util.settings import Flag, check_value
+from .._util.text import nearest
 from .patterns import answer_regex
 from .several import as_solution, judge_any, shown, verify_any
 from .thinking import OPENED_TAGS, judged_texts

@@ -3,7 +3,7 @@
 import functools
 import re
 
-from ..methods.base import nearest
+from .._util.text import nearest
 
 
 # Linear in the length of the text: a tag that never closes ends the attempt at the next one

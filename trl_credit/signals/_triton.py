@@ -97,7 +97,7 @@ def fold_triton(
     floor: float,
     ratio_limit: float,
 ) -> None:
-    """`_fold` of statistics.py, which states the arguments and has the constants; `x` and `y` are not overwritten."""
+    """`_fold` of divergence.py, which states the arguments and has the constants; `x` and `y` are not overwritten."""
     with torch.cuda.device_of(x):  # where Triton launches
         _fold_kernel[(x.size(0),)](
             x,

@@ -12,25 +12,16 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from PIL import Image
 from torch import nn
-from trl.data_utils import prepare_multimodal_messages
-from trl.trainer.utils import pad, split_pixel_values_by_grid
 
+from .._trl import pad, prepare_multimodal_messages, split_pixel_values_by_grid
 from ..batching import SEQUENCE_KEYS, cut_width, loss_mask, token_counts
-from .base import (
-    FORWARD_KEYS,
-    PolicyForward,
-    Signal,
-    SignalSource,
-    causal_model,
-    check_backbone,
-    completion_hidden_states,
-    eval_mode,
-)
-from .statistics import compare_distributions, gathered_head
+from .base import PolicyForward, Signal, SignalSource
+from .divergence import compare_distributions, gathered_head
+from .models import FORWARD_KEYS, causal_model, check_backbone, completion_hidden_states, eval_mode
 
 
 if TYPE_CHECKING:
-    from ..trainer import CreditGRPOTrainer
+    from .context import PolicyContext
 
 
 logger = get_logger(__name__)
@@ -49,7 +40,7 @@ _MAX_ROWS = 10_000
 
 def check_negative_prompt(negative_prompt: str) -> None:
     """Raises `ValueError` unless it is a built-in name or a text with the slot."""
-    from ..methods.base import nearest
+    from .._util.text import nearest
 
     if negative_prompt not in BUILT_IN and SLOT not in negative_prompt:
         raise ValueError(
@@ -185,7 +176,7 @@ class _NegativePromptSource(SignalSource):
         self._key = f"negative_prompt/{negative_prompt}"
         self._warned = False
 
-    def before_trainer_init(self, trainer: CreditGRPOTrainer, arguments: dict[str, Any]) -> None:
+    def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
         columns = getattr(arguments.get("train_dataset"), "column_names", None)
         if self.negative_prompt == "blank_image" and columns and not {"image", "images"} & set(columns):
             raise ValueError(
@@ -209,12 +200,12 @@ class _NegativePromptSource(SignalSource):
                     if not value or (isinstance(value, str) and not value.strip()):
                         raise ValueError(f"The {name} dataset's column {COLUMN!r} is empty in row {row}.")
 
-    def after_trainer_init(self, trainer: CreditGRPOTrainer) -> None:
-        dataset = trainer.train_dataset
-        context = trainer.context_length
-        if self.negative_prompt == "blank_image" and not trainer._is_vlm:
+    def after_trainer_init(self, context: PolicyContext) -> None:
+        dataset = context.train_dataset
+        limit = context.context_length
+        if self.negative_prompt == "blank_image" and not context.is_vision:
             raise ValueError("`negative_prompt: blank_image` needs a vision-language model; this one has no images.")
-        if context is None or trainer._is_vlm or isinstance(dataset, IterableDataset) or trainer.environment_factories:
+        if limit is None or context.is_vision or isinstance(dataset, IterableDataset) or context.environment_factories:
             return
         if "prompt" not in dataset.column_names or not len(dataset):
             return  # TRL says so
@@ -224,30 +215,30 @@ class _NegativePromptSource(SignalSource):
         negatives = [negative_prompt_of(row["prompt"], self.negative_prompt, row) for row in rows]
         longest = max(range(len(rows)), key=lambda row: len(str(negatives[row])))
         length, prompt_length = (
-            len(trainer._tokenize_prompts([prompt])[0][0]) for prompt in (negatives[longest], rows[longest]["prompt"])
+            len(context.tokenize_prompts([prompt])[0][0]) for prompt in (negatives[longest], rows[longest]["prompt"])
         )
         # What does not fit with the prompt itself is not the negative prompt's fault: TRL trains on it
-        if prompt_length + trainer.max_completion_length <= context < length + trainer.max_completion_length:
+        if prompt_length + context.max_completion_length <= limit < length + context.max_completion_length:
             raise ValueError(
                 f"The negative prompt of row {longest} has {length} tokens; with `max_completion_length` "
-                f"({trainer.max_completion_length}) that is more than the model's context of {context}. Shorten the "
+                f"({context.max_completion_length}) that is more than the model's context of {limit}. Shorten the "
                 "negative prompt, lower `max_completion_length` or drop the row."
             )
 
     def extend_rollout(
-        self, trainer: CreditGRPOTrainer, examples: list[dict], prompts: list, batch: dict[str, Any]
+        self, context: PolicyContext, examples: list[dict], prompts: list, batch: dict[str, Any]
     ) -> None:
         negatives = [
             negative_prompt_of(prompt, self.negative_prompt, example)
             for prompt, example in zip(prompts, examples, strict=True)
         ]
-        ids, images, fields = trainer._tokenize_prompts(negatives)
+        ids, images, fields = context.tokenize_prompts(negatives)
 
         lengths = batch["completion_mask"].sum(-1).tolist()
-        context = trainer.context_length or float("inf")
+        limit = context.context_length or float("inf")
         # Where the prompt itself does not fit, its negative may be as long
         rooms = [
-            max(context - length, prompt_length)
+            max(limit - length, prompt_length)
             for length, prompt_length in zip(lengths, batch["prompt_mask"].sum(-1).tolist(), strict=True)
         ]
         overlong = [len(row) > room for row, room in zip(ids, rooms, strict=True)]
@@ -257,22 +248,22 @@ class _NegativePromptSource(SignalSource):
                     "%d negative prompts do not fit the model's context of %d tokens together with their completions; "
                     "such completions get uniform weights and are counted in `credit/nonfinite_tokens`. The first: %s",
                     sum(overlong),
-                    trainer.context_length,
+                    context.context_length,
                     _shortened(negatives[overlong.index(True)]),
                 )
                 self._warned = True
             ids = [row[-int(room) :] if len(row) > room else row for row, room in zip(ids, rooms, strict=True)]
 
-        device = trainer.accelerator.device
+        device = context.accelerator.device
 
         def left_padded(rows: list[list[int]], value: int) -> torch.Tensor:
             tensors = [torch.as_tensor(row) for row in rows]
             padded = pad(
-                tensors, padding_value=value, padding_side="left", pad_to_multiple_of=trainer.pad_to_multiple_of
+                tensors, padding_value=value, padding_side="left", pad_to_multiple_of=context.pad_to_multiple_of
             )
             return padded.to(device)
 
-        batch[f"{self._key}/ids"] = left_padded(ids, trainer._tokenizer.pad_token_id)
+        batch[f"{self._key}/ids"] = left_padded(ids, context.tokenizer.pad_token_id)
         batch[f"{self._key}/mask"] = left_padded([[1] * len(row) for row in ids], 0)
         batch[f"{self._key}/overlong"] = torch.tensor(overlong, device=device)
         batch[f"{self._key}/length"] = [len(row) for row in ids]
@@ -281,7 +272,7 @@ class _NegativePromptSource(SignalSource):
                 rows = fields.get(name, [[0] * len(row) for row in ids])
                 batch[f"{self._key}/{name}"] = left_padded([list(row) for row in rows], 0)
         if self.negative_prompt == "blank_image" and batch.get("pixel_values") is not None:
-            blank = trainer.processing_class.image_processor(images=images, return_tensors="pt")["pixel_values"]
+            blank = context.processing_class.image_processor(images=images, return_tensors="pt")["pixel_values"]
             if blank.shape != batch["pixel_values"].shape:
                 raise ValueError(
                     "`negative_prompt: blank_image` is not supported here: the white images were processed to "
@@ -298,10 +289,10 @@ class _NegativePromptSource(SignalSource):
         lengths[:, 0] = batch[f"{self._key}/length"]
         return lengths
 
-    def _negative(self, trainer: CreditGRPOTrainer, batch: dict[str, Any]) -> dict[str, Any]:
+    def _negative(self, context: PolicyContext, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the negative prompts in the place of the prompts."""
         negative = {key: batch[key] for key in ("completion_ids", "completion_mask", *FORWARD_KEYS) if key in batch}
-        width = cut_width(max(batch[f"{self._key}/length"]), trainer.pad_to_multiple_of)
+        width = cut_width(max(batch[f"{self._key}/length"]), context.pad_to_multiple_of)
         negative["prompt_ids"] = batch[f"{self._key}/ids"][:, -width:]
         negative["prompt_mask"] = batch[f"{self._key}/mask"][:, -width:]
         for name in SEQUENCE_KEYS:
@@ -313,10 +304,10 @@ class _NegativePromptSource(SignalSource):
             negative["pixel_values"] = torch.cat(blank) if isinstance(blank, list) else blank
         return negative
 
-    def forward(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        negative = self._negative(trainer, batch)
+    def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        negative = self._negative(context, batch)
         with eval_mode(model):
-            logps, _, _ = trainer.policy_logps_and_entropies(
+            logps, _, _ = context.policy_logps_and_entropies(
                 model,
                 torch.cat([negative["prompt_ids"], negative["completion_ids"]], dim=1),
                 torch.cat([negative["prompt_mask"], negative["completion_mask"]], dim=1),
@@ -326,7 +317,7 @@ class _NegativePromptSource(SignalSource):
         return logps
 
     def compute(
-        self, trainer: CreditGRPOTrainer, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
+        self, context: PolicyContext, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
     ) -> torch.Tensor:
         return own.masked_fill(batch[f"{self._key}/overlong"].unsqueeze(1), torch.nan)
 
@@ -334,17 +325,17 @@ class _NegativePromptSource(SignalSource):
 class _NegativePromptKLSource(_NegativePromptSource):
     needs_hidden_states = True
 
-    def after_trainer_init(self, trainer: CreditGRPOTrainer) -> None:
-        super().after_trainer_init(trainer)
-        check_backbone(causal_model(trainer.accelerator.unwrap_model(trainer.model)))
+    def after_trainer_init(self, context: PolicyContext) -> None:
+        super().after_trainer_init(context)
+        check_backbone(causal_model(context.accelerator.unwrap_model(context.model)))
 
-    def forward(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        return completion_hidden_states(trainer, model, trainer.policy_hidden_states, self._negative(trainer, batch))
+    def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        return completion_hidden_states(context, model, context.policy_hidden_states, self._negative(context, batch))
 
     def compute(
-        self, trainer: CreditGRPOTrainer, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
+        self, context: PolicyContext, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
     ) -> torch.Tensor:
-        with gathered_head(causal_model(trainer.accelerator.unwrap_model(trainer.model))) as head:
+        with gathered_head(causal_model(context.accelerator.unwrap_model(context.model))) as head:
             divergence = compare_distributions(
                 policy.hidden_states,
                 head,
@@ -352,7 +343,7 @@ class _NegativePromptKLSource(_NegativePromptSource):
                 head,
                 loss_mask(batch),
                 ("kl",),
-                trainer.temperature,
-                trainer.head_dtype,
+                context.temperature,
+                context.head_dtype,
             )["kl"]
-        return super().compute(trainer, batch, divergence, policy)
+        return super().compute(context, batch, divergence, policy)

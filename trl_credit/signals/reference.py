@@ -12,26 +12,23 @@ from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from trl.models import prepare_deepspeed, prepare_fsdp
-from trl.trainer.callbacks import SyncRefModelCallback
-from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
 
-from ..batching import loss_mask
-from .base import (
-    HiddenStates,
-    PolicyForward,
-    Signal,
-    SignalSource,
-    causal_model,
-    check_backbone,
-    completion_hidden_states,
-    vocabulary_size,
+from .._trl import (
+    SyncRefModelCallback,
+    create_model_from_path,
+    get_config_model_id,
+    prepare_deepspeed,
+    prepare_fsdp,
+    use_adapter,
 )
-from .statistics import compare_distributions, gathered_head
+from ..batching import loss_mask
+from .base import PolicyForward, Signal, SignalSource
+from .divergence import compare_distributions, gathered_head
+from .models import HiddenStates, causal_model, check_backbone, completion_hidden_states, vocabulary_size
 
 
 if TYPE_CHECKING:
-    from ..trainer import CreditGRPOTrainer
+    from .context import PolicyContext
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class _ReferenceSource(SignalSource):
         self.reference = reference
         self.model: nn.Module | None = None  # None: the policy with its adapters off (or on `ref`)
 
-    def before_trainer_init(self, trainer: CreditGRPOTrainer, arguments: dict[str, Any]) -> None:
+    def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
         policy, args = arguments["model"], arguments["args"]
         self._quantization_config = arguments.get("quantization_config")
         self._policy_path = policy if isinstance(policy, str) else None
@@ -121,25 +118,25 @@ class _ReferenceSource(SignalSource):
             # Before TRL patches the model's forward and the optimizer changes its weights
             self.model = _copied(policy)
 
-    def after_trainer_init(self, trainer: CreditGRPOTrainer) -> None:
-        policy = causal_model(trainer.accelerator.unwrap_model(trainer.model))
+    def after_trainer_init(self, context: PolicyContext) -> None:
+        policy = causal_model(context.accelerator.unwrap_model(context.model))
         check_backbone(policy)
         if self._from_policy:
             return
-        if self.model is None and self.reference is None and trainer.ref_model is not None:
+        if self.model is None and self.reference is None and context.ref_model is not None:
             # TRL has loaded the same weights for its KL penalty (and keeps them in step with `sync_ref_model`)
-            self.model = trainer.ref_model
-            self._hidden_states = HiddenStates(trainer.accelerator.unwrap_model(self.model))
+            self.model = context.ref_model
+            self._hidden_states = HiddenStates(context.accelerator.unwrap_model(self.model))
             return
         if self.model is None:
-            self.model = self._load(trainer)
+            self.model = self._load(context)
         size, policy_size = vocabulary_size(self.model), vocabulary_size(policy)
         if size != policy_size:
             raise ValueError(
                 f"The reference {self.reference!r} has a vocabulary of {size}, the policy one of {policy_size}: their "
                 "distributions cannot be compared. Name a reference of the policy's family."
             )
-        if trainer.args.sync_ref_model and [p.shape for p in self.model.parameters()] != [
+        if context.args.sync_ref_model and [p.shape for p in self.model.parameters()] != [
             p.shape for p in policy.parameters()
         ]:
             raise ValueError(
@@ -149,18 +146,18 @@ class _ReferenceSource(SignalSource):
         self.model.requires_grad_(False)
         self.model.eval()
         self._hidden_states = HiddenStates(self.model)
-        if trainer.is_deepspeed_enabled:
-            self.model = prepare_deepspeed(self.model, trainer.accelerator)
-        elif trainer.is_fsdp_enabled:
-            self.model = prepare_fsdp(self.model, trainer.accelerator)
+        if context.is_deepspeed_enabled:
+            self.model = prepare_deepspeed(self.model, context.accelerator)
+        elif context.is_fsdp_enabled:
+            self.model = prepare_fsdp(self.model, context.accelerator)
         else:
-            self.model = trainer.accelerator.prepare_model(self.model, evaluation_mode=True)
-        if trainer.args.sync_ref_model:
-            trainer.add_callback(SyncRefModelCallback(ref_model=self.model, accelerator=trainer.accelerator))
+            self.model = context.accelerator.prepare_model(self.model, evaluation_mode=True)
+        if context.args.sync_ref_model:
+            context.add_callback(SyncRefModelCallback(ref_model=self.model, accelerator=context.accelerator))
 
-    def _load(self, trainer: CreditGRPOTrainer) -> PreTrainedModel:
+    def _load(self, context: PolicyContext) -> PreTrainedModel:
         """Loads the reference as TRL loads a model for a KL penalty: like the policy in dtype and attention."""
-        args = trainer.args
+        args = context.args
         kwargs = dict(args.model_init_kwargs or {})
         if self.reference is not None:
             kwargs.pop("revision", None)  # the policy's
@@ -169,33 +166,33 @@ class _ReferenceSource(SignalSource):
         if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
             kwargs["device_map"] = None
         kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        kwargs.setdefault("dtype", trainer.model.dtype)
-        kwargs.setdefault("attn_implementation", trainer.model.config._attn_implementation)
-        path = self.reference or self._policy_path or get_config_model_id(trainer.model.config)
+        kwargs.setdefault("dtype", context.model.dtype)
+        kwargs.setdefault("attn_implementation", context.model.config._attn_implementation)
+        path = self.reference or self._policy_path or get_config_model_id(context.model.config)
         return create_model_from_path(path, **kwargs)
 
-    def bytes_per_token(self, trainer: CreditGRPOTrainer) -> int:
-        if trainer.args.sync_ref_model:
+    def bytes_per_token(self, context: PolicyContext) -> int:
+        if context.args.sync_ref_model:
             return 0  # it may move between iterations
-        model = trainer.accelerator.unwrap_model(self.model if self.model is not None else trainer.model)
-        return causal_model(model).config.get_text_config().hidden_size * trainer.head_dtype.itemsize
+        model = context.accelerator.unwrap_model(self.model if self.model is not None else context.model)
+        return causal_model(model).config.get_text_config().hidden_size * context.head_dtype.itemsize
 
-    def forward(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         # In the head's dtype, which is what its product takes: autocast leaves them wider
-        return self._states(trainer, model, batch).to(trainer.head_dtype)
+        return self._states(context, model, batch).to(context.head_dtype)
 
-    def _states(self, trainer: CreditGRPOTrainer, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    def _states(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         if self.model is not None:
-            return completion_hidden_states(trainer, self.model, self._hidden_states, batch)
-        unwrapped = trainer.accelerator.unwrap_model(model)
+            return completion_hidden_states(context, self.model, self._hidden_states, batch)
+        unwrapped = context.accelerator.unwrap_model(model)
         with use_adapter(unwrapped, "ref" if "ref" in unwrapped.peft_config else None):
-            return completion_hidden_states(trainer, model, trainer.policy_hidden_states, batch)
+            return completion_hidden_states(context, model, context.policy_hidden_states, batch)
 
     def compute(
-        self, trainer: CreditGRPOTrainer, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
+        self, context: PolicyContext, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
     ) -> torch.Tensor:
-        unwrap = trainer.accelerator.unwrap_model
-        policy_model = causal_model(unwrap(trainer.model))
+        unwrap = context.accelerator.unwrap_model
+        policy_model = causal_model(unwrap(context.model))
         reference_model, reference_module = policy_model, _reference_head(policy_model)
         if self.model is not None:
             reference_model, reference_module = causal_model(unwrap(self.model)), None
@@ -210,6 +207,6 @@ class _ReferenceSource(SignalSource):
                 reference_head,
                 loss_mask(batch),
                 ("squared_hellinger",),
-                trainer.temperature,
-                trainer.head_dtype,
+                context.temperature,
+                context.head_dtype,
             )["squared_hellinger"]

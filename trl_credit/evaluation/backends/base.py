@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from annotated_types import Ge
 
-from ...settings import AtLeast1, NonNegative, Positive, PositiveShare, Rule, Share, Whole, check_fields
+from ..._util.settings import AtLeast1, NonNegative, Positive, PositiveShare, Rule, Share, Whole, check_fields
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..._text import HIDDEN, redact_url, safe, secrets_of, split_url
-from ...methods.base import nearest
+from ..._util.text import HIDDEN, nearest, redact_url, safe, secrets_of, split_url
 from .base import Backend, BackendError, Emit, Generation, Request, SamplingSettings
 
 

@@ -22,10 +22,11 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from trl.trainer.utils import create_model_from_path, pad
 
+from ..._trl import create_model_from_path, pad
+from ...model_files import LocalModel
 from .base import Backend, BackendError, Emit, Generation, Request, SamplingSettings, process_state
-from .local import LocalModel, Rendered, fit, render
+from .prompts import Rendered, fit, render
 
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ...model_files import LocalModel
 from .base import Backend, BackendError, Emit, Generation, Request, SamplingSettings, process_state
-from .local import LocalModel, fit, render
+from .prompts import fit, render
 
 
 logger = logging.getLogger(__name__)

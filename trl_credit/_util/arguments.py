@@ -1,0 +1,113 @@
+"""Reads YAML files and command lines into dataclasses."""
+
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .._trl import TrlParser
+from .retired import unknown_fields
+from .settings import checked, types_of, yaml_types_of
+from .yaml import load_mapping
+
+
+def parse_arguments(
+    argv: list[str],
+    types: tuple[type, ...],
+    prog: str,
+    description: str | None = None,
+    file: str = "config file",
+    hint: Callable[[str], str | None] = lambda name: None,
+) -> tuple:
+    """Parses a YAML file and command-line fields into dataclasses.
+
+    Args:
+        argv: Words of the command line; `--config FILE` names the YAML file.
+        types: The dataclasses.
+        prog: The command, for messages.
+        description: Of the command, for `--help`.
+        file: What the YAML file is called in messages.
+        hint: What to write instead of an unknown field, if the caller knows.
+
+    Raises:
+        ValueError: The file cannot be read, or a field is unknown (the nearest known one is named).
+    """
+    parser = TrlParser(types, prog=prog, description=description, allow_abbrev=False)
+
+    def fail(message: str):
+        """One line, and not hundreds of usage."""
+        raise ValueError(message)
+
+    parser.error = fail
+    argv = [part for text in argv for part in (text.split("=", 1) if text.startswith("--config=") else [text])]
+    annotated = field_types(types)
+    known = {f.name for kind in types for f in fields(kind) if f.init} | {"config", "env"}
+    if not argv:
+        raise ValueError("Nothing to do: give --config FILE.yaml, or the fields themselves (see --help).")
+    if argv[-1] == "--config":
+        raise ValueError(f"`--config` needs the path of a {file}.")
+    recipe = {}
+    if "--config" in argv:
+        place = argv.index("--config")
+        recipe = read_fields(argv[place + 1], types, file)
+        argv = argv[:place] + argv[place + 2 :]
+    if "--config" in argv:
+        raise ValueError(f"`--config` is there twice: one {file} has all fields, and the command line may change some.")
+    on_line, left = parser.parse_known_args(argv)
+    unknown = [text for text in left if text.startswith("--")]
+    problem = unknown_fields(
+        dict.fromkeys(map(field_of, unknown)), known, "on the command line", hint
+    ) or unknown_fields(recipe, known - {"config"}, f"in the {file}", hint)
+    if problem:
+        raise ValueError(problem)
+    for word in left:
+        if not recipe and word.endswith((".yaml", ".yml")):
+            raise ValueError(f"The {file} is given by its field: write --config {word}.")
+    environment = recipe.pop("env", None) or {}
+    if not isinstance(environment, dict):
+        raise ValueError(f"`env` must be a mapping of environment variables, got {environment!r}.")
+    given = {field_of(text) for text in argv if text.startswith("--")}
+    given = {name if name in annotated else name.removeprefix("no_") for name in given}
+    values = checked(recipe | {name: getattr(on_line, name) for name in given if name in annotated}, annotated)
+    parser.set_defaults_with_config(**{name: values[name] for name in recipe})
+    os.environ.update({str(name): str(value) for name, value in environment.items()})
+    return parser.parse_args_and_config(argv)
+
+
+def field_types(types: tuple[type, ...]) -> dict[str, Any]:
+    """The types of all fields of dataclasses, with their ranges."""
+    return {name: hint for kind in types for name, hint in types_of(kind).items()}
+
+
+def field_of(word: str) -> str:
+    """The field that a word of the command line sets."""
+    return word.removeprefix("--").partition("=")[0].replace("-", "_")
+
+
+def read_fields(
+    path: str | Path, types: tuple[type, ...], file: str = "recipe", setting: str = "--config"
+) -> dict[str, Any]:
+    """The fields of a YAML file, as they are written.
+
+    Args:
+        path: Of the file.
+        types: Dataclasses whose fields these are.
+        file: What the file is called in messages.
+        setting: The setting that names it.
+
+    Raises:
+        ValueError: The file cannot be read, or is no mapping of fields to values.
+    """
+    hints = {name: hint for kind in types for name, hint in yaml_types_of(kind).items()}
+    try:
+        return load_mapping(Path(path).expanduser().read_text(encoding="utf-8-sig"), hints)
+    except OSError as error:
+        raise ValueError(f"`{setting}`: cannot read {str(path)!r}: {error.strerror} (from {Path.cwd()}).") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{setting}`: {str(path)!r} is no UTF-8 text (byte {error.start + 1}).") from None
+    except ValueError as error:
+        message = str(error)
+        if message.startswith("must be"):
+            message = f"the {file} {message}"
+        raise ValueError(f"`{setting}`: {message}.".replace("..", ".")) from None

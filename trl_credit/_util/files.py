@@ -1,0 +1,107 @@
+"""Files that are whole or not there."""
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+logger = logging.getLogger(__name__)
+
+
+_KEPT = "What was written before is kept: run the same command again when this is mended."
+
+
+_TEMPORARY = ".tmp"
+
+
+class RunFolderError(Exception):
+    """The folder cannot be used for this run; the message says why and what to do."""
+
+
+def write_atomically(path: Path, lines: Iterable[str]) -> None:
+    """Writes a text file so that it is there as a whole or not at all.
+
+    Raises:
+        RunFolderError: It cannot be written.
+    """
+    name = None
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp's is for its owner alone
+        os.replace(name, path)
+    except BaseException as error:
+        if name is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+        if isinstance(error, OSError):
+            raise RunFolderError(f"Cannot write {path}: {error.strerror}. {_KEPT}") from error
+        raise
+
+
+def to_line(row: dict[str, Any]) -> str:
+    """One line of JSON. Lone surrogates, which UTF-8 has no bytes for, are escaped."""
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value.
+
+    Raises:
+        RunFolderError: It is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunFolderError(f"There is no {path.name} in {path.parent}: is it the folder of a finished run?") from None
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path} is no JSON: {error}.") from error
+
+
+def read_lines(path: Path, repair: bool = False) -> list[dict[str, Any]]:
+    """The rows of a JSONL file that are whole; what was cut off by a kill or a full disk is left out, and said.
+
+    Args:
+        path: The file; a missing one has no rows.
+        repair: Whether to write the file anew without what is left out.
+    """
+    if not path.exists():
+        return []
+    rows, kept, bad = [], [], 0
+    with open(path, "rb") as file:
+        for line in file:
+            row = None
+            if line.endswith(b"\n"):
+                with contextlib.suppress(ValueError, RecursionError):
+                    row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
+                kept.append(line)
+            elif line.strip():
+                bad += 1
+    if bad and repair:
+        logger.warning("%s: %d half-written line(s) removed; their samples are made again.", path, bad)
+        write_atomically(path, (line.decode() for line in kept))
+    return rows
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two JSON values differ: (dotted name, old, new); a missing value is `None`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            found
+            for key in keys
+            for found in differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if old == new else [(name, old, new)]

@@ -1,0 +1,19 @@
+"""Values that users write."""
+
+import json
+
+
+def mapping_of(name: str, value: dict | str | None) -> dict | None:
+    """A field that is a mapping: JSON text on the command line.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{name}` is not valid JSON: {error.msg}.") from None
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"`{name}` must be a mapping, got {value!r}.")
+    return value

@@ -1,0 +1,86 @@
+"""Renders problems into prompts that fit the model's context."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ...rewards.thinking import opened_tag
+from .base import Request, SamplingSettings
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A request with its prompt's token ids; `opened` is the thinking tag that the prompt has opened already, which
+    belongs before the completion's text."""
+
+    request: Request
+    ids: list[int]
+    opened: str = ""
+
+
+def render(
+    requests: Sequence[Request], tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any]
+) -> list[Rendered]:
+    """Token ids of the prompts; equal prompts are tokenized once.
+
+    Raises:
+        ValueError: Messages for a tokenizer without a chat template.
+    """
+    cache: dict[Any, tuple[list[int], str]] = {}
+    rendered = []
+    for request in requests:
+        plain = isinstance(request.prompt, str)
+        key = request.prompt if plain else tuple((m["role"], m["content"]) for m in request.prompt)
+        if key not in cache:
+            if plain:
+                cache[key] = tokenizer(request.prompt)["input_ids"], opened_tag(request.prompt)
+            else:
+                check_chat_template(tokenizer)
+                text = tokenizer.apply_chat_template(
+                    list(request.prompt), tokenize=False, add_generation_prompt=True, **chat_template_kwargs
+                )
+                cache[key] = tokenizer(text, add_special_tokens=False)["input_ids"], opened_tag(text)
+        rendered.append(Rendered(request, *cache[key]))
+    return rendered
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `ValueError` for a tokenizer without a chat template."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError(
+            "The prompts are chat messages, but the model's tokenizer has no chat template: set `plain_prompts: true`."
+        )
+
+
+def fit(sampling: SamplingSettings, rendered: Sequence[Rendered], context: int | None) -> SamplingSettings:
+    """The settings with `max_tokens` cut to what the context leaves to the longest of the prompts, for all alike: so it
+    depends neither on the batch nor on what is finished already.
+
+    Raises:
+        ValueError: It leaves nothing.
+    """
+    if context is None or not rendered:
+        return sampling
+    longest = max(rendered, key=lambda item: len(item.ids))
+    room = context - len(longest.ids)
+    if room < 1:
+        request = longest.request
+        raise ValueError(
+            f"The prompt of {request.task!r}, problem {request.problem}, has {len(longest.ids)} tokens, and the model's "
+            f"context {context}: nothing is left for an answer. Use a model with a longer context, or other tasks."
+        )
+    if room < sampling.max_tokens:
+        logger.warning(
+            "`max_tokens` is cut from %d to %d: the model's context has %d tokens, the longest prompt %d.",
+            sampling.max_tokens,
+            room,
+            context,
+            len(longest.ids),
+        )
+    return replace(sampling, max_tokens=min(room, sampling.max_tokens))

@@ -1,0 +1,327 @@
+"""Exact resume: what TRL does not save, checkpoints that are whole or not there, and a node that is taken away.
+
+A run that is stopped after any update and resumed from its checkpoint makes the parameters and metrics of the run that was
+never stopped, bit for bit with transformers generation. TRL and transformers save parameters, optimizer, scheduler and
+random states; beside them this module saves, per process and without pickle, the generation batch whose updates are not
+over, TRL's step counter, metrics that were not logged yet, the stream of dynamic sampling, the adaptive entropy
+coefficient and a reference model that follows the policy. Beyond the first pass over the data it takes the sampler to the
+pass it was in. [`~trl_credit.extras.checkpoints`] says whether a checkpoint's files are there and whole.
+"""
+
+import json
+import logging
+import warnings
+from collections import defaultdict, deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import IterableDataset
+from transformers.optimization import GreedyLR
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl.trainer.callbacks import SyncRefModelCallback
+from trl.trainer.utils import RepeatSampler, strip_images_from_messages
+
+from .checkpoints import (
+    MANIFEST_NAME,
+    STATE_NAME,
+    ResumeError,
+    checkpoint_to_resume,
+    is_model_only,
+    load_tree,
+    save_tree,
+    write_manifest,
+)
+from .preemption import PREEMPTED, PreemptionCallback
+from .shards import local_part
+
+
+logger = logging.getLogger(__name__)
+
+
+REFERENCE_NAME = "credit_reference_{}.safetensors"
+
+# What must be as it was for a generation batch to be continued
+_BATCH_SETTINGS = (
+    "world_size",
+    "per_device_train_batch_size",
+    "steps_per_generation",
+    "gradient_accumulation_steps",
+    "num_generations",
+    "num_iterations",
+)
+
+
+class ResumeMixin:
+    """Checkpoints from which TRL's trainer resumes exactly; see the module."""
+
+    _checkpoint_state: dict[str, Any] | None = None  # of the checkpoint that is being resumed from
+    _saved_step: int | None = None
+    _train_sampler = None
+
+    def __init__(self, *args, **kwargs):
+        training_args = kwargs["args"]
+        asked, training_args.enable_jit_checkpoint = training_args.enable_jit_checkpoint, False
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            training_args.enable_jit_checkpoint = asked
+        self._preemption = PreemptionCallback(self.accelerator) if asked else None
+        if asked:
+            self.add_callback(self._preemption)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """[`~transformers.Trainer.train`], which resumes from whole checkpoints only, and exactly.
+
+        Args:
+            resume_from_checkpoint: The path of a checkpoint; `True` for the last whole one in `output_dir`; `"auto"` for
+                that one if there is one, else the beginning.
+
+        A checkpoint of `save_only_model` has no optimizer, schedule or random state. The run goes on from its step, with
+        the learning rate and the data of that step and a new optimizer; a warning says so.
+
+        Raises:
+            ResumeError: The checkpoint is not whole, there is none, or it holds the model only, from which DeepSpeed and
+                FSDP cannot go on.
+            SystemExit: With code 143, after SIGTERM with `enable_jit_checkpoint`: the checkpoint is written.
+        """
+        checkpoint, model_only, error = None, False, None
+        if self.accelerator.is_main_process:  # others may see a shared folder later
+            try:
+                checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+                model_only = checkpoint is not None and is_model_only(Path(checkpoint))
+                if model_only and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+                    raise ResumeError(
+                        f"`resume_from_checkpoint`: {checkpoint!r} holds the model only (`save_only_model`), from which "
+                        f"{'DeepSpeed' if self.is_deepspeed_enabled else 'FSDP'} cannot go on. Start anew with it as "
+                        "`model_name_or_path`, in another `output_dir`, and without `save_only_model`."
+                    )
+            except Exception as caught:  # whatever it is, the other processes must not wait for it
+                error = str(caught) or type(caught).__name__
+        checkpoint, model_only, error = broadcast_object_list([checkpoint, model_only, error])
+        if error is not None:
+            raise ResumeError(error)
+        if model_only:
+            logger.warning(
+                "%s holds the model only (`save_only_model`). The run goes on from its update, with the learning rate and "
+                "the data of that update, but with a new optimizer, new random states and a new generation batch: it is "
+                "not the run that was stopped.",
+                checkpoint,
+            )
+        elif checkpoint is not None:
+            self._read_checkpoint_state(Path(checkpoint))
+        try:
+            output = super().train(checkpoint, *args, **kwargs)
+        finally:
+            self._checkpoint_state = None
+            if self._preemption is not None:
+                self._preemption.restore()
+        if self._preemption is not None and self._preemption.stopped:
+            logger.warning("SIGTERM: saved after update %d; exiting with code %d.", self.state.global_step, PREEMPTED)
+            raise SystemExit(PREEMPTED)
+        return output
+
+    # Save
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:  # one that is overwritten is not whole meanwhile
+            for name in (MANIFEST_NAME, TRAINER_STATE_NAME):
+                (folder / name).unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and folder.is_dir():  # else rotation has removed it
+            write_manifest(folder)
+        self._saved_step = self.state.global_step
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
+        if self.control.should_evaluate and self._saved_step == self.state.global_step:
+            # At the end of an epoch, after its last step's checkpoint, which is to be resumed from after the evaluation
+            self.control.should_save = True
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if self._preemption is not None and self._preemption.stopped and self._saved_step != self.state.global_step:
+            self._save_checkpoint(model, trial)  # `save_strategy="best"` decides for itself
+
+    def _run_epoch(self, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # a finished run, resumed
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        rank, folder = self.accelerator.process_index, Path(output_dir)
+        save_tree(folder / STATE_NAME.format(rank), self._state_to_save())
+        references = self._followed_references()
+        if references and (rank == 0 or self._sharded):
+            save_tree(folder / REFERENCE_NAME.format(rank), references)
+        # The trainer's state, which the main process writes next, says that the checkpoint is whole
+        self.accelerator.wait_for_everyone()
+
+    def _state_to_save(self) -> dict[str, Any]:
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        epoch, share = divmod(self.state.epoch or 0.0, 1.0)
+        state = {
+            "settings": self._batch_settings(),
+            "step": self._step,
+            "metrics": {name: list(map(float, values)) for name, values in self._metrics["train"].items()},
+            "table": self._table_to_save(),
+            "loss": self._tr_loss,
+            "last_logged": self._globalstep_last_logged,
+            "entropy": [self.entropy_coef, self._last_world_entropy] if self.use_adaptive_entropy else None,
+            # Of an iterable dataset, whose epochs have no length
+            "epoch": int(epoch),
+            "batches": round(share * self.state.max_steps * self.args.gradient_accumulation_steps),
+            "batch": None,
+            **self._extra_state(),
+        }
+        if self._step % generate_every and self._buffered_inputs is not None:
+            state["batch"] = [self._batch_to_save(batch) for batch in self._buffered_inputs]
+        return state
+
+    def _table_to_save(self) -> str | None:
+        """The completions table of the last generation batch, which TRL writes at each logging step; no images."""
+        if not self.log_completions:
+            return None
+        logs = {name: list(values) for name, values in self._logs.items() if isinstance(values, deque)}
+        logs |= {name: {k: list(v) for k, v in self._logs[name].items()} for name in ("rewards", "extra")}
+        for name in ("prompt", "completion"):
+            logs[name] = [strip_images_from_messages(messages) for messages in logs[name]]
+        return json.dumps(logs | {"images": []}, default=str)
+
+    def _extra_state(self) -> dict[str, Any]:
+        """What other parts of the trainer want to have back."""
+        return {}
+
+    def _load_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes it back."""
+
+    def _batch_settings(self) -> dict[str, Any]:
+        """What must be as it was for a generation batch to be continued."""
+        return {name: getattr(self.args, name) for name in _BATCH_SETTINGS}
+
+    def _batch_to_save(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A micro-batch of the generation batch as tensors, lists and numbers."""
+        return batch
+
+    def _batch_from_save(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The inverse of `_batch_to_save`."""
+        return batch
+
+    # Load
+
+    def _read_checkpoint_state(self, checkpoint: Path) -> None:
+        path = checkpoint / STATE_NAME.format(self.accelerator.process_index)
+        if not path.exists():  # there are more processes now: what all have in common is the first one's
+            path = checkpoint / STATE_NAME.format(0)
+        if not path.exists():
+            logger.warning(
+                "%s has no %s: it was not saved by this trainer. Parameters and optimizer are resumed, but the run will not "
+                "be the one that was stopped: a new generation batch is made, and prompts may repeat.",
+                checkpoint,
+                path.name,
+            )
+            return
+        self._checkpoint_state = load_tree(path, self.accelerator.device)
+
+    def _get_train_sampler(self, dataset=None):
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ):
+        epochs, batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        state = self._checkpoint_state
+        if isinstance(self.train_dataset, IterableDataset):
+            if state is not None and not self.args.ignore_data_skip:
+                epochs, batches = state["epoch"], state["batches"]
+        elif isinstance(self._train_sampler, RepeatSampler):
+            for _ in range(epochs):  # each pass draws its order
+                next(iter(self._train_sampler), None)
+        return epochs, batches
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint is not None and not (Path(resume_from_checkpoint) / SCHEDULER_NAME).exists():
+            self._forward_schedule()
+        return prepared
+
+    def _forward_schedule(self) -> None:
+        """Takes the learning-rate schedule, of which nothing was saved, to the update that is resumed from."""
+        if self.is_deepspeed_enabled:  # which keeps schedules of its own
+            return
+        if isinstance(self.lr_scheduler, (torch.optim.lr_scheduler.ReduceLROnPlateau, GreedyLR)):
+            logger.warning(
+                "The learning rate depends on what was measured before, which was not saved: it begins anew."
+            )
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # before the optimizer's
+            for _ in range(self.state.global_step):
+                self.lr_scheduler.step()
+
+    def _load_rng_state(self, checkpoint):
+        # transformers calls this when it has gone to where the run was, right before the first update
+        super()._load_rng_state(checkpoint)
+        state = self._checkpoint_state
+        if state is None:
+            return
+        if not self.args.auto_find_batch_size:  # which may begin again
+            self._checkpoint_state = None
+        self._load_extra_state(state)
+        self._metrics["train"] = defaultdict(list, state["metrics"])
+        self._tr_loss, self._globalstep_last_logged = state["loss"], state["last_logged"]
+        if state["entropy"] is not None and self.use_adaptive_entropy:
+            self.entropy_coef, self._last_world_entropy = state["entropy"]
+        settings = self._batch_settings()
+        changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
+        self._load_references(Path(checkpoint), "world_size" in changed)
+        if changed:
+            logger.warning(
+                "%s changed since the checkpoint was saved: its generation batch is not continued, a new one is made.",
+                ", ".join(f"`{name}`" for name in changed),
+            )
+            return
+        self._step = state["step"]
+        if state["table"] is not None and self.log_completions:
+            for name, values in json.loads(state["table"]).items():
+                for column, rows in values.items() if isinstance(values, dict) else [(None, values)]:
+                    (self._logs[name] if column is None else self._logs[name][column]).extend(rows)
+        if state["batch"] is not None:
+            self._buffered_inputs = [self._batch_from_save(batch) for batch in state["batch"]]
+
+    # A reference model that follows the policy
+
+    @property
+    def _sharded(self) -> bool:
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+
+    def _followed_references(self) -> list[dict[str, torch.Tensor]]:
+        """This process's part of each, by parameter."""
+        models = [
+            self.accelerator.unwrap_model(callback.ref_model)
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, SyncRefModelCallback)
+        ]
+        return [{name: local_part(parameter) for name, parameter in model.named_parameters()} for model in models]
+
+    def _load_references(self, checkpoint: Path, world_size_changed: bool) -> None:
+        references = self._followed_references()
+        if not references:
+            return
+        if self._sharded and world_size_changed:
+            raise ValueError(
+                "`sync_ref_model`: the reference was saved in the shards of another number of processes. Resume with as "
+                "many as saved it."
+            )
+        rank = self.accelerator.process_index if self._sharded else 0
+        saved = load_tree(checkpoint / REFERENCE_NAME.format(rank))
+        for reference, values in zip(references, saved, strict=True):
+            for name, parameter in reference.items():
+                parameter.copy_(values[name])

@@ -1,0 +1,389 @@
+"""Reward functions that raise, hang, or return what is no reward: who it was, on which completion, and what then."""
+
+import asyncio
+import contextlib
+import faulthandler
+import functools
+import inspect
+import logging
+import math
+import signal
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from trl.data_utils import prepare_multimodal_messages
+from trl.trainer.utils import get_callable_name, is_async_callable
+
+from ..rewards import TRAINER_ARGUMENTS
+from ..rewards.thinking import OPENED_TAGS, opened_tag
+from .config import default_of
+
+
+logger = logging.getLogger(__name__)  # of every process: each has completions of its own
+
+# What stands for an excluded completion until TRL has gathered the rewards: a function's own infinity is an error
+_EXCLUDED = math.inf
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+class RewardError(RuntimeError):
+    """A reward function failed on a completion."""
+
+
+class _TimeUp(BaseException):
+    """Not an `Exception`, which a reward function may catch."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raises `TimeoutError` in the main thread when the time is up; code that neither returns to Python nor looks for
+    signals ends the process half a minute later, with a traceback that shows it."""
+    if not seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    over, deadline = False, time.monotonic() + seconds
+
+    def interrupt(*_):
+        if not over and time.monotonic() >= deadline:
+            raise _TimeUp
+
+    # Not SIGALRM, which reward functions use themselves. The thread wakes what waits; what computes and holds the
+    # interpreter, as a search that backtracks, gets the signal from the kernel at each second of its time
+    previous = signal.signal(signal.SIGVTALRM, interrupt)
+    timer = threading.Timer(seconds, signal.pthread_kill, (threading.get_ident(), signal.SIGVTALRM))
+    timer.daemon = True
+    try:
+        try:
+            timer.start()
+            signal.setitimer(signal.ITIMER_VIRTUAL, min(seconds, 1.0), 1.0)
+            with contextlib.suppress(ValueError, AttributeError, OSError):  # no stderr
+                faulthandler.dump_traceback_later(seconds + 30, exit=True, file=sys.__stderr__)
+            yield
+        finally:
+            over = True
+    except _TimeUp:
+        raise TimeoutError(f"it took more than {seconds:.3g} s (see `reward_timeout`)") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        timer.cancel()
+        timer.join()  # or its signal might meet the handler of before, which may be to die
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGVTALRM, previous)
+
+
+class GuardedReward:
+    """A reward function whose failures are errors that name the completion, or exclude it.
+
+    Where a call fails as a whole, the completions are tried one by one to find the one it was. A call that fails though none
+    of them does alone, or on completions of several prompts and all of them, is the function's fault and an error.
+
+    Args:
+        function: As TRL takes them.
+        name: As in TRL's metrics.
+        exclude: Whether completions on which it fails are left out of their groups, instead of ending the run.
+        timeout: Seconds that a call may take, and all the calls one by one together: each has half of what is left, at least
+            a second.
+    """
+
+    def __init__(self, function: Callable, name: str, *, exclude: bool, timeout: float | None):
+        functools.update_wrapper(self, function, updated=())
+        self.function, self.name, self.exclude, self.timeout = function, name, exclude, timeout
+        self.asks_for_tags = _asks_for_tags(function)
+
+    def __call__(self, **kwargs) -> list[float | None]:
+        rewards: list[float | None] = []
+        for call in self._calls(kwargs, rewards):
+            try:
+                with time_limit(call.timeout):
+                    call.result = self.function(**call.kwargs)
+            except (Exception, SystemExit) as error:
+                call.error = _as_failure(error)
+        return rewards
+
+    def _calls(self, kwargs: dict[str, Any], rewards: list[float | None]) -> Iterator["_Call"]:
+        """The calls to make, for functions of both kinds; when they are made, the rewards are there."""
+        count = len(kwargs["completions"])
+        if not self.asks_for_tags:
+            kwargs = {name: value for name, value in kwargs.items() if name != OPENED_TAGS}
+        calls, whole = [_Call(kwargs, self.timeout)], None
+        yield calls[0]
+        try:
+            checked = calls[0].checked(count)
+        except Exception as problem:
+            checked, calls, whole, left = [], [], problem, self.timeout
+            for i in range(count):
+                calls.append(_Call(_row(kwargs, i, count), left and max(left / 2, 1.0)))
+                begin = time.monotonic()
+                yield calls[i]
+                left = left and max(left - (time.monotonic() - begin), 1.0)
+                try:
+                    checked += calls[i].checked(1)
+                except Exception as problem_of_one:
+                    checked.append(f"{type(problem_of_one).__name__}: {problem_of_one}")
+                    calls[i] = _Call({}, None)  # what it logged before it failed is not kept
+                if isinstance(checked[i], str) and not self.exclude:
+                    break
+        failed = [i for i, value in enumerate(checked) if isinstance(value, str)]
+        if failed and not self.exclude:
+            together = f" (of all completions together: {whole})" if whole is not None and count > 1 else ""
+            raise _error(self.name, kwargs, failed[0], checked[failed[0]] + together) from whole
+        prompts = {str(prompt) for prompt in kwargs["prompts"]}
+        if (len(failed) == count and len(prompts) > 1) or (whole is not None and not failed):
+            problem = checked[0] if failed else f"{type(whole).__name__}: {whole}"
+            where = "every completion" if failed else f"{count} completions together, though on none of them alone"
+            raise RewardError(f"The reward function {self.name!r} failed on {where}: {problem}.") from whole
+        if failed:
+            error = _error(self.name, kwargs, failed[0], checked[failed[0]])
+            logger.warning("Excluded %d of %d completions; for example %s", len(failed), count, error)
+        for i in failed:
+            checked[i] = _EXCLUDED
+        _Call.pass_on(calls, kwargs)
+        rewards += checked
+
+
+class AsyncGuardedReward(GuardedReward):
+    """The same of an `async` function."""
+
+    async def __call__(self, **kwargs) -> list[float | None]:
+        rewards: list[float | None] = []
+        for call in self._calls(kwargs, rewards):
+            try:
+                call.result = await asyncio.wait_for(self._awaited(call.kwargs), call.timeout or None)
+            except TimeoutError:
+                call.error = TimeoutError(f"it took more than {call.timeout:.3g} s (see `reward_timeout`)")
+            except Exception as error:
+                call.error = error
+        return rewards
+
+    async def _awaited(self, kwargs: dict[str, Any]) -> Any:
+        try:
+            return await self.function(**kwargs)
+        except SystemExit as error:  # in the task itself: beyond it, it would end the loop that TRL waits for
+            raise _as_failure(error) from error
+
+
+def _as_failure(error: BaseException) -> Exception:
+    """A function that ends the process has failed: the run would end with its exit code, 0 perhaps."""
+    if isinstance(error, SystemExit):
+        failure = RuntimeError(f"it called sys.exit({error.code!r})")
+        failure.__cause__ = error
+        return failure
+    return error
+
+
+class _Call:
+    """One call: its keyword arguments and seconds, and then its result or its exception. What the function logs is kept
+    until the call is known to be good."""
+
+    def __init__(self, kwargs: dict[str, Any], timeout: float | None):
+        self.timeout, self.result, self.error = timeout, None, None
+        self.columns: dict[str, list] = defaultdict(list)
+        self.metrics: list[tuple[str, float]] = []
+        self.kwargs = dict(kwargs)
+        if "log_extra" in kwargs:
+            self.kwargs["log_extra"] = lambda column, values: self.columns[column].extend(values)
+        if "log_metric" in kwargs:
+            self.kwargs["log_metric"] = lambda name, value: self.metrics.append((name, value))
+
+    def checked(self, expected: int) -> list[float | str | None]:
+        """The rewards as numbers, or what is wrong with one; raises what is wrong with all."""
+        if self.error is not None:
+            raise self.error
+        rewards = self.result
+        if isinstance(rewards, (str, bytes, dict)) or not isinstance(rewards, Iterable):
+            raise TypeError(
+                f"it returned {_shortened(rewards)}, where a list with one reward for each completion is needed"
+            )
+        rewards = list(rewards)
+        if len(rewards) != expected:
+            raise ValueError(f"it returned {len(rewards)} rewards for {expected} completions")
+        checked: list[float | str | None] = []
+        for reward in rewards:
+            try:
+                if isinstance(reward, (str, bytes, bytearray)):  # float() reads them
+                    raise TypeError
+                value = None if reward is None else float(reward)
+            except OverflowError:  # a whole number of more than 308 digits
+                value = math.inf if reward > 0 else -math.inf
+            except (TypeError, ValueError):
+                checked.append(f"it returned {_shortened(reward)}, which is no number (`None` stands for no reward)")
+                continue
+            problem = None
+            if value is not None and not math.isfinite(value):
+                problem = f"it returned {value} (`None` stands for no reward)"
+            elif value is not None and abs(value) > _LARGEST:
+                problem = f"it returned {value}, which is infinite in float32, in which TRL computes"
+            checked.append(problem or value)
+        return checked
+
+    @staticmethod
+    def pass_on(calls: list["_Call"], kwargs: dict[str, Any]) -> None:
+        """Logs what one call for all completions, or one for each, has logged."""
+        for column in {column: None for call in calls for column in call.columns}:
+            parts = [call.columns.get(column, [None]) for call in calls]
+            kwargs["log_extra"](column, [value for part in parts for value in part])
+        for call in calls:
+            for name, value in call.metrics:
+                kwargs["log_metric"](name, value)
+
+
+def _asks_for_tags(function: Callable) -> bool:
+    """Whether a reward function has a parameter for the thinking tags that its prompts have opened."""
+    try:
+        return OPENED_TAGS in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin
+        return False
+
+
+def _row(kwargs: dict[str, Any], i: int, count: int) -> dict[str, Any]:
+    """The arguments for one completion."""
+    return {
+        name: [value[i]] if isinstance(value, list) and len(value) == count else value for name, value in kwargs.items()
+    }
+
+
+def _error(name: str, kwargs: dict[str, Any], i: int, problem: str) -> RewardError:
+    return RewardError(
+        f"The reward function {name!r} failed on completion {i} of {len(kwargs['completions'])}: {problem}. Prompt: "
+        f"{_shortened(kwargs['prompts'][i])} Completion: {_shortened(kwargs['completions'][i])} (See `on_reward_error`.)"
+    )
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-80:]}"
+
+
+def check_reward_functions(functions: Any) -> None:
+    """Raises `ValueError` for a function that cannot be called as TRL does, with every column of the dataset by name."""
+    for function in functions if isinstance(functions, list) else [functions]:
+        if isinstance(function, (str, nn.Module)) or not callable(function):
+            continue
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except ValueError:  # a builtin
+            continue
+        missing = TRAINER_ARGUMENTS - {"environments"} - {parameter.name for parameter in parameters}
+        if missing and all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            raise ValueError(
+                f"The reward function {get_callable_name(function)!r} does not take {', '.join(sorted(missing))}, which TRL "
+                "passes to all of them, as it does the dataset's columns. Add `**kwargs` to its parameters."
+            )
+
+
+def largest_rewards(count: int, weights: torch.Tensor) -> torch.Tensor:
+    """How large rewards may be for TRL to compute their groups' statistics, which square them, in float32.
+
+    Where a square overflows, TRL's standard deviation is infinite and every advantage of the group zero.
+
+    Args:
+        count: Rewards of which means are taken.
+        weights: (F,), `reward_weights`.
+
+    Returns:
+        (F,), of each function. A few times less than what overflows in the worst case.
+    """
+    return math.sqrt(_LARGEST / (4 * count)) / (weights.double().abs() * len(weights)).clamp(min=1.0)
+
+
+# Columns of the data cannot have these names: TRL passes both, and Python refuses the call
+_TAKEN = ("prompts", "completions")
+
+
+def check_columns(functions: Any, train_dataset: Any, eval_dataset: Any = None) -> None:
+    """Raises `ValueError` for a column that TRL would pass to a reward function beside an argument of the same name."""
+    if not any(
+        callable(f) and not isinstance(f, nn.Module)
+        for f in (functions if isinstance(functions, list) else [functions])
+    ):
+        return
+    evaluations = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+    for dataset in [train_dataset, *evaluations]:
+        for name in _TAKEN:
+            if name in (getattr(dataset, "column_names", None) or ()):
+                raise ValueError(
+                    f"The dataset has a column {name!r}, the name of an argument of TRL's to every reward function: rename "
+                    "it (`dataset.rename_column`) or leave it out (`dataset.remove_columns`)."
+                )
+
+
+class RewardGuardMixin:
+    """Guards the trainer's reward functions; see [`GuardedReward`].
+
+    A function with a parameter `opened_tags` gets, for each completion, the thinking tag that the rendered prompt ends with
+    and that the completion therefore lacks, or an empty text.
+
+    With `on_reward_error="exclude"` a completion on which any reward function fails has no reward at all: it is left out
+    of its group's mean and has no advantage. `rewards/NAME/excluded` is logged, their number in a scoring. Rewards whose
+    statistics would overflow float32 ([`largest_rewards`]) are failures, too.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._excludes = getattr(self.args, "on_reward_error", "raise") == "exclude"
+        if not self.reward_weights.isfinite().all():
+            raise ValueError(f"`reward_weights` must be finite in float32, got {self.args.reward_weights}.")
+        timeout = getattr(self.args, "reward_timeout", default_of("reward_timeout"))
+        for i, (function, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
+            if not isinstance(function, nn.Module):
+                guard = AsyncGuardedReward if is_async_callable(function) else GuardedReward
+                self.reward_funcs[i] = guard(function, name, exclude=self._excludes, timeout=timeout)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        if any(getattr(function, "asks_for_tags", False) for function in self.reward_funcs):
+            tags = self._opened_tags(prompts)
+            inputs = [{**example, OPENED_TAGS: tag} for example, tag in zip(inputs, tags, strict=True)]
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        models = [isinstance(function, nn.Module) for function in self.reward_funcs]
+        models = torch.tensor(models, device=rewards.device)
+        largest = largest_rewards(len(rewards), self.reward_weights.to(rewards.device))
+        # A comparison with a NaN is false: no reward, unless it is a model's
+        excluded = (rewards == _EXCLUDED) & ~models
+        wrong = (~torch.isfinite(rewards) & models) | ((rewards.abs() > largest) & ~excluded)
+        if wrong.any() and not self._excludes:
+            i, column = wrong.nonzero()[0].tolist()
+            first = self.accelerator.process_index * len(prompts)
+            name, texts = self.reward_func_names[column], {"prompts": prompts, "completions": completions}
+            value = rewards[i, column].item()
+            problem = f"it returned {value}"
+            if math.isfinite(value):
+                problem += (
+                    f", of which a group's statistics overflow in float32 (at most {largest[column]:.1e} with its weight of "
+                    f"{self.reward_weights[column]:g})"
+                )
+            if first <= i < first + len(prompts):
+                raise _error(name, texts, i - first, problem)
+            kind = "model" if models[column] else "function"
+            raise RewardError(f"The reward {kind} {name!r} failed on a completion of another process: {problem}.")
+        if self._excludes:
+            excluded |= wrong
+            mode = "train" if self.model.training else "eval"
+            for name, count in zip(self.reward_func_names, excluded.sum(0).tolist(), strict=True):
+                self._metrics[mode][f"rewards/{name}/excluded"].append(float(count))
+            rewards = rewards.masked_fill(excluded.any(-1, keepdim=True), math.nan)
+        return rewards
+
+    def _opened_tags(self, prompts: list) -> list[str]:
+        """The thinking tag that each prompt ends with, rendered as TRL renders it; equal prompts are rendered once."""
+        found: dict[str, str] = {}
+        for prompt in prompts:
+            if str(prompt) not in found:
+                text = prompt
+                if not isinstance(prompt, str):
+                    text = self.processing_class.apply_chat_template(
+                        prepare_multimodal_messages(prompt) if self._is_vlm else prompt,
+                        tools=self.tools or None,
+                        chat_template=self.chat_template,
+                        add_generation_prompt=True,
+                        tokenize=False,
+                        **self.chat_template_kwargs,
+                    )
+                found[str(prompt)] = opened_tag(text)
+        return [found[str(prompt)] for prompt in prompts]

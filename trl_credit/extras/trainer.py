@@ -1,0 +1,72 @@
+"""TRL's GRPOTrainer with every extra, and no credit."""
+
+import functools
+import inspect
+from typing import Any
+
+from trl import GRPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from .config import GRPOExtrasConfig
+from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
+from .effect import EffectMixin
+from .nonfinite import NonfiniteGuardMixin
+from .resume import ResumeMixin
+from .reward_guard import RewardGuardMixin, check_columns, check_reward_functions
+
+
+_SIGNATURE = inspect.signature(GRPOTrainer.__init__)
+
+
+def bind_arguments(trainer: GRPOTrainer, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of TRL's trainer by name, with its defaults."""
+    bound = _SIGNATURE.bind(trainer, *args, **kwargs)
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    del arguments["self"]
+    return arguments
+
+
+def default_output_dir(model: Any, suffix: str) -> str:
+    """Where TRL puts a run that has no configuration."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    return f"{name.split('/')[-1]}-{suffix}"
+
+
+class GRPOExtrasTrainer(
+    EffectMixin, NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMixin, ResumeMixin, GRPOTrainer
+):
+    """
+    [`~trl.GRPOTrainer`] with dynamic sampling, exact resume, preemption, and guards against NaN, failing rewards and runs
+    that train nothing.
+
+    It takes every argument of [`~trl.GRPOTrainer`]. `args` may be a [`GRPOExtrasConfig`], or TRL's own configuration, for
+    which the guards have their defaults. Without an incident, parameters and metrics are TRL's to the last bit.
+
+    Raises:
+        ValueError: Data, rewards or settings that cannot work, before the model is loaded.
+
+    Example:
+
+    ```python
+    from trl_credit.extras import GRPOExtrasConfig, GRPOExtrasTrainer
+
+    trainer = GRPOExtrasTrainer(
+        model="Qwen/Qwen2.5-1.5B-Instruct",
+        reward_funcs=reward,
+        args=GRPOExtrasConfig(output_dir="out", dynamic_sampling=True),
+        train_dataset=dataset,
+    )
+    trainer.train(resume_from_checkpoint="auto")
+    ```
+    """
+
+    @functools.wraps(GRPOTrainer.__init__)
+    def __init__(self, *args, **kwargs):
+        arguments = bind_arguments(self, args, kwargs)
+        if arguments["args"] is None:
+            arguments["args"] = GRPOExtrasConfig(default_output_dir(arguments["model"], "GRPO"))
+        check_reward_functions(arguments["reward_funcs"])
+        check_columns(arguments["reward_funcs"], arguments["train_dataset"], arguments["eval_dataset"])
+        check_dynamic_sampling(type(self), arguments)
+        super().__init__(**arguments)

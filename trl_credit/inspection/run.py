@@ -1,0 +1,181 @@
+"""Scores completions as `trl-credit inspect` asks, and writes what comes out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def inspect(config) -> tuple[list, dict[str, Any]]:
+    """The records that an [`InspectConfig`] asks for, and what is known of all of them.
+
+    Raises:
+        ValueError: There is no such model, data or file, or they do not go together.
+    """
+    from .sources import read_completions
+
+    completions, scored = None, None
+    if config.completions:
+        completions, scored = read_completions(config.completions, config.max_completions)
+        if scored is not None and config.model is None:
+            if config.methods is not None:
+                raise ValueError(
+                    "`methods` has no effect on token credit that is shown as it was written. To score the completions "
+                    "again, set `model`."
+                )
+            return scored
+        if config.model is None:
+            raise ValueError(
+                "`model` is not set: these completions have no token credit yet, and a model must score them."
+            )
+    return _score(config, completions)
+
+
+def check_folder(output_dir: str) -> None:
+    """Makes the folder that will be written to. Raises `ValueError` if it cannot be."""
+    from .._util.settings import check_output_dir
+
+    check_output_dir(output_dir)
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a file system that can only be read
+        reason = (error.strerror or str(error)).lower()
+        raise ValueError(f"`output_dir`: cannot write to {output_dir!r}: {reason}. Name another folder.") from error
+
+
+def _score(config, completions) -> tuple[list, dict[str, Any]]:
+    import torch
+
+    from ..model_files import LocalModel
+    from .scoring import CreditScorer
+
+    on_gpu = torch.accelerator.is_available()
+    files = LocalModel.find(config.model, trust_remote_code=bool(config.trust_remote_code))
+    if files.adapter and config.reference is None:
+        config.reference = files.path
+    elif config.reference is not None:
+        reference = LocalModel.find(config.reference)
+        if reference.adapter:
+            raise ValueError(
+                f"`reference`: {config.reference!r} is an adapter, and a reference must be a whole model: merge it first."
+            )
+        config.reference = reference.path
+    methods = config.credit_methods()
+    dtype = config.dtype or ("bfloat16" if on_gpu else "float32")
+    examples, rewards = (None, []) if completions is not None else _data(config)
+    torch.manual_seed(config.seed)
+    settings: dict[str, Any] = {
+        "temperature": 1.0 if config.temperature is None else config.temperature,
+        "chat_template_kwargs": config.chat_template_kwargs,
+        "max_completion_length": config.max_completion_length or 256,
+        "seed": config.seed,
+        "trust_remote_code": bool(config.trust_remote_code),
+    }
+    if rewards:
+        settings |= {"reward_funcs": rewards, "reward_weights": config.reward_weights}
+    model: Any = files.path
+    if files.adapter:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        base = AutoModelForCausalLM.from_pretrained(
+            files.path, dtype=dtype, trust_remote_code=bool(config.trust_remote_code)
+        )
+        model = PeftModel.from_pretrained(base, files.adapter)
+    scorer = CreditScorer(model, methods, processing_class=files.tokenizer(), dtype=dtype, **settings)
+    if completions is None:
+        most = max(1, config.max_completions // config.num_generations)
+        completions = scorer.generate(examples[:most], config.num_generations)
+    records = scorer.score(completions[: config.max_completions])
+    about = {
+        "title": "Token credit",
+        "model": config.model,
+        "reference": config.reference,
+        "completions": config.completions or config.dataset_name or "prompts of the command line",
+        "temperature": settings["temperature"],
+        "dtype": dtype,
+        "seed": config.seed,
+        "methods": {label: method.to_dict() for label, method in methods.items()},
+        "advice": scorer.advice,
+    }
+    return records, about
+
+
+def _data(config) -> tuple[list[dict], list]:
+    """Rows to generate for, and reward functions."""
+    from itertools import islice
+
+    from datasets import Dataset
+
+    from .._util.text import nearest
+    from ..data import load_splits, prepare
+    from ..rewards import build_reward, required_columns
+
+    if config.prompts:
+        dataset = Dataset.from_list([{"prompt": _prompt(config, text)} for text in config.prompts])
+    else:
+        splits = load_splits(
+            config.dataset_name,
+            generated_size=config.num_prompts,
+            generated_config=config.generated_dataset_config,
+            seed=config.seed,
+            text_columns=(config.problem_column, config.answer_column, "prompt"),
+        )
+        split = config.dataset_train_split or "train"
+        if split not in splits:
+            raise ValueError(f"`dataset_train_split`: there is no split {split!r}. {nearest(split, splits)}")
+        dataset = prepare(
+            splits[split],
+            problem_column=config.problem_column,
+            answer_column=config.answer_column,
+            answer_match=config.answer_match,
+            system_prompt=config.system_prompt,
+            prompt_template=config.prompt_template,
+            plain_prompts=bool(config.plain_prompts),
+        )
+    rewards = [build_reward(spec, config.max_completion_length or 256) for spec in config.reward_funcs or []]
+    for function in rewards:
+        for column in required_columns(function):
+            if column not in dataset.column_names:
+                raise ValueError(
+                    f"`reward_funcs`: {getattr(function, '__name__', function)!r} needs a column {column!r}; there are "
+                    f"{', '.join(dataset.column_names)}."
+                )
+    return list(islice(dataset, config.num_prompts if not config.prompts else None)), rewards
+
+
+def _prompt(config, text: str) -> str | list[dict]:
+    """A message, where the model has a chat template."""
+    from ..model_files import LocalModel
+
+    plain = config.plain_prompts
+    if plain is None:
+        plain = (
+            LocalModel.find(config.model, trust_remote_code=bool(config.trust_remote_code)).tokenizer().chat_template
+            is None
+        )
+    system = [{"role": "system", "content": config.system_prompt}] if config.system_prompt else []
+    text = (config.prompt_template or "{problem}").replace("{problem}", text)
+    return text if plain else [*system, {"role": "user", "content": text}]
+
+
+def write(config, records: list, about: dict[str, Any]) -> None:
+    """Writes and prints them."""
+    from rich.console import Console
+
+    from .._util.files import write_atomically
+    from ..records.page import write_credit_report
+    from ..records.record import to_json, write_parquet
+    from ..records.terminal import render
+    from ..report.page import clean
+
+    folder = Path(config.output_dir)
+    write_parquet(folder / "credit.parquet", records, about)
+    about = clean(about)
+    lines = json.dumps(
+        {"about": about, "completions": [to_json(record) for record in records]}, default=str, allow_nan=False
+    )
+    write_atomically(folder / "credit.json", [lines])
+    write_credit_report(folder / "credit.html", records, about)
+    # Those first of which most is learned
+    shown = sorted(records, key=lambda record: -abs(record.advantage or 0.0))
+    render(shown, about, Console(), limit=config.show)

@@ -1,0 +1,122 @@
+"""What a method says of itself: parameters, citation, differences. Registered ones are read from their source, which takes
+milliseconds; importing them takes torch and TRL."""
+
+import ast
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from .._util.text import nearest
+from .table import TABLE
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A parameter of a method, in words."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A method in words.
+
+    Args:
+        name: In recipes.
+        summary: One line.
+        formulas: From the module's docstring; may be empty.
+        paper_id: Of arXiv.
+        citation: BibTeX.
+        parameters: Its fields.
+        differences: From the paper or its official code.
+    """
+
+    name: str
+    summary: str
+    formulas: str
+    paper_id: str
+    citation: str
+    parameters: tuple[Parameter, ...]
+    differences: tuple[str, ...]
+
+
+def card_of(name: str) -> Card:
+    """The card of a registered method, or of the class that a path leads to.
+
+    Raises:
+        ValueError: There is no such method.
+    """
+    if name in TABLE:
+        module, cls = TABLE[name]
+        return _from_source((Path(__file__).parent / f"{module.lstrip('.')}.py").read_text(encoding="utf-8"), cls)
+    from .._util.imports import is_dotted
+
+    if not is_dotted(name):
+        raise ValueError(f"Unknown credit method {name!r}. {nearest(name, TABLE)}")
+    from .registry import get_method_class
+
+    return _from_class(get_method_class(name))
+
+
+def _from_source(source: str, cls: str) -> Card:
+    module = ast.parse(source)
+    (body,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == cls)
+    doc = ast.get_docstring(body)
+    values = {target.id: node.value for node in body.body if isinstance(node, ast.Assign) for target in node.targets}
+    paper = {word.arg: ast.literal_eval(word.value) for word in values["paper"].keywords}
+    meanings = _meanings(doc)
+    parameters = tuple(
+        Parameter(
+            node.target.id,
+            ast.unparse(node.annotation),
+            "(required)" if node.value is None else ast.unparse(node.value),
+            meanings.get(node.target.id, ""),
+        )
+        for node in body.body
+        if isinstance(node, ast.AnnAssign)
+    )
+    differences = ast.literal_eval(values["differences"]) if "differences" in values else ()
+    return Card(
+        ast.literal_eval(values["name"]),
+        doc.splitlines()[0],
+        _formulas(ast.get_docstring(module)),
+        paper["id"],
+        paper["citation"],
+        parameters,
+        differences,
+    )
+
+
+def _from_class(cls: type) -> Card:
+    doc = inspect.getdoc(cls)
+    meanings = _meanings(doc)
+    parameters = tuple(
+        Parameter(
+            field.name,
+            field.type.__name__ if isinstance(field.type, type) else str(field.type),
+            "(required)" if field.default is dataclasses.MISSING else repr(field.default),
+            meanings.get(field.name, ""),
+        )
+        for field in dataclasses.fields(cls)
+    )
+    formulas = _formulas(inspect.getdoc(inspect.getmodule(cls)) or "")
+    return Card(
+        cls.name, doc.splitlines()[0], formulas, cls.paper.id, cls.paper.citation, parameters, tuple(cls.differences)
+    )
+
+
+def _formulas(doc: str) -> str:
+    """The indented block after a docstring's first line."""
+    found = re.search(r"\n\n((?: {4}.*\n?)+)", doc)
+    return found.group(1).rstrip() if found else ""
+
+
+def _meanings(doc: str) -> dict[str, str]:
+    """Of a docstring's `Args:`, by name."""
+    found: Any = re.findall(r"^    (\w+): ((?:.|\n(?!    \w+: |\S))*)", doc, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}

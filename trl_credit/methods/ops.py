@@ -1,0 +1,41 @@
+"""Operations on weights that methods share."""
+
+import torch
+
+
+# Weights whose effective token fraction is above this are uniform in effect
+UNIFORM_FRACTION = 0.999
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def mean_one(scores: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Scales non-negative scores to mean 1 over each completion's mask.
+
+    Args:
+        scores: (B, T) float, non-negative where they count.
+        mask: (B, T) bool.
+        valid: (B, 1) bool; completions for which it is False get uniform weights (1 on the mask) instead.
+
+    Returns:
+        (B, T) weights, 0 off the mask. A completion whose mask is empty gets zeros.
+    """
+    scores = torch.where(mask, scores, 0.0)
+    highest = scores.amax(-1, keepdim=True) if scores.size(-1) else scores.sum(-1, keepdim=True)
+    scores = scores / torch.where(highest > 0, highest, 1.0)  # neither the sum nor its inverse may overflow
+    total, count = scores.sum(-1, keepdim=True), mask.sum(-1, keepdim=True)
+    usable = torch.isfinite(total) & (total > 0)
+    if valid is not None:
+        usable = usable & valid
+    weights = torch.where(usable, scores * (count / torch.where(usable, total, 1.0)), 1.0)
+    return torch.where(mask, weights, 0.0)
+
+
+def effective_token_fraction(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """exp(H(w / T)) / T of each completion, (B,): 1 for uniform weights, 1 / T with all weight on one token."""
+    mask = mask.bool()
+    count = mask.sum(-1).clamp(min=1)
+    share = torch.where(mask, weights, 0.0) / count.unsqueeze(-1)
+    return torch.exp(torch.special.entr(share).sum(-1)) / count

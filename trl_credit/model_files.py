@@ -1,0 +1,240 @@
+"""What the backends that load the model themselves share: its files, its fingerprint, its prompts."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from ._util.text import nearest
+
+
+logger = logging.getLogger(__name__)
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+# What a training run or an evaluation leaves beside the model
+_STATE = {
+    *("trainer_state.json", "optimizer.pt", "scheduler.pt", "training_args.bin"),
+    *("all_results.json", "train_results.json", "eval_results.json", "run.json", "results.json"),
+}
+# Of a weights file: its length, and this many blocks of this many bytes, the first and the last among them. Training
+# changes every block; reading 65 GB of a 32B model in whole would take minutes.
+_BLOCKS, _BLOCK = 64, 1 << 16
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model's files: its folder or hub id, and its LoRA adapter if it is one.
+
+    Args:
+        path: Folder or hub id of the (base) model.
+        adapter: Folder or hub id of the adapter, or `None`.
+        revision: Revision of what the user named.
+        trust_remote_code: Whether to run code that comes with it.
+    """
+
+    path: str
+    adapter: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def find(cls, name: str | None, revision: str | None = None, trust_remote_code: bool = False) -> "LocalModel":
+        """What a user's `model` names.
+
+        Raises:
+            ValueError: There is no such model, or it has no configuration or tokenizer.
+        """
+        try:
+            path = resolve_model(name)
+        except ValueError as error:
+            raise ValueError(str(error).replace("`model_name_or_path`", "`model`")) from None
+        try:
+            base = base_of_adapter(path, revision)
+        except ValueError as error:
+            raise ValueError(str(error).replace("`model_name_or_path`", "`model`", 1)) from None
+        except OSError as error:
+            raise ValueError(f"`model`: {name!r} cannot be read: {str(error).strip().splitlines()[0]}") from error
+        try:
+            found = cls(base or path, path if base else None, revision, trust_remote_code)
+            found.config()
+            found.tokenizer()
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if reason.endswith(":"):  # transformers goes on with a list
+                reason = "no tokenizer can be made of its files; copy tokenizer.json and tokenizer_config.json there."
+            raise ValueError(
+                f"`model`: {name!r} is neither a folder with a model (or LoRA adapter) and its tokenizer nor one that the "
+                f"hub gives: {reason}"
+            ) from error
+        return found
+
+    @staticmethod
+    def is_local(path: str) -> bool:
+        return Path(path).is_dir()
+
+    @property
+    def base_revision(self) -> str | None:
+        return None if self.adapter else self.revision
+
+    def config(self):
+        return AutoConfig.from_pretrained(
+            self.path, revision=self.base_revision, trust_remote_code=self.trust_remote_code
+        )
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The adapter's own tokenizer, if it was saved with one, else the base model's."""
+        if self.adapter:
+            try:
+                return AutoTokenizer.from_pretrained(
+                    self.adapter, revision=self.revision, trust_remote_code=self.trust_remote_code
+                )
+            except (OSError, ValueError):
+                logger.info("The adapter has no tokenizer: the base model's is used.")
+        return AutoTokenizer.from_pretrained(
+            self.path, revision=self.base_revision, trust_remote_code=self.trust_remote_code
+        )
+
+    def context(self) -> int | None:
+        """Tokens of the context, if the configuration tells."""
+        return getattr(self.config().get_text_config(), "max_position_embeddings", None)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the weights and the tokenizer, wherever they lie."""
+        found = {"model": _fingerprint(self.path, self.base_revision)}
+        if self.adapter:
+            found["adapter"] = _fingerprint(self.adapter, self.revision)
+        return found
+
+
+def _fingerprint(path: str, revision: str | None) -> str:
+    """`sha256:` of a folder's files, or `hub:` and the commit."""
+    if not LocalModel.is_local(path):
+        file = next(
+            filter(
+                None,
+                (
+                    cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+                    for name in ("config.json", "adapter_config.json")
+                ),
+            )
+        )
+        return f"hub:{path}@{Path(file).parent.name}"  # snapshots/COMMIT/config.json
+    digest = hashlib.sha256()
+    for file in sorted(Path(path).iterdir()):
+        weights = file.suffix in _WEIGHTS
+        if (
+            file.is_file()
+            and (weights or file.suffix in (".json", ".jinja", ".model", ".txt"))
+            and file.name not in _STATE
+        ):
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            with open(file, "rb") as opened:
+                if weights:
+                    for offset in _offsets(file.stat().st_size):
+                        opened.seek(offset)
+                        digest.update(opened.read(_BLOCK))
+                else:
+                    digest.update(opened.read())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _offsets(size: int) -> list[int]:
+    """Where the blocks of a file begin: all of a small one."""
+    last = max(0, size - _BLOCK)
+    if size <= _BLOCKS * _BLOCK:
+        return list(range(0, size, _BLOCK))
+    return [last * i // (_BLOCKS - 1) for i in range(_BLOCKS)]
+
+
+# Where the embedded model of this and earlier releases is, in an installation
+_EMBEDDED = (("trl_credit", "toy", "model"), ("trl_credit", "quickstart", "model"))
+
+
+def embedded_model_path() -> str:
+    """Folder of the quickstart's embedded model."""
+    return str(files("trl_credit.toy") / "model")
+
+
+def resolve_model(name: str | None) -> str:
+    """The path or hub id of `model_name_or_path`; `trl_credit:quickstart` is the embedded model."""
+    if not name:
+        raise ValueError("`model_name_or_path` is not set.")
+    if name.startswith("trl_credit:"):
+        if name != "trl_credit:quickstart":
+            raise ValueError(f"`model_name_or_path`: unknown {name!r}. {nearest(name, ['trl_credit:quickstart'])}")
+        return embedded_model_path()
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ValueError(f"`model_name_or_path`: {name!r} is a file: name its folder.")
+    if path.exists():
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"`model_name_or_path`: there is no folder {name!r} (looked from {Path.cwd()}).")
+    return name
+
+
+def base_of_adapter(adapter: str, revision: str | None = None) -> str | None:
+    """The path or hub id of an adapter's base model; `None` for what is no adapter.
+
+    Raises:
+        ValueError: The adapter names none, or one that is not there.
+    """
+    if not find_adapter_config_file(adapter, revision=revision):
+        return None
+    try:
+        base = PeftConfig.from_pretrained(adapter, revision=revision).base_model_name_or_path
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"`model_name_or_path`: cannot read adapter_config.json in {adapter!r}: {str(error).splitlines()[0]}"
+        ) from error
+    if base and not Path(base).exists() and Path(base).parts[-3:] in _EMBEDDED:
+        return embedded_model_path()  # of another installation
+    try:
+        return resolve_model(base)
+    except ValueError:
+        problem = f"names the base model {base!r}, which is not there" if base else "does not name its base model"
+        raise ValueError(
+            f"`model_name_or_path`: the adapter {adapter!r} {problem} (looked from {Path.cwd()}). Set "
+            "`base_model_name_or_path` in its adapter_config.json."
+        ) from None
+
+
+def check_model(model: str, train_dataset, **kwargs) -> None:
+    """Raises `ValueError` unless the configuration and tokenizer of the model, or of an adapter's base model, can be loaded
+    (with the keyword arguments of `from_pretrained`) and fit the prompts."""
+    base = base_of_adapter(model, kwargs.get("revision"))
+    try:
+        if base is None:
+            AutoConfig.from_pretrained(model, **kwargs)
+            processing_class = AutoProcessor.from_pretrained(model, **kwargs)
+        else:
+            AutoConfig.from_pretrained(base, **kwargs | {"revision": None})
+            try:
+                processing_class = AutoProcessor.from_pretrained(model, **kwargs)
+            except (OSError, ValueError):
+                processing_class = AutoProcessor.from_pretrained(base, **kwargs | {"revision": None})
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"`model_name_or_path`: {model!r} is neither a local folder with a model and its tokenizer nor one that the "
+            f"hub gives: {reason}"
+        ) from error
+    images = [name for name in ("image", "images") if name in (train_dataset.column_names or ())]
+    if images and not isinstance(processing_class, ProcessorMixin):
+        raise ValueError(
+            f"The data has a column {images[0]!r}, which TRL shows to the model, but {model!r} reads text only. Leave the "
+            "column out or rename it, or use a vision-language model."
+        )
+    prompt = next(iter(train_dataset), {}).get("prompt")
+    if isinstance(prompt, list) and getattr(processing_class, "chat_template", None) is None:
+        raise ValueError(
+            f"The prompts are chat messages, but the tokenizer of {model!r} has no chat template. Set `plain_prompts: true` "
+            "to make plain-text prompts, or use a model with a chat template."
+        )

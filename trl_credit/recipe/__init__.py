@@ -1,0 +1,1 @@
+"""Recipes: reading them, what they name, and launching them."""

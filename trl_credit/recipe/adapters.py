@@ -1,0 +1,82 @@
+"""Training goes on with a LoRA adapter."""
+
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+from trl import ModelConfig, get_peft_config
+from trl.trainer.utils import create_model_from_path
+
+from ..model_files import base_of_adapter
+
+
+def continue_adapter(
+    arguments: dict[str, Any], model_args: ModelConfig, keep_init_kwargs: bool = False
+) -> dict[str, Any]:
+    """The trainer's arguments with the model loaded, where it is an adapter: its base model with the adapter, to be trained
+    on. A reference or a KL penalty then compares with the adapter as it is now.
+
+    Args:
+        arguments: Of `trainer_arguments`.
+        model_args: The recipe's.
+        keep_init_kwargs: Leave `model_init_kwargs` in the trainer's arguments, for a reward model.
+    """
+    from ..model_files import LocalModel
+
+    args, adapter = arguments["args"], arguments["model"]
+    base = base_of_adapter(adapter, model_args.model_revision)
+    if base is None:
+        return arguments
+    kwargs = {**(args.model_init_kwargs or {}), "quantization_config": arguments["quantization_config"]}
+    kwargs.pop("revision", None)  # the adapter's
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        kwargs["device_map"] = None
+    kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+    if kwargs["quantization_config"] is None:
+        del kwargs["quantization_config"]
+    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    try:
+        model = PeftModel.from_pretrained(
+            create_model_from_path(base, **kwargs),
+            adapter,
+            revision=model_args.model_revision,
+            is_trainable=True,
+            autocast_adapter_dtype="quantization_config" in kwargs or not zero3,  # as TRL makes an adapter
+        )
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"`model_name_or_path`: cannot read the adapter's weights in {adapter!r}: {reason}") from error
+    if not keep_init_kwargs:
+        args.model_init_kwargs = None
+    tokenizer = LocalModel(base, adapter, model_args.model_revision, args.trust_remote_code).tokenizer()
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    return arguments | {"model": model, "peft_config": None, "quantization_config": None, "processing_class": tokenizer}
+
+
+def _check_adapter(adapter: str, model_args: ModelConfig) -> None:
+    """Raises `ValueError` where the recipe asks for another adapter than the one that it goes on with."""
+    asked = get_peft_config(model_args)
+    if asked is None:
+        return
+    there = PeftConfig.from_pretrained(adapter, revision=model_args.model_revision)
+    if there.peft_type != asked.peft_type:
+        raise ValueError(
+            f"`use_peft` makes a LoRA adapter, but {adapter!r} is one of kind {there.peft_type.value}. It is trained on as "
+            "it is: remove `use_peft`."
+        )
+    wrong = []
+    for name, attribute in (
+        ("lora_r", "r"),
+        ("lora_alpha", "lora_alpha"),
+        ("lora_dropout", "lora_dropout"),
+        ("use_rslora", "use_rslora"),
+        ("use_dora", "use_dora"),
+    ):
+        ours, theirs = getattr(asked, attribute), getattr(there, attribute)
+        if ours != theirs:
+            wrong.append(f"`{name}` is {ours}, the adapter's {theirs}")
+    if wrong:
+        raise ValueError(
+            f"`model_name_or_path`: the adapter {adapter!r} is trained on as it is, but {'; '.join(wrong)}. Remove "
+            "`use_peft` and the LoRA settings, or name the base model for a new adapter."
+        )

@@ -1,0 +1,73 @@
+"""Runs a command in this process, or on several."""
+
+import argparse
+import contextlib
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from .._util.text import safe_lines
+
+
+def launch(argv: list[str], command: str, module: str) -> None:
+    """Runs a command's module here, or on several processes if its launcher's options are given."""
+    launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    launcher.add_argument("--accelerate_config")
+    launcher.add_argument("--num_processes", type=int)
+    launch, rest = launcher.parse_known_args(argv)
+    if launch.num_processes is not None and launch.num_processes < 1:
+        print(
+            f"trl-credit {command}: error: `--num_processes` must be at least 1, got {launch.num_processes}.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    if launch.accelerate_config is None and launch.num_processes is None:
+        importlib.import_module(module).main(rest)
+        return
+    import torch
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.run import get_args_parser
+    from torch.distributed.run import run as torchrun
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    target = ["-m", module.removesuffix(".cli"), *rest]
+    options = []
+    if launch.accelerate_config is not None:
+        try:
+            options += resolve_accelerate_config_argument(["--accelerate_config", launch.accelerate_config])
+        except ValueError as error:
+            print(f"trl-credit {command}: error: `--accelerate_config`: {safe_lines(error)}", file=sys.stderr)
+            raise SystemExit(2) from error
+    if launch.num_processes is not None:
+        options += ["--num_processes", str(launch.num_processes)]
+    with exit_code():
+        if launch.accelerate_config is None and not torch.accelerator.is_available():
+            # accelerate would start one process, unless there is MPI
+            parsed = get_args_parser().parse_args(
+                ["--standalone", "--nproc_per_node", str(launch.num_processes), *target[:2]]
+            )
+            parsed.training_script_args = rest  # given to the parser, they would be taken for its own, abbreviated
+            torchrun(parsed)
+        else:
+            launch_command(launch_command_parser().parse_args([*options, *target]))
+
+
+@contextlib.contextmanager
+def exit_code() -> Iterator[None]:
+    """Ends with the exit code of the process that failed first, which has said why, without the launcher's traceback."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        yield
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        raise SystemExit(code if code > 0 else 128 - code) from error
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from error
+    except ImportError as error:  # DeepSpeed, for a configuration that needs it
+        print(f"trl-credit: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(error.returncode) from error

@@ -1,0 +1,343 @@
+"""From a recipe's fields to the trainer's arguments."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, NamedTuple
+
+from datasets import IterableDataset
+from transformers.integrations.integration_utils import get_available_reporting_integrations
+from trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    get_dataset,
+    get_peft_config,
+    get_quantization_config,
+)
+
+from .._util.arguments import field_types, parse_arguments
+from .._util.imports import load_dotted
+from .._util.settings import AtLeast1, Fields, Specs, Unchecked, check_fields, check_output_dir, one_of
+from .._util.text import nearest
+from .._util.values import mapping_of
+from ..data import check_solutions, load_splits, prepare, report_bare_latex, report_unparsable
+from ..evaluation.config import EvalConfig
+from ..extras.effect import check_rows
+from ..fields import ANSWER_MATCHES
+from ..methods.registry import METHODS
+from ..model_files import base_of_adapter, check_model, resolve_model
+from ..rewards import accuracy, build_reward, judged, required_columns
+from ..trainer.config import CreditGRPOConfig
+from .adapters import _check_adapter
+from .evaluation import TrainingEvaluation
+
+
+@dataclass
+class CreditScriptArguments(ScriptArguments):
+    """
+    Arguments of the training script beside the trainer's, the model's and the dataset mixture's.
+
+    `seed` (of the trainer's arguments) seeds everything: sampling, data order, splits and generated tasks.
+    """
+
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Dataset to evaluate on, if it is another one than `dataset_name`."},
+    )
+    generated_dataset_size: AtLeast1 = field(
+        default=1000,
+        metadata={"help": "Rows of a generated dataset (`reasoning_gym:TASK`, `trl_credit:arithmetic`)."},
+    )
+    generated_dataset_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "Arguments of a generated dataset's task; JSON on the command line."},
+    )
+    eval_problem_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the problem's text in the evaluation data, if it is not `problem_column`."},
+    )
+    eval_answer_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the answer in the evaluation data, if it is not `answer_column`."},
+    )
+    problem_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Field of the problem, text or a conversation (within mappings a dotted path); not needed where the "
+            "dataset has a column `prompt`."
+        },
+    )
+    answer_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Field of the answer, such as `answer` or `reward_model.ground_truth`; rewards read it as `solution`."
+        },
+    )
+    answer_match: one_of(*ANSWER_MATCHES) | None = field(
+        default=None,
+        metadata={"help": "Where the answer is a list of several: `any` of them is right, or `all` must be given."},
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "System message put before every problem."})
+    prompt_template: str | None = field(
+        default=None,
+        metadata={"help": "Text put around every problem, with the slot `{problem}`."},
+    )
+    plain_prompts: bool = field(
+        default=False,
+        metadata={"help": "Make prompts of plain text instead of chat messages (models without a chat template)."},
+    )
+    reward_funcs: Specs | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions: `accuracy` (math-verify), `judged` (the judge of `trl-credit eval`), "
+            "`reasoning_accuracy`, `think_format`, `cosine_scaled`, `repetition_penalty`, "
+            "`soft_overlong_punishment`, or a path (`my_module.reward`, `my_file.py:reward`); with arguments as a mapping "
+            "`{name: ..., argument: ...}` (JSON on the command line)."
+        },
+    )
+    eval: Annotated[dict | str | None, Fields(EvalConfig)] = field(
+        default=None,
+        metadata={
+            "help": "Evaluate at the end with the trainer's generation engine: a mapping of the fields of `trl-credit eval` "
+            "(such as tasks, n, preset), with `every: N` also every N updates; JSON on the command line."
+        },
+    )
+    compare: Annotated[dict | str | None, Unchecked] = field(
+        default=None,
+        metadata={
+            "help": "Methods and seeds of `trl-credit compare`, which reads them; training does not, and wants `credit`."
+        },
+    )
+    reward_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Reward model, by path or hub id, used beside the reward functions."},
+    )
+    rollout_func: str | None = field(
+        default=None,
+        metadata={
+            "help": "Path of TRL's `rollout_func` (experimental there), which generates the completions: "
+            "`my_module.function` or `my_file.py:function`."
+        },
+    )
+
+    def __post_init__(self):
+        if isinstance(self.reward_funcs, (str, dict)):  # a recipe with one reward
+            self.reward_funcs = [self.reward_funcs]
+        for name in ("generated_dataset_config", "eval", "compare"):
+            setattr(self, name, mapping_of(name, getattr(self, name)))
+        check_fields(self, lenient=True)
+
+
+class Recipe(NamedTuple):
+    """A recipe: every field of a training run.
+
+    Args:
+        script (`CreditScriptArguments`): Data, rewards and evaluation.
+        training (`CreditGRPOConfig`): The trainer's.
+        model (`ModelConfig`): The model's, with LoRA and quantization.
+        mixture (`DatasetMixtureConfig`): TRL's mixture of datasets.
+    """
+
+    script: CreditScriptArguments
+    training: CreditGRPOConfig
+    model: ModelConfig
+    mixture: DatasetMixtureConfig
+
+    @classmethod
+    def read(cls, argv: list[str], prog: str = "trl-credit train", description: str | None = None) -> "Recipe":
+        """Reads `--config FILE.yaml` and fields that stand on the command line.
+
+        Args:
+            argv: The words.
+            prog: The command, for messages.
+            description: Of the command, for `--help`.
+
+        Raises:
+            ValueError: The file cannot be read, a field is unknown (the nearest known one is named) or out of its range.
+        """
+        return cls(*parse_arguments(argv, RECIPE_TYPES, prog, description, "recipe", hint=parameter_hint))
+
+    def fields(self) -> dict[str, Any]:
+        """Every field and its value."""
+        return {f.name: getattr(part, f.name) for part in self for f in fields(part) if f.init}
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """The arguments of the trainer; no model is loaded yet. See [`trainer_arguments`]."""
+        return trainer_arguments(*self)
+
+    def prepare(self) -> tuple[dict[str, Any], TrainingEvaluation | None]:
+        """The arguments of the trainer and the evaluation, checked as far as that goes without loading a model.
+
+        Raises:
+            ValueError: Settings, data, rewards or a model that cannot work.
+        """
+        arguments = self.trainer_arguments()
+        evaluation = None
+        if self.script.eval is not None:
+            evaluation = TrainingEvaluation.from_recipe(self.script.eval, self.script, self.training)
+        check_model(
+            arguments["model"],
+            arguments["train_dataset"],
+            revision=self.model.model_revision,
+            trust_remote_code=self.training.trust_remote_code,
+        )
+        return arguments, evaluation
+
+
+RECIPE_TYPES = (CreditScriptArguments, CreditGRPOConfig, ModelConfig, DatasetMixtureConfig)
+
+
+def recipe_types() -> dict[str, Any]:
+    """The types of a recipe's fields, with their ranges."""
+    return field_types(RECIPE_TYPES)
+
+
+def parameter_hint(name: str) -> str | None:
+    """Where to write a parameter of a credit method that stands among the fields."""
+    for method in METHODS.values():
+        if name in {f.name for f in fields(method)}:
+            example = json.dumps({"method": method.name, name: "..."})
+            return f"it is a parameter of a credit method: write --credit '{example}'"
+    return None
+
+
+def build_datasets(script_args, training_args, dataset_args) -> tuple:
+    """The training and (or `None`) evaluation dataset, with the columns that TRL and the rewards read."""
+    generated = {
+        "generated_size": script_args.generated_dataset_size,
+        "generated_config": script_args.generated_dataset_config,
+    }
+    texts = [getattr(script_args, name) for name in ("problem_column", "answer_column")]
+    texts += [getattr(script_args, f"eval_{name}") for name in ("problem_column", "answer_column")] + ["prompt"]
+    if dataset_args.datasets:
+        if script_args.dataset_name:
+            raise ValueError("Both `datasets` and `dataset_name` are set: set one of the two.")
+        splits = get_dataset(dataset_args)
+    elif script_args.dataset_name:
+        splits = load_splits(
+            script_args.dataset_name,
+            config=script_args.dataset_config,
+            streaming=script_args.dataset_streaming,
+            seed=training_args.seed,
+            text_columns=texts,
+            **generated,
+        )
+    else:
+        raise ValueError("Set `dataset_name` (a file, a folder, a hub id, `reasoning_gym:TASK`) or `datasets`.")
+
+    def split(of: dict, name: str, setting: str):
+        if name not in of:
+            raise ValueError(f"`{setting}`: there is no split {name!r}. {nearest(name, of)}")
+        return of[name]
+
+    train, evaluation = split(splits, script_args.dataset_train_split, "dataset_train_split"), None
+    if training_args.eval_strategy != "no":
+        if script_args.eval_dataset_name:
+            # Another seed, so that a generated task does not repeat the training rows
+            others = load_splits(
+                script_args.eval_dataset_name, seed=training_args.seed + 1, text_columns=texts, **generated
+            )
+            name = script_args.dataset_test_split
+            evaluation = others[name] if name in others else split(others, "train", "eval_dataset_name")
+        elif script_args.dataset_test_split in splits:
+            evaluation = splits[script_args.dataset_test_split]
+        elif dataset_args.test_split_size and not isinstance(train, IterableDataset):
+            parts = train.train_test_split(test_size=dataset_args.test_split_size, seed=training_args.seed)
+            train, evaluation = parts["train"], parts["test"]
+        else:
+            raise ValueError(
+                f"`eval_strategy` is {training_args.eval_strategy.value!r}, but there is no split "
+                f"{script_args.dataset_test_split!r}: set `eval_dataset_name`, `dataset_test_split` or "
+                "`test_split_size`."
+            )
+    names = ("problem_column", "answer_column", "answer_match", "system_prompt", "prompt_template", "plain_prompts")
+    columns = {name: getattr(script_args, name) for name in names}
+    prepared = prepare(train, **columns)
+    if evaluation is None:
+        return prepared, None
+    for name in ("problem_column", "answer_column"):
+        columns[name] = getattr(script_args, f"eval_{name}") or columns[name]
+    return prepared, prepare(evaluation, **columns)
+
+
+def build_rewards(script_args, training_args, train_dataset) -> list:
+    """The reward functions, checked against the dataset's columns; a reward model by its name."""
+    functions = [build_reward(spec, training_args.max_completion_length) for spec in script_args.reward_funcs or []]
+    if not functions and not script_args.reward_model_name_or_path:
+        raise ValueError("No reward: set `reward_funcs` or `reward_model_name_or_path`.")
+    names = train_dataset.column_names
+    for function in functions:
+        for column in required_columns(function):
+            if names is not None and column not in names:
+                hint = " (set `answer_column`)" if column == "solution" else ""
+                raise ValueError(
+                    f"`reward_funcs`: {getattr(function, '__name__', function)!r} needs a dataset column "
+                    f"{column!r}{hint}. {nearest(column, names)}"
+                )
+    if script_args.answer_column is None:
+        check_solutions(train_dataset, functions)
+    for function in functions:
+        if getattr(function, "func", function) in (accuracy, judged):  # with arguments it is a partial
+            report_unparsable(train_dataset, function)
+    if accuracy in functions:
+        report_bare_latex(train_dataset)
+    models = [script_args.reward_model_name_or_path] if script_args.reward_model_name_or_path else []
+    return models + functions
+
+
+def trainer_arguments(script_args, training_args, model_args, dataset_args) -> dict[str, Any]:
+    """What the trainer is constructed with; no model is loaded yet.
+
+    Raises:
+        ValueError: Settings, data or rewards that cannot work.
+    """
+    if training_args.max_completion_length is None:
+        raise ValueError("`max_completion_length` must be at least 1, got None.")
+    check_output_dir(training_args.output_dir)
+    check_trackers(training_args.report_to)
+    model = resolve_model(model_args.model_name_or_path)
+    if base_of_adapter(model, model_args.model_revision) is not None:
+        _check_adapter(model, model_args)
+    train_dataset, eval_dataset = build_datasets(script_args, training_args, dataset_args)
+    check_rows(train_dataset, training_args)
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    return {
+        "model": model,
+        "reward_funcs": build_rewards(script_args, training_args, train_dataset),
+        "args": training_args,
+        "train_dataset": train_dataset,
+        "eval_dataset": eval_dataset,
+        "quantization_config": get_quantization_config(model_args),
+        "peft_config": get_peft_config(model_args),
+        "rollout_func": load_rollout(script_args.rollout_func),
+    }
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raises `ValueError` for a tracker of `report_to` whose package is not installed."""
+    for name in names:
+        if name not in ("all", "none", *get_available_reporting_integrations()):
+            raise ValueError(f"`report_to`: {name!r} is not installed. Install it, or set `report_to: none`.")
+
+
+def load_rollout(path: str | None) -> Callable | None:
+    """The rollout function at a path.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if path is None:
+        return None
+    try:
+        function = load_dotted(path)
+    except ImportError as error:
+        raise ValueError(f"`rollout_func`: cannot load {path!r}: {error}") from error
+    if not callable(function):
+        raise ValueError(f"`rollout_func`: {path!r} is no function, but {type(function).__name__}.")
+    return function

@@ -1,0 +1,21 @@
+"""Credit methods for the embedded model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..methods import GCPO
+from ..methods.registry import build_credit
+from ..toy.arithmetic import NEGATIVE_MARK
+
+
+def quickstart_credit(method: str | Mapping) -> dict[str, Any]:
+    """A method's mapping, with the negative prompt that the embedded model knows."""
+    credit = build_credit(method).to_dict()
+    if credit["method"] == GCPO.name and credit["negative_prompt"] == GCPO.negative_prompt:
+        credit["negative_prompt"] = NEGATIVE_MARK + "{prompt}"
+    return credit
+
+
+def default_credit(method: str | Mapping, model: str | None) -> str | Mapping:
+    """A method as it was written; for the embedded model with the negative prompt that it knows."""
+    return quickstart_credit(method) if model == "trl_credit:quickstart" else method

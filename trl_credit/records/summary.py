@@ -1,0 +1,214 @@
+"""How unevenly a method spreads its weight over a completion's tokens: numbers, curves and one plain sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..methods.ops import UNIFORM_FRACTION
+from .record import CompletionCredit
+
+
+# Above this effective token fraction a method does what uniform credit does
+# Shares of tokens at which cumulative mass is taken
+GRID = np.linspace(0.0, 1.0, 51)
+# Edges of a histogram's bins in log2 of the weight: half an octave each, one with the weight 1 in its middle
+LOG2_EDGES = np.arange(-5.25, 5.5, 0.5)
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """One method's weights over a set of completions. Means are over completions; `None` if there is none to count.
+
+    Args:
+        label: The method's label.
+        completions: Completions that count: with a token on the mask, and finite weights there that are not all 0.
+        left_out: The others.
+        weighted: Completions for which the method gave weights, whatever they are.
+        tokens: Tokens on the mask of the completions that count.
+        effective_fraction: exp(H(w / T)) / T: 1 for uniform weights, 1 / T with all weight on one of T tokens.
+        weight_std: Standard deviation over a completion's masked tokens.
+        largest: The largest weight of all.
+        half_share: Share of the tokens that carry half of the weight, highest weights first; it counts parts of a token.
+        top_mass: Share of the weight on the 20 % of the tokens with the highest weights, counted alike.
+        distance: Total-variation distance from uniform, 0.5 * mean |w - 1|, in [0, 1).
+        correlations: By the other methods' labels: Spearman's rank correlation of the weights over the completions in
+            which both vary; `None` if there is none.
+    """
+
+    label: str
+    completions: int = 0
+    left_out: int = 0
+    weighted: int = 0
+    tokens: int = 0
+    effective_fraction: float | None = None
+    weight_std: float | None = None
+    largest: float | None = None
+    half_share: float | None = None
+    top_mass: float | None = None
+    distance: float | None = None
+    correlations: Mapping[str, float | None] = field(default_factory=dict)
+
+
+def labels(records: Iterable[CompletionCredit]) -> list[str]:
+    """Labels of all methods of the records, those without weights too, in the order in which they come."""
+    return list(dict.fromkeys(name for r in records for kind in (r.weights, r.token_advantages) for name in kind))
+
+
+def usable(weights: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
+    """The weights on the mask, float64; `None` if there is none, if one is not finite or negative, or all are 0."""
+    if weights is None:
+        return None
+    values = np.asarray(weights, np.float64)[np.asarray(mask, bool)]
+    if not values.size or not np.isfinite(values).all() or values.min() < 0 or values.sum() == 0:
+        return None
+    return values
+
+
+def effective_fraction(values: np.ndarray) -> float:
+    """exp(H(p)) / T of T weights that [`usable`] let through, p being their shares of the sum."""
+    shares = values / values.sum()
+    shares = shares[shares > 0]
+    return float(np.exp(-np.sum(shares * np.log(shares))) / values.size)
+
+
+def concentration(weights: np.ndarray | None, mask: np.ndarray) -> float | None:
+    """One minus the effective token fraction: 0 for uniform weights; `None` if there are no usable ones."""
+    values = usable(weights, mask)
+    return None if values is None else max(0.0, 1.0 - effective_fraction(values))
+
+
+def cumulative_mass(weights: np.ndarray, mask: np.ndarray, grid: np.ndarray = GRID) -> np.ndarray | None:
+    """Share of the weight on the given shares of the tokens, highest weights first; linear within a token."""
+    values = usable(weights, mask)
+    return None if values is None else np.interp(grid, *_curve(values))
+
+
+def mass_curves(records: Sequence[CompletionCredit], grid: np.ndarray = GRID) -> dict[str, np.ndarray]:
+    """Cumulative mass by label, averaged over the completions that count; methods without any are missing."""
+    result = {}
+    for label in labels(records):
+        curves = [cumulative_mass(r.weights[label], r.mask, grid) for r in records if label in r.weights]
+        curves = [curve for curve in curves if curve is not None]
+        if curves:
+            result[label] = np.mean(curves, axis=0)
+    return result
+
+
+def histograms(records: Sequence[CompletionCredit], edges: np.ndarray = LOG2_EDGES) -> dict[str, np.ndarray]:
+    """Shares of all masked tokens by log2 of their weight, by label: below the edges (0 too), between them, above."""
+    result = {}
+    for label in labels(records):
+        counts = np.zeros(len(edges) + 1)
+        for record in records:
+            values = usable(record.weights.get(label), record.mask)
+            if values is not None:
+                with np.errstate(divide="ignore"):
+                    places = np.searchsorted(edges, np.log2(values), side="right")
+                counts += np.bincount(places, minlength=len(counts))
+        if counts.any():
+            result[label] = counts / counts.sum()
+    return result
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """1 for the lowest; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Rank correlation; `None` if one of them is constant."""
+    if first.size < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
+
+
+def summarise(records: Iterable[CompletionCredit]) -> dict[str, MethodSummary]:
+    """Every method's summary by its label; one without weights has a summary of nothing."""
+    records = list(records)
+    names = labels(records)
+    rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
+    pairs: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        found = {name: usable(record.weights.get(name), record.mask) for name in names}
+        found = {name: values for name, values in found.items() if values is not None}
+        for name, values in found.items():
+            shares, mass = _curve(values)
+            rows[name].append(
+                (
+                    values.size,
+                    effective_fraction(values),
+                    values.std(),
+                    values.max(),
+                    np.interp(0.5, mass, shares),
+                    np.interp(0.2, shares, mass),
+                    0.5 * np.abs(values - 1).mean(),
+                )
+            )
+        for i, first in enumerate(found):
+            for second in list(found)[i + 1 :]:
+                value = spearman(found[first], found[second])
+                if value is not None:
+                    pairs.setdefault((first, second), []).append(value)
+    result = {}
+    for name in names:
+        correlations = {
+            other: float(np.mean(values)) if (values := pairs.get((name, other)) or pairs.get((other, name))) else None
+            for other in names
+            if other != name
+        }
+        columns = np.array(rows[name]).T
+        known = {}
+        if rows[name]:
+            fraction, std, largest, half, top, distance = columns[1:]
+            known = {
+                "tokens": int(columns[0].sum()),
+                "effective_fraction": float(fraction.mean()),
+                "weight_std": float(std.mean()),
+                "largest": float(largest.max()),
+                "half_share": float(half.mean()),
+                "top_mass": float(top.mean()),
+                "distance": float(distance.mean()),
+            }
+        result[name] = MethodSummary(
+            label=name,
+            completions=len(rows[name]),
+            left_out=len(records) - len(rows[name]),
+            weighted=sum(name in record.weights for record in records),
+            correlations=correlations,
+            **known,
+        )
+    return result
+
+
+def sentence(summary: MethodSummary, advice: str | None = None) -> str:
+    """What the summary says, in one sentence.
+
+    Args:
+        summary: One method's.
+        advice: If the method itself says that it was uniform in effect: what to do, without a capital and a full stop.
+    """
+    name = summary.label
+    if not summary.weighted:
+        return f"{name} has no weights here, only token advantages."
+    if summary.effective_fraction is None:
+        return f"{name} has no completion with usable weights."
+    if name == "uniform":
+        return "uniform gives every token the same weight."
+    rest = f"; {advice.strip().rstrip('.')}" if advice and advice.strip() else ""
+    if rest or summary.effective_fraction > UNIFORM_FRACTION:
+        return f"{name} is uniform here: effective fraction {summary.effective_fraction:.4f}{rest}."
+    half = 100 * summary.half_share
+    return (
+        f"{name} puts half of the weight on {half:.{0 if half >= 9.5 else 1}f} % of the tokens "
+        f"(effective fraction {summary.effective_fraction:.2f})."
+    )
+
+
+def _curve(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(T + 1,) shares of the tokens, highest weights first, and (T + 1,) shares of the weight."""
+    mass = np.concatenate([[0.0], np.cumsum(np.sort(values)[::-1])])
+    return np.linspace(0.0, 1.0, values.size + 1), mass / mass[-1]

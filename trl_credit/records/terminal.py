@@ -1,0 +1,174 @@
+"""Token credit in a terminal: each completion's text with its weights as colours, and the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from ..report.page import visible
+from . import summary as numbers
+from .record import CompletionCredit
+
+
+# |log2 of the weight| from which a token has the next stronger colour, as on the page
+_LEVELS = (0.1, 0.5, 1.0, 1.5, 2.0, 3.0)
+# Dark text on a background that gets darker from blue over grey to orange
+_BELOW = ("#dde2e5", "#d4e2ee", "#c6ddf2", "#b8d8f6", "#aad3fa", "#9ccefe")
+_ABOVE = ("#ecd9c0", "#f0cfa6", "#f3c28a", "#f4b36c", "#f0a14e", "#e88d33")
+_EVEN = "#e0dfdc"
+_INK = "#1c2126"
+# Weights from which a token is underlined, and marked where there are no colours
+_MARKED = 1.5
+_SPACES = str.maketrans({" ": "\u00b7", "\t": "\u2192"})
+
+
+def render(
+    records: Iterable[CompletionCredit],
+    about: Mapping[str, Any],
+    console: Console,
+    method: str | None = None,
+    limit: int | None = 10,
+) -> None:
+    """Prints completions under their methods, then the summary of all.
+
+    Args:
+        records: The completions.
+        about: As of [`~trl_credit.records.page.write_credit_report`]; `title`, `model` and `advice` are used.
+        console: Without colours (no terminal, or `NO_COLOR`), tokens of weight 1.5 and more are marked as `4[2.6]`.
+        method: The label of the one method to show; by default all.
+        limit: How many completions to show.
+
+    Raises:
+        ValueError: There is no such method.
+    """
+    records = list(records)
+    summaries = numbers.summarise(records)
+    if method is not None:
+        if method not in summaries:
+            raise ValueError(f"There is no method {method!r} here. Known: {', '.join(summaries) or 'none'}.")
+        summaries = {method: summaries[method]}
+    coloured = console.is_terminal and not console.no_color and console.color_system is not None
+    heading = about.get("title") or about.get("model")
+    if heading:
+        console.print(Text(visible(str(heading)), "bold"))
+    shown = records[:limit]
+    if shown:
+        console.print(_legend(coloured))
+    for place, record in enumerate(shown, 1):
+        console.print()
+        console.print(_headline(place, record))
+        for label in summaries:
+            name = Text.assemble((f"{visible(label)}: ", "bold"))
+            console.print(name + _body(record, label, coloured), soft_wrap=True)
+    if len(shown) < len(records):
+        console.print(Text(f"\n{len(records) - len(shown)} more of {len(records)} completions are not shown.", "dim"))
+    if summaries:
+        console.print()
+        console.print(_table(summaries))
+    for label, item in summaries.items():
+        console.print(Text(visible(numbers.sentence(item, (about.get("advice") or {}).get(label)))))
+
+
+def direction(advantage: float | None) -> str:
+    """The advantage with a symbol and a word for its sign."""
+    if advantage is None or not np.isfinite(advantage):
+        return "advantage unknown"
+    if advantage == 0:
+        return "\u25a0 advantage 0: no push"
+    symbol, word = ("\u25b2", "likelier") if advantage > 0 else ("\u25bc", "less likely")
+    return f"{symbol} advantage {advantage:+.3g}: made {word}"
+
+
+def _headline(place: int, record: CompletionCredit) -> Text:
+    masked = int(np.sum(record.mask))
+    parts = [f"completion {place}", f"group {record.group}", direction(record.advantage)]
+    if record.reward is not None:
+        parts.append(f"reward {record.reward:.3g}")
+    inside = "" if masked == len(record.tokens) else f", {masked} in the loss"
+    parts.append(f"{len(record.tokens)} tokens{inside}")
+    return Text(" \u00b7 ".join(parts), "bold")
+
+
+def _shown(token: str) -> str:
+    if not token.strip(" \t\r\n"):
+        token = token.translate(_SPACES) or "\u2205"
+    return visible(token.replace("\r", "\u240d")).replace("\n", "\u23ce\n")
+
+
+def _style(weight: float) -> Style:
+    with np.errstate(divide="ignore"):
+        level = sum(abs(np.log2(weight)) >= edge for edge in _LEVELS)
+    background = _EVEN if not level else (_ABOVE if weight > 1 else _BELOW)[level - 1]
+    return Style(color=_INK, bgcolor=background, underline=bool(weight >= _MARKED), bold=bool(weight >= 3))
+
+
+def _body(record: CompletionCredit, label: str, coloured: bool) -> Text:
+    text = Text()
+    weights = record.weights.get(label)
+    if not record.tokens:
+        return text.append("(no tokens)", "dim")
+    if weights is None:
+        text.append("(no weights) ", "dim")
+    for i, token in enumerate(record.tokens):
+        shown = _shown(token)
+        if weights is None or not record.mask[i] or not np.isfinite(weights[i]) or weights[i] < 0:
+            text.append(shown, "dim" if coloured else None)
+            continue
+        weight = float(weights[i])
+        # A background would run on to the end of the line
+        content = shown.rstrip("\n")
+        if coloured:
+            text.append(content, _style(weight))
+        else:
+            body = content.rstrip("\u23ce")
+            mark = f"[{weight:.1f}]" if weight >= _MARKED else ""
+            text.append(body + mark + content[len(body) :])
+        text.append(shown[len(content) :])
+    return text
+
+
+def _legend(coloured: bool) -> Text:
+    if not coloured:
+        return Text("A number after a token is its weight, from 1.5 on; 1 is uniform.")
+    text = Text("weight ")
+    for weight, name in (
+        (0.125, "\u22641/8"),
+        (0.25, "1/4"),
+        (0.5, "1/2"),
+        (1, "1"),
+        (2, "2"),
+        (4, "4"),
+        (8, "\u22658"),
+    ):
+        text.append(f" {name} ", _style(weight))
+    return text.append("  underlined from 1.5, bold from 3; dim: not in the loss", "dim")
+
+
+def _table(summaries: Mapping[str, numbers.MethodSummary]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("method", overflow="fold")
+    for name in ("eff. fraction", "half on", "top 20 %", "distance", "std", "largest", "completions", "left out"):
+        table.add_column(name, justify="right")
+
+    def put(value: float | None, kind: str) -> str:
+        return "\u2013" if value is None else format(value, kind)
+
+    for label, item in summaries.items():
+        table.add_row(
+            Text(visible(label)),
+            put(item.effective_fraction, ".4f"),
+            put(item.half_share, ".0%"),
+            put(item.top_mass, ".0%"),
+            put(item.distance, ".3f"),
+            put(item.weight_std, ".3g"),
+            put(item.largest, ".3g"),
+            str(item.completions),
+            str(item.left_out),
+        )
+    return table

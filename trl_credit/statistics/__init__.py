@@ -1,0 +1,1 @@
+"""Paired comparisons and repeated measures, in numpy and scipy alone."""

@@ -1,0 +1,177 @@
+"""The embedded model's task: sums, with the steps written out.
+
+A prompt is `83+48+14=`; a completion adds the numbers one at a time and states the result after `#`:
+`83+48=131;131+14=145;#145`. The embedded model was pre-trained on such completions, some of whose steps are wrong, so it
+knows the format but not always the answer. It has also read prompts that begin with [`NEGATIVE_MARK`], whose
+completions are mostly wrong: that is what "give a wrong answer" means to it.
+
+A mark before the sum asks for another style ([`STYLES`]), in which some tokens are uncertain but decide nothing, or the
+deciding token stands elsewhere:
+
+    plain     83+48+14=     83+48=131;131+14=145;#145
+    letters   ~83+48+14=    hqzbwe83+48=131;pwkdxo131+14=145;#145      six random letters before every step
+    words     &83+48+14=    so then 83+48=131;now 131+14=145;#145      one to three random words before every step
+    copy      @83+48+14=    83+48+14:83+48=131;131+14=145;#145         the sum is copied first, where it may be misread
+"""
+
+import random
+import re
+import string
+
+from datasets import Dataset
+
+from .._util.text import nearest
+
+
+NEGATIVE_MARK = "!"
+# The mark that asks for each style
+STYLES = {"plain": "", "letters": "~", "words": "&", "copy": "@"}
+NUM_LETTERS = 6
+WORDS = ("so", "then", "next", "now", "ok", "here", "thus", "well")
+
+
+def _misread(number: int, rng: random.Random) -> int:
+    """`number` with one digit replaced by another one (its length is kept)."""
+    digits = list(str(number))
+    place = rng.randrange(len(digits))
+    choices = [d for d in "0123456789" if d != digits[place] and not (place == 0 and d == "0")]
+    digits[place] = rng.choice(choices)
+    return int("".join(digits))
+
+
+def make_problem(rng: random.Random, num_terms: int = 3) -> list[int]:
+    """The terms of one problem: `num_terms` two-digit numbers."""
+    return [rng.randint(10, 99) for _ in range(num_terms)]
+
+
+def prompt_of(terms: list[int], style: str = "plain") -> str:
+    return STYLES[style] + "+".join(map(str, terms)) + "="
+
+
+def _style_text(style: str, rng: random.Random) -> str:
+    """What stands before a step and decides nothing."""
+    if style == "letters":
+        return "".join(rng.choice(string.ascii_lowercase) for _ in range(NUM_LETTERS))
+    if style == "words":
+        return "".join(rng.choice(WORDS) + " " for _ in range(rng.randint(1, 3)))
+    return ""
+
+
+def solution_parts(
+    terms: list[int],
+    rng: random.Random,
+    wrong_steps: set[int] = frozenset(),
+    style: str = "plain",
+    wrong_copy: bool = False,
+) -> list[tuple[str, str]]:
+    """The written-out solution as (text, role) parts; the text is their concatenation.
+
+    Roles: `error`, the one digit that is wrong where it is first written (what follows is computed from it); `style`,
+    what decides nothing; `step` for the rest.
+
+    Args:
+        terms: The numbers.
+        rng: Draws style and errors.
+        wrong_steps: The steps, numbered from 0, whose result has one wrong digit.
+        style: One of [`STYLES`].
+        wrong_copy: Whether one number is misread where the style `copy` copies them.
+    """
+    parts: list[tuple[str, str]] = []
+
+    def write(text: str, role: str = "step") -> None:
+        if text:
+            parts.append((text, role))
+
+    def write_misread(number: int) -> int:
+        wrong = _misread(number, rng)
+        right, text = str(number), str(wrong)
+        place = next(i for i, (a, b) in enumerate(zip(right, text, strict=True)) if a != b)
+        write(text[:place])
+        write(text[place], "error")
+        write(text[place + 1 :])
+        return wrong
+
+    terms = list(terms)
+    if style == "copy":
+        misread = rng.randrange(len(terms)) if wrong_copy else None
+        for i, term in enumerate(terms):
+            write("+" if i else "")
+            if i == misread:
+                terms[i] = write_misread(term)
+            else:
+                write(str(term))
+        write(":")
+    total = terms[0]
+    for i, term in enumerate(terms[1:]):
+        write(_style_text(style, rng), "style")
+        write(f"{total}+{term}=")
+        if i in wrong_steps:
+            total = write_misread(total + term)
+        else:
+            total += term
+            write(str(total))
+        write(";")
+    write(f"#{total}")
+    return parts
+
+
+def written_solution(
+    terms: list[int],
+    rng: random.Random,
+    wrong_steps: set[int] = frozenset(),
+    style: str = "plain",
+    wrong_copy: bool = False,
+) -> str:
+    """The written-out solution, in which the steps numbered in `wrong_steps` (from 0) have one wrong digit.
+
+    Later steps go on from the wrong intermediate result, so one wrong digit decides the outcome. Arguments as of
+    [`solution_parts`].
+    """
+    return "".join(text for text, _ in solution_parts(terms, rng, wrong_steps, style, wrong_copy))
+
+
+def make_dataset(
+    size: int, seed: int = 0, num_terms: int = 3, style: str = "plain", exclude: Dataset | None = None
+) -> Dataset:
+    """A dataset of `size` different problems with the columns `prompt` and `answer` (both text).
+
+    Args:
+        size: Number of rows.
+        seed: Seed; the same seed gives the same rows.
+        num_terms: Numbers to add in each problem; the embedded model has read 2 to 5.
+        style: How the embedded model writes its steps, one of [`STYLES`].
+        exclude: A dataset whose prompts must not appear (to hold out an evaluation set).
+
+    Raises:
+        ValueError: Unknown style, a number of terms that is no whole number from 2, or fewer problems than rows.
+    """
+    if style not in STYLES:
+        raise ValueError(f"`style` is {style!r}. {nearest(style, STYLES)}")
+    if not isinstance(num_terms, int) or num_terms < 2:
+        raise ValueError(f"`num_terms` must be a whole number from 2, got {num_terms!r}.")
+    seen = set(exclude["prompt"]) if exclude is not None else set()
+    form = re.compile(re.escape(STYLES[style]) + r"[1-9]\d(?:\+[1-9]\d){" + str(num_terms - 1) + "}=")
+    left = 90**num_terms - sum(form.fullmatch(prompt) is not None for prompt in seen)
+    if size > left:
+        without = f" beside the {len(seen)} that are excluded" if seen else ""
+        raise ValueError(
+            f"{size} different sums of {num_terms} numbers are asked for, but there are {max(left, 0)}{without}: ask for "
+            "fewer, or raise `num_terms`."
+        )
+    rng = random.Random(seed)
+    rows = []
+    while len(rows) < size:
+        terms = make_problem(rng, num_terms)
+        prompt = prompt_of(terms, style)
+        if prompt not in seen:
+            seen.add(prompt)
+            rows.append({"prompt": prompt, "answer": str(sum(terms))})
+    return Dataset.from_list(rows)
+
+
+def correct_answer(completions: list[str], answer: list[str], **kwargs) -> list[float]:
+    """Reward: 1.0 where the text after the last `#` is the answer, else 0.0."""
+    stated = [completion.rpartition("#") for completion in completions]
+    return [
+        float(mark == "#" and result.strip() == truth) for (_, mark, result), truth in zip(stated, answer, strict=True)
+    ]

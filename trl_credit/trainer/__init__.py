@@ -1,0 +1,22 @@
+"""TRL's GRPOTrainer with token-level credit, and its configuration."""
+
+from typing import TYPE_CHECKING
+
+from .._util.lazy import lazy_names
+
+
+if TYPE_CHECKING:
+    from .config import CreditGRPOConfig
+    from .grpo import CreditGRPOTrainer, DGPOTrainer, GCPOTrainer
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "CreditGRPOConfig": ".config",
+        "CreditGRPOTrainer": ".grpo",
+        "DGPOTrainer": ".grpo",
+        "GCPOTrainer": ".grpo",
+    },
+)
+
+__all__ = ["CreditGRPOConfig", "CreditGRPOTrainer", "DGPOTrainer", "GCPOTrainer"]

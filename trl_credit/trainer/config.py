@@ -1,0 +1,164 @@
+"""TRL's GRPO configuration with the credit method, and what an update saves, a rollout samples and a run survives."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from trl import GRPOConfig
+
+from .._util.settings import AtLeast1, NonNegative, Unchecked, one_of
+from ..extras.config import GRPOExtrasConfig
+from ..methods.registry import build_credit
+from .exactness import IMPORTANCE_SAMPLING_LEVELS, check_credit, skip_refusal
+
+
+@dataclass
+class CreditGRPOConfig(GRPOExtrasConfig):
+    r"""
+    Configuration of the [`CreditGRPOTrainer`]: every field of [`~trl.GRPOConfig`] and [`GRPOExtrasConfig`], the credit
+    method, and two optimizations of the update.
+
+    Parameters:
+        credit (`str` or `dict[str, Any]` or [`CreditMethod`], *optional*):
+            The credit method: a name (`"dgpo"`), a mapping of the name and parameters (`{"method": "dgpo",
+            "temperature": 0.5}`, as JSON on the command line), or a method object. `method` may be the path of
+            your own class. `trl-credit methods` lists the names and `trl-credit methods NAME` the parameters. If unset,
+            the trainer's preset: `uniform` for [`CreditGRPOTrainer`]. After `__init__` it is the full mapping.
+        skip_zero_advantage (`bool`, *optional*):
+            Whether completions whose advantage is exactly zero (all right or all wrong in their group), or of which no
+            token is in the loss, are left out of the update's forward and backward. The loss keeps the denominators of
+            the full batch, so the gradient is the same up to rounding. An error where such completions do carry
+            gradient or statistics: with a KL penalty, an entropy bonus, `top_entropy_quantile`, an MoE auxiliary loss
+            or a method that credits them all the same. If unset: on wherever it is exact, except with `uniform`, which
+            is TRL bit for bit. Neither this nor dealing is done where some prompts of a generation batch have images and
+            others none: their processes must all run the vision tower. With active dropout other masks are drawn.
+        trim_padding (`bool`, *optional*):
+            Whether each micro-batch is cut to its own longest prompt and completion, and rows are regrouped to the
+            micro-batches that an optimizer step takes from one generation batch by length. The gradient is the same up
+            to rounding. Where the composition of micro-batches enters the result (an entropy bonus,
+            `top_entropy_quantile`, an MoE auxiliary loss, active dropout, `bnpo` with a KL penalty), they are cut and
+            not regrouped, with a warning if the field is set. In half precision, the prompts' padding stays where the loss
+            compares with log-probs of before the update, whose rounding it decides. An error for models whose outputs
+            depend on padding (without rotary embeddings, or with ones that scale with the length). If unset: on
+            wherever it is exact, except with `uniform`.
+        credit_cache_gib (`float`, *optional*):
+            With `num_iterations > 1`: GiB per process in which signals that do not change between iterations (the
+            reference's hidden states) are kept after the first; what does not fit is computed again, as
+            `credit/kept_fraction` shows. 0 keeps nothing. If unset: 4.
+        credit_cache_device (`str`, *optional*):
+            Where they are kept: `"cpu"`, or if unset the device that computed them.
+        importance_sampling_level (`str`, *optional*, defaults to `"token"`):
+            TRL's `"token"` and `"sequence"`, and `"sequence_token"` (GSPO-token): the sequence's ratio with each token's
+            gradient, so that token advantages matter. Clipping acts on the sequence's ratio; TRL's `clip_ratio/*` are then
+            shares of tokens, so that a long completion counts more than with `"sequence"`. KL bias correction multiplies
+            with the sequence's ratio.
+        credit_log_steps (`int`, *optional*):
+            Every so many updates, write the token credit of a few of the update's completions as a page and a parquet file
+            to `OUTPUT_DIR/credit`, and send it to the trackers that show HTML or pictures; see
+            [`~trl_credit.trainer.credit_log.CreditLog`]. With `log_completions` it must be a multiple of `logging_steps`, as
+            TRL's table of completions gets columns. If unset: never.
+        credit_log_completions (`int`, *optional*):
+            How many completions. If unset: 4.
+    """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit"]
+
+    credit: Annotated[dict | str | None, Unchecked] = field(
+        default=None,
+        metadata={
+            "help": "The credit method: a name (`uniform`, `gcpo`, `dgpo`), a mapping of `method` and its parameters (as "
+            "JSON on the command line), or the path of your own class (`my_module.Class`, `my_file.py:Class`). If unset, "
+            "the trainer's preset. `trl-credit methods` lists the names, `trl-credit methods NAME` the parameters."
+        },
+    )
+
+    skip_zero_advantage: bool | None = field(
+        default=None,
+        metadata={
+            "help": "true or false: leave completions whose advantage is exactly zero out of the update; same gradient. If "
+            "unset: on wherever it is exact, except with `uniform`."
+        },
+    )
+    trim_padding: bool | None = field(
+        default=None,
+        metadata={
+            "help": "true or false: cut each micro-batch to its longest prompt and completion and deal rows to "
+            "micro-batches by length; same gradient. If unset: on wherever it is exact, except with `uniform`."
+        },
+    )
+    credit_cache_gib: NonNegative | None = field(
+        default=None,
+        metadata={
+            "help": "With `num_iterations > 1`: GiB per process for signals that do not change between iterations. 0 "
+            "keeps nothing. If unset: 4."
+        },
+    )
+    credit_cache_device: one_of("cpu") | None = field(
+        default=None,
+        metadata={"help": "Where such signals are kept: `cpu`, or if unset the device that computed them."},
+    )
+
+    # TRL's and transformers', of which more can be said
+    importance_sampling_level: one_of(*IMPORTANCE_SAMPLING_LEVELS) = field(
+        default="token",
+        metadata={
+            "help": "`token`, `sequence` (GSPO), or `sequence_token` (GSPO-token): the sequence's ratio with each token's "
+            "gradient, which keeps token credit."
+        },
+    )
+
+    credit_log_steps: AtLeast1 | None = field(
+        default=None,
+        metadata={
+            "help": "Every so many updates, write the token credit of a few completions (a page and a parquet file in "
+            "`OUTPUT_DIR/credit`) and send it to the trackers. If unset: never."
+        },
+    )
+    credit_log_completions: AtLeast1 | None = field(
+        default=None,
+        metadata={"help": "How many completions `credit_log_steps` shows. If unset: 4."},
+    )
+
+    def __post_init__(self):
+        for name in GRPOConfig._VALID_DICT_FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, str) and value.startswith("{"):
+                try:
+                    json.loads(value)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"`{name}` is not valid JSON: {error.msg} (character {error.pos + 1}).") from None
+        super().__post_init__()
+        self._check_credit_log()
+        if self.skip_zero_advantage and (
+            reason := skip_refusal(self, None if self.credit is None else build_credit(self.credit))
+        ):
+            raise ValueError(f"`skip_zero_advantage` is not exact here: {reason} Set `skip_zero_advantage=False`.")
+        for name in ("credit_cache_gib", "credit_cache_device"):
+            if getattr(self, name) is not None and self.num_iterations == 1:
+                raise ValueError(
+                    f"`{name}` ({getattr(self, name)!r}) has no effect with `num_iterations=1`: nothing is computed "
+                    "twice. Remove it."
+                )
+
+    def _check_before_trl(self):
+        if self.top_k == -1 and not self.use_vllm:
+            raise ValueError("`top_k` -1 is vLLM's word for all tokens: write `top_k: 0`, or `use_vllm: true`.")
+        if self.credit is not None:
+            method = build_credit(self.credit)
+            check_credit(method, self)
+            self.credit = method.to_dict()
+
+    def _check_credit_log(self):
+        if self.credit_log_steps is None:
+            if self.credit_log_completions is not None:
+                raise ValueError(
+                    f"`credit_log_completions` ({self.credit_log_completions}) has no effect without `credit_log_steps`."
+                )
+            return
+        if self.log_completions and (
+            self.logging_strategy != "steps" or self.logging_steps < 1 or self.credit_log_steps % self.logging_steps
+        ):
+            raise ValueError(
+                f"`credit_log_steps` ({self.credit_log_steps}) must be a multiple of `logging_steps` ({self.logging_steps}) "
+                "with `log_completions`, whose table is written every `logging_steps` and gets columns of token credit."
+            )

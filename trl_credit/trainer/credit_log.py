@@ -1,0 +1,287 @@
+"""Token credit of a few completions, written and sent to the trackers while a run trains."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
+
+from ..batching import select
+from ..credit_pass import CreditResult
+from ..extras.groups import total_rewards
+from ..methods import CreditInputs
+from ..methods.metrics import remedy_if_uniform
+from ..methods.ops import effective_token_fraction
+from ..records.record import SOURCE_PROMPT, CompletionCredit, token_pieces, write_parquet
+from ..signals.base import signal_titles
+
+
+if TYPE_CHECKING:
+    from .grpo import CreditGRPOTrainer
+
+
+logger = get_logger(__name__)
+
+DEFAULT_COMPLETIONS = 4
+# What is kept of a completion until it is shown, and the columns that TRL's table of completions gets
+ROW, REWARD = "credit_log/row", "credit_log/reward"
+FRACTION_COLUMN, TOP_COLUMN = "credit/effective_fraction", "credit/top_tokens"
+_TOP_TOKENS = 5
+
+
+@dataclass
+class _Seen:
+    """One completion of a micro-batch: its row of the batch, of the method's inputs and of what came out."""
+
+    batch: dict[str, Any]
+    inputs: CreditInputs
+    weights: torch.Tensor | None
+    token_advantages: torch.Tensor
+
+    @property
+    def advantage(self) -> float:
+        return self.batch["advantages"].item()
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.batch["completion_ids"][0][self.batch["completion_mask"][0].bool()].tolist()
+
+
+class CreditLog(TrainerCallback):
+    """Every `credit_log_steps` updates, shows the token credit of a few completions of that update.
+
+    Nothing is computed for it: what the update's own credit pass had is kept and shown. On the main process:
+    `OUTPUT_DIR/credit/step-N.html` (see [`~trl_credit.records.page.write_credit_report`]) and `step-N.parquet` (see
+    [`~trl_credit.records.record.to_table`]); wandb and trackio get the page, TensorBoard a picture (with matplotlib).
+    With `log_completions`, TRL's table of completions gets the columns `credit/effective_fraction` and
+    `credit/top_tokens` (the heaviest tokens and their weights), empty for completions that had no credit in that update.
+
+    The completions are the main process's, as many with a positive as with a negative advantage where there are.
+    """
+
+    def __init__(self, trainer: CreditGRPOTrainer, steps: int, completions: int):
+        self._trainer = trainer
+        self._steps = steps
+        self._completions = completions
+        self._seen: list[_Seen] = []
+        self._prompts: list[str | list[dict]] = []
+        self._logged: list[str | list[dict]] = []
+        self._columns: dict[int, tuple[float, str]] = {}
+        self._table: dict[str, list] = {}
+        self._table_step = -1
+
+    @property
+    def wants(self) -> bool:
+        """Whether the update under way is one to show."""
+        trainer = self._trainer
+        return trainer.model.training and (trainer.state.global_step + 1) % self._steps == 0
+
+    def extend_rollout(self, prompts: list, batch: dict[str, Any]) -> None:
+        """Numbers the completions of a generation batch, and keeps their rewards (the weighted sums)."""
+        trainer = self._trainer
+        self._prompts, self._logged = prompts, list(trainer._logs["completion"])
+        rows = len(batch["advantages"])
+        start = trainer.accelerator.process_index * rows
+        total = trainer.accelerator.num_processes * rows
+        device = batch["advantages"].device
+        logged = [list(trainer._logs["rewards"][name])[-total:] for name in trainer.reward_func_names]
+        per_function = torch.tensor(
+            [[math.nan if value is None else value for value in values] for values in logged], dtype=torch.float32
+        )
+        rewards = total_rewards(per_function.T, trainer.reward_weights)
+        batch[ROW] = torch.arange(rows, device=device)
+        batch[REWARD] = rewards[start : start + rows].to(device)
+
+    def see(self, batch: dict[str, Any], result: CreditResult) -> None:
+        """Keeps what a micro-batch's credit pass had, if the update is one to show.
+
+        Args:
+            batch: What the loss reads.
+            result: Of the credit pass.
+        """
+        if result.view is None or not self.wants:
+            return
+        inputs, weights, token_advantages = result.inputs, result.weights, result.row_advantages
+        batch = result.view | {"advantages": result.advantages}  # the loss's are token advantages by now
+        if self._trainer.log_completions:
+            self._keep_columns(batch, inputs, weights)
+        if not self._trainer.accelerator.is_main_process:
+            return
+        advantages = batch["advantages"].tolist()
+        for sign in (True, False):
+            kept = [seen.tokens for seen in self._seen if (seen.advantage > 0) == sign]
+            for row, mask in enumerate(inputs.mask):
+                if len(kept) >= self._completions:
+                    break
+                if (advantages[row] > 0) != sign or not mask.any():
+                    continue
+                tokens = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
+                if tokens not in kept:  # the same completion twice shows nothing more
+                    kept.append(tokens)
+                    self._seen.append(self._row(row, batch, inputs, weights, token_advantages))
+
+    @staticmethod
+    def _row(row: int, batch, inputs: CreditInputs, weights, token_advantages) -> _Seen:
+        def one(tensor):
+            return None if tensor is None else tensor[row : row + 1].detach().float().cpu()
+
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", ROW, REWARD)
+        picked = select({name: batch[name] for name in names if name in batch}, [row])
+        return _Seen(
+            batch={name: value.cpu() for name, value in picked.items()},
+            inputs=CreditInputs(
+                mask=inputs.mask[row : row + 1].cpu(),
+                policy_logps=one(inputs.policy_logps),
+                policy_entropy=one(inputs.policy_entropy),
+                vocab_size=inputs.vocab_size,
+                signals={signal: one(value) for signal, value in inputs.signals.items()},
+                compute_dtype=inputs.compute_dtype,
+            ),
+            weights=one(weights),
+            token_advantages=one(token_advantages),
+        )
+
+    def _keep_columns(self, batch: dict[str, Any], inputs: CreditInputs, weights: torch.Tensor | None) -> None:
+        if weights is None or ROW not in batch:
+            return
+        fractions = effective_token_fraction(weights, inputs.mask).tolist()
+        best = torch.where(inputs.mask, weights, -1.0).topk(min(_TOP_TOKENS, weights.size(1)), dim=-1)
+        tokenizer, ids = self._trainer._tokenizer, batch["completion_ids"]
+        for i, row in enumerate(batch[ROW].tolist()):
+            if not inputs.mask[i].any():
+                continue
+            top = [
+                f"{tokenizer.decode([int(ids[i, place])])!r} {weight:.2f}"
+                for place, weight in zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)
+                if weight >= 0
+            ]
+            self._columns[row] = (fractions[i], ", ".join(top))
+
+    # At the end of the update
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self._steps:
+            return
+        if self._trainer.log_completions:
+            self._gather_columns()
+        seen, self._seen = self._chosen(), []
+        if not self._trainer.accelerator.is_main_process:
+            return
+        if not seen:
+            logger.warning("Update %d had no completion with credit to show.", state.global_step)
+            return
+        try:
+            self._write(seen, state.global_step)
+        except Exception as error:  # a run must not end for a picture, whatever the disk, the trackers or a method do
+            logger.warning("Cannot write or send the token credit of update %d: %s", state.global_step, error)
+
+    def _chosen(self) -> list[_Seen]:
+        """Half of them with a positive advantage, where there are so many of both."""
+        up = [seen for seen in self._seen if seen.advantage > 0]
+        down = [seen for seen in self._seen if seen.advantage <= 0]
+        half = max(self._completions - len(down), min(len(up), -(-self._completions // 2)))
+        return [*up[:half], *down[: self._completions - min(half, len(up))]]
+
+    def _gather_columns(self) -> None:
+        columns, self._columns = self._columns, {}
+        trainer = self._trainer
+        if not self._logged or list(trainer._logs["completion"]) != self._logged:
+            return  # an evaluation's completions have taken their place, or the batch is of before a resume
+        total = len(self._logged)
+        rows = total // trainer.accelerator.num_processes
+        offset = trainer.accelerator.process_index * rows
+        gathered = gather_object([(offset + row, *values) for row, values in columns.items()])
+        table = {FRACTION_COLUMN: [None] * total, TOP_COLUMN: [None] * total}
+        for row, fraction, top in gathered:
+            table[FRACTION_COLUMN][row], table[TOP_COLUMN][row] = fraction, top
+        self._table, self._table_step = table, trainer.state.global_step
+
+    def columns(self) -> dict[str, list]:
+        """The columns for the table that is logged now: those of this update, or none."""
+        return self._table if self._trainer.state.global_step == self._table_step else {}
+
+    def _write(self, seen: list[_Seen], step: int) -> None:
+        from ..records.page import write_credit_report
+
+        records = [self._record(row) for row in seen]
+        method = self._trainer.credit_method
+        advice = [remedy_if_uniform(method, row.inputs, row.weights) for row in seen]
+        about = {
+            "title": f"Token credit of update {step}",
+            "model": self._trainer.model.config._name_or_path,
+            "step": step,
+            "methods": {method.name: method.to_dict()},
+            "advice": {method.name: advice[0]} if all(advice) else {},
+        }
+        folder = Path(self._trainer.args.output_dir) / "credit"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"step-{step:06d}"
+        write_parquet(folder / f"{name}.parquet", records, about)
+        page = folder / f"{name}.html"
+        write_credit_report(page, records, about)
+        self._track(page, records[0], step)
+
+    def _record(self, seen: _Seen) -> CompletionCredit:
+        tokenizer, name = self._trainer._tokenizer, self._trainer.credit_method.name
+        ids = seen.tokens
+        length = len(ids)
+        prompt = seen.batch["prompt_ids"][0][seen.batch["prompt_mask"][0].bool()].tolist()
+
+        def cut(tensor: torch.Tensor):
+            return tensor[0, :length].numpy()
+
+        reward = seen.batch[REWARD].item() if REWARD in seen.batch else math.nan
+        token_advantages = seen.token_advantages
+        if token_advantages.dim() == 1:
+            token_advantages = token_advantages.unsqueeze(1).expand_as(seen.inputs.mask)
+        titles = signal_titles(list(seen.inputs.signals))
+        return CompletionCredit(
+            prompt=tokenizer.decode(prompt, skip_special_tokens=False),
+            completion=tokenizer.decode(ids, skip_special_tokens=True),
+            tokens=token_pieces(tokenizer, ids),
+            token_ids=seen.batch["completion_ids"][0, :length].numpy(),
+            mask=cut(seen.inputs.mask),
+            logps=cut(seen.inputs.policy_logps),
+            entropy=cut(seen.inputs.policy_entropy),
+            signals={titles[signal]: cut(value) for signal, value in seen.inputs.signals.items()},
+            weights={} if seen.weights is None else {name: cut(seen.weights)},
+            token_advantages={name: cut(torch.where(seen.inputs.mask, token_advantages, 0.0))},
+            advantage=seen.advantage,
+            reward=reward if math.isfinite(reward) else None,
+            info=self._source(seen),
+        )
+
+    def _source(self, seen: _Seen) -> dict[str, Any]:
+        """The prompt before the chat template, where it is there (not in a batch that was resumed) and text."""
+        row = seen.batch[ROW].item() if ROW in seen.batch else len(self._prompts)
+        if row >= len(self._prompts):
+            return {}
+        prompt = self._prompts[row]
+        texts = isinstance(prompt, str) or all(isinstance(message.get("content"), str) for message in prompt)
+        return {SOURCE_PROMPT: prompt} if texts else {}
+
+    def _track(self, page: Path, record, step: int) -> None:
+        """Sends the page to the trackers that show HTML, a picture to the one that does not."""
+        report_to = self._trainer.args.report_to
+        if "wandb" in report_to:
+            import wandb
+
+            if wandb.run is not None:
+                wandb.log({"credit": wandb.Html(str(page), inject=False), "train/global_step": step})
+        if "trackio" in report_to:
+            import trackio
+
+            trackio.log({"credit": trackio.Html(page, inject=False), "train/global_step": step})
+        for callback in self._trainer.callback_handler.callbacks:
+            writer = getattr(callback, "tb_writer", None)
+            if writer is not None and importlib.util.find_spec("matplotlib"):
+                from ..records.picture import plot_credit
+
+                writer.add_figure("credit", plot_credit(None, record), step)

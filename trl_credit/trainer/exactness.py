@@ -1,0 +1,73 @@
+"""Refuses settings that would cancel token credit or make an optimization inexact."""
+
+from trl import GRPOConfig
+
+from ..methods import CreditMethod
+
+
+# Losses whose gradient goes through the importance ratio. Taken over the sequence, the ratio's gradient sums the
+# completion's log-probs, so advantages of mean 1 x A_i per token act as A_i. `cispo` detaches the ratio and `vespo`
+# ignores the level.
+RATIO_GRADIENT_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "sapo", "luspo")
+
+
+# TRL's and GSPO-token's
+IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence", "sequence_token")
+
+
+def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
+    """Raises `ValueError` for settings that would cancel the method's token credit, or have no effect."""
+    if method.reweights and args.importance_sampling_level == "sequence" and args.loss_type in RATIO_GRADIENT_LOSSES:
+        raise ValueError(
+            f"`importance_sampling_level='sequence'` cancels the token credit of {method.name!r} with "
+            f"`loss_type={args.loss_type!r}`: the gradient of a sequence-level ratio sums over the completion, so "
+            "weights of mean 1 have no effect. Set `importance_sampling_level='sequence_token'` (the sequence's ratio, "
+            "each token's gradient) or 'token', or `loss_type='cispo'`, or `credit='uniform'` (which is GSPO)."
+        )
+    if args.importance_sampling_level == "sequence_token" and args.loss_type not in RATIO_GRADIENT_LOSSES:
+        raise ValueError(
+            f"`importance_sampling_level='sequence_token'` has no effect with `loss_type={args.loss_type!r}`, through whose "
+            "ratio no gradient goes: with `cispo` it is 'sequence', and `vespo` ignores the level. Set 'sequence' or "
+            "'token'."
+        )
+
+
+def _composition(args: GRPOConfig, aux_loss: bool) -> str | None:
+    """Why the loss depends on which rows share a micro-batch and on rows without an advantage, if it does."""
+    if args.entropy_coef != 0.0 or args.use_adaptive_entropy:
+        return "the entropy bonus is a mean over each micro-batch's tokens."
+    if args.top_entropy_quantile < 1.0:
+        return f"`top_entropy_quantile` ({args.top_entropy_quantile}) is a quantile over each micro-batch's tokens."
+    if aux_loss:
+        return "the MoE auxiliary loss is computed from each micro-batch's tokens (`router_aux_loss_coef`)."
+    return None
+
+
+def skip_refusal(args: GRPOConfig, method: CreditMethod | None = None, aux_loss: bool = False) -> str | None:
+    """Why leaving out rows whose advantage is zero would not be exact; `None` if it is.
+
+    Args:
+        args: The configuration.
+        method: The credit method, if known.
+        aux_loss: Whether the loss has an MoE auxiliary term.
+    """
+    if args.beta != 0.0:
+        return f"the KL penalty (`beta={args.beta}`) has a gradient on every completion."
+    if method is not None and method.credits_zero_advantage:
+        return f"credit method {method.name!r} gives advantages to completions that have none."
+    return _composition(args, aux_loss)
+
+
+def regroup_refusal(args: GRPOConfig, aux_loss: bool = False, dropout: bool = False) -> str | None:
+    """Why dealing rows to other micro-batches would not be exact; `None` if it is.
+
+    Args:
+        args: The configuration.
+        aux_loss: Whether the loss has an MoE auxiliary term.
+        dropout: Whether the policy has active dropout.
+    """
+    if args.loss_type == "bnpo" and args.beta != 0.0:
+        return f"`loss_type='bnpo'` divides the KL penalty (`beta={args.beta}`) by each micro-batch's tokens."
+    if dropout:
+        return "active dropout draws its masks by a row's place."
+    return _composition(args, aux_loss)

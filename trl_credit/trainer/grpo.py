@@ -1,0 +1,558 @@
+"""TRL's GRPOTrainer with token-level credit: where credit enters TRL's step, and nothing else."""
+
+import contextlib
+import copy
+import functools
+import inspect
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import yaml
+from accelerate.logging import get_logger
+from huggingface_hub import ModelCard
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import PretrainedConfig
+from trl import GRPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from .._util.text import hub_id, local_name, without_folders
+from .._version import warn_if_untested
+from ..batching import (
+    MAX_FORWARDS,
+    PLAN,
+    Savings,
+    UpdatePlan,
+    decode_plan,
+    encode_plan,
+    loss_mask,
+    plan_updates,
+)
+from ..credit_pass import CreditPass, CreditResult, StartedPass
+from ..extras.trainer import GRPOExtrasTrainer, bind_arguments, default_output_dir
+from ..methods import DGPO, GCPO, CreditMethod, Uniform
+from ..methods.metrics import credit_metrics
+from ..methods.registry import build_credit
+from ..signals.base import PolicyForward
+from ..signals.models import HiddenStates, causal_model, vocabulary_size
+from .collapse import CollapseWatch
+from .config import CreditGRPOConfig
+from .credit_log import DEFAULT_COMPLETIONS, CreditLog
+from .exactness import check_credit, regroup_refusal, skip_refusal
+from .gspo_token import sequence_token_old_logps
+
+
+logger = get_logger(__name__)
+
+warn_if_untested()
+
+# What signals that are kept between iterations may take in a process, unless `credit_cache_gib` says otherwise
+DEFAULT_CACHE_GIB = 4.0
+
+
+class CreditGRPOTrainer(GRPOExtrasTrainer):
+    """
+    [`~trl.GRPOTrainer`] in which a credit method decides how much of a completion's advantage each token gets.
+
+    It takes every argument of [`~trl.GRPOTrainer`]. `args` may be a [`CreditGRPOConfig`], whose `credit` names the
+    method, or a plain [`~trl.GRPOConfig`], which means the trainer's preset (`uniform` here, which is TRL's trainer to
+    the last bit).
+
+    Rollouts, rewards, sequence advantages, loss, metrics and optimizer steps are TRL's. At each update step the signals
+    that the method asked for are computed without gradient, and the method turns the sequence advantages into token
+    advantages when the loss's own forward has given the live policy's log-probs; TRL's loss reads them from a copy of
+    its batch.
+
+    Completions whose advantage is zero need no token credit: the signals' forwards leave them out, and with
+    `skip_zero_advantage` so does the update. `trim_padding` saves the padding. See [`CreditGRPOConfig`].
+
+    Besides TRL's metrics it logs, in training and evaluation, over the completions that need credit:
+    `credit/weight_std`, `credit/weight_max` (of each micro-batch, averaged over them), `credit/effective_fraction` (1 =
+    uniform), `credit/nonfinite_tokens` (per micro-batch, over all processes) and the method's own; `None`, as TRL logs,
+    where there are none. Once per generation batch it logs `credit/skipped_fraction`, the share of completions for which
+    no credit was computed, and `credit/near_zero_advantages`, the number of completions whose advantage is so small that
+    it is rounding but is not zero, so that they were not.
+
+    Differences from TRL, with every method:
+
+    1. Under FSDP2 an output head that is a sharding unit of its own (as accelerate makes of the untied head of a
+       vision-language model) is gathered before the loss. TRL's fused head never calls the module, so that nothing
+       gathers it, and gathers the weight itself in a way whose backward does not add up the processes' gradients: each
+       process would train its shard of the head on its own completions only.
+    2. An update whose loss or gradient norm is not finite is skipped, and parameters that are not finite end the run
+       ([`~trl_credit.extras.nonfinite.NonfiniteGuardMixin`]).
+    3. A reward function that returns a NaN, an infinity or more than float32 holds, or hangs, is an error, or its
+       completion is excluded ([`~trl_credit.extras.reward_guard.RewardGuardMixin`]); `None` stands for no reward, as in TRL,
+       which takes a NaN for it.
+    4. A resumed run is the one that was not stopped, and SIGTERM may save it ([`~trl_credit.extras.resume.ResumeMixin`]).
+    5. A run that trains nothing is an error ([`~trl_credit.extras.effect.EffectMixin`]).
+
+    A method other than `uniform` that has been uniform in effect for 20 updates is said to be, once, with what to change
+    ([`~trl_credit.trainer.collapse.CollapseWatch`]); `credit_log_steps` shows completions with their token credit
+    ([`~trl_credit.trainer.credit_log.CreditLog`]).
+
+    Dynamic sampling is described in [`~trl_credit.extras.dynamic_sampling.DynamicSamplingMixin`].
+
+    Attributes:
+        credit_method (`CreditMethod`): The method in use.
+        credit_pass (`CreditPass`): Computes the token advantages.
+        credit_observers (`list`): Functions that are called after each credit pass with the micro-batch that the loss reads
+            and the [`~trl_credit.credit_pass.CreditResult`].
+
+    Raises:
+        ValueError: Unknown method or parameter, settings that would cancel the method's token credit, a method that
+            disagrees with a preset trainer, or data that a signal cannot work with; all before the model is loaded,
+            except where the tokenizer is needed.
+
+    Example:
+
+    ```python
+    from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
+
+    trainer = CreditGRPOTrainer(
+        model="Qwen/Qwen2.5-1.5B-Instruct",
+        reward_funcs=reward,
+        args=CreditGRPOConfig(output_dir="out", credit="gcpo"),
+        train_dataset=dataset,
+    )
+    trainer.train()
+    ```
+    """
+
+    # The method that a subclass stands for; `None` takes any, with `uniform` as the default
+    _preset: ClassVar[type[CreditMethod] | None] = None
+
+    @functools.wraps(GRPOTrainer.__init__)
+    def __init__(self, *args, **kwargs):
+        arguments = bind_arguments(self, args, kwargs)
+        training_args = arguments["args"]
+        if training_args is None:
+            name = (self._preset or Uniform).name
+            training_args = CreditGRPOConfig(default_output_dir(arguments["model"], name.upper()))
+        self.credit_method = self._resolve_credit(training_args)
+        check_credit(self.credit_method, training_args)
+        if isinstance(training_args, CreditGRPOConfig) and training_args.credit is None:
+            training_args = copy.copy(training_args)  # the preset is this trainer's, not the caller's config's
+            training_args.credit = self.credit_method.to_dict()
+        arguments["args"] = training_args
+
+        self._name = self.credit_method.name.upper() if type(self.credit_method) is not Uniform else GRPOTrainer._name
+        self._paper = vars(self.credit_method.paper)
+        self._tag_names = [*GRPOTrainer._tag_names, "trl-credit", self.credit_method.name]
+        self.credit_pass = CreditPass(self.credit_method, context=self)
+        self.credit_observers: list[Callable[[dict[str, Any], CreditResult], None]] = []
+        self._started: StartedPass | None = None
+        self.policy_hidden_states: HiddenStates | None = None
+
+        for source in self.credit_pass.sources.values():
+            source.before_trainer_init(self, arguments)
+        # TRL refuses `sync_ref_model` without its own KL reference; a signal may have one to synchronise
+        follows = training_args.sync_ref_model and any(
+            source.follows_policy for source in self.credit_pass.sources.values()
+        )
+        training_args.sync_ref_model = training_args.sync_ref_model and not (follows and training_args.beta == 0.0)
+        try:
+            super().__init__(**arguments)
+        finally:
+            training_args.sync_ref_model = training_args.sync_ref_model or follows
+        self._sequence_token = self.importance_sampling_level == "sequence_token"
+        if self._sequence_token:
+            self.importance_sampling_level = "token"  # with old log-probs that make it so
+            if not self._off_policy:
+                logger.warning(
+                    "`importance_sampling_level='sequence_token'` has no effect here: every update is made with the policy "
+                    "that generated, so that all ratios are 1. Set `num_iterations` above 1, or `steps_per_generation` "
+                    "above `gradient_accumulation_steps`."
+                )
+        self.credit_pass.vocab_size = vocabulary_size(causal_model(self.accelerator.unwrap_model(self.model)))
+        if any(source.needs_hidden_states for source in self.credit_pass.sources.values()):
+            self.policy_hidden_states = HiddenStates(self.model)
+        for source in self.credit_pass.sources.values():
+            source.after_trainer_init(self)
+        self._padding_affects_output = padding_affects_output(self.model.config.get_text_config())
+        self.credit_pass.cut_padding = not self._padding_affects_output
+        self.credit_pass.cache_device = getattr(self.args, "credit_cache_device", None)
+        self._savings = self._resolve_savings()
+        self._collapse = CollapseWatch(self.credit_method)
+        self._credit_log: CreditLog | None = None
+        if steps := getattr(self.args, "credit_log_steps", None):
+            self._credit_log = CreditLog(self, steps, self.args.credit_log_completions or DEFAULT_COMPLETIONS)
+            self.add_callback(self._credit_log)
+            self.credit_observers.append(self._credit_log.see)
+        if self.credit_pass.sources and _has_active_dropout(self.model):
+            logger.warning(
+                "The policy has active dropout: its own forward in the loss uses it, the credit method's forwards do "
+                "not, so part of the token credit is noise. Set `disable_dropout=True` (and `lora_dropout=0`)."
+            )
+
+    def _resolve_credit(self, args) -> CreditMethod:
+        credit = getattr(args, "credit", None)
+        if credit is None:
+            return (self._preset or Uniform)()
+        method = build_credit(credit)
+        if self._preset is not None and type(method) is not self._preset:
+            raise ValueError(
+                f"`credit` asks for {method.name!r}, but {type(self).__name__} is preset to {self._preset.name!r}. Use "
+                f"CreditGRPOTrainer, or leave `credit` out."
+            )
+        return method
+
+    def _resolve_savings(self) -> Savings:
+        """The savings to make: those asked for, by default all that are exact here, and none for TRL's own trainer."""
+        args = self.args
+        default = type(self.credit_method) is not Uniform
+        skip, trim = getattr(args, "skip_zero_advantage", None), getattr(args, "trim_padding", None)
+        no_skip = skip_refusal(args, self.credit_method, self.aux_loss_enabled)
+        if skip and no_skip:
+            raise ValueError(f"`skip_zero_advantage` is not exact here: {no_skip} Set `skip_zero_advantage=False`.")
+        if trim and self._padding_affects_output:
+            raise ValueError(
+                f"`trim_padding` is not exact here: {self._padding_affects_output} Set `trim_padding=False`."
+            )
+        no_regroup = regroup_refusal(args, self.aux_loss_enabled, _has_active_dropout(self.model))
+        if trim and no_regroup:
+            logger.warning("`trim_padding` cuts micro-batches, but does not regroup rows by length: %s", no_regroup)
+        for name in ("credit_cache_gib", "credit_cache_device"):
+            if getattr(args, name, None) is not None and not self._kept_bytes_per_token:
+                raise ValueError(
+                    f"`{name}` ({getattr(args, name)!r}) has no effect: nothing that credit method "
+                    f"{self.credit_method.name!r} computes stays the same between iterations. Remove it."
+                )
+        skip = (default and not no_skip) if skip is None else skip
+        trim = (default and not self._padding_affects_output) if trim is None else trim
+        return Savings(
+            skip_zero_advantage=skip,
+            trim_padding=trim,
+            # Less left padding is other rounding, which in half precision would show as ratios that are not 1
+            keep_old_prompts=self.forward_dtype.itemsize < 4,
+            regroup=trim and not no_regroup,
+        )
+
+    @property
+    def _kept_bytes_per_token(self) -> int:
+        """Of the signals that do not change between the iterations over a generation batch."""
+        return sum(source.bytes_per_token(self) for source in self.credit_pass.sources.values())
+
+    @property
+    def _off_policy(self) -> bool:
+        """Whether TRL keeps the log-probs of the policy that generated."""
+        args = self.args
+        return bool(args.gradient_accumulation_steps % (args.steps_per_generation * self.num_iterations)) or (
+            self.use_vllm and self.vllm_importance_sampling_correction
+        )
+
+    # What signals need to know: PolicyContext
+
+    @property
+    def tokenizer(self):
+        """The tokenizer, also where `processing_class` is a processor."""
+        return self._tokenizer
+
+    @property
+    def is_vision(self) -> bool:
+        """Whether the policy is a vision-language model."""
+        return self._is_vlm
+
+    def tokenize_prompts(self, prompts: list):
+        """Token ids of each prompt, the images, and further per-token fields, as TRL makes them for a rollout."""
+        return self._tokenize_prompts(prompts)
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens of prompt and completion that the policy's positions allow, with RoPE scaling counted in."""
+        config = self.model.config.get_text_config()
+        length, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
+        if length is None or "factor" not in rope:
+            return length
+        return max(length, int(rope["factor"] * rope.get("original_max_position_embeddings", length)))
+
+    @property
+    def forward_dtype(self) -> torch.dtype:
+        """The dtype in which the policy's forward computes."""
+        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return mixed.get(self.accelerator.mixed_precision, self.accelerator.unwrap_model(self.model).dtype)
+
+    @property
+    def head_dtype(self) -> torch.dtype:
+        """The dtype in which the policy's output head computes."""
+        return torch.float32 if self.args.cast_lm_head_to_fp32 else self.forward_dtype
+
+    def policy_logps_and_entropies(self, *args, **kwargs):
+        """TRL's forward, without credit."""
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+    # Rollout
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        needed = [column for source in self.credit_pass.sources.values() for column in source.columns]
+        for reward_func in self.reward_funcs:
+            if not isinstance(reward_func, nn.Module):
+                needed += inspect.signature(reward_func).parameters
+        self._signature_columns += [column for column in needed if column not in self._signature_columns]
+
+    def _generate(self, prompts: list):
+        generated = super()._generate(prompts)
+        self._rollout_prompts = prompts  # with images and environment observations in place
+        return generated
+
+    def _generate_and_score_completions(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        for source in self.credit_pass.sources.values():
+            source.extend_rollout(self, inputs, self._rollout_prompts, batch)
+        if self._credit_log and self.model.training:
+            self._credit_log.extend_rollout(self._rollout_prompts, batch)
+        return batch
+
+    def _prepare_inputs(self, generation_batch):
+        buffered = self._buffered_inputs
+        if self.model.training and self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
+            for batch in buffered or []:  # what was kept for them is not needed beside the next generation
+                batch[PLAN].cache.clear()
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training:
+            return self._planned([inputs], Savings())[0]
+        if self._buffered_inputs is not buffered:  # a new generation batch
+            self._buffered_inputs = self._planned(self._buffered_inputs, self._savings)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
+
+    def _planned(self, batches: list[dict[str, Any]], savings: Savings) -> list[dict[str, Any]]:
+        """TRL's micro-batches as they will be run, each with its plan."""
+        args = self.args
+        # A forward of few tokens takes as long as one of so many: an accelerator must be filled, and shards be gathered
+        overhead = 32 if self.accelerator.device.type == "cpu" else 512
+        if self.is_fsdp_enabled or (
+            self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
+        ):
+            overhead *= 8
+        keeps, gib = self.model.training and self.num_iterations > 1, getattr(args, "credit_cache_gib", None)
+        batches, metrics = plan_updates(
+            batches,
+            {signal: source.lengths for signal, source in self.credit_pass.sources.items() if source.has_forward},
+            self.accelerator.gather,
+            savings=savings,
+            every_row=self.credit_method.credits_zero_advantage,
+            loss_type=self.loss_type,
+            # Slices of a generation batch that fall in the same optimizer step, whatever the step and the iteration
+            window=math.gcd(args.gradient_accumulation_steps, args.steps_per_generation, len(batches)),
+            overhead=0 if self.is_deepspeed_enabled else overhead,  # under which all micro-batches run anyway
+            forward_overhead=overhead,
+            max_forwards=1 if self._padding_affects_output else MAX_FORWARDS,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            kept_bytes_per_token=self._kept_bytes_per_token if keeps else 0,
+            budget_bytes=(DEFAULT_CACHE_GIB if gib is None else gib) * 2**30,
+        )
+        for name, value in metrics.items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
+        return batches
+
+    # Update: the signals' own forwards, then TRL's loss, whose policy forward completes the token advantages
+
+    def _compute_loss(self, model, inputs):
+        if PLAN not in inputs:
+            inputs = self._planned([inputs], Savings())[0]
+        batch = dict(inputs)  # TRL reuses its buffered inputs, so token advantages go into a copy
+        plan = batch.pop(PLAN)
+        if not plan.any_rows and not self.accelerator.sync_gradients and not self.is_deepspeed_enabled:
+            # Nothing here on any process; the step's last micro-batch runs all the same, for gradients that are zero
+            # and not missing
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
+        mode = "train" if self.model.training else "eval"
+        logged = {name: len(values) for name, values in self._metrics[mode].items()}
+        self._started = self.credit_pass.start(model, batch, plan)
+        self._unshard_output_head(model)
+        try:
+            with self._own_rows_only(plan):
+                return super()._compute_loss(model, batch)
+        finally:
+            self._started = None
+            self._weight_metrics(self._metrics[mode], logged, plan)
+
+    def _unshard_output_head(self, model: nn.Module) -> None:
+        """Makes FSDP2 reduce the output head's gradient: see the first difference from TRL."""
+        if not self.is_fsdp_enabled or not torch.is_grad_enabled():
+            return
+        head = causal_model(self.accelerator.unwrap_model(model)).get_output_embeddings()
+        if isinstance(head, FSDPModule):
+            head.unshard()
+
+    @contextlib.contextmanager
+    def _own_rows_only(self, plan: UpdatePlan):
+        """Lets TRL gather one value a row, and sum over processes, where these have different numbers of rows: missing
+        rows and those of stand-ins are NaN, which TRL leaves out, or add nothing."""
+        accelerator = self.accelerator
+        gather, reduce = accelerator.gather, accelerator.reduce
+        rows = max(plan.rows, 1)
+
+        def gather_rows(tensor):
+            if isinstance(tensor, torch.Tensor) and tensor.shape == (rows,):
+                tensor = nn.functional.pad(tensor[: plan.rows], (0, plan.most_rows - plan.rows), value=math.nan)
+            return gather(tensor)
+
+        def reduce_rows(tensor, **kwargs):
+            return reduce(tensor if plan.rows else torch.zeros_like(tensor), **kwargs)
+
+        if not plan.any_rows or plan.rows == plan.most_rows:
+            yield
+            return
+        accelerator.gather, accelerator.reduce = gather_rows, reduce_rows
+        try:
+            yield
+        finally:
+            accelerator.gather, accelerator.reduce = gather, reduce
+
+    @staticmethod
+    def _weight_metrics(metrics: dict[str, list[float]], logged: dict[str, int], plan: UpdatePlan) -> None:
+        """Weights what a micro-batch has logged with its share of the tokens: TRL averages over micro-batches, which with
+        rows regrouped by length would count the tokens of short completions more."""
+        for name, values in metrics.items():
+            start = logged.get(name, 0)
+            if not plan.any_rows:
+                del values[start:]
+            elif plan.share != 1.0 and name != "credit/nonfinite_tokens":
+                values[start:] = [value * plan.share for value in values[start:]]
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        forward = functools.partial(
+            super()._get_per_token_logps_and_entropies,
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            *args,
+            **kwargs,
+        )
+        if self._started is None:  # the old policy's or TRL's reference's log-probs
+            return forward()
+        started, self._started = self._started, None
+        with self.policy_hidden_states.captured() if self.policy_hidden_states else contextlib.nullcontext():
+            logps, entropies, aux_loss = forward()
+        hidden_states = self.policy_hidden_states and self.policy_hidden_states.pop(logits_to_keep)
+        batch = started.batch
+        if self._sequence_token and "old_per_token_logps" in batch:
+            batch["old_per_token_logps"] = sequence_token_old_logps(
+                logps, batch["old_per_token_logps"], loss_mask(batch)
+            )
+        result = self.credit_pass.finish(started, PolicyForward(logps.detach(), entropies.detach(), hidden_states))
+        if result.token_advantages is not None:
+            batch["advantages"] = result.token_advantages
+        with torch.no_grad():
+            self._log_credit(result)
+            for observe in self.credit_observers:
+                observe(batch, result)
+        return logps, entropies, aux_loss
+
+    def _log_credit(self, result: CreditResult) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        found = credit_metrics(
+            self.credit_method, result.inputs, result.weights, result.unscored, self.accelerator.gather
+        )
+        for name, value in found.items():
+            metrics[name].append(value)
+        if self.model.training:
+            self._collapse.see(self.state.global_step, found, result.inputs)
+
+    def log(self, logs, start_time=None):
+        columns = self._credit_log.columns() if self._credit_log and self.model.training else {}
+        self._logs["extra"].update(columns)
+        try:
+            super().log(logs, start_time)
+        finally:
+            for column in columns:  # they are of this update, and TRL's own go on
+                del self._logs["extra"][column]
+
+    # Checkpoints
+
+    def _plain_batch(self, batch):
+        return {key: value for key, value in super()._plain_batch(batch).items() if key != PLAN}
+
+    def _batch_settings(self):
+        credit = json.dumps(self.credit_method.to_dict(), sort_keys=True)
+        return super()._batch_settings() | {"credit": credit}
+
+    def _batch_to_save(self, batch):
+        batch = super()._batch_to_save(batch)
+        return batch | {PLAN: encode_plan(batch[PLAN])} if PLAN in batch else batch
+
+    def _batch_from_save(self, batch):
+        batch = super()._batch_from_save(batch)
+        signals = [signal for signal, source in self.credit_pass.sources.items() if source.has_forward]
+        return batch | {PLAN: decode_plan(batch[PLAN], signals)} if PLAN in batch else batch
+
+    def _extra_state(self):
+        return super()._extra_state() | {"collapse": self._collapse.state_dict()}
+
+    def _load_extra_state(self, state):
+        super()._load_extra_state(state)
+        if "collapse" in state:
+            self._collapse.load_state_dict(state["collapse"])
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """Writes TRL's card with the credit method.
+
+        A card is shared, and TRL links what it is given to the hub. Hence a data set that is no hub id (a file, a folder, a
+        generated task) is named in the text, by its last name, and left out of the metadata, as is a local base model.
+        """
+        on_hub = hub_id(dataset_name) if isinstance(dataset_name, str) else dataset_name
+        super().create_model_card(model_name=model_name, dataset_name=on_hub, tags=tags)
+        if not self.is_world_process_zero():
+            return
+        path = Path(self.args.output_dir) / "README.md"
+        card = ModelCard.load(path)
+        base = get_config_model_id(self.model.config)
+        if card.data.base_model is None or hub_id(base) is None:
+            for link in {f"[{name}](https://huggingface.co/{name})" for name in (None, base)}:
+                card.text = card.text.replace(f" of {link}", f" of {local_name(base)}" if base else " of a local model")
+            card.data.base_model = None
+        parameters = yaml.safe_dump({"credit": without_folders(self.credit_method.to_dict())}, sort_keys=False)
+        data = f" on {local_name(dataset_name)}" if dataset_name and on_hub is None else ""
+        card.text += f"\n\n## Token credit\n\nTrained with trl-credit{data}:\n\n```yaml\n{parameters}```\n"
+        card.save(path)
+
+
+class GCPOTrainer(CreditGRPOTrainer):
+    """[`CreditGRPOTrainer`] with the credit method [`GCPO`] (arXiv 2605.29198)."""
+
+    _preset = GCPO
+
+
+class DGPOTrainer(CreditGRPOTrainer):
+    """[`CreditGRPOTrainer`] with the credit method [`DGPO`] (arXiv 2605.03327)."""
+
+    _preset = DGPO
+
+
+def padding_affects_output(config: PretrainedConfig) -> str | None:
+    """Why a model's output on the tokens depends on their padding by more than rounding; `None` if it does not.
+
+    TRL passes no positions, so that padding on the left shifts them: rotary embeddings, which are relative, do not mind,
+    unless they are scaled with the padded length.
+
+    Args:
+        config: The text model's.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    # One mapping, or one for each kind of layer
+    mappings = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    kinds = {mapping.get("rope_type") for mapping in mappings}
+    if kinds == {None}:
+        return (
+            f"a {config.model_type!r} model has no rotary embeddings, so that padding may shift its tokens' positions."
+        )
+    if scaled := kinds & {"dynamic", "longrope"}:
+        return f"rotary embeddings of type {scaled.pop()!r} are scaled with the padded length."
+    return None
+
+
+def _has_active_dropout(model: nn.Module) -> bool:
+    for module in model.modules():
+        probability = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
+        attention_dropout = getattr(module, "attention_dropout", 0.0)
+        if probability or (isinstance(attention_dropout, float) and attention_dropout):
+            return True
+    return False
