@@ -49,13 +49,13 @@ MAX_FORWARDS = 8
 
 @dataclass
 class UpdatePlan:
-    """What one micro-batch of one process runs; what differs between processes is agreed on by all of them.
+    """The work of one micro-batch in one process. All processes agree on what differs between them.
 
     Args:
         credit_rows: Rows that need token credit, because their advantage is not zero.
         forwards: For each signal with forwards of its own, the rows of each of them; every process makes equally many,
             so some may be empty.
-        rows: The completions that this process has in this micro-batch; with none, its one row is a stand-in.
+        rows: The completions that this process has in this micro-batch; with none, its one row is a placeholder.
         any_rows: Whether any process has a completion in this micro-batch.
         any_credit: Whether any process has rows that need credit.
         most_rows: The most rows that this micro-batch has in any process.
@@ -179,7 +179,7 @@ def placeholder_row(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def mixes_images(batch: dict[str, Any]) -> bool:
-    """Whether some rows have images and some have none."""
+    """True if some rows have images and others none."""
     return batch.get("num_images") is not None and 0 < sum(map(bool, batch["num_images"])) < len(batch["num_images"])
 
 
@@ -237,7 +237,7 @@ def partition(lengths: np.ndarray, groups: int, max_rows: int, overhead: float) 
 def row_scales(
     loss_type: str, groups: Sequence[Sequence[int]], tokens: np.ndarray, rows_per_batch: int
 ) -> list[np.ndarray]:
-    """What each row's advantage must be multiplied by so that its gradient is what it was.
+    """Factors for the rows' advantages that keep each row's gradient unchanged.
 
     Every loss of TRL is positively homogeneous in the advantages, so a change of its denominator is undone there.
 
@@ -311,7 +311,7 @@ def regroup_rows(
 
     Returns:
         As many micro-batches, those without rows first, each with its rows' scales (`None` for 1) and whether it has
-        rows. One without rows is a stand-in of one row with nothing in the loss.
+        rows. One without rows is a placeholder of one row with nothing in the loss.
     """
     if not (savings.skip_zero_advantage or savings.trim_padding or savings.regroup):
         return [(batch, None, True) for batch in batches]

@@ -105,7 +105,7 @@ class CreditPass:
         return view
 
     def _own_forwards(self, model: nn.Module, view: dict[str, Any], plan: UpdatePlan) -> dict[Signal, torch.Tensor]:
-        """What each signal's own forwards give for the rows of the view, (b, T, ...), zero where they gave nothing.
+        """Results of each signal's own forwards for the rows of the view, (b, T, ...), zero where there are none.
 
         They run in groups of rows alike in length, without padding to the micro-batch's longest.
         """

@@ -304,7 +304,7 @@ class _Reader:
         return make_prompt(problem, template=self.template, system=self.system, plain=self.plain)
 
     def check(self, row: Mapping[str, Any], index: int) -> dict[str, int]:
-        """What is to be said of a row.
+        """Flags for the report on a row.
 
         Raises:
             ValueError: A field cannot be read; with the setting, the column and the row.

@@ -217,7 +217,7 @@ def without_answer(messages: Sequence[Message]) -> list[Message]:
 
 
 def states_answer(messages: Sequence[Message], answers: Sequence[str]) -> bool:
-    """Whether one of the assistant's turns is, boxes, or ends with an answer."""
+    """True if one of the assistant's turns is, boxes, or ends with an answer."""
     turns = [m["content"].strip() for m in messages if m["role"] == "assistant" and isinstance(m["content"], str)]
     return any(
         f"\\boxed{{{answer}}}" in turn or re.search(rf"(?<![\w.]){re.escape(answer)}[.\s$)}}*\]]*\Z", turn)
@@ -346,7 +346,7 @@ def _answer_text(value: Any) -> str:
 
 
 def gold_of(answers: Sequence[str], match: AnswerMatch | None) -> str | list[str]:
-    """What a completion is judged against: one solution, or for `any` of several the list of them.
+    """The gold answer of a completion: one solution, or for `any` of several the list of them.
 
     For `all` it is one text, the list of all answers, which a completion must give in any order.
 

@@ -1,4 +1,4 @@
-"""What the backends that load the model themselves share: its files, its fingerprint, its prompts."""
+"""The files that a user's `model` names: folder, hub id, adapter, embedded model."""
 
 import hashlib
 import logging
@@ -46,7 +46,7 @@ class LocalModel:
 
     @classmethod
     def find(cls, name: str | None, revision: str | None = None, trust_remote_code: bool = False) -> "LocalModel":
-        """What a user's `model` names.
+        """Finds the files that a user's `model` names.
 
         Raises:
             ValueError: There is no such model, or it has no configuration or tokenizer.
@@ -106,7 +106,7 @@ class LocalModel:
         return getattr(self.config().get_text_config(), "max_position_embeddings", None)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the weights and the tokenizer, wherever they lie."""
+        """Identifies weights and tokenizer, wherever they are."""
         found = {"model": _fingerprint(self.path, self.base_revision)}
         if self.adapter:
             found["adapter"] = _fingerprint(self.adapter, self.revision)

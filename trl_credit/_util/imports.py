@@ -15,7 +15,7 @@ _FILES: dict[str, str] = {}
 
 
 def is_dotted(text: str) -> bool:
-    """Whether a text is a path to an object, and not a plain name."""
+    """True if a text is a path to an object, and not a plain name."""
     return any(sign in text for sign in (".", ":", os.sep))
 
 

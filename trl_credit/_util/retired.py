@@ -143,7 +143,7 @@ ADVICE: dict[str, str] = {
 
 
 def retired_hint(name: str, value: Any = None) -> str | None:
-    """What stands for a field that was, or is another project's: the end of a sentence, or `None` for an unknown name."""
+    """The replacement for a field of an older release or another project: the end of a sentence, or `None` if unknown."""
     shown = _flow(value)
     if name in RENAMED:
         return f"write `{RENAMED[name]}: {shown}`"

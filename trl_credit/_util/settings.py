@@ -330,7 +330,7 @@ def _kind(option: Any) -> str:
 
 
 def _message(name: str, hint: Any, value: Any, error: ValidationError) -> str:
-    """What is wrong with a value, in a sentence or two."""
+    """Says what is wrong with a value, in a sentence or two."""
     kinds = {found["type"] for found in error.errors(include_url=False, include_context=False, include_input=False)}
     options = [option for option in _options(hint) if option is not type(None)]
     flattened = [

@@ -110,7 +110,7 @@ def split_url(url: str) -> tuple[str, dict[str, str]]:
 
 
 def secrets_of(url: str) -> list[str]:
-    """What `redact_url` hides and a message must not hold, as written and decoded, the longest first."""
+    """Secrets that `redact_url` hides and messages must not contain, as written and decoded, the longest first."""
     query = url.partition("#")[0].partition("?")[2]
     found = set()
     for name, equals, value in map(_pair, query.split("&")):

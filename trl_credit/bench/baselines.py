@@ -1,4 +1,4 @@
-"""What credit has to beat: weights that know nothing of the outcome.
+"""Baselines that credit has to beat: weights that know nothing of the outcome.
 
 They are credit methods, so they can be trained with: `credit: trl_credit.bench.baselines.Surprisal`.
 """

@@ -1,4 +1,4 @@
-"""What token weights do to the policy gradient: its variance, and its agreement with the unweighted one.
+"""The effect of token weights on the policy gradient: its variance, and its agreement with the unweighted one.
 
 For groups of completions of one prompt, with GRPO's advantages,
 
@@ -201,7 +201,7 @@ class Comparison:
             self._block_sum = torch.zeros_like(gradient)
 
     def _projection(self, mean: torch.Tensor, count: int) -> float:
-        """What a mean of `count` gradients has along the target, over its norm without its noise."""
+        """The share of a mean of `count` gradients along the target, over its norm without noise."""
         own = float(mean @ mean) - self.moments.trace / count
         return float(mean @ self.target) / math.sqrt(own) if own > 0 else math.nan
 

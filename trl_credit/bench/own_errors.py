@@ -51,7 +51,7 @@ class OwnErrors:
 
 
 def find_mistake(terms: Sequence[int], completion: str, style: str = "plain") -> tuple[str, tuple[int, int] | None]:
-    """What a completion in the `compact` rendering is, and the place of its one mistake if that is `usable`.
+    """Classifies a completion in the `compact` rendering, and finds its one mistake if it is `usable`.
 
     A number is a mistake where it does not follow from the prompt and the numbers before it, mistakes included. Its
     place is the first character that differs from the number that follows, or the one after it where a digit is missing.

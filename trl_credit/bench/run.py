@@ -33,7 +33,7 @@ Scores = dict[str, dict[str, dict[str, list[float]]]]  # by label, variant and m
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What to run.
+    """Settings of a benchmark run.
 
     Args:
         model: Path or hub id; by default the embedded model.
@@ -120,7 +120,7 @@ def load_tokenizer(model: str) -> Any:
 
 
 def is_compact(tokenizer: Any) -> bool:
-    """Whether this is the embedded model's tokenizer."""
+    """True for the embedded model's tokenizer."""
     from ..toy.build_model import build_tokenizer
 
     return tokenizer.get_vocab() == build_tokenizer().get_vocab()

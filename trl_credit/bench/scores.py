@@ -104,7 +104,7 @@ def compare_with_baselines(
 
 
 def verdict_sentence(method: str, verdicts: Mapping[str, Mapping], when: str = "") -> str:
-    """What the comparisons of a method, by task, say in a sentence.
+    """Words the comparisons of a method, by task, as a sentence.
 
     Args:
         method: Its label.

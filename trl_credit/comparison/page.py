@@ -72,7 +72,7 @@ def write_learning_report(path: Path, comparison: dict) -> None:
 
 
 def headline(comparison: Mapping[str, Any]) -> str:
-    """What the comparison says of the mean reward, in one sentence."""
+    """Sums up the comparison of the mean reward in one sentence."""
     rows = [row for row in comparison["differences"] if row["quantity"] == "mean_reward"]
     if not rows:
         return "There is nothing to compare: no seed is finished for two methods."

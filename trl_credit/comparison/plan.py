@@ -1,4 +1,4 @@
-"""What a comparison runs, checked before anything runs, and what of it is on disk.
+"""The plan of a comparison, checked before anything runs, and its files.
 
 plan.json               recipe, methods, seeds; a folder with other settings is refused
 recipe.yaml             what every run trains
@@ -41,7 +41,7 @@ class Method:
 
 @dataclass
 class Plan:
-    """What a comparison consists of, now and after earlier commands in the same folder.
+    """The contents of a comparison, including those of earlier commands in the same folder.
 
     Args:
         recipe: The recipe, without `compare`.
@@ -344,7 +344,7 @@ def _choices(section: Mapping, before: Plan | None, baseline, target_reward, met
 
 
 def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
-    """What must be equal in all runs, from settings that would reach the trainer with every method."""
+    """Settings that must be equal in all runs; every method's are checked as far as the trainer."""
     import tempfile
 
     from ..model_files import LocalModel, resolve_model

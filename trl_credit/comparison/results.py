@@ -27,7 +27,7 @@ CURVES = {
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is compared.
+    """A quantity that runs are compared by.
 
     Args:
         name: Key in comparison.json.
@@ -316,7 +316,7 @@ def difference_of(comparison: Mapping[str, Any], quantity: str, label: str) -> d
 
 
 def sentence(comparison: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """What one difference says."""
+    """Words one difference as a sentence."""
     quantity, count = BY_NAME[row["quantity"]], len(row["seeds"])
     start = f"{quantity.title}, {row['label']} \u2212 {comparison['baseline']}: "
     if row["low"] is None:
@@ -374,7 +374,7 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
 
 
 def basis(comparison: Mapping[str, Any]) -> str:
-    """What the numbers are of."""
+    """Describes the runs behind the numbers."""
     seeds = len(comparison["seeds"])
     target = ""
     if comparison["target_reward"] is not None:

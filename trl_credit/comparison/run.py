@@ -82,14 +82,14 @@ def is_done(folder: Path) -> bool:
 
 
 def missing(plan: Plan, output_dir: Path) -> list[tuple[Method, int]]:
-    """What this command asks for and is not on disk: seed by seed, so that what is finished can be compared."""
+    """Runs that this command asks for and that are not on disk, seed by seed, so that finished ones can be compared."""
     labels, seeds = plan.asked
     grid = [(plan.method(label), seed) for seed in seeds for label in labels]
     return [(method, seed) for method, seed in grid if not is_done(run_folder(output_dir, method, seed))]
 
 
 def prepare(plan: Plan, output_dir: Path, method: Method, seed: int, jobs: int, keep_models: bool) -> dict[str, Any]:
-    """What a run's process is told. Of an unfinished run nothing stays but its whole checkpoints, if it has any."""
+    """The job of a run's process. An unfinished run keeps only its whole checkpoints, if it has any."""
     from ..extras.checkpoints import last_complete_checkpoint
     from .plan import run_arguments
 

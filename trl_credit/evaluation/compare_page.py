@@ -42,7 +42,7 @@ def write_comparison_report(path: Path, comparison: dict) -> None:
 
 
 def headline(comparison: Mapping[str, Any]) -> str:
-    """What the comparison says, in one sentence."""
+    """Sums up the comparison in one sentence."""
     tasks = comparison.get("tasks") or {}
     overall = comparison.get("overall") or (next(iter(tasks.values())) if len(tasks) == 1 else {})
     difference, low, high = (overall.get(key) for key in ("difference", "low", "high"))
@@ -62,7 +62,7 @@ def headline(comparison: Mapping[str, Any]) -> str:
 
 
 def changes_sampling(difference: Mapping[str, Any]) -> bool:
-    """Whether a setting that differs may itself be why the results differ.
+    """True if a setting that differs may itself explain why the results differ.
 
     Args:
         difference: One of the `differences` of `trl_credit.evaluation.compare_runs`.

@@ -203,7 +203,7 @@ def _on_main(state: PartialState, function: Callable[[], Any]) -> Any:
 def run_identity(
     config: EvalConfig, backend: Backend, tasks: Sequence[Task], sampling: SamplingSettings
 ) -> dict[str, Any]:
-    """What decides samples and verdicts: a run that is continued must have the same."""
+    """Everything that decides samples and verdicts. A continued run must match it."""
     return {
         "backend": {"name": backend.name, **redact(backend.identity())},
         "sampling": sampling.as_dict(),
@@ -230,7 +230,7 @@ class _Writer:
             self.progress(self.samples, self.total, self.tokens)
 
     def session(self) -> dict[str, Any]:
-        """What was made since the run was started or continued."""
+        """The work done since the run was started or continued."""
         seconds = time.perf_counter() - self.start
         return {
             "samples": self.samples,
@@ -260,7 +260,7 @@ def _stoppable(writer: _Writer) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the main process does before and after the samples are made."""
+    """The main process's part: before and after sampling."""
 
     config: EvalConfig
     tasks: Sequence[Task]

@@ -48,7 +48,7 @@ _CHECKSUM = "checksum"
 
 
 def is_sample(row: dict[str, Any]) -> bool:
-    """Whether a row has a sample's fields, as they were written: those of folders without checksums are taken on trust."""
+    """True if a row has a sample's fields, unchanged since they were written. Rows without a checksum are trusted."""
     whole = all(name in row and isinstance(row[name], kind) for name, kind in _FIELDS.items())
     whole = whole and not any(isinstance(row[name], bool) for name in ("problem", "index", "seed", "tokens"))
     return whole and row.get(_CHECKSUM, checksum(row)) == checksum(row)
@@ -138,7 +138,7 @@ class RunFolder:
         write_atomically(self.path / "run.json", [text])
 
     def notes(self) -> list[str]:
-        """What the backends of all sessions had to say."""
+        """The notes of the backends of all sessions."""
         path = self.path / "run.json"
         return read_json(path).get("notes", []) if path.exists() else []
 
@@ -252,7 +252,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def _grows(item: tuple[str, Any, Any], old: dict, new: dict) -> bool:
-    """Whether a difference only asks for more samples of the same problems, or for one more task."""
+    """True if a difference only asks for more samples of the same problems, or for one more task."""
     name, before, after = item
     added = {f"tasks.{task}" for task in new["tasks"] if task not in old["tasks"]}
     return after > before if name == "n" else name in added

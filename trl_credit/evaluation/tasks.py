@@ -95,7 +95,7 @@ class Problem:
 
     @property
     def gold(self) -> str | list[str]:
-        """What samples are judged against."""
+        """The gold answer, which samples are judged against."""
         return list(self.answers) or self.answer
 
 
@@ -114,7 +114,7 @@ class Task:
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """What decides its samples and verdicts."""
+        """Everything that decides its samples and verdicts."""
         prompts = json.dumps([problem.prompt for problem in self.problems]).encode()
         return {
             "problems": len(self.problems),

@@ -89,7 +89,7 @@ def _check_files(checkpoint: Path) -> None:
 
 
 def is_model_only(checkpoint: Path) -> bool:
-    """Whether a whole checkpoint was written with `save_only_model`: no optimizer, schedule or random state."""
+    """True if a whole checkpoint was written with `save_only_model`: no optimizer, schedule or random state."""
     return not (_deepspeed(checkpoint) or _optimizer(checkpoint) or (checkpoint / SCHEDULER_NAME).exists())
 
 
@@ -191,7 +191,7 @@ def _optimizer(checkpoint: Path) -> bool:
 
 
 def _deepspeed(checkpoint: Path) -> bool:
-    """Whether it is DeepSpeed's, whose files must be there."""
+    """True for a checkpoint of DeepSpeed, whose files must be present."""
     folders = [path for path in checkpoint.glob("global_step*") if path.is_dir()]
     if not folders:
         if (checkpoint / "latest").exists():
@@ -295,7 +295,7 @@ def save_tree(path: Path, tree: Any) -> None:
 
 
 def load_tree(path: Path, device: torch.device | str = "cpu") -> Any:
-    """What [`save_tree`] wrote; tuples are lists."""
+    """Reads what [`save_tree`] wrote; tuples come back as lists."""
     with safe_open(path, framework="pt") as file:
 
         def decode(value: Any) -> Any:
@@ -315,7 +315,7 @@ class ResumeError(ValueError):
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end, and every file that a run needs is there and opens."""
+    """True if a checkpoint was written to its end and every file that a run needs is present and opens."""
     try:
         check_files(checkpoint)
     except DamagedError:

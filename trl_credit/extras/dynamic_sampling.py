@@ -49,7 +49,11 @@ class Rollout:
 
 
 class _RoundScored(Exception):  # noqa: N818 (no error)
-    """Leaves TRL's rollout of a further round when its completions are scored: nothing after that is needed."""
+    """Leaves TRL's rollout of a further round when its completions are scored: nothing after that is needed.
+
+    TRL generates, scores and computes log-probs in one method, which only an exception can leave in the middle. It may go
+    when TRL has a method of its own for the first half (`test_the_rollout_is_prepared_before_it_is_generated`).
+    """
 
     def __init__(self, rollouts: list[Rollout], rewards: torch.Tensor):
         super().__init__("the round is over")
@@ -117,7 +121,7 @@ class DynamicSamplingMixin:
             vars(self).pop("_calculate_rewards", None)
 
     def _metrics_of_generation(self) -> dict[str, list[float]]:
-        """What TRL logs where it generates."""
+        """The metrics that TRL logs when it generates."""
         metrics = self._metrics["train"].items()
         return {name: list(values) for name, values in metrics if name.startswith(("completions/", "tools/"))}
 
@@ -315,7 +319,7 @@ class DynamicSamplingMixin:
         return total_rewards(rewards, self.reward_weights)
 
     def _has_images(self, prompt) -> bool:
-        """Whether a prompt's row has images: TRL takes images from the rows it started with, if there are any at all."""
+        """True if a prompt's row has images. TRL takes images from the rows it started with, if any row has one."""
         columns = getattr(self.train_dataset, "column_names", None) or ()
         if not {"image", "images"} & set(columns):
             return False
@@ -325,7 +329,11 @@ class DynamicSamplingMixin:
     # The final batch
 
     def _log_generated(self, prompts: list, generated: tuple) -> None:
-        """Lets TRL log its metrics of generation, from the final batch."""
+        """Lets TRL log its metrics of generation, from the final batch.
+
+        TRL generates and logs in one method, so what it generates with is replaced meanwhile. It may go when TRL has a
+        method of its own for the metrics (`test_what_is_logged_of_generation`).
+        """
         prompt_ids, ids, tool_mask, completions, logprobs, *_ = generated
         stands_in = {
             "_tokenize_prompts": lambda *_: (prompt_ids, None, {}),

@@ -134,7 +134,7 @@ class EffectMixin:
 
     @property
     def _hides_gradients(self) -> bool:
-        """Whether the optimizer takes the gradients within the backward, and leaves none to be seen."""
+        """True if the optimizer consumes gradients during the backward pass and leaves none to inspect."""
         optimizer = OptimizerNames(self.args.optim)
         return optimizer in (OptimizerNames.LOMO, OptimizerNames.ADALOMO) or optimizer.value.endswith("_layerwise")
 

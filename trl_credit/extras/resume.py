@@ -192,14 +192,14 @@ class ResumeMixin:
         return json.dumps(logs | {"images": []}, default=str)
 
     def _extra_state(self) -> dict[str, Any]:
-        """What other parts of the trainer want to have back."""
+        """State of other parts of the trainer, restored by `_load_extra_state`."""
         return {}
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes it back."""
+        """Restores what `_extra_state` returned."""
 
     def _batch_settings(self) -> dict[str, Any]:
-        """What must be as it was for a generation batch to be continued."""
+        """Settings that must be unchanged for a generation batch to continue."""
         return {name: getattr(self.args, name) for name in _BATCH_SETTINGS}
 
     def _batch_to_save(self, batch: dict[str, Any]) -> dict[str, Any]:

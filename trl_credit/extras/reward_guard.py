@@ -235,7 +235,7 @@ class _Call:
 
 
 def _asks_for_tags(function: Callable) -> bool:
-    """Whether a reward function has a parameter for the thinking tags that its prompts have opened."""
+    """True if a reward function takes the thinking tags that its prompts opened."""
     try:
         return OPENED_TAGS in inspect.signature(function).parameters
     except (TypeError, ValueError):  # a builtin

@@ -1,4 +1,4 @@
-"""What `trl-credit inspect` is told."""
+"""Settings of `trl-credit inspect`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any

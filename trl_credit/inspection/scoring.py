@@ -300,7 +300,7 @@ class CreditScorer:
     def inputs(
         self, completions: Sequence[Completion], prompts: list[list[int]], rows: list[list[int]]
     ) -> CreditInputs:
-        """What credit methods see of a batch: [`CreditInputs`] with every method's signals."""
+        """The inputs of credit methods for a batch: [`CreditInputs`] with every method's signals."""
         trainer = self._trainer
         device = trainer.accelerator.device
         pad_id = trainer.tokenizer.pad_token_id

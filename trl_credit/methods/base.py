@@ -1,4 +1,4 @@
-"""What every credit method is: parameters, the signals it needs, and a pure function of (B, T) tensors."""
+"""The base of credit methods: parameters, the signals they need, and a pure function of (B, T) tensors."""
 
 import math
 import types
@@ -102,7 +102,7 @@ class CreditMethod(ABC):
 
     @property
     def credits_zero_advantage(self) -> bool:
-        """Whether completions whose advantage is zero get token advantages all the same, so that none may be skipped."""
+        """True if completions whose advantage is zero still get token advantages, so that none may be skipped."""
         return not self.reweights or type(self).token_advantages is not CreditMethod.token_advantages
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
@@ -110,7 +110,7 @@ class CreditMethod(ABC):
         return {}
 
     def is_uniform(self, metrics: Mapping[str, float]) -> bool | None:
-        """Whether the method was uniform in effect, which is not what it is for.
+        """True if the method was uniform in effect, which defeats its purpose.
 
         Args:
             metrics: Of some completions: `credit/effective_fraction`, and those of [`metrics`] as `credit/<name>`.
@@ -122,7 +122,7 @@ class CreditMethod(ABC):
         return None if fraction is None or math.isnan(fraction) else fraction > UNIFORM_FRACTION
 
     def remedy(self, inputs: CreditInputs) -> str:
-        """What to change where the method is uniform in effect, as seen in `inputs`: the end of a sentence."""
+        """The advice for a method that is uniform in effect on `inputs`: the end of a sentence."""
         return f"`trl-credit methods {self.to_dict()['method']}` shows its parameters."
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a method says of itself: parameters, citation, differences. Registered ones are read from their source, which takes
+"""Cards of methods: parameters, citation, differences. Registered methods are read from their source, which takes
 milliseconds; importing them takes torch and TRL."""
 
 import ast

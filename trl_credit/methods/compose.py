@@ -54,7 +54,7 @@ def labelled(methods: Sequence[str | Mapping | CreditMethod]) -> dict[str, Credi
 
 
 def inputs_of(method: CreditMethod, inputs: CreditInputs) -> CreditInputs:
-    """What one method sees of inputs that have the signals of several."""
+    """One method's part of inputs that have the signals of several."""
     return replace(inputs, signals={signal: inputs.signals[signal] for signal in method.signals()})
 
 

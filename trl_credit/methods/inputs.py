@@ -1,4 +1,4 @@
-"""What a credit method sees of one micro-batch."""
+"""The inputs of a credit method, for one micro-batch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

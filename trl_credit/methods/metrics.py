@@ -9,7 +9,7 @@ from .ops import effective_token_fraction
 
 
 def remedy_if_uniform(method: CreditMethod, inputs: CreditInputs, weights: torch.Tensor | None) -> str | None:
-    """What to change about a method that is uniform in effect on some completions; `None` if it is not."""
+    """The advice for a method that is uniform in effect on some completions; `None` if it is not."""
     return method.remedy(inputs) if method.is_uniform(credit_metrics(method, inputs, weights)) else None
 
 

@@ -46,7 +46,7 @@ class Uniform(CreditMethod):
         return inputs.mask.float()
 
     def is_uniform(self, metrics: Mapping[str, float]) -> None:
-        """It is what it is for."""
+        """Never reported as collapsed: uniform is intended."""
         return
 
     def token_advantages(self, advantages: torch.Tensor, weights: torch.Tensor, inputs: CreditInputs) -> torch.Tensor:

@@ -184,7 +184,7 @@ class TrainingEvaluation(TrainerCallback):
 
     @classmethod
     def from_recipe(cls, settings: dict[str, Any], script_args, training_args) -> "TrainingEvaluation":
-        """What a recipe's `eval` mapping asks for.
+        """Builds the evaluation that a recipe's `eval` mapping asks for.
 
         What it does not set is the recipe's (`prompts_of`, and `max_tokens` is `max_completion_length`), but a preset that
         is named has its own.

@@ -287,7 +287,7 @@ def build_rewards(script_args, training_args, train_dataset) -> list:
 
 
 def trainer_arguments(script_args, training_args, model_args, dataset_args) -> dict[str, Any]:
-    """What the trainer is constructed with; no model is loaded yet.
+    """Builds the trainer's arguments; loads no model yet.
 
     Raises:
         ValueError: Settings, data or rewards that cannot work.

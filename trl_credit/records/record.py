@@ -1,4 +1,4 @@
-"""What is known of one completion's tokens: the record behind pages, tables and CreditBench."""
+"""One completion and its tokens: the record behind pages, tables and CreditBench."""
 
 from __future__ import annotations
 

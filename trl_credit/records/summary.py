@@ -185,7 +185,7 @@ def summarise(records: Iterable[CompletionCredit]) -> dict[str, MethodSummary]:
 
 
 def sentence(summary: MethodSummary, advice: str | None = None) -> str:
-    """What the summary says, in one sentence.
+    """Sums up a method in one sentence.
 
     Args:
         summary: One method's.

@@ -1,4 +1,4 @@
-"""What every report shares: templates with escaping on, data embedded as inert JSON, a strict content security policy.
+"""Shared by every report: templates with escaping on, data embedded as inert JSON, a strict content security policy.
 
 A report shows text that a model wrote, so nothing in it is trusted. Text reaches the page in two ways only: through a
 template, which escapes it, or as JSON in a `<script type="application/json">`, which the page's own script reads and shows

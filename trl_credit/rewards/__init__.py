@@ -282,7 +282,7 @@ def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
 
 
 def takes_completions(function: Callable) -> bool:
-    """Whether TRL could call it as a reward function, with completions by name; a class makes one."""
+    """True if TRL could call it as a reward function, with completions by name; a class makes one."""
     parameters = _parameters(function)
     return not isinstance(function, type) and (
         "completions" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -107,7 +107,7 @@ _EQUATION = re.compile(r"Eq\(\w+, (.*)\)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Judgement:
-    r"""What came of one completion.
+    r"""The outcome of one completion.
 
     Args:
         correct: `None` where it is the solution that cannot be parsed or verified against.
@@ -130,7 +130,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class _Found:
-    """What was found in a completion: an answer, a text for math-verify to find it in (`text`), or the reason for none.
+    """The find in a completion: an answer, a text for math-verify to find it in (`text`), or the reason for none.
 
     `shown` is the answer as it stood, with its box or line.
     """
@@ -345,7 +345,7 @@ def _readable(solution: str) -> str:
 
 
 def _request(found: _Found, solution: str, integer: str | None) -> tuple[str, str] | None:
-    """What math-verify must be asked: a text and the solution; `None` for nothing."""
+    """The question for math-verify: a text and the solution; `None` for nothing."""
     if found.text is not None:
         return found.text, solution
     if found.answer is not None and len(found.answer) <= _MAX_ANSWER:

@@ -33,7 +33,7 @@ _verifiers: weakref.WeakSet["MathVerifier"] = weakref.WeakSet()
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one completion.
+    """The outcome of one completion.
 
     Args:
         reward: The reward function's value; `None` where the solution cannot be parsed or verified against.

@@ -1,4 +1,4 @@
-"""What credit methods can ask the trainer to compute."""
+"""Signals: tensors that credit methods ask the trainer to compute."""
 
 from .base import PolicyForward, Signal, SignalSource
 from .negative_prompt import NegativePromptKL, NegativePromptLogps

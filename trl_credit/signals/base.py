@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Signal(ABC):
-    """What a method asks for: a frozen description, equal for equal parameters, so that methods share it.
+    """Describes a tensor that a method asks for. Equal parameters make equal signals, which methods share.
 
     Class attributes:
         title: What it is called where its values are shown; by default the class's name.
@@ -81,8 +81,8 @@ class SignalSource:
         return token_counts(batch)
 
     def bytes_per_token(self, context: PolicyContext) -> int:
-        """What `forward` gives takes, if it does not change between the iterations over a generation batch (so that it
-        can be kept); 0 if it does."""
+        """Bytes per token of `forward`'s result, if it stays the same between the iterations over a generation batch (so
+        that it can be kept); 0 if it changes."""
         return 0
 
     def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:

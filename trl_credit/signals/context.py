@@ -1,4 +1,4 @@
-"""What signals may know of the policy."""
+"""The view of the policy that signals get."""
 
 from __future__ import annotations
 

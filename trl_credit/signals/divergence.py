@@ -39,7 +39,7 @@ _RATIO_LIMIT = 1e5
 
 @dataclass(frozen=True)
 class Head:
-    """What turns hidden states into logits: `softcap(scale * (h @ weight.T + bias))`, weight (V, H), bias (V,)."""
+    """Turns hidden states into logits: `softcap(scale * (h @ weight.T + bias))`, weight (V, H), bias (V,)."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
@@ -75,7 +75,7 @@ class Head:
 
 
 def logit_scale(config: PreTrainedConfig) -> float:
-    """What a model's forward multiplies its head's output by (several architectures name it differently)."""
+    """The factor by which a model's forward scales its head's output (architectures name it differently)."""
     config = config.get_text_config()
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         if getattr(config, name, None) is not None:
@@ -222,7 +222,7 @@ def _fold_rows(
     w: torch.Tensor,
     outputs: Collection[str],
 ) -> None:
-    """What `_fold` does; u, v and w are scratch space of the shape of x."""
+    """`_fold` for rows that stay in the cache; u, v and w are scratch space of the shape of x."""
     max_p, max_q = (z.amax(1, keepdim=True).clamp_(min=_LOWEST) for z in (x, y))
     torch.sub(x, max_p, out=v).clamp_(min=_FLOOR)
     torch.exp(v, out=u)

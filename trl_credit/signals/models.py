@@ -81,7 +81,7 @@ class HiddenStates:
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """What a model's forward takes of a batch: prompts and completions, images and token types."""
+    """The inputs of a model's forward from a batch: prompts and completions, images and token types."""
     inputs = {
         "input_ids": torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
         "attention_mask": torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),

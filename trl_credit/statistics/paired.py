@@ -171,7 +171,7 @@ def paired(before: Sequence[float], after: Sequence[float], level: float = 0.95,
 
 
 def enough_seeds(seeds: int, methods: int) -> bool:
-    """Whether any p could be below `ALPHA` after Holm's correction for so many methods."""
+    """True if any p could fall below `ALPHA` after Holm's correction for so many methods."""
     return methods * 2.0 ** (1 - seeds) < ALPHA
 
 

@@ -1,4 +1,4 @@
-"""What graded samples say: avg@n, pass@k, maj@k, their uncertainty, and the comparison of two runs.
+"""Statistics of graded samples: avg@n, pass@k, maj@k, their uncertainty, and the comparison of two runs.
 
 `correct` is everywhere what the samples of P problems came to: a (P, n) array of bool (or of 0 and 1), or P arrays of (n_i,)
 where problems have different numbers of samples. Each problem weighs the same. All results are float64.

@@ -49,7 +49,7 @@ def prompt_of(terms: list[int], style: str = "plain") -> str:
 
 
 def _style_text(style: str, rng: random.Random) -> str:
-    """What stands before a step and decides nothing."""
+    """Text before a step that decides nothing."""
     if style == "letters":
         return "".join(rng.choice(string.ascii_lowercase) for _ in range(NUM_LETTERS))
     if style == "words":

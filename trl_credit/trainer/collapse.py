@@ -48,7 +48,7 @@ class CollapseWatch:
             self._update, self._uniform = update, True
         self._uniform &= uniform
         self._fraction = metrics["credit/effective_fraction"]
-        if uniform and inputs.mask.any():  # a process without completions has a stand-in
+        if uniform and inputs.mask.any():  # a process without completions has a placeholder
             self._inputs = inputs
 
     def _end_update(self) -> None:
@@ -69,7 +69,7 @@ class CollapseWatch:
         self._inputs = None
 
     def state_dict(self) -> dict[str, int]:
-        """What a resumed run goes on with."""
+        """State from which a resumed run continues."""
         return {"streak": self._streak + (self._update is not None and self._uniform), "warned": int(self._warned)}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:

@@ -79,7 +79,7 @@ class CreditLog(TrainerCallback):
 
     @property
     def wants(self) -> bool:
-        """Whether the update under way is one to show."""
+        """True if the current update is to be shown."""
         trainer = self._trainer
         return trainer.model.training and (trainer.state.global_step + 1) % self._steps == 0
 

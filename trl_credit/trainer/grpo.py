@@ -239,7 +239,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
 
     @property
     def _off_policy(self) -> bool:
-        """Whether TRL keeps the log-probs of the policy that generated."""
+        """True if TRL keeps the log-probs of the policy that generated."""
         args = self.args
         return bool(args.gradient_accumulation_steps % (args.steps_per_generation * self.num_iterations)) or (
             self.use_vllm and self.vllm_importance_sampling_correction
@@ -254,7 +254,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
 
     @property
     def is_vision(self) -> bool:
-        """Whether the policy is a vision-language model."""
+        """True for a vision-language model."""
         return self._is_vlm
 
     def tokenize_prompts(self, prompts: list):
@@ -383,8 +383,11 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
 
     @contextlib.contextmanager
     def _own_rows_only(self, plan: UpdatePlan):
-        """Lets TRL gather one value a row, and sum over processes, where these have different numbers of rows: missing
-        rows and those of stand-ins are NaN, which TRL leaves out, or add nothing."""
+        """Lets TRL gather one value per row, and sum over processes, when processes have different numbers of rows.
+
+        Missing rows and placeholders count as NaN, which TRL leaves out, or add nothing. TRL's loss calls the accelerator
+        itself, so its two methods are replaced meanwhile. It may go when TRL's loss gathers unequal numbers of rows.
+        """
         accelerator = self.accelerator
         gather, reduce = accelerator.gather, accelerator.reduce
         rows = max(plan.rows, 1)

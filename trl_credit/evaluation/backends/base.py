@@ -1,4 +1,4 @@
-"""What every backend is: a way to turn requests into generations, one at a time as they finish."""
+"""The interface of backends: they turn requests into generations, one at a time as they finish."""
 
 import abc
 import datetime
@@ -107,8 +107,8 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What decides the samples beside the sampling settings (the model's fingerprint, dtype): JSON values. A run that
-        is continued must have the same. Loads no weights."""
+        """Everything that decides the samples beside the sampling settings (the model's fingerprint, dtype), as JSON values.
+        A run that is continued must have the same. Loads no weights."""
 
     def prepare(self, requests: Sequence[Request], sampling: SamplingSettings) -> SamplingSettings:
         """Checks all requests of a run, also those that are finished already, before weights are loaded; returns the
@@ -129,7 +129,7 @@ class Backend(abc.ABC):
         """
 
     def notes(self) -> list[str]:
-        """What a reader of the results must know, such as settings that did not reach the model."""
+        """Notes for the reader of the results, such as settings that did not reach the model."""
         return []
 
     def close(self) -> None:  # noqa: B027 (nothing to free is a valid answer)

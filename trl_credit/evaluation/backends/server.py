@@ -186,7 +186,7 @@ class ServerBackend(Backend):
         """Does nothing: connections are closed at the end of each call."""
 
     def _described(self) -> dict[str, Any]:
-        """What the endpoint's list of models says of the model, after checking that it is there."""
+        """The model's entry in the endpoint's list of models, after checking that it exists."""
         settings, openai = self.settings, self._openai
         timeout = openai.Timeout(max(30.0, settings.connect_timeout), connect=settings.connect_timeout)
         try:
@@ -372,7 +372,7 @@ class ServerBackend(Backend):
         return f"{type(cause).__name__}: {self._shown(str(cause))}".rstrip(": ")
 
     def _said(self, error: Any) -> str:
-        """What the server's error says."""
+        """The message of a server's error."""
         body = error.body
         if isinstance(body, dict):
             body = body.get("message") or body.get("detail") or body

@@ -232,7 +232,7 @@ def _relation(text: str) -> Form | None:
 
 
 def _bracketed(text: str) -> Form | None:
-    """What is in the one pair of brackets around all of a text."""
+    """The content of the one pair of brackets around all of a text."""
     opening = next((mark for mark in (r"\{", r"\langle", "(", "[", "{") if text.startswith(mark)), None)
     if opening is None:
         return None
@@ -650,7 +650,7 @@ def _decimal_equals(decimal: Number, value: sympy.Expr, digits: int) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def expression(text: str) -> sympy.Expr:
-    """What latex2sympy reads, not worked out; decimals are exact.
+    """Reads LaTeX with latex2sympy, unevaluated; decimals are exact.
 
     Raises:
         Unreadable: It reads nothing, or something that is no expression.

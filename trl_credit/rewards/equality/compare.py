@@ -75,7 +75,7 @@ def _labelled(answer: str, gold: str) -> bool:
 
 
 def _inside(boxed: str) -> str | None:
-    r"""What is in `\boxed{...}`, if that is all."""
+    r"""The content of `\boxed{...}`, if that is all."""
     prefix = r"\boxed{"
     if (
         boxed.startswith(prefix)
