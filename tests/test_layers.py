@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import trl_credit
-from trl_credit._util.moved import MOVED
+from trl_credit._util.moved import MOVED, MOVED_NAMES
 
 
 HEAVY = ("torch", "trl", "transformers", "datasets", "accelerate", "peft")
@@ -74,13 +74,27 @@ def test_lazy_names_are_those_that_type_checkers_see(package):
 
 
 @pytest.mark.parametrize("old", MOVED)
-def test_old_names_work_with_a_warning(old):
+def test_old_modules_work_with_a_warning(old):
     sys.modules.pop(old, None)
-    with pytest.warns(FutureWarning, match=f"`{old}` is `{MOVED[old]}` now"):
+    with pytest.warns(FutureWarning, match=f"`{old}` is `{MOVED[old][0]}` now"):
         module = importlib.import_module(old)
-    there = importlib.import_module(MOVED[old])
-    name = next(name for name, value in vars(there).items() if not name.startswith("_") and callable(value))
-    assert getattr(module, name) is getattr(there, name)
+    for home in map(importlib.import_module, MOVED[old]):
+        name = next(name for name, value in vars(home).items() if getattr(value, "__module__", "") == home.__name__)
+        assert getattr(module, name) is getattr(home, name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = module.nothing
+
+
+@pytest.mark.parametrize("module", MOVED_NAMES)
+def test_old_names_work_with_a_warning(module):
+    here = importlib.import_module(module)
+    for name, home in MOVED_NAMES[module].items():
+        if name in vars(here):  # it imports it still
+            continue
+        with pytest.warns(FutureWarning, match=f"`{module}.{name}` is `{home}.{name}` now"):
+            assert getattr(here, name) is getattr(importlib.import_module(home), name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = here.nothing
 
 
 def test_annotations_resolve():

@@ -6,12 +6,16 @@ import warnings
 
 from accelerate import PartialState
 
+from ._util.moved import moved_names
 from ._util.text import log_to_terminal, prepare_terminal, safe, safe_lines
 from .extras.checkpoints import ResumeError, checkpoint_to_resume
 from .extras.effect import NothingTrainedError
 from .recipe.adapters import continue_adapter
 from .recipe.recipe import Recipe
 from .trainer.grpo import CreditGRPOTrainer
+
+
+__getattr__ = moved_names("trl_credit.train")  # as a script it is __main__
 
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from .._util.arguments import field_types, read_fields
+from .._util.moved import moved_names
 from .._util.settings import (
     AtLeast1,
     Fields,
@@ -28,6 +29,9 @@ from ..fields import ANSWER_MATCHES
 from ..rewards.patterns import answer_regex
 from .backends.base import SamplingSettings
 from .presets import PRESETS
+
+
+__getattr__ = moved_names(__name__)
 
 
 BACKENDS = ("auto", "transformers", "vllm", "server")

@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._trl import pad
+from .._util.moved import moved_names
 from ..credit_pass import CreditResult
 from ..extras.groups import total_rewards
 from ..methods import CreditInputs, CreditMethod
@@ -26,6 +27,9 @@ from ..signals.base import signal_titles
 from ..signals.models import vocabulary_size
 from ..trainer.config import CreditGRPOConfig
 from ..trainer.grpo import CreditGRPOTrainer
+
+
+__getattr__ = moved_names(__name__)
 
 
 # Tokens of prompts and completions, padding included, that go through the model together

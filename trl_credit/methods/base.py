@@ -11,10 +11,14 @@ from typing import Any, ClassVar
 import torch
 
 from .._util.imports import dotted_path
+from .._util.moved import moved_names
 from .._util.text import nearest
 from ..signals.base import Signal
 from .inputs import CreditInputs
 from .ops import UNIFORM_FRACTION
+
+
+__getattr__ = moved_names(__name__)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def continue_adapter(
     return arguments | {"model": model, "peft_config": None, "quantization_config": None, "processing_class": tokenizer}
 
 
-def _check_adapter(adapter: str, model_args: ModelConfig) -> None:
+def check_adapter(adapter: str, model_args: ModelConfig) -> None:
     """Raises `ValueError` where the recipe asks for another adapter than the one that it goes on with."""
     asked = get_peft_config(model_args)
     if asked is None:

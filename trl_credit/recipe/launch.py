@@ -15,14 +15,14 @@ def launch(argv: list[str], command: str, module: str) -> None:
     launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     launcher.add_argument("--accelerate_config")
     launcher.add_argument("--num_processes", type=int)
-    launch, rest = launcher.parse_known_args(argv)
-    if launch.num_processes is not None and launch.num_processes < 1:
+    asked, rest = launcher.parse_known_args(argv)
+    if asked.num_processes is not None and asked.num_processes < 1:
         print(
-            f"trl-credit {command}: error: `--num_processes` must be at least 1, got {launch.num_processes}.",
+            f"trl-credit {command}: error: `--num_processes` must be at least 1, got {asked.num_processes}.",
             file=sys.stderr,
         )
         raise SystemExit(2)
-    if launch.accelerate_config is None and launch.num_processes is None:
+    if asked.accelerate_config is None and asked.num_processes is None:
         importlib.import_module(module).main(rest)
         return
     import torch
@@ -33,19 +33,19 @@ def launch(argv: list[str], command: str, module: str) -> None:
 
     target = ["-m", module.removesuffix(".cli"), *rest]
     options = []
-    if launch.accelerate_config is not None:
+    if asked.accelerate_config is not None:
         try:
-            options += resolve_accelerate_config_argument(["--accelerate_config", launch.accelerate_config])
+            options += resolve_accelerate_config_argument(["--accelerate_config", asked.accelerate_config])
         except ValueError as error:
             print(f"trl-credit {command}: error: `--accelerate_config`: {safe_lines(error)}", file=sys.stderr)
             raise SystemExit(2) from error
-    if launch.num_processes is not None:
-        options += ["--num_processes", str(launch.num_processes)]
+    if asked.num_processes is not None:
+        options += ["--num_processes", str(asked.num_processes)]
     with exit_code():
-        if launch.accelerate_config is None and not torch.accelerator.is_available():
+        if asked.accelerate_config is None and not torch.accelerator.is_available():
             # accelerate would start one process, unless there is MPI
             parsed = get_args_parser().parse_args(
-                ["--standalone", "--nproc_per_node", str(launch.num_processes), *target[:2]]
+                ["--standalone", "--nproc_per_node", str(asked.num_processes), *target[:2]]
             )
             parsed.training_script_args = rest  # given to the parser, they would be taken for its own, abbreviated
             torchrun(parsed)

@@ -29,7 +29,7 @@ from ..methods.registry import METHODS
 from ..model_files import base_of_adapter, check_model, resolve_model
 from ..rewards import accuracy, build_reward, judged, required_columns
 from ..trainer.config import CreditGRPOConfig
-from .adapters import _check_adapter
+from .adapters import check_adapter
 from .evaluation import TrainingEvaluation
 
 
@@ -298,7 +298,7 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     check_trackers(training_args.report_to)
     model = resolve_model(model_args.model_name_or_path)
     if base_of_adapter(model, model_args.model_revision) is not None:
-        _check_adapter(model, model_args)
+        check_adapter(model, model_args)
     train_dataset, eval_dataset = build_datasets(script_args, training_args, dataset_args)
     check_rows(train_dataset, training_args)
     training_args.model_init_kwargs = {

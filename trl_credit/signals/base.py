@@ -11,7 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._util.moved import moved_names
 from ..batching import token_counts
+
+
+__getattr__ = moved_names(__name__)
 
 
 if TYPE_CHECKING:
