@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from .._util.text import command_without_folders, safe, without_folders
+from ..report import svg
 from ..report.page import finite, write_page
-from ..report.svg import _join, _marker, _plot, _tag, _text, _x
 
 
 # Blue, orange, green, purple, red, grey: apart in lightness as well, and never alone: dashes say the same
@@ -99,10 +99,10 @@ def _means(method: Mapping[str, Any], name: str) -> list | None:
 
 def key_line(place: int) -> Markup:
     """A piece of a method's line, for the legend."""
-    line = _tag(
+    line = svg.tag(
         "line", x1=0, x2=34, y1=6, y2=6, class_=f"curve c{place % 6}", stroke_dasharray=style_of(place)[1] or None
     )
-    return _tag("svg", line, width=34, height=12, class_="sample", aria_hidden="true")
+    return svg.tag("svg", line, width=34, height=12, class_="sample", aria_hidden="true")
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -161,18 +161,20 @@ def learning_chart(comparison: Mapping[str, Any], name: str) -> Markup | None:
     parts = []
     for mark in ticks(low, high):
         parts.append(
-            _tag("line", x1="0", x2="100%", y1=f"{place_y(mark):.1f}", y2=f"{place_y(mark):.1f}", class_="grid")
+            svg.tag("line", x1="0", x2="100%", y1=f"{place_y(mark):.1f}", y2=f"{place_y(mark):.1f}", class_="grid")
         )
-        parts.append(_text(-8, place_y(mark) + 4, _short(mark), text_anchor="end"))
+        parts.append(svg.label(-8, place_y(mark) + 4, _short(mark), text_anchor="end"))
     for mark in ticks(window, updates):
         if mark == int(mark):
-            parts.append(_text(_x((mark - window) / span), top + height + 18, f"{mark:.0f}", text_anchor="middle"))
-    parts.append(_text("50%", top + height + 36, "update", text_anchor="middle"))
+            parts.append(
+                svg.label(svg.across((mark - window) / span), top + height + 18, f"{mark:.0f}", text_anchor="middle")
+            )
+    parts.append(svg.label("50%", top + height + 36, "update", text_anchor="middle"))
     target = comparison.get("target_reward")
     if name == "reward" and finite(target) and low <= target <= high:
         y = f"{place_y(target):.1f}"
-        parts.append(_tag("line", x1="0", x2="100%", y1=y, y2=y, class_="target"))
-        parts.append(_text(4, place_y(target) - 5, f"target {_short(target)}"))
+        parts.append(svg.tag("line", x1="0", x2="100%", y1=y, y2=y, class_="target"))
+        parts.append(svg.label(4, place_y(target) - 5, f"target {_short(target)}"))
     # Stretched to the width; lines keep theirs
     inner, sentences = [], []
     for place, _, curve in curves:
@@ -184,24 +186,24 @@ def learning_chart(comparison: Mapping[str, Any], name: str) -> Markup | None:
         if ends:
             outline = [(i, b) for i, _, b in ends] + [(i, a) for i, a, _ in reversed(ends)]
             points = " ".join(f"{1000 * i / span:.1f},{place_y(v):.1f}" for i, v in outline)
-            inner.append(_tag("polygon", points=points, class_=f"band c{place % 6}", data_method=place))
+            inner.append(svg.tag("polygon", points=points, class_=f"band c{place % 6}", data_method=place))
     for place, label, curve in curves:
         line = [(i, v) for i, v in enumerate(curve["mean"]) if finite(v)]
         points = " ".join(f"{1000 * i / span:.1f},{place_y(v):.1f}" for i, v in line)
         if len(line) == 1:
             points = f"0,{place_y(line[0][1]):.1f} 1000,{place_y(line[0][1]):.1f}"
         inner.append(
-            _tag("polyline", points=points, class_=f"curve c{place % 6}", data_method=place,
+            svg.tag("polyline", points=points, class_=f"curve c{place % 6}", data_method=place,
                  stroke_dasharray=style_of(place)[1] or None, vector_effect="non-scaling-stroke")
         )  # fmt: skip
         if line:
             sentences.append(f"{label} goes from {_short(line[0][1])} to {_short(line[-1][1])}")
     parts.append(
-        _tag("svg", _join(inner), x=0, y=0, width="100%", height=top + height, viewBox=f"0 0 1000 {top + height}",
+        svg.tag("svg", svg.join(inner), x=0, y=0, width="100%", height=top + height, viewBox=f"0 0 1000 {top + height}",
              preserveAspectRatio="none")
     )  # fmt: skip
-    parts.append(_tag("line", x1="0", x2="0", y1=top, y2=top + height, class_="axis cursor", visibility="hidden"))
-    return _plot(_join(parts), top + height + 44, f"{_TITLES[name]} over updates", "; ".join(sentences) + ".")
+    parts.append(svg.tag("line", x1="0", x2="0", y1=top, y2=top + height, class_="axis cursor", visibility="hidden"))
+    return svg.plot(svg.join(parts), top + height + 44, f"{_TITLES[name]} over updates", "; ".join(sentences) + ".")
 
 
 def forest_chart(comparison: Mapping[str, Any], quantity: Any) -> Markup | None:
@@ -214,15 +216,15 @@ def forest_chart(comparison: Mapping[str, Any], quantity: Any) -> Markup | None:
     top, tall = 22, 48
 
     def place(value: float) -> str:
-        return _x((1 + max(-1, min(1, value / reach))) / 2)
+        return svg.across((1 + max(-1, min(1, value / reach))) / 2)
 
     bottom = top + tall * len(rows)
-    parts = [_tag("line", x1="50%", x2="50%", y1=top - 6, y2=bottom, class_="axis")]
-    parts.append(_text("50%", 10, "0", text_anchor="middle"))
+    parts = [svg.tag("line", x1="50%", x2="50%", y1=top - 6, y2=bottom, class_="axis")]
+    parts.append(svg.label("50%", 10, "0", text_anchor="middle"))
     for mark in ticks(-reach, reach, 6):
         if abs(mark) > 1e-12 and abs(mark) < 0.93 * reach:
-            parts.append(_tag("line", x1=place(mark), x2=place(mark), y1=top - 6, y2=bottom, class_="grid"))
-            parts.append(_text(place(mark), 10, _signed(quantity.scale * mark), text_anchor="middle"))
+            parts.append(svg.tag("line", x1=place(mark), x2=place(mark), y1=top - 6, y2=bottom, class_="grid"))
+            parts.append(svg.label(place(mark), 10, _signed(quantity.scale * mark), text_anchor="middle"))
     sentences = []
     for number, row in enumerate(rows):
         y = top + tall * number
@@ -230,15 +232,15 @@ def forest_chart(comparison: Mapping[str, Any], quantity: Any) -> Markup | None:
         interval = ""
         if finite(row["low"]):
             interval = f" ({quantity.signed(row['low'])} to {quantity.signed(row['high'])})"
-            parts.append(_tag("line", x1=place(row["low"]), x2=place(row["high"]), y1=y + 24, y2=y + 24,
+            parts.append(svg.tag("line", x1=place(row["low"]), x2=place(row["high"]), y1=y + 24, y2=y + 24,
                               class_=f"whisker {kind}"))  # fmt: skip
         text = f"{quantity.signed(row['mean'])}{interval}"
-        parts.append(_text("0", y + 12, row["label"], class_="row-label"))
-        parts.append(_text("100%", y + 12, row["verdict"], text_anchor="end"))
-        parts.append(_marker(kind, place(row["mean"]), y + 24, f"{row['label']}: {text}", f"fill {kind}"))
+        parts.append(svg.label("0", y + 12, row["label"], class_="row-label"))
+        parts.append(svg.label("100%", y + 12, row["verdict"], text_anchor="end"))
+        parts.append(svg.marker(kind, place(row["mean"]), y + 24, f"{row['label']}: {text}", f"fill {kind}"))
         sentences.append(f"{row['label']} {text}: {row['verdict']}")
     title = f"{quantity.title}, difference from {comparison['baseline']}"
-    return _plot(_join(parts), bottom + 4, title, "; ".join(sentences) + ".")
+    return svg.plot(svg.join(parts), bottom + 4, title, "; ".join(sentences) + ".")
 
 
 def _signed(value: float) -> str:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from .page import visible
 
 
-def _tag(name: str, inner: Any = "", **attributes: Any) -> Markup:
+def tag(name: str, inner: Any = "", **attributes: Any) -> Markup:
     pairs = "".join(
         Markup(' {}="{}"').format(key.strip("_").replace("_", "-"), f"{value:g}" if isinstance(value, float) else value)
         for key, value in attributes.items()
@@ -17,15 +17,15 @@ def _tag(name: str, inner: Any = "", **attributes: Any) -> Markup:
     return Markup("<{}{}>{}</{}>").format(name, Markup(pairs), inner, name)
 
 
-def _x(share: float) -> str:
+def across(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
-def _text(x: str | float, y: float, text: Any, **attributes: Any) -> Markup:
-    return _tag("text", visible(str(text)), x=x, y=y, **attributes)
+def label(x: str | float, y: float, text: Any, **attributes: Any) -> Markup:
+    return tag("text", visible(str(text)), x=x, y=y, **attributes)
 
 
-def _marker(shape: str, x: str, y: float, title: str, css: str) -> Markup:
+def marker(shape: str, x: str, y: float, title: str, css: str) -> Markup:
     """A mark whose shape, not only whose colour, says what it is."""
     path = {
         "circle": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
@@ -34,15 +34,15 @@ def _marker(shape: str, x: str, y: float, title: str, css: str) -> Markup:
         "down": "M0 5L5-4H-5z",
         "same": "M-2.5 0a2.5 2.5 0 1 0 5 0a2.5 2.5 0 1 0 -5 0z",
     }[shape]
-    inner = _tag("title", visible(title)) + _tag("path", d=path, class_=css)
-    return _tag("svg", inner, x=x, y=f"{y:.1f}", overflow="visible")
+    inner = tag("title", visible(title)) + tag("path", d=path, class_=css)
+    return tag("svg", inner, x=x, y=f"{y:.1f}", overflow="visible")
 
 
-def _plot(inner: Markup, height: int, title: str, description: str) -> Markup:
+def plot(inner: Markup, height: int, title: str, description: str) -> Markup:
     label = visible(f"{title}. {description}")
-    return _tag("svg", _tag("title", visible(title)) + _tag("desc", visible(description)) + inner,
+    return tag("svg", tag("title", visible(title)) + tag("desc", visible(description)) + inner,
                 class_="plot", width="100%", height=height, role="img", aria_label=label)  # fmt: skip
 
 
-def _join(parts: Sequence[Markup]) -> Markup:
+def join(parts: Sequence[Markup]) -> Markup:
     return Markup("").join(parts)
