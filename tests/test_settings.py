@@ -598,3 +598,15 @@ def test_a_rollout_function_from_a_file(own_code):
         load_rollout("own_rollout.py:rolout")
     with pytest.raises(ValueError, match="is no function, but int"):
         load_rollout("own_rollout:number")
+
+
+def test_the_path_of_a_checkpoint_is_text(tmp_path):
+    assert recipe(tmp_path, "resume_from_checkpoint: 0100")["resume_from_checkpoint"] == "0100"
+
+
+def test_a_parameter_of_a_method_among_the_fields_of_inspect(capsys):
+    from trl_credit.inspection import cli
+
+    with pytest.raises(SystemExit):
+        cli.main(["--entropy_exponent", "2"])
+    assert "It is a parameter of a credit method: write --credit" in capsys.readouterr().err

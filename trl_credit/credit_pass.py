@@ -38,17 +38,15 @@ class CreditResult:
     Args:
         inputs: What the method saw, of the b rows that need credit.
         weights: (b, T) weights; `None` for a method without.
-        advantages: (b,) sequence advantages of these rows.
         row_advantages: (b, T) or (b,) token advantages of these rows.
         token_advantages: (B, T) or (B,) of every row, scaled by the plan: what the loss reads. `None` if nothing needed
             credit, so that the sequence advantages stay.
-        view: The b rows; `None` if nothing needed credit.
+        view: The b rows, with their sequence advantages; `None` if nothing needed credit.
         unscored: Tokens on the mask whose log-prob under the sampler is not finite.
     """
 
     inputs: CreditInputs
     weights: torch.Tensor | None
-    advantages: torch.Tensor | None = None
     row_advantages: torch.Tensor | None = None
     token_advantages: torch.Tensor | None = None
     view: dict[str, Any] | None = None
@@ -177,7 +175,8 @@ class CreditPass:
         unscored = 0
         if "sampling_per_token_logps" in view:
             unscored = (~torch.isfinite(view["sampling_per_token_logps"]) & inputs.mask).sum()
-        return CreditResult(inputs, weights, view["advantages"], row_advantages, every, view, unscored)
+        # A copy, as the loss gets token advantages in the batch, which the view may be
+        return CreditResult(inputs, weights, row_advantages, every, dict(view), unscored)
 
 
 def check_weights(method: CreditMethod, weights: torch.Tensor, inputs: CreditInputs) -> None:

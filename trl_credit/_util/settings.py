@@ -227,12 +227,17 @@ def types_of(cls: type) -> dict[str, Any]:
 
 
 def yaml_types_of(cls: type) -> dict[str, Any]:
-    """The types in which YAML is read, by field: those of [`As`] and [`Fields`] before the annotations themselves."""
+    """The types in which YAML is read, by field: those of [`As`] and [`Fields`] before the annotations themselves.
+
+    An unchecked field is read as its annotation says, unless it is a mapping, whose entries have types of their own.
+    """
     found = typing.get_type_hints(cls)
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         for meta in getattr(hint, "__metadata__", ()):
-            if isinstance(meta, As | Fields):
-                found[name] = meta.hint if isinstance(meta, As) else meta.of
+            if isinstance(meta, Fields):
+                found[name] = meta.of
+            elif isinstance(meta, As) and (meta.hint is not Any or dict in map(_base, _options(found[name]))):
+                found[name] = meta.hint
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
+from .._version import warn_if_untested
 from .config import GRPOExtrasConfig
 from .dynamic_sampling import DynamicSamplingMixin, check_dynamic_sampling
 from .effect import EffectMixin
@@ -14,6 +15,8 @@ from .nonfinite import NonfiniteGuardMixin
 from .resume import ResumeMixin
 from .reward_guard import RewardGuardMixin, check_columns, check_reward_functions
 
+
+warn_if_untested()
 
 _SIGNATURE = inspect.signature(GRPOTrainer.__init__)
 

@@ -21,11 +21,12 @@ def main(argv: list[str] | None = None) -> None:
     prepare_terminal()
     log_to_terminal()
     from .._util.arguments import parse_arguments
+    from ..recipe.recipe import parameter_hint
     from .config import InspectConfig
 
     quiet_libraries()
     try:
-        (config,) = parse_arguments(argv, (InspectConfig,), "trl-credit inspect", __doc__)
+        (config,) = parse_arguments(argv, (InspectConfig,), "trl-credit inspect", __doc__, hint=parameter_hint)
         check_folder(config.output_dir)
         records, about = inspect(config)
         write(config, records, about)

@@ -74,6 +74,9 @@ class _Recorder(CreditGRPOTrainer):
         self.rewards = super()._calculate_rewards(*args, **kwargs)
         return self.rewards
 
+    def _log_credit(self, result):
+        """Nothing: nobody reads it."""
+
 
 class CreditScorer:
     """Scores completions with one or more credit methods; they share every forward.
@@ -141,8 +144,8 @@ class CreditScorer:
             processing_class=processing_class,
         )
         self._trainer.model.eval()
-        self._results: list[CreditResult] = []
-        self._trainer.credit_observers.append(lambda batch, result: self._results.append(result))
+        self._result: CreditResult | None = None
+        self._trainer.credit_observers.append(self._keep)
         self._titles = signal_titles(list(self._trainer.credit_method.signals()))
 
     @property
@@ -335,8 +338,11 @@ class CreditScorer:
         with torch.no_grad():
             trainer._compute_loss(trainer.model, batch)
         trainer._metrics["eval"].clear()
-        (result,), self._results = self._results, []
+        result, self._result = self._result, None
         return result.inputs
+
+    def _keep(self, batch: dict[str, Any], result: CreditResult) -> None:
+        self._result = result
 
     def _record(self, completion: Completion, prompt: list[int], row: list[int], **arrays: Any) -> CompletionCredit:
         text = completion.text

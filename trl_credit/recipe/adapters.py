@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from trl import ModelConfig, get_peft_config
 from trl.trainer.utils import create_model_from_path
 
-from ..model_files import base_of_adapter
+from ..model_files import LocalModel, base_of_adapter
 
 
 def continue_adapter(
@@ -21,8 +21,6 @@ def continue_adapter(
         model_args: The recipe's.
         keep_init_kwargs: Leave `model_init_kwargs` in the trainer's arguments, for a reward model.
     """
-    from ..model_files import LocalModel
-
     args, adapter = arguments["args"], arguments["model"]
     base = base_of_adapter(adapter, model_args.model_revision)
     if base is None:

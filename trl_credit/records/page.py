@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from .._util.text import without_folders
-from ..evaluation import charts
+from ..report import svg
 from ..report.page import clean, finite, percent, write_page
 from . import summary as numbers
 from .record import SOURCE_PROMPT, CompletionCredit
@@ -142,30 +142,30 @@ def _planes(values: np.ndarray) -> bytes:
 
 def swatch(style: int) -> Markup:
     """The line of a method, for a legend."""
-    inner = charts._tag("line", x1=0, x2=34, y1=7, y2=7, class_=f"curve m{style}")
-    return charts._tag(
+    inner = svg.tag("line", x1=0, x2=34, y1=7, y2=7, class_=f"curve m{style}")
+    return svg.tag(
         "svg", inner + _mark(style, 17, 7), class_="swatch", width=34, height=14, aria_hidden="true"
     )  # fmt: skip
 
 
 def _mark(style: int, x: str | int, y: float) -> Markup:
     # A method's name stands in the legend; a title on each mark would be read out again and again
-    return charts._marker(_MARKERS[style], x, y, "", f"mark m{style}")
+    return svg.marker(_MARKERS[style], x, y, "", f"mark m{style}")
 
 
 def _curve(points: Iterable[tuple[float, float]], top: int, bottom: int, style: int) -> Markup:
     """A line through points in [0, 1] x [0, 1]; its dashes do not stretch with the chart."""
     text = " ".join(f"{100 * x:.3f},{(bottom - top) * (1 - y):.2f}" for x, y in points)
-    line = charts._tag("polyline", points=text, class_=f"curve m{style}")
-    return charts._tag("svg", line, x=0, y=top, width="100%", height=bottom - top, overflow="visible",
+    line = svg.tag("polyline", points=text, class_=f"curve m{style}")
+    return svg.tag("svg", line, x=0, y=top, width="100%", height=bottom - top, overflow="visible",
                        viewBox=f"0 0 100 {bottom - top}", preserveAspectRatio="none")  # fmt: skip
 
 
 def _grid(top: int, bottom: int, labels: Sequence[str]) -> Iterator[Markup]:
     for place, label in enumerate(labels):
         y = bottom - (bottom - top) * place / (len(labels) - 1)
-        yield charts._tag("line", x1="0", x2="100%", y1=y, y2=y, class_="grid")
-        yield charts._text(-8, y + 4, label, text_anchor="end")
+        yield svg.tag("line", x1="0", x2="100%", y1=y, y2=y, class_="grid")
+        yield svg.label(-8, y + 4, label, text_anchor="end")
 
 
 def histogram_chart(shares: Mapping[str, np.ndarray], styles: Mapping[str, int]) -> Markup | None:
@@ -181,12 +181,12 @@ def histogram_chart(shares: Mapping[str, np.ndarray], styles: Mapping[str, int])
     parts = list(_grid(top, bottom, [percent(highest * k / 4, digits=0 if highest >= 0.2 else 1) for k in range(5)]))
     middle = bins // 2
     for power in range(-4, 5, 2):
-        x = charts._x((middle + 2 * power + 0.5) / bins)
-        parts.append(charts._tag("line", x1=x, x2=x, y1=bottom, y2=bottom + 5, class_="axis"))
+        x = svg.across((middle + 2 * power + 0.5) / bins)
+        parts.append(svg.tag("line", x1=x, x2=x, y1=bottom, y2=bottom + 5, class_="axis"))
         label = str(2**power) if power >= 0 else f"1/{2**-power}"
-        parts.append(charts._text(x, bottom + 18, label, text_anchor="middle"))
-    x = charts._x(0.5)
-    parts.append(charts._tag("line", x1=x, x2=x, y1=top, y2=bottom, class_="axis faint"))
+        parts.append(svg.label(x, bottom + 18, label, text_anchor="middle"))
+    x = svg.across(0.5)
+    parts.append(svg.tag("line", x1=x, x2=x, y1=top, y2=bottom, class_="axis faint"))
     said = []
     for label, values in shares.items():
         heights = [min(1.0, float(value) / highest) for value in values]
@@ -197,14 +197,14 @@ def histogram_chart(shares: Mapping[str, np.ndarray], styles: Mapping[str, int])
         # Methods that agree must not hide one another's marks
         for place in range(styles[label] % 4, bins, 4):
             parts.append(
-                _mark(styles[label], charts._x((place + 0.5) / bins), bottom - (bottom - top) * heights[place])
+                _mark(styles[label], svg.across((place + 0.5) / bins), bottom - (bottom - top) * heights[place])
             )
         below, above = values[: middle - 1].sum(), values[middle + 2 :].sum()
         said.append(
             f"{label}: {percent(below, 0)} of the tokens weigh less than 0.6, {percent(above, 0)} more than 1.7"
         )
-    parts.append(charts._text("50%", bottom + 36, "weight of a token (1 is uniform)", text_anchor="middle"))
-    return charts._plot(charts._join(parts), bottom + 44, "Distribution of the weights", "; ".join(said) + ".")
+    parts.append(svg.label("50%", bottom + 36, "weight of a token (1 is uniform)", text_anchor="middle"))
+    return svg.plot(svg.join(parts), bottom + 44, "Distribution of the weights", "; ".join(said) + ".")
 
 
 def mass_chart(curves: Mapping[str, np.ndarray], styles: Mapping[str, int]) -> Markup | None:
@@ -214,14 +214,14 @@ def mass_chart(curves: Mapping[str, np.ndarray], styles: Mapping[str, int]) -> M
     top, bottom = 10, 200
     parts = list(_grid(top, bottom, ["0 %", "25 %", "50 %", "75 %", "100 %"]))
     for share in (0, 0.2, 0.4, 0.6, 0.8, 1):
-        parts.append(charts._text(charts._x(share), bottom + 18, f"{100 * share:.0f} %", text_anchor="middle"))
-    parts.append(charts._tag("line", x1="0", x2="100%", y1=bottom, y2=top, class_="axis faint"))
+        parts.append(svg.label(svg.across(share), bottom + 18, f"{100 * share:.0f} %", text_anchor="middle"))
+    parts.append(svg.tag("line", x1="0", x2="100%", y1=bottom, y2=top, class_="axis faint"))
     said = []
     for label, curve in curves.items():
         parts.append(_curve(zip(numbers.GRID, map(float, curve), strict=True), top, bottom, styles[label]))
         for place in range(4 + 2 * styles[label], len(curve), 12):
             y = bottom - (bottom - top) * float(curve[place])
-            parts.append(_mark(styles[label], charts._x(float(numbers.GRID[place])), y))
+            parts.append(_mark(styles[label], svg.across(float(numbers.GRID[place])), y))
         said.append(f"{label}: {percent(np.interp(0.2, numbers.GRID, curve), 0)} of the weight on 20 % of the tokens")
-    parts.append(charts._text("50%", bottom + 36, "share of the tokens, heaviest first", text_anchor="middle"))
-    return charts._plot(charts._join(parts), bottom + 44, "Cumulative weight", "; ".join(said) + ".")
+    parts.append(svg.label("50%", bottom + 36, "share of the tokens, heaviest first", text_anchor="middle"))
+    return svg.plot(svg.join(parts), bottom + 44, "Cumulative weight", "; ".join(said) + ".")

@@ -109,7 +109,7 @@ class CreditLog(TrainerCallback):
         if result.view is None or not self.wants:
             return
         inputs, weights, token_advantages = result.inputs, result.weights, result.row_advantages
-        batch = result.view | {"advantages": result.advantages}  # the loss's are token advantages by now
+        batch = result.view
         if self._trainer.log_completions:
             self._keep_columns(batch, inputs, weights)
         if not self._trainer.accelerator.is_main_process:

@@ -21,7 +21,6 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from .._util.text import hub_id, local_name, without_folders
-from .._version import warn_if_untested
 from ..batching import (
     MAX_FORWARDS,
     PLAN,
@@ -47,8 +46,6 @@ from .gspo_token import sequence_token_old_logps
 
 
 logger = get_logger(__name__)
-
-warn_if_untested()
 
 # What signals that are kept between iterations may take in a process, unless `credit_cache_gib` says otherwise
 DEFAULT_CACHE_GIB = 4.0
