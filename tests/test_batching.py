@@ -28,7 +28,7 @@ from trl_credit.batching import (
     token_counts,
 )
 from trl_credit.extras.effect import NothingTrainedError
-from trl_credit.trainer.grpo import padding_affects_output
+from trl_credit.signals.models import padding_affects_output
 
 
 CREDIT = {

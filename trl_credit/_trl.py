@@ -1,7 +1,8 @@
 """The seam to TRL: every name of it that is used outside the trainer, and every private member that the trainer leans on.
 
-Only this module, [`~trl_credit.extras`], [`~trl_credit.trainer`] and [`~trl_credit.recipe`] import `trl`. Names are looked
-up at first use, so that what needs no trainer loads none.
+Only this module, [`~trl_credit.extras`], [`~trl_credit.trainer`] and [`~trl_credit.recipe`] import `trl`, and the script
+`rewards/_worker.py`, which runs in a process of its own. A name's module is imported with the name, so that what needs no
+trainer loads none.
 
 When a new minor release of TRL moves something, `tests/test_contract.py` fails with the entry's reason. CONTRIBUTING.md has
 the steps.
@@ -53,10 +54,14 @@ class Leaned(NamedTuple):
 
 
 _SAME = "Adapt the override to the new parameters; it only wraps `super()`."
-_FORWARD = (
-    "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss",
+# What TRL's policy forward takes from the batch besides token ids and masks: images and token types
+FORWARD_KEYS = (
     "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
     "token_type_ids", "mm_token_type_ids", "image_position_ids",
+)  # fmt: skip
+_FORWARD = (
+    "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss",
+    *FORWARD_KEYS,
 )  # fmt: skip
 
 LEANED_ON: dict[str, Leaned] = {

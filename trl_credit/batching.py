@@ -59,7 +59,7 @@ class UpdatePlan:
         any_rows: Whether any process has a completion in this micro-batch.
         any_credit: Whether any process has rows that need credit.
         most_rows: The most rows that this micro-batch has in any process.
-        scale: (B,) what the token advantages are multiplied by, so that rows left out or regrouped to other micro-batches
+        scale: (B,) what the token advantages are multiplied by, so that rows left out or moved to other micro-batches
             do not change the loss's denominators; `None` for 1.
         share: The micro-batch's share of the tokens, relative to the mean micro-batch of its optimizer step: what its
             metrics are weighted by.
@@ -272,7 +272,7 @@ class Savings:
         skip_zero_advantage: Leave out rows whose advantage is exactly zero.
         trim_padding: Cut each micro-batch to its own longest prompt and completion.
         keep_old_prompts: Leave the prompts' padding where the batch holds log-probs of before the update.
-        regroup: Regroup the rows of an optimizer step to its micro-batches by length.
+        regroup: Regroup the rows of an optimizer step among its micro-batches by length.
     """
 
     skip_zero_advantage: bool = False

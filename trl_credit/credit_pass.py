@@ -1,7 +1,8 @@
-"""From a micro-batch to its token advantages: signals, then weights, then advantages. No trainer is needed."""
+"""From a micro-batch to its token advantages: signals, then weights, then advantages."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from .batching import UpdatePlan, cut, loss_mask, placeholder_row, select
 from .methods import CreditInputs, CreditMethod
 from .signals import PolicyForward, Signal, SignalSource
 from .signals.context import PolicyContext
+from .signals.models import causal_model, padding_affects_output, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,16 @@ class CreditResult:
 class CreditPass:
     """Computes the token advantages of micro-batches with one credit method.
 
+    Whoever builds one runs the hooks of its sources (see [`SignalSource`]) around the loading of the policy, and their
+    `extend_rollout` on each generation batch.
+
     Args:
         method: The credit method.
-        context: The policy.
+        context: The policy, which may be loaded later.
+        cache_device: Where signals are kept between iterations; by default where they are computed.
 
     Attributes:
         sources (`dict[Signal, SignalSource]`): What computes each signal that the method asks for.
-        vocab_size (`int`): Of the policy's distribution.
-        cut_padding (`bool`): Whether forwards may leave out the padding of their rows.
-        cache_device (`str`, *optional*): Where signals are kept between iterations; by default where they are computed.
 
     Example:
 
@@ -76,14 +79,22 @@ class CreditPass:
     ```
     """
 
-    def __init__(self, method: CreditMethod, context: PolicyContext):
+    def __init__(self, method: CreditMethod, context: PolicyContext, cache_device: str | None = None):
         self.method = method
         self.context = context
+        self.cache_device = cache_device
         self.sources: dict[Signal, SignalSource] = {signal: signal.source() for signal in method.signals()}
-        self.vocab_size = 0
-        self.cut_padding = True
-        self.cache_device: str | None = None
         self._checked = False
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """Of the policy's next-token distribution."""
+        return vocabulary_size(causal_model(self.context.accelerator.unwrap_model(self.context.model)))
+
+    @functools.cached_property
+    def padding_affects_output(self) -> str | None:
+        """Why padding may not be cut from forwards; see [`padding_affects_output`]."""
+        return padding_affects_output(self.context.model.config.get_text_config())
 
     def start(self, model: nn.Module, batch: dict[str, Any], plan: UpdatePlan) -> StartedPass:
         """Runs the signals' own forwards, without gradient and in eval mode, on the rows that need credit."""
@@ -117,7 +128,7 @@ class CreditPass:
             for rows in groups:
                 rows = [place[row] for row in rows]
                 part = select(view, rows) if rows else placeholder_row(view)
-                part = cut(part) if self.cut_padding else part
+                part = part if self.padding_affects_output else cut(part)
                 with torch.no_grad():
                     values = source.forward(self.context, model, part)
                 if result is None:

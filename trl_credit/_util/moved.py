@@ -1,4 +1,7 @@
-"""Names of release 0.1 that stand elsewhere now. They work for one release, with a warning."""
+"""Public names of release 0.1 that stand elsewhere now. They work for one release, with a warning.
+
+Helpers that were renamed, or whose parameters changed, are not among them.
+"""
 
 import importlib
 import importlib.util
@@ -66,6 +69,8 @@ MOVED_NAMES: dict[str, dict[str, str]] = {
         "build_rewards": "trl_credit.recipe.recipe",
         "trainer_arguments": "trl_credit.recipe.recipe",
         "load_rollout": "trl_credit.recipe.recipe",
+        "check_trackers": "trl_credit.recipe.recipe",
+        "mapping_of": "trl_credit._util.values",
     },
     "trl_credit.methods.base": {
         "UNIFORM_FRACTION": "trl_credit.methods.ops",
@@ -89,6 +94,10 @@ MOVED_NAMES: dict[str, dict[str, str]] = {
         "labelled": "trl_credit.methods.compose",
         "inputs_of": "trl_credit.methods.compose",
         "credit_of": "trl_credit.methods.compose",
+    },
+    "trl_credit.comparison.results": {
+        "show": "trl_credit.comparison.output",
+        "write_results": "trl_credit.comparison.output",
     },
     "trl_credit.evaluation.config": {
         "Preset": "trl_credit.evaluation.presets",

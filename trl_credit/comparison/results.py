@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 
 from .._util.files import RunFolderError, read_json
+from .._util.moved import moved_names
 from .._util.text import safe
 from ..methods.registry import build_credit
 from ..statistics.paired import area, band, enough_seeds, first_reached, holm, interval, paired, smoothed, verdict
 from .plan import Method, Plan, run_folder
+
+
+__getattr__ = moved_names(__name__)
 
 
 LEVEL = 0.95

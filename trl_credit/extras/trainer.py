@@ -36,6 +36,13 @@ def default_output_dir(model: Any, suffix: str) -> str:
     return f"{name.split('/')[-1]}-{suffix}"
 
 
+def check_arguments(trainer_class: type, arguments: dict[str, Any]) -> None:
+    """Raises `ValueError` for data, rewards or settings that the extras cannot work with; loads nothing."""
+    check_reward_functions(arguments["reward_funcs"])
+    check_columns(arguments["reward_funcs"], arguments["train_dataset"], arguments["eval_dataset"])
+    check_dynamic_sampling(trainer_class, arguments)
+
+
 class GRPOExtrasTrainer(
     EffectMixin, NonfiniteGuardMixin, DynamicSamplingMixin, RewardGuardMixin, ResumeMixin, GRPOTrainer
 ):
@@ -69,7 +76,5 @@ class GRPOExtrasTrainer(
         arguments = bind_arguments(self, args, kwargs)
         if arguments["args"] is None:
             arguments["args"] = GRPOExtrasConfig(default_output_dir(arguments["model"], "GRPO"))
-        check_reward_functions(arguments["reward_funcs"])
-        check_columns(arguments["reward_funcs"], arguments["train_dataset"], arguments["eval_dataset"])
-        check_dynamic_sampling(type(self), arguments)
+        check_arguments(type(self), arguments)
         super().__init__(**arguments)

@@ -99,7 +99,7 @@ def _from_class(cls: type) -> Card:
         Parameter(
             field.name,
             field.type.__name__ if isinstance(field.type, type) else str(field.type),
-            "(required)" if field.default is dataclasses.MISSING else repr(field.default),
+            _default_of(field),
             meanings.get(field.name, ""),
         )
         for field in dataclasses.fields(cls)
@@ -108,6 +108,13 @@ def _from_class(cls: type) -> Card:
     return Card(
         cls.name, doc.splitlines()[0], formulas, cls.paper.id, cls.paper.citation, parameters, tuple(cls.differences)
     )
+
+
+def _default_of(field: dataclasses.Field) -> str:
+    if field.default is not dataclasses.MISSING:
+        return repr(field.default)
+    made = field.default_factory is not dataclasses.MISSING
+    return repr(field.default_factory()) if made else "(required)"
 
 
 def _formulas(doc: str) -> str:

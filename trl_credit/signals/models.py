@@ -10,30 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import nn
+from transformers import PretrainedConfig
 
-from .._trl import GRPOTrainer
+from .._trl import FORWARD_KEYS
 
 
 if TYPE_CHECKING:
     from .context import PolicyContext
-
-
-# What TRL's policy forward takes from the batch besides token ids and masks: images and token types
-FORWARD_KEYS = tuple(
-    name
-    for name in inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
-    if name
-    not in (
-        "self",
-        "model",
-        "input_ids",
-        "attention_mask",
-        "logits_to_keep",
-        "batch_size",
-        "compute_entropy",
-        "compute_aux_loss",
-    )
-)
 
 
 # Those among them that the model itself takes; the others tell TRL how to cut them
@@ -119,3 +102,25 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def padding_affects_output(config: PretrainedConfig) -> str | None:
+    """Why a model's output on the tokens depends on their padding by more than rounding; `None` if it does not.
+
+    TRL passes no positions, so that padding on the left shifts them: rotary embeddings, which are relative, do not mind,
+    unless they are scaled with the padded length.
+
+    Args:
+        config: The text model's.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    # One mapping, or one for each kind of layer
+    mappings = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    kinds = {mapping.get("rope_type") for mapping in mappings}
+    if kinds == {None}:
+        return (
+            f"a {config.model_type!r} model has no rotary embeddings, so that padding may shift its tokens' positions."
+        )
+    if scaled := kinds & {"dynamic", "longrope"}:
+        return f"rotary embeddings of type {scaled.pop()!r} are scaled with the padded length."
+    return None

@@ -1,4 +1,4 @@
-"""TRL's GRPO configuration with the credit method, and what an update saves, a rollout samples and a run survives."""
+"""The trainer's configuration: the credit method and the optimizations of an update."""
 
 import json
 from dataclasses import dataclass, field
@@ -30,8 +30,8 @@ class CreditGRPOConfig(GRPOExtrasConfig):
             the full batch, so the gradient is the same up to rounding. An error where such completions do carry
             gradient or statistics: with a KL penalty, an entropy bonus, `top_entropy_quantile`, an MoE auxiliary loss
             or a method that credits them all the same. If unset: on wherever it is exact, except with `uniform`, which
-            is TRL bit for bit. Neither this nor dealing is done where some prompts of a generation batch have images and
-            others none: their processes must all run the vision tower. With active dropout other masks are drawn.
+            is TRL bit for bit. Rows are neither left out nor regrouped where some prompts of a generation batch have images
+            and others none: their processes must all run the vision tower. With active dropout other masks are drawn.
         trim_padding (`bool`, *optional*):
             Whether each micro-batch is cut to its own longest prompt and completion, and rows are regrouped to the
             micro-batches that an optimizer step takes from one generation batch by length. The gradient is the same up
@@ -82,8 +82,8 @@ class CreditGRPOConfig(GRPOExtrasConfig):
     trim_padding: bool | None = field(
         default=None,
         metadata={
-            "help": "true or false: cut each micro-batch to its longest prompt and completion and deal rows to "
-            "micro-batches by length; same gradient. If unset: on wherever it is exact, except with `uniform`."
+            "help": "true or false: cut each micro-batch to its longest prompt and completion and regroup rows "
+            "by length; same gradient. If unset: on wherever it is exact, except with `uniform`."
         },
     )
     credit_cache_gib: NonNegative | None = field(

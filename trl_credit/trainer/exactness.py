@@ -59,7 +59,7 @@ def skip_refusal(args: GRPOConfig, method: CreditMethod | None = None, aux_loss:
 
 
 def regroup_refusal(args: GRPOConfig, aux_loss: bool = False, dropout: bool = False) -> str | None:
-    """Why dealing rows to other micro-batches would not be exact; `None` if it is.
+    """Why regrouping rows among micro-batches would not be exact; `None` if it is.
 
     Args:
         args: The configuration.

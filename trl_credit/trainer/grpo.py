@@ -16,7 +16,6 @@ from accelerate.logging import get_logger
 from huggingface_hub import ModelCard
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import PretrainedConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
@@ -32,12 +31,12 @@ from ..batching import (
     plan_updates,
 )
 from ..credit_pass import CreditPass, CreditResult, StartedPass
-from ..extras.trainer import GRPOExtrasTrainer, bind_arguments, default_output_dir
+from ..extras.trainer import GRPOExtrasTrainer, bind_arguments, check_arguments, default_output_dir
 from ..methods import DGPO, GCPO, CreditMethod, Uniform
 from ..methods.metrics import credit_metrics
 from ..methods.registry import build_credit
 from ..signals.base import PolicyForward
-from ..signals.models import HiddenStates, causal_model, vocabulary_size
+from ..signals.models import HiddenStates, causal_model
 from .collapse import CollapseWatch
 from .config import CreditGRPOConfig
 from .credit_log import DEFAULT_COMPLETIONS, CreditLog
@@ -136,11 +135,12 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             training_args = copy.copy(training_args)  # the preset is this trainer's, not the caller's config's
             training_args.credit = self.credit_method.to_dict()
         arguments["args"] = training_args
+        check_arguments(type(self), arguments)  # before a signal copies a model
 
         self._name = self.credit_method.name.upper() if type(self.credit_method) is not Uniform else GRPOTrainer._name
         self._paper = vars(self.credit_method.paper)
         self._tag_names = [*GRPOTrainer._tag_names, "trl-credit", self.credit_method.name]
-        self.credit_pass = CreditPass(self.credit_method, context=self)
+        self.credit_pass = CreditPass(self.credit_method, self, getattr(training_args, "credit_cache_device", None))
         self.credit_observers: list[Callable[[dict[str, Any], CreditResult], None]] = []
         self._started: StartedPass | None = None
         self.policy_hidden_states: HiddenStates | None = None
@@ -165,14 +165,10 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
                     "that generated, so that all ratios are 1. Set `num_iterations` above 1, or `steps_per_generation` "
                     "above `gradient_accumulation_steps`."
                 )
-        self.credit_pass.vocab_size = vocabulary_size(causal_model(self.accelerator.unwrap_model(self.model)))
         if any(source.needs_hidden_states for source in self.credit_pass.sources.values()):
             self.policy_hidden_states = HiddenStates(self.model)
         for source in self.credit_pass.sources.values():
             source.after_trainer_init(self)
-        self._padding_affects_output = padding_affects_output(self.model.config.get_text_config())
-        self.credit_pass.cut_padding = not self._padding_affects_output
-        self.credit_pass.cache_device = getattr(self.args, "credit_cache_device", None)
         self._savings = self._resolve_savings()
         self._collapse = CollapseWatch(self.credit_method)
         self._credit_log: CreditLog | None = None
@@ -206,9 +202,9 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         no_skip = skip_refusal(args, self.credit_method, self.aux_loss_enabled)
         if skip and no_skip:
             raise ValueError(f"`skip_zero_advantage` is not exact here: {no_skip} Set `skip_zero_advantage=False`.")
-        if trim and self._padding_affects_output:
+        if trim and self.credit_pass.padding_affects_output:
             raise ValueError(
-                f"`trim_padding` is not exact here: {self._padding_affects_output} Set `trim_padding=False`."
+                f"`trim_padding` is not exact here: {self.credit_pass.padding_affects_output} Set `trim_padding=False`."
             )
         no_regroup = regroup_refusal(args, self.aux_loss_enabled, _has_active_dropout(self.model))
         if trim and no_regroup:
@@ -220,7 +216,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
                     f"{self.credit_method.name!r} computes stays the same between iterations. Remove it."
                 )
         skip = (default and not no_skip) if skip is None else skip
-        trim = (default and not self._padding_affects_output) if trim is None else trim
+        trim = (default and not self.credit_pass.padding_affects_output) if trim is None else trim
         return Savings(
             skip_zero_advantage=skip,
             trim_padding=trim,
@@ -339,7 +335,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             window=math.gcd(args.gradient_accumulation_steps, args.steps_per_generation, len(batches)),
             overhead=0 if self.is_deepspeed_enabled else overhead,  # under which all micro-batches run anyway
             forward_overhead=overhead,
-            max_forwards=1 if self._padding_affects_output else MAX_FORWARDS,
+            max_forwards=1 if self.credit_pass.padding_affects_output else MAX_FORWARDS,
             pad_to_multiple_of=self.pad_to_multiple_of,
             kept_bytes_per_token=self._kept_bytes_per_token if keeps else 0,
             budget_bytes=(DEFAULT_CACHE_GIB if gib is None else gib) * 2**30,
@@ -525,28 +521,6 @@ class DGPOTrainer(CreditGRPOTrainer):
     """[`CreditGRPOTrainer`] with the credit method [`DGPO`] (arXiv 2605.03327)."""
 
     _preset = DGPO
-
-
-def padding_affects_output(config: PretrainedConfig) -> str | None:
-    """Why a model's output on the tokens depends on their padding by more than rounding; `None` if it does not.
-
-    TRL passes no positions, so that padding on the left shifts them: rotary embeddings, which are relative, do not mind,
-    unless they are scaled with the padded length.
-
-    Args:
-        config: The text model's.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    # One mapping, or one for each kind of layer
-    mappings = [value for value in rope.values() if isinstance(value, dict)] or [rope]
-    kinds = {mapping.get("rope_type") for mapping in mappings}
-    if kinds == {None}:
-        return (
-            f"a {config.model_type!r} model has no rotary embeddings, so that padding may shift its tokens' positions."
-        )
-    if scaled := kinds & {"dynamic", "longrope"}:
-        return f"rotary embeddings of type {scaled.pop()!r} are scaled with the padded length."
-    return None
 
 
 def _has_active_dropout(model: nn.Module) -> bool:
