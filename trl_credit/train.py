@@ -1,4 +1,8 @@
-"""Trains a recipe: `accelerate launch -m trl_credit.train --config recipes/NAME.yaml [--any_field value]`."""
+"""Trains a recipe: `accelerate launch -m trl_credit.train --config recipes/NAME.yaml [--any_field value]`.
+
+`trl-credit train` does the same; with `--accelerate_config FILE_OR_NAME` or `--num_processes N` it launches several
+processes.
+"""
 
 import logging
 import sys

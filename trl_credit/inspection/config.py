@@ -104,7 +104,8 @@ class InspectConfig:
     methods: Specs | None = field(
         default=None,
         metadata={
-            "help": "Credit methods: names, mappings as JSON, paths. By default the recipe's, else all registered."
+            "help": "Credit methods: names, mappings as JSON, paths. By default the recipe's beside `uniform`, else all "
+            "registered."
         },
     )
     reference: str | None = field(
