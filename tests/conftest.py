@@ -5,9 +5,34 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import save_tiny_model
+
+
+# Modules with fixtures that several folders share
+pytest_plugins = [
+    "support.bench",
+    "support.comparison",
+    "support.effect",
+    "support.evaluation",
+    "support.evaluation_runs",
+    "support.generation",
+    "support.inspection",
+    "support.settings",
+]
+
+QUICK = ("unit", "smoke")
+
+
+def pytest_collection_modifyitems(items):
+    """Marks everything outside `QUICK` as slow."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] not in QUICK:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -10,6 +11,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3Moe
 from trl_credit import CreditGRPOConfig
 from trl_credit.toy.build_model import build_tokenizer
 
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ':' + message['content'] + ';' }}{% endfor %}"

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+from helpers import ROOT
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+RESULTS = ROOT / "docs" / "results"
 REGIMES = ("plain", "letters", "long", "drift")
 # A second look at what the first ten seeds of a regime showed
 AGAIN = "long_again"

@@ -1,0 +1,18 @@
+"""Reads the shipped recipes."""
+
+from pathlib import Path
+
+import yaml
+
+from trl_credit.recipe.recipe import Recipe
+
+
+NO_GPU = ["--use_cpu", "true", "--bf16", "false"]
+
+
+def settings_of(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())
+
+
+def parsed(path: Path, *overrides: str) -> tuple:
+    return Recipe.read(["--config", str(path), *NO_GPU, *overrides])

@@ -1,0 +1,39 @@
+"""Settings of the benchmark."""
+
+import pytest
+from support.bench import FAVOURITE
+
+from trl_credit.bench.baselines import baselines
+from trl_credit.bench.run import BenchSettings, build_methods
+from trl_credit.methods import GCPO
+
+
+def test_methods_by_label():
+    methods = build_methods(
+        ["gcpo", '{"method": "dgpo", "temperature": 0.01}', "surprisal", FAVOURITE, "examples.custom_method.Surprisal"],
+        compact=True,
+    )
+    assert list(methods)[:3] == ["gcpo", "dgpo", "favourite"]
+    assert methods["gcpo"].negative_prompt == "!{prompt}"
+    assert methods["dgpo"].temperature == 0.01
+    assert list(methods)[4:] == list(baselines())  # those given are not there twice
+    assert "examples.custom_method.surprisal" in methods
+    assert build_methods(["gcpo"], compact=False)["gcpo"].negative_prompt == GCPO().negative_prompt
+    with pytest.raises(ValueError, match="Did you mean 'surprisal'"):
+        build_methods(["surprisl"], compact=True)
+    with pytest.raises(ValueError, match="Did you mean 'temperature'"):
+        build_methods(['{"method": "dgpo", "temperatur": 1}'], compact=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ("styl",)}, "Did you mean 'style'"),
+        ({"rendering": "compct"}, "Did you mean 'compact'"),
+        ({"num_items": 1}, "`num_items` must be at least 2"),
+        ({"groups": -1}, "`groups` must be at least 0"),
+    ],
+)
+def test_settings_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        BenchSettings(**changes)

@@ -1,0 +1,195 @@
+"""Methods, seeds and folders of a comparison."""
+
+import json
+import shlex
+
+import pytest
+
+from trl_credit._util.files import RunFolderError
+from trl_credit.comparison import cli, plan
+from trl_credit.comparison.plan import (
+    make_plan,
+    parse_methods,
+    parse_seeds,
+    read_recipe,
+    run_folder,
+)
+from trl_credit.comparison.run import missing
+
+
+SHARP = {"method": "dgpo", "temperature": 0.001}
+
+
+@pytest.mark.parametrize(("value", "seeds"), [(3, [0, 1, 2]), ([4], [4]), ([5, 2], [5, 2])])
+def test_seeds(value, seeds):
+    assert parse_seeds(value) == seeds
+
+
+@pytest.mark.parametrize("value", [0, -1, True, [], [1, 1], ["a"], [-1], "three", None])
+def test_bad_seeds(value):
+    with pytest.raises(ValueError, match="seeds"):
+        parse_seeds(value)
+
+
+def test_labels_tell_methods_apart():
+    methods, asked = parse_methods(["uniform", "dgpo", json.dumps(SHARP)])
+    assert (
+        [method.label for method in methods] == asked == ["uniform", "dgpo temperature=0.5", "dgpo temperature=0.001"]
+    )
+    assert [method.folder for method in methods] == ["uniform", "dgpo-temperature=0.5", "dgpo-temperature=0.001"]
+    assert methods[2].credit["temperature"] == 0.001
+    (named,), _ = parse_methods([SHARP | {"label": "sharp / DGPO"}])
+    assert (named.label, named.folder) == ("sharp / DGPO", "sharp-DGPO")
+
+
+def test_a_method_keeps_its_folder_when_others_come():
+    first, _ = parse_methods(["uniform", "dgpo", {"method": "gcpo", "label": "contrast"}])
+    methods, asked = parse_methods([SHARP, "uniform"], earlier=first)
+    assert [method.label for method in methods] == [
+        "uniform",
+        "dgpo temperature=0.5",
+        "contrast",
+        "dgpo temperature=0.001",
+    ]
+    assert [method.folder for method in methods] == ["uniform", "dgpo", "contrast", "dgpo-temperature=0.001"]
+    assert asked == ["dgpo temperature=0.001", "uniform"]
+    again, _ = parse_methods(["uniform", "dgpo", "gcpo", SHARP], earlier=methods)
+    assert again == methods
+
+
+def test_the_recipes_own_method_by_name_has_its_parameters():
+    (uniform, gcpo), _ = parse_methods(["uniform", "gcpo"], {"method": "gcpo", "negative_prompt": "!{prompt}"})
+    assert uniform.credit == {"method": "uniform"}
+    assert gcpo.credit["negative_prompt"] == "!{prompt}"
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ([], "No methods"),
+        (None, "No methods"),
+        (["dgpoo"], "Did you mean 'dgpo'"),
+        (["uniform", "uniform"], "there twice"),
+        (["uniform", {"method": "uniform", "label": "x"}], "there twice"),
+        ([{"method": "dgpo", "temperatur": 1}], "Did you mean 'temperature'"),
+        (['{"method": dgpo}'], "not valid JSON"),
+        ([{"method": "gcpo", "label": "uniform"}, "uniform"], "Two methods have the label 'uniform'"),
+        ([{"method": "gcpo", "label": 3}], "must be text"),
+    ],
+)
+def test_bad_methods(methods, message):
+    with pytest.raises(ValueError, match=message):
+        parse_methods(methods)
+
+
+def test_the_recipes_section(comparison_recipe):
+    path = comparison_recipe(compare={"methods": ["uniform", SHARP], "seeds": [3, 5], "target_reward": 0.9})
+    fields, section = read_recipe(path)
+    assert "compare" not in fields
+    assert section["seeds"] == [3, 5]
+    found = make_plan(path, path.parent / "out")
+    assert [method.label for method in found.methods] == ["uniform", "dgpo"]
+    assert (found.seeds, found.baseline, found.target_reward) == ([3, 5], "uniform", 0.9)
+    found = make_plan(
+        path, path.parent / "out", methods=["uniform", "gcpo"], seeds=2, baseline="gcpo", target_reward=0.5
+    )
+    assert [method.label for method in found.methods] == ["uniform", "gcpo"]
+    assert (found.seeds, found.baseline, found.target_reward) == ([0, 1], "gcpo", 0.5)
+    assert not {"credit", "seed", "output_dir"} & set(found.recipe)
+    assert found.settings["learning_rate"] == 1e-3
+    assert "credit" not in found.settings
+    assert not (path.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({"compare": {"method": ["uniform"]}}, {}, "Did you mean 'methods'"),
+        ({"compare": ["uniform"]}, {}, "`compare` must be a mapping"),
+        ({"max_step": 3}, {}, "Did you mean 'max_steps'"),
+        ({}, {"overrides": ["--max_stepz", "4"]}, "Did you mean 'max_steps'"),
+        ({}, {"overrides": ["--credit", "gcpo"]}, "use --methods"),
+        ({}, {"overrides": ["--seed=3"]}, "use --seeds"),
+        ({}, {"overrides": ["--logging-steps", "5"]}, "`logging_steps` has no effect"),
+        ({}, {"baseline": "dgpo"}, "not among the methods"),
+        ({"compare": {"target_reward": "high"}}, {}, "`target_reward` must be a number"),
+        ({"importance_sampling_level": "sequence"}, {}, "cancels the token credit of 'gcpo'"),
+        ({"max_steps": 0}, {}, "`max_steps` must be"),
+        ({"reward_funcs": ["no.such.reward"]}, {}, "no.such.reward"),
+        ({"model_name_or_path": "./missing"}, {}, "no folder"),
+        ({"eval": {"task": ["aime24"]}}, {}, "Did you mean 'tasks'"),
+    ],
+)
+def test_everything_is_checked_before_anything_runs(comparison_recipe, tmp_path, changes, arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make_plan(comparison_recipe(**changes), tmp_path / "out", methods=["uniform", "gcpo"], **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_grows_but_is_of_one_experiment(comparison_recipe, tmp_path):
+    path, out = comparison_recipe(), tmp_path / "out"
+    out.mkdir()
+    first = make_plan(path, out, methods=["gcpo", "dgpo"], seeds=2, baseline="dgpo")
+    plan.write_plan(out, first)
+    assert plan.read_plan(out).to_dict() == first.to_dict()
+    grown = make_plan(path, out, methods=[SHARP, "dgpo"], seeds=[1, 4])
+    assert [method.label for method in grown.methods] == ["gcpo", "dgpo temperature=0.5", "dgpo temperature=0.001"]
+    assert (grown.seeds, grown.baseline) == ([0, 1, 4], "dgpo temperature=0.5")
+    assert [(method.label, seed) for method, seed in missing(grown, out)] == [
+        ("dgpo temperature=0.001", 1),
+        ("dgpo temperature=0.5", 1),
+        ("dgpo temperature=0.001", 4),
+        ("dgpo temperature=0.5", 4),
+    ]
+    done = run_folder(out, grown.method("dgpo temperature=0.5"), 1)
+    assert done == out / "runs" / "dgpo" / "seed-1"
+    done.mkdir(parents=True)
+    (done / "run.json").write_text("{}")
+    assert len(missing(grown, out)) == 3
+    with pytest.raises(RunFolderError, match=r"`max_steps`: 3 there, 4 now"):
+        make_plan(path, out, methods=["gcpo"], overrides=["--max_steps", "4"])
+    with pytest.raises(RunFolderError, match=r"`launch`: \[\] there"):
+        make_plan(path, out, methods=["gcpo"], launch=["--num_processes", "2"])
+    # The same value from elsewhere is no difference
+    make_plan(path, out, methods=["gcpo"], overrides=["--max_steps", "3"])
+
+
+def test_a_folder_that_is_none(tmp_path, comparison_recipe):
+    with pytest.raises(RunFolderError, match=r"no plan\.json"):
+        plan.read_plan(tmp_path)
+    (tmp_path / "plan.json").write_text('{"format": 1}')
+    with pytest.raises(RunFolderError, match="not what `trl-credit compare` writes"):
+        plan.read_plan(tmp_path)
+
+
+def test_the_command_makes_the_plan_again(comparison_recipe, tmp_path):
+    path, out = comparison_recipe(), tmp_path / "out"
+    found = make_plan(path, out, methods=["uniform", SHARP], seeds=2, target_reward=0.5, overrides=["--beta", "0"])
+    words = shlex.split(found.command)[2:]
+    arguments, overrides = cli.parser().parse_known_args(words)
+    assert overrides == ["--beta", "0"]
+    again = make_plan(
+        path, out, overrides, arguments.methods, arguments.seeds[0], arguments.baseline, arguments.target_reward
+    )
+    assert again == found
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--config"),
+        (["reprt"], "unknown command 'reprt'"),
+        (["--config", "x.yaml", "--jobs", "0"], "`--jobs` must be at least 1"),
+        (["--config", "x.yaml", "--jobs", "2", "--num_processes", "2"], "one after the other"),
+        (["--config", "x.yaml", "--seeds", "many"], "invalid int value"),
+        (["report", "no/such/folder"], "no plan.json"),
+    ],
+)
+def test_wrong_use_is_one_line(words, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(words)
+    assert error.value.code == 2
+    out = capsys.readouterr()
+    assert message in out.err
+    assert len(out.err.strip().splitlines()) == 1
+    assert not out.out

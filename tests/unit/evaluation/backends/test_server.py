@@ -1,0 +1,620 @@
+"""The `server` backend against an endpoint that misbehaves as told, and against a real one, `transformers serve`."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from trl_credit.evaluation.backends.base import BackendError, Generation, Request, SamplingSettings
+from trl_credit.evaluation.backends.server import ServerBackend, ServerSettings
+
+
+KEY = "sk-very-secret"
+
+SAMPLING = SamplingSettings(temperature=0.7, top_p=0.9, max_tokens=32)
+
+CARD = {"id": "tiny", "object": "model", "created": 1, "owned_by": "vllm", "root": "org/tiny", "max_model_len": 4096}
+
+
+@dataclass
+class Reply:
+    body: object
+    status: int = 200
+    headers: dict = field(default_factory=dict)
+    missing: int = 0  # bytes that are promised and not sent
+    drip: float = 0.0  # seconds between two bytes
+
+
+def answer(text="4", *, finish="stop", tokens=2, chat=False, **message) -> dict:
+    choice = {"index": 0, "finish_reason": finish}
+    choice |= {"message": {"role": "assistant", "content": text, **message}} if chat else {"text": text}
+    return {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": tokens}}
+
+
+class Endpoint:
+    """Answers requests by `script(body, attempt)`, the attempts of a seed counted from 0, with a `Reply` or a body."""
+
+    def __init__(self, script=None, models=None):
+        self.script = script or (lambda body, attempt: answer(str(body["seed"]), chat="messages" in body))
+        self.models = models if models is not None else {"object": "list", "data": [CARD]}
+        self.requests, self.keys, self.times = [], [], []
+        self.busy = self.busiest = 0
+        self.lock, self.released = threading.Lock(), threading.Event()
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *args):
+                pass
+
+            def do_GET(self):
+                endpoint.keys.append(self.headers["Authorization"])
+                self.reply(
+                    endpoint.models if self.path.partition("?")[0] == "/v1/models" else Reply("no such page", 404)
+                )
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with endpoint.lock:
+                    attempt = sum(seen["seed"] == body["seed"] for _, seen in endpoint.requests)
+                    endpoint.requests.append((self.path, body))
+                    endpoint.times.append(time.monotonic())
+                    endpoint.keys.append(self.headers["Authorization"])
+                    endpoint.busy += 1
+                    endpoint.busiest = max(endpoint.busiest, endpoint.busy)
+                try:
+                    reply = endpoint.script(body, attempt)
+                finally:
+                    with endpoint.lock:
+                        endpoint.busy -= 1
+                if reply is not None:
+                    self.reply(reply)
+
+            def reply(self, reply):
+                reply = reply if isinstance(reply, Reply) else Reply(reply)
+                body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+                try:
+                    self.send_response(reply.status)
+                    headers = {"Content-Type": "application/json", "Content-Length": len(body) + reply.missing}
+                    for name, value in (headers | reply.headers).items():
+                        self.send_header(name, str(value))
+                    self.end_headers()
+                    for i in range(0, len(body), 1 if reply.drip else len(body)):
+                        self.wfile.write(body[i:] if not reply.drip else body[i : i + 1])
+                        if endpoint.released.wait(reply.drip):
+                            return
+                except OSError:  # the client has hung up
+                    pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def hang(self):
+        self.released.wait(20)
+
+    def die(self):
+        """Stops listening, and answers nothing more."""
+        self.server.socket.close()
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *args):
+        self.released.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def loopback(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def backend(url, *, chat_template_kwargs=None, **settings) -> ServerBackend:
+    settings = {"model": "tiny", "api_key": KEY, "backoff": 0.001, "max_retries": 2, "request_timeout": 10.0} | settings
+    return ServerBackend(ServerSettings(base_url=url, **settings), chat_template_kwargs)
+
+
+def requests(n, chat=False) -> list[Request]:
+    prompt = ({"role": "user", "content": "2+2=?"},) if chat else "2+2="
+    return [Request("task", i // 4, i % 4, 1000 + i, prompt) for i in range(n)]
+
+
+class Made(dict):
+    """The generations by the seeds of their requests."""
+
+    def __call__(self, request, generation):
+        assert request.seed not in self
+        self[request.seed] = generation
+
+
+def run(url, todo, sampling=SAMPLING, **settings) -> Made:
+    made = Made()
+    backend(url, **settings).generate(todo, sampling, made)
+    return made
+
+
+# --- what is sent ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_every_sample_is_made_with_its_own_seed(chat):
+    def script(body, attempt):
+        time.sleep(0.002 * (body["seed"] % 7))  # answers arrive in another order
+        return answer(str(body["seed"]), chat=chat)
+
+    todo, made, threads = requests(60, chat), Made(), set()
+
+    def emit(request, generation):
+        made(request, generation)
+        threads.add(threading.get_ident())
+
+    with Endpoint(script) as endpoint:
+        backend(endpoint.url, concurrency=8).generate(todo, SAMPLING, emit)
+    assert made == {request.seed: Generation(str(request.seed), 2, "stop") for request in todo}
+    assert list(made) != sorted(made)
+    assert threads == {threading.get_ident()}
+    assert {path for path, _ in endpoint.requests} == {"/v1/chat/completions" if chat else "/v1/completions"}
+    assert len(endpoint.requests) == 60
+    body = endpoint.requests[0][1]
+    assert body.pop("messages" if chat else "prompt") == ([{"role": "user", "content": "2+2=?"}] if chat else "2+2=")
+    neutral = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert body == {"model": "tiny", "temperature": 0.7, "top_p": 0.9, "max_tokens": 32, "seed": body["seed"]} | neutral
+    assert set(endpoint.keys) == {f"Bearer {KEY}"}
+
+
+def test_every_sampling_field_is_sent():
+    sampling = SamplingSettings(
+        0, top_p=0.8, top_k=20, min_p=0.1, repetition_penalty=1.2, max_tokens=9, stop=("A", "B")
+    )
+    with Endpoint() as endpoint:
+        run(endpoint.url, requests(1, chat=True), sampling, chat_template_kwargs={"enable_thinking": False})
+    body = endpoint.requests[0][1]
+    expected = sampling.as_dict() | {"chat_template_kwargs": {"enable_thinking": False}}
+    assert {name: body[name] for name in expected} == expected
+
+
+def strict(body, attempt):
+    unknown = {"top_k", "min_p", "repetition_penalty"} & body.keys()
+    return Reply({"detail": f"Unexpected fields in the request: {unknown}"}, 422) if unknown else answer()
+
+
+def test_a_server_that_rejects_a_neutral_field_gets_it_no_more(caplog):
+    with Endpoint(strict) as endpoint:
+        made = run(endpoint.url, requests(40), concurrency=4)
+    assert len(made) == 40
+    assert len(endpoint.requests) <= 44
+    assert len([r for r in caplog.records if "does not know min_p, repetition_penalty, top_k" in r.message]) == 1
+
+
+def test_a_server_that_rejects_a_field_that_was_set():
+    with Endpoint(strict) as endpoint, pytest.raises(BackendError, match=r"422 Unexpected fields.*{'top_k'}"):
+        run(endpoint.url, requests(1), SamplingSettings(1.0, top_k=5))
+    assert [("top_k" in body, "min_p" in body) for _, body in endpoint.requests] == [(True, True), (True, False)]
+
+
+def test_never_more_requests_than_allowed():
+    def script(body, attempt):
+        time.sleep(0.02)
+        return answer()
+
+    with Endpoint(script) as endpoint:
+        assert len(run(endpoint.url, requests(40), concurrency=5)) == 40
+    assert endpoint.busiest == 5
+
+
+# --- what is answered -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (answer("x", finish="length", tokens=32, chat=True), Generation("x", 32, "length")),
+        (answer("x", finish="content_filter", chat=True), Generation("x", 2, "stop")),
+        (answer(None, chat=True), Generation("", 2, "stop")),
+        (answer("4", chat=True, reasoning_content="2 and 2"), Generation("<think>2 and 2</think>4", 2, "stop")),
+        (answer("4", chat=True, reasoning="2 and 2"), Generation("<think>2 and 2</think>4", 2, "stop")),
+        (answer("4", chat=True, reasoning_content=None), Generation("4", 2, "stop")),
+        (answer(None, chat=True, finish="length", reasoning="2 and"), Generation("<think>2 and", 2, "length")),
+        (answer("", chat=True, finish="stop", reasoning="2 and"), Generation("<think>2 and</think>", 2, "stop")),
+        (answer("x", finish="length", chat=True, reasoning="y"), Generation("<think>y</think>x", 2, "length")),
+        ({**answer("x", chat=True), "usage": None}, Generation("x", None, "stop")),
+        ({"choices": answer("x")["choices"]}, Generation("x", None, "stop")),
+    ],
+)
+def test_an_answer_becomes_a_generation(reply, expected):
+    with Endpoint(lambda body, attempt: reply) as endpoint:
+        assert list(run(endpoint.url, requests(1, chat=True)).values()) == [expected]
+
+
+BAD = {
+    "500": Reply({"error": {"message": "boom"}}, 500),
+    "503 in HTML": Reply(b"<html>no backend</html>", 503, {"Content-Type": "text/html"}),
+    "429": Reply({"error": {"message": "slow down"}}, 429, {"Retry-After": "0.3"}),
+    "408": Reply({}, 408),
+    "cut body": Reply(answer(), missing=50),
+    "cut JSON": Reply(json.dumps(answer()).encode()[:-20]),
+    "no JSON": Reply(b"<html>hello</html>", headers={"Content-Type": "text/html"}),
+    "no bytes": Reply(b""),
+    "a list": [answer()],
+    "an error with 200": {"error": {"message": "boom"}},
+    "no choices": answer() | {"choices": []},
+    "choices of another type": answer() | {"choices": "4"},
+    "a message of another type": {"choices": [{"message": "4", "finish_reason": "stop"}]},
+    "no text": {"choices": [{"message": {"role": "assistant"}, "finish_reason": "stop"}]},
+    "a number": answer(4),
+    "no finish_reason": {"choices": [{"text": "4"}]},
+    "finish_reason null": answer(finish=None),
+    "aborted": answer(finish="abort"),
+    "strange usage": answer(tokens="2"),
+    "drip": Reply(answer(), drip=0.05),
+    "hang": "hang",
+    "hang up": None,
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_failure_that_passes_is_tried_again(bad):
+    def script(body, attempt):
+        if body["seed"] != 1001 or attempt == 2:
+            return answer("good")
+        return endpoint.hang() if BAD[bad] == "hang" else BAD[bad]
+
+    with Endpoint(script) as endpoint:
+        made = run(endpoint.url, requests(3), request_timeout=0.4 if bad in ("drip", "hang") else 10.0)
+    assert [made[seed].text for seed in (1000, 1001, 1002)] == ["good"] * 3
+    assert len(endpoint.requests) == 5
+    if bad == "429":
+        seeds = [body["seed"] for _, body in endpoint.requests]
+        first, second, third = (t for t, seed in zip(endpoint.times, seeds, strict=True) if seed == 1001)
+        assert second - first >= 0.3
+        assert third - second >= 0.3
+
+
+def test_a_request_that_always_fails_does_not_stop_the_others():
+    def script(body, attempt):
+        return Reply({"error": {"message": f"boom with {KEY}"}}, 500) if body["seed"] in (1003, 1007) else answer()
+
+    made = Made()
+    with (
+        Endpoint(script) as endpoint,
+        pytest.raises(BackendError, match="2 of 20 samples") as error,
+    ):
+        backend(endpoint.url, concurrency=1, give_up_after=2).generate(requests(20), SAMPLING, made)
+    assert set(made) == set(range(1000, 1020)) - {1003, 1007}
+    assert len(endpoint.requests) == 18 + 2 * 3
+    assert all(words in str(error.value) for words in ("after 3 attempts: 500 boom", "run the same command again"))
+    assert KEY not in str(error.value)
+
+
+def test_waits_double(monkeypatch):
+    waits, sleep = [], asyncio.sleep
+
+    async def record(seconds):
+        waits.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", record)
+    with Endpoint(lambda *_: Reply({}, 500)) as endpoint, pytest.raises(BackendError, match="after 10 attempts"):
+        run(endpoint.url, requests(1), backoff=1.0, max_retries=9)
+    assert len(waits) == 9
+    shares = [wait / most for wait, most in zip(waits, (1, 2, 4, 8, 16, 32, 60, 60, 60), strict=True)]
+    assert all(0.5 <= share <= 1 for share in shares)
+    assert len(set(shares)) == 9  # by chance, so that requests that failed together do not come back together
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "match"),
+    [
+        (400, {"error": {"message": "This model's maximum context length is 64 tokens."}}, "400 .*64 tokens. Lower"),
+        (400, {"object": "error", "message": "temperature is wrong"}, "400 temperature is wrong"),
+        (401, {"error": {"message": f"{KEY} is wrong"}}, r"401 \*\*\* is wrong.*OPENAI_API_KEY"),
+        (403, {"detail": "no"}, "403 no.*OPENAI_API_KEY"),
+        (404, {"error": {"message": "The model `tiny` does not exist."}}, "404 The model `tiny` does not exist. Does"),
+        (422, {"detail": [{"loc": ["seed"], "msg": "too large"}]}, "422 .*too large"),
+    ],
+)  # fmt: skip
+def test_an_error_that_no_retry_changes_ends_the_run(status, body, match, caplog):
+    def script(request, attempt):
+        if request["seed"] == 1005:
+            time.sleep(0.2)  # those before it are finished
+            return Reply(body, status)
+        return answer() if request["seed"] < 1005 else endpoint.hang()
+
+    made = Made()
+    with (
+        Endpoint(script) as endpoint,
+        caplog.at_level(logging.DEBUG),
+        pytest.raises(BackendError, match=match) as error,
+    ):
+        backend(endpoint.url, concurrency=2).generate(requests(50), SAMPLING, made)
+    assert set(made) == set(range(1000, 1005))
+    assert sum(body["seed"] == 1005 for _, body in endpoint.requests) == 1
+    assert endpoint.url in str(error.value)
+    assert KEY not in str(error.value) + caplog.text
+
+
+def test_an_endpoint_that_dies_for_good():
+    def script(body, attempt):
+        if body["seed"] < 1030:
+            return answer()
+        endpoint.die()
+
+    made = Made()
+    with Endpoint(script) as endpoint, pytest.raises(BackendError, match="the last 8 requests all failed") as error:
+        backend(endpoint.url, concurrency=4).generate(requests(2000), SAMPLING, made)
+    assert set(made) == set(range(1000, 1030))
+    assert all(words in str(error.value) for words in (endpoint.url, "after 3 attempts", "Connect", "are kept"))
+
+
+# --- being stopped --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
+def test_what_emit_raises_ends_the_run(error):
+    def script(body, attempt):
+        return answer() if body["seed"] == 1000 else endpoint.hang()
+
+    def emit(request, generation):
+        raise error("enough")
+
+    with Endpoint(script) as endpoint, pytest.raises(error, match="enough"):
+        backend(endpoint.url, concurrency=4).generate(requests(20), SAMPLING, emit)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run(number):
+    def stop(*_):
+        raise SystemExit(143)
+
+    # A shell's background jobs ignore SIGINT
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
+    previous = {name: signal.signal(name, handler) for name, handler in handlers.items()}
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
+    try:
+        with Endpoint(lambda *_: endpoint.hang()) as endpoint:
+            timer.start()
+            with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+                run(endpoint.url, requests(20), concurrency=4)
+    finally:
+        timer.cancel()
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+
+
+def test_within_an_event_loop():
+    async def notebook(url):
+        with pytest.raises(BackendError, match="to_thread"):
+            run(url, requests(1))
+        return await asyncio.to_thread(run, url, requests(1))
+
+    with Endpoint() as endpoint:
+        assert len(asyncio.run(notebook(endpoint.url))) == 1
+
+
+# --- the start ------------------------------------------------------------------------------------------------------
+
+
+def test_identity_is_the_model_and_not_the_address():
+    def models(**changes):
+        return {"data": [CARD | {"permission": [{"id": "modelperm-1"}], "parent": None} | changes, {"id": "other"}]}
+
+    with Endpoint(models=models()) as first, Endpoint(models=models(created=2)) as second:
+        identity = backend(first.url).identity()
+        assert (
+            identity == backend(second.url).identity() == {"model": "tiny", "root": "org/tiny", "max_model_len": 4096}
+        )
+    with Endpoint(models=models(max_model_len=8192)) as other:
+        assert backend(other.url).identity() != identity
+        thinking = backend(other.url, chat_template_kwargs={"enable_thinking": True}).identity()
+        assert thinking["chat_template_kwargs"] == {"enable_thinking": True}
+    assert first.keys == [f"Bearer {KEY}"]
+
+
+def test_a_model_that_is_not_served():
+    with Endpoint() as endpoint, pytest.raises(BackendError, match=r"does not serve 'tinny'\. Did you mean 'tiny'"):
+        backend(endpoint.url, model="tinny").identity()
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        Reply({"detail": "Not Found"}, 404),
+        {"data": []},
+        {"data": [{"id": "org/cached", "owned_by": "org"}, {"id": "plain", "owned_by": ""}]},  # `transformers serve`
+    ],
+)
+def test_a_server_without_a_list_of_what_it_serves(models, caplog):
+    with Endpoint(models=models) as endpoint:
+        assert backend(endpoint.url).identity() == {"model": "tiny"}
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("models", "match"),
+    [
+        (
+            Reply({"error": {"message": f"no {KEY}"}}, 401),
+            r"401 no \*\*\*. Set the environment variable OPENAI_API_KEY",
+        ),
+        (Reply(b"<html>", headers={"Content-Type": "text/html"}), "not an OpenAI-compatible endpoint.*<html>.*/v1"),
+        ([1, 2], "not an OpenAI-compatible endpoint"),
+        (Reply({}, 503), "503"),
+    ],
+)
+def test_an_endpoint_that_refuses_at_the_start(models, match):
+    with Endpoint(models=models) as endpoint, pytest.raises(BackendError, match=match) as error:
+        backend(endpoint.url, max_retries=0).identity()
+    assert KEY not in str(error.value)
+
+
+def test_an_address_where_nothing_listens():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(BackendError, match=f"{url} cannot be reached: Connect.*Is the server up"):
+        backend(url, max_retries=0).identity()
+
+
+def test_the_key_is_the_environment_s_unless_given_and_is_not_shown(monkeypatch):
+    settings = ServerSettings("http://localhost:8000/v1", "tiny", api_key=KEY)
+    assert KEY not in repr(settings)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-environment\n")
+    with Endpoint() as endpoint:
+        backend(endpoint.url, api_key=None).identity()
+        monkeypatch.delenv("OPENAI_API_KEY")
+        backend(endpoint.url, api_key=None).identity()
+    assert endpoint.keys == ["Bearer sk-environment", "Bearer none"]
+    with pytest.raises(ValueError, match="cannot hold") as error:
+        backend(endpoint.url, api_key="sk-sécret")
+    assert "cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"base_url": "localhost:8000"},
+        {"base_url": "http://host:port/v1"},
+        {"base_url": "http://user:pass@host/v1"},
+        {"base_url": None},
+        {"model": ""},
+        {"concurrency": 0},
+        {"concurrency": True},
+        {"max_retries": -1},
+        {"max_retries": 1.5},
+        {"request_timeout": 0},
+        {"connect_timeout": float("inf")},
+        {"give_up_after": 0},
+        {"backoff": -1},
+    ],
+)
+def test_settings_out_of_range(wrong):
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must") as error:
+        ServerSettings(**({"base_url": "http://localhost/v1", "model": "tiny"} | wrong))
+    assert "pass" not in str(error.value).replace("password", "")
+
+
+def test_a_key_in_the_address_is_sent_and_not_shown(caplog):
+    """The client itself would put its paths behind the query."""
+    secret = "abc%2Fdef-0123"
+    with Endpoint() as endpoint:
+        settings = ServerSettings(f"{endpoint.url}?api_key={secret}", "tiny", api_key=KEY)
+        assert "0123" not in repr(settings)
+        assert ServerBackend(settings).identity()["model"] == "tiny"
+        run(settings.base_url, requests(2))
+    assert {path for path, _ in endpoint.requests} == {f"/v1/completions?api_key={secret}"}
+
+    def refuse(body, attempt):
+        return Reply({"error": {"message": "no abc/def-0123 \x1b[31m here: abc%2Fdef-0123"}}, 400)
+
+    with Endpoint(refuse) as endpoint, pytest.raises(BackendError, match="refuses: 400 no") as error:
+        run(f"{endpoint.url}?api_key={secret}", requests(1))
+    assert "0123" not in str(error.value)
+    assert r"*** \x1b[31m here: ***" in str(error.value)
+    with pytest.raises(BackendError, match=r"/v1\?api_key=\*\*\* cannot be reached") as error:
+        backend(f"http://127.0.0.1:1/v1?api_key={secret}", max_retries=0).identity()
+    assert "0123" not in str(error.value) + caplog.text
+    with pytest.raises(ValueError, match="`base_url` must be") as error:
+        ServerSettings(f"host/v1?api_key={secret}", "tiny")
+    assert "0123" not in str(error.value)
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ValueError, match=r"pip install 'trl-credit\[eval\]'"):
+        backend("http://localhost/v1")
+
+
+# --- a real one -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_against_transformers_serve(tiny_model, tmp_path):
+    pytest.importorskip("uvicorn")
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    # Not a Qwen: from those `transformers serve` expects Qwen's own chat template, else it answers prompt and all
+    name, tokenizer = str(tmp_path / "model"), AutoTokenizer.from_pretrained(tiny_model)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **sizes, **ends)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)  # sharper than at its initialisation: no near ties
+    model.save_pretrained(name)
+    tokenizer.save_pretrained(name)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("transformers"), "serve", name]
+    (tmp_path / "hub").mkdir()  # it lists the models of the hub's cache
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)],
+            env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        end = time.monotonic() + 180
+        while True:
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < end, (tmp_path / "log").read_text()
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        messages = [({"role": "user", "content": text},) for text in ("1+1", "12+7", "a")]
+        todo = [Request("t", i, 0, i, prompt) for i, prompt in enumerate([*messages, "1+1=", "abc", "12+30="])]
+        sampling = SamplingSettings(temperature=0, max_tokens=24)
+        settings = ServerSettings(f"http://127.0.0.1:{port}/v1", name, concurrency=3, request_timeout=60)
+        made = Made()
+        opened = ServerBackend(settings)
+        assert opened.identity() == {"model": name}
+        opened.generate(todo, sampling, made)
+        with pytest.raises(BackendError, match="refuses: 400 Server is pinned to"):
+            run(settings.base_url, todo, sampling, model="other")
+        with pytest.raises(BackendError, match=r"422 Unexpected fields.*top_k"):
+            run(settings.base_url, todo, SamplingSettings(0, top_k=5), model=name)
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait(20)
+
+    for request in todo:
+        text = request.prompt
+        if not isinstance(text, str):
+            text = tokenizer.apply_chat_template(list(text), add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            new = model.generate(ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :]
+        finish = "length" if len(new) == 24 else "stop"
+        expected = Generation(tokenizer.decode(new, skip_special_tokens=True), len(new), finish)
+        assert made[request.seed] == expected
+    assert len({generation.text for generation in made.values()}) > 3

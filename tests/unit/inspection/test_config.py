@@ -1,0 +1,51 @@
+"""Settings of `trl-credit inspect`."""
+
+import pytest
+
+from trl_credit.inspection import cli
+from trl_credit.inspection.config import InspectConfig
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "Say what to show"),
+        ({"model": "m", "prompts": ["a"], "dataset_name": "d"}, r"Say what to show: one of .* got `prompts` and"),
+        ({"prompts": ["a"]}, "`model` is not set"),
+        ({"model": "m", "prompts": ["a"], "methods": ["gcpoo"]}, "Did you mean 'gcpo'"),
+        ({"model": "m", "prompts": ["a"], "num_generations": 1}, "`num_generations` must be at least 2, got 1"),
+        ({"model": "m", "prompts": ["a"], "temperature": 0.0}, "`temperature` must be positive"),
+        ({"completions": "x", "reward_funcs": ["accuracy"]}, "`reward_funcs` has no effect with `completions`"),
+        ({"model": "m", "recipe": "no.yaml"}, "cannot read 'no.yaml'"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        InspectConfig(**settings)
+
+
+def test_methods_of_the_settings(tmp_path):
+    chosen = InspectConfig(model="trl_credit:quickstart", prompts=["a"]).credit_methods()
+    assert chosen["gcpo"].negative_prompt == "!{prompt}"
+    assert list(chosen) == ["uniform", "gcpo", "dgpo"]
+    chosen = InspectConfig(model="m", prompts=["a"], methods=["dgpo", "gcpo"], reference="base").credit_methods()
+    assert chosen["dgpo"].reference == "base"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "model_name_or_path: m\ndataset_name: d\ntemperature: 0.5\nbf16: false\nuse_cpu: true\n"
+        "credit: {method: dgpo, temperature: 0.1, reference: own}\n"
+    )
+    read = InspectConfig(recipe=str(recipe), reference="base")
+    assert (read.model, read.dataset_name, read.temperature) == ("m", "d", 0.5)
+    assert list(read.credit_methods()) == ["uniform", "dgpo"]
+    assert read.credit_methods()["dgpo"].reference == "own"
+
+
+def test_a_parameter_of_a_method_among_the_fields_of_inspect(capsys):
+
+    with pytest.raises(SystemExit):
+        cli.main(["--entropy_exponent", "2"])
+    assert "It is a parameter of a credit method: write --credit" in capsys.readouterr().err

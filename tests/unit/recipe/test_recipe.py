@@ -1,0 +1,163 @@
+"""Recipes and command lines."""
+
+import json
+import math
+
+import pytest
+import yaml
+from helpers import ROOT
+from support.recipes import parsed, settings_of
+from support.settings import recipe
+from support.train import line, write
+
+from trl_credit import train
+from trl_credit.recipe.recipe import Recipe, load_rollout
+
+
+NO_GPU = ["--use_cpu", "true", "--bf16", "false"]
+
+
+def test_misspelt_field_names_the_nearest(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    names = {"learning_rat": "learning_rate", "reward_func": "reward_funcs", "lora_alfa": "lora_alpha"}
+    for wrong, right in names.items():
+        path.write_text((ROOT / "recipes" / "quickstart.yaml").read_text() + f"{wrong}: 1\n")
+        with pytest.raises(ValueError, match=f"Unknown field `{wrong}` in the recipe. Did you mean '{right}'"):
+            parsed(path)
+
+
+def test_misspelt_credit_parameter_is_refused(tmp_path):
+    settings = settings_of(ROOT / "recipes" / "qwen2.5-1.5b" / "dgpo.yaml")
+    settings["credit"]["temprature"] = settings["credit"].pop("temperature")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises((ValueError, TypeError), match="temperature"):
+        parsed(path)
+
+
+def test_scientific_notation_without_a_point_still_trains(tmp_path):
+    """YAML reads `1e-6` as text; the parser makes it a number, and the recipes write `1.0e-6`."""
+    path = tmp_path / "recipe.yaml"
+    text = (ROOT / "recipes" / "qwen2.5-1.5b" / "grpo.yaml").read_text()
+    path.write_text(text.replace("learning_rate: 1.0e-6", "learning_rate: 1e-6"))
+    assert math.isclose(parsed(path)[1].learning_rate, 1e-6)
+
+
+BASE = "output_dir: out\nuse_cpu: true\nbf16: false\n"
+
+
+def test_the_command_line_mends_a_recipe(tmp_path):
+    assert recipe(tmp_path, "num_generations: 0\n", "--num_generations", "4")["num_generations"] == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the recipe must be a YAML mapping"),
+        ("{}", "the recipe must be a YAML mapping"),
+        ("- a", "the recipe must be a YAML mapping"),
+        ("seed: 1\nseed: 2", "not valid YAML: 'seed' is there twice (line 2"),
+        ("credit: {method: dgpo, method: gcpo}", "'method' is there twice (line 1"),
+        ("a:\n\tb: 1", "not valid YAML: found character"),
+        ("seed: [", "not valid YAML"),
+        ("1: 2", "a field's name must be text, got 1 on line 1"),
+        ("seed: *x", "undefined alias"),
+        ("seed: 1\0", "not valid YAML"),
+        ("seed: !!python/object:os.system 1", "could not determine a constructor"),
+        ("env: 3", "`env` must be a mapping"),
+    ],
+)
+def test_what_is_no_recipe(text, message, tmp_path):
+    with pytest.raises(ValueError, match=r"^`") as raised:
+        recipe(tmp_path, text, base="")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("run_name: caf\xe9\n".encode("latin-1"))
+    (tmp_path / "bom.yaml").write_text("﻿" + BASE + "seed: 7\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="is no UTF-8 text"):
+        Recipe.read(["--config", str(tmp_path / "latin.yaml")])
+    with pytest.raises(ValueError, match="cannot read"):
+        Recipe.read(["--config", str(tmp_path)])
+    assert Recipe.read(["--config", str(tmp_path / "bom.yaml")])[1].seed == 7
+    with pytest.raises(ValueError, match="`--config` is there twice"):
+        Recipe.read(["--config", str(tmp_path / "bom.yaml"), "--config", "b.yaml"])
+
+
+def test_a_rollout_function_from_a_file(own_code):
+    (own_code / "own_rollout.py").write_text("def rollout(prompts, trainer):\n    return {}\n\n\nnumber = 3\n")
+    assert load_rollout(None) is None
+    assert load_rollout("./own_rollout.py:rollout")([], None) == {}
+    with pytest.raises(ValueError, match=r"`rollout_func`: cannot load .* Did you mean 'rollout'"):
+        load_rollout("own_rollout.py:rolout")
+    with pytest.raises(ValueError, match="is no function, but int"):
+        load_rollout("own_rollout:number")
+
+
+def test_the_path_of_a_checkpoint_is_text(tmp_path):
+    assert recipe(tmp_path, "resume_from_checkpoint: 0100")["resume_from_checkpoint"] == "0100"
+
+
+ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
+
+ROWS = [{"problem": f"{i}+{i}?", "answer": str(2 * i), "extra": i} for i in range(12)]
+
+
+def test_dataset_mixture(tmp_path, tiny_model, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    files = [write(tmp_path / f"{name}.jsonl", ROWS[:4]) for name in "ab"]
+    recipe.write_text(json.dumps({"datasets": [{"path": "json", "data_files": file} for file in files]}))
+    rest = line(tmp_path, tiny_model)
+    both = ["--config", str(recipe), *rest]
+    with pytest.raises(SystemExit):
+        train.main(both)
+    assert "Both `datasets` and `dataset_name` are set" in capsys.readouterr().err
+    place = rest.index("--dataset_name")
+    arguments = Recipe.read([*both[:2], *rest[:place], *rest[place + 2 :]]).trainer_arguments()
+    assert len(arguments["train_dataset"]) == 8
+
+
+def test_evaluation_data_with_other_columns(tmp_path, tiny_model):
+    other = write(tmp_path / "aime.jsonl", [{"question": "1+1?", "truth": "2"}] * 4)
+    evaluation = ["--eval_dataset_name", other, "--eval_problem_column", "question", "--eval_answer_column", "truth"]
+    parsed = Recipe.read(
+        line(tmp_path, tiny_model, *evaluation, "--eval_strategy", "steps", "--per_device_eval_batch_size", "4")
+    )
+    arguments = parsed.trainer_arguments()
+    assert arguments["eval_dataset"][0]["prompt"] == [{"role": "user", "content": "1+1?"}]
+    assert arguments["eval_dataset"][0]["solution"] == "2"
+    assert arguments["train_dataset"][1]["solution"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lerning_rate: 1", "Unknown field `lerning_rate` in the recipe. Did you mean 'learning_rate'"),
+        ("- a list", "must be a YAML mapping"),
+        ("a: [", "not valid YAML"),
+        ("trim_padding: 3", "`trim_padding` must be true, false or unset, got 3"),
+    ],
+)
+def test_bad_recipes(text, message, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        train.main(["--config", str(tmp_path / "recipe.yaml")])
+    error = capsys.readouterr().err
+    assert message in error
+    assert "usage" not in error
+
+
+def test_one_reward_as_text(tmp_path, tiny_model):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("reward_funcs: accuracy")
+    script_args, *_ = Recipe.read(["--config", str(recipe), "--output_dir", "out", *ON_CPU])
+    assert script_args.reward_funcs == ["accuracy"]
+
+
+def test_rewards_know_the_length_of_the_run(tmp_path, tiny_model):
+    rewards = ["--reward_funcs", "soft_overlong_punishment", "--max_completion_length", "40"]
+    arguments = Recipe.read(line(tmp_path, tiny_model, *rewards)).trainer_arguments()
+    (reward,) = arguments["reward_funcs"]
+    assert (reward.max_completion_len, reward.soft_punish_cache) == (40, 8)

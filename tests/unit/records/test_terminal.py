@@ -1,0 +1,69 @@
+"""Credit records in a terminal."""
+
+import io
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+from support.credit_report import about, awkward_records, make_record
+from support.evaluation_runs import HOSTILE
+
+from trl_credit.records.terminal import render
+
+
+TOKENS = ["To", " add", " 83", " and", " ", "4", "8", "\n", "\n\n", "\t", "<script>alert(1)</script>", " x", "<0xE4>",
+          "語", " 🙂", "שלום", " \\boxed{", "145", "}", "<|im_end|>"]  # fmt: skip
+
+ADVICE = "lower `temperature` to about 0.002, or use `temperature: adaptive`"
+
+
+def printed(records, colours=None, about_=None, **options):
+    console = Console(file=io.StringIO(), width=200, force_terminal=colours is not None, color_system=colours,
+                      no_color=False, _environ={})  # fmt: skip
+    render(records, about_ or {}, console, **options)
+    return console.file.getvalue()
+
+
+def test_terminal_without_colours():
+    record = make_record(["a", " [bold]", "4", "\n", "z"], seed=3, masked=(4,))
+    weights = np.array([0.5, 2.6, 0.25, 0.65, 0], np.float32)
+    record = replace(record, weights={"gcpo": weights}, token_advantages={})
+    text = printed([record, replace(record, advantage=-1.0)], about_=about())
+    assert "gcpo: a [bold][2.6]4⏎\nz\n" in text
+    assert "\x1b" not in text
+    assert "▲ advantage +1.25: made likelier · reward 1 · 5 tokens, 4 in the loss" in text
+    assert "▼ advantage -1: made less likely" in text
+    assert "gcpo puts half of the weight on" in text
+    assert "1 more of 2 completions are not shown." in printed([record, record], limit=1)
+
+
+def test_terminal_with_colours():
+    record = make_record(["low", "even", "high", "off"], masked=(3,))
+    weights = np.array([0.1, 1.0, 3.5, 0], np.float32)
+    record = replace(record, weights={"gcpo": weights, "other": weights}, token_advantages={})
+    text = printed([record], "truecolor", method="gcpo")
+    assert "other" not in text
+    codes = {name: re.search(rf"\x1b\[([\d;]*)m{name}", text)[1] for name in ("low", "even", "high", "off")}
+    backgrounds = {name: code.split("48;2;")[-1] for name, code in codes.items()}
+    assert len(set(backgrounds.values())) == 4
+    low, high = ([int(v) for v in backgrounds[name].split(";")] for name in ("low", "high"))
+    assert low[2] > low[0]
+    assert high[0] > high[2]
+    assert codes["high"].startswith("1;4;")
+    assert not codes["low"].startswith(("1;", "4;"))
+    assert codes["off"] == "2"
+    with pytest.raises(ValueError, match=r"no method 'nope' here\. Known: gcpo, other"):
+        printed([record], method="nope")
+
+
+def test_terminal_of_awkward_records(monkeypatch):
+    for colours in (None, "truecolor"):
+        text = printed(awkward_records(), colours, {"title": HOSTILE, "advice": {"dgpo": HOSTILE}})
+        assert "\u202e" not in text
+        assert "\x00" not in text
+        assert "(no tokens)" in text
+        assert "additive has no weights here" in text
+        assert not re.search(r"\bnan\b", text.replace("reward nan", ""))
+    assert printed([]) == ""

@@ -1,0 +1,76 @@
+"""Statistics of paired runs."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from trl_credit.statistics import paired as statistics
+
+
+# Statistics
+
+
+def test_smoothing_is_the_mean_of_the_last_updates():
+    values = np.array([1.0, math.nan, 4.0, 2.0, math.nan, math.nan])
+    expected = [np.nan] + [
+        np.nanmean(values[i - 1 : i + 1]) if not np.isnan(values[i - 1 : i + 1]).all() else np.nan for i in range(1, 6)
+    ]
+    np.testing.assert_allclose(statistics.smoothed(values, 2), expected)
+    np.testing.assert_allclose(statistics.smoothed(values, 1), values)
+    assert np.isnan(statistics.smoothed([1.0], 2)).all()
+    assert statistics.area(values) == pytest.approx(7 / 3)
+
+
+def test_the_band_is_students_interval():
+    values = np.random.default_rng(0).normal(size=(7, 5))
+    values[2:, 3] = np.nan
+    values[1:, 4] = np.nan
+    mean, low, high = statistics.band(values, 0.9)
+    for u in range(4):
+        known = values[~np.isnan(values[:, u]), u]
+        expected = stats.ttest_1samp(known, 0).confidence_interval(0.9)
+        assert (mean[u], low[u], high[u]) == pytest.approx((known.mean(), expected.low, expected.high))
+    assert mean[4] == values[0, 4]
+    assert np.isnan(low[4])
+    assert statistics.interval([3.0]) == (3.0, None, None)
+
+
+def test_the_interval_covers_what_it_says():
+    draw = np.random.default_rng(5)
+    found = [statistics.interval(draw.normal(0.3, 2.0, 6)) for _ in range(2000)]
+    covered = np.mean([low <= 0.3 <= high for _, low, high in found])
+    assert covered == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 10])
+@pytest.mark.parametrize("ties", [False, True])
+def test_permutation_is_of_all_sign_flips(count, ties):
+    draw = np.random.default_rng(count)
+    differences = draw.integers(-3, 5, count) / 8 if ties else draw.normal(0.3, 1, count)
+    sums = [abs(np.dot(signs, differences)) for signs in itertools.product((-1, 1), repeat=count)]
+    expected = np.mean(np.array(sums) >= abs(differences.sum()) - 1e-12)
+    assert statistics.sign_flip_p(differences) == pytest.approx(expected)
+
+
+def test_many_seeds_draw_flips():
+    differences = np.random.default_rng(1).normal(0.4, 1, 24)
+    p = statistics.sign_flip_p(differences)
+    assert p == statistics.sign_flip_p(differences)
+    assert p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, abs=0.02)
+    assert statistics.sign_flip_p(np.full(24, 1.0)) == pytest.approx(2 / (statistics.MOST_FLIPS + 1))
+    assert statistics.sign_flip_p([0.0, 0.0]) == statistics.sign_flip_p([1.0]) == 1.0
+
+
+def test_p_is_uniform_where_nothing_differs():
+    draw = np.random.default_rng(3)
+    p = [statistics.sign_flip_p(draw.normal(size=8)) for _ in range(400)]
+    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.025)
+
+
+def test_holm():
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert statistics.holm([]) == []

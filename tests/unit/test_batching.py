@@ -1,0 +1,199 @@
+"""Plans of rows and columns."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import config
+from hypothesis import given
+from hypothesis import strategies as st
+from support.batching import CREDIT, text_batch
+
+from trl_credit import METHODS, CreditGRPOConfig
+from trl_credit.batching import (
+    PLAN,
+    Savings,
+    concatenate,
+    cut,
+    partition,
+    placeholder_row,
+    plan_updates,
+    row_scales,
+    select,
+    token_counts,
+)
+from trl_credit.signals.models import padding_affects_output
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"credit_cache_gib": 1.0}, "`credit_cache_gib` .* has no effect with `num_iterations=1`"),
+        ({"credit_cache_device": "cpu"}, "`credit_cache_device` .* has no effect"),
+        ({"credit_cache_device": "disk", "num_iterations": 2}, "unknown value 'disk'"),
+        ({"credit_cache_gib": -1, "num_iterations": 2}, "must be non-negative, got -1"),
+        ({"skip_zero_advantage": True, "beta": 0.1}, "KL penalty .*Set `skip_zero_advantage=False`"),
+        ({"skip_zero_advantage": True, "entropy_coef": 0.1}, "entropy bonus"),
+        ({"skip_zero_advantage": True, "use_adaptive_entropy": True}, "entropy bonus"),
+        ({"skip_zero_advantage": True, "top_entropy_quantile": 0.5}, "quantile"),
+    ],
+)
+def test_refusals(settings, match, tmp_path):
+    with pytest.raises(ValueError, match=match):
+        config(tmp_path, **settings)
+
+
+def test_padding_affects_output():
+    def reason(**rope):
+        return padding_affects_output(SimpleNamespace(model_type="some", rope_parameters=rope))
+
+    assert reason(rope_type="default", rope_theta=1e4) is None
+    assert reason(full_attention={"rope_type": "default"}, sliding_attention={"rope_type": "yarn"}) is None
+    assert "'longrope'" in reason(rope_type="longrope")
+    assert "'dynamic'" in reason(full_attention={"rope_type": "dynamic"}, sliding_attention={"rope_type": "default"})
+    assert "no rotary" in reason()
+
+
+# Index plans
+
+
+def cost(groups, lengths, overhead):
+    return sum(len(rows) * lengths[rows].max(0).sum() + overhead for rows in groups)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=6),
+    st.integers(1, 3),
+    st.integers(2, 4),
+    st.sampled_from([0, 3, 50]),
+)
+def test_partition_is_the_cheapest_in_order_of_length(pairs, groups, max_rows, overhead):
+    lengths = np.array(pairs, dtype=int).reshape(-1, 2)[: groups * max_rows]
+    found = partition(lengths, groups, max_rows, overhead)
+    assert sorted(row for rows in found for row in rows) == list(range(len(lengths)))
+    assert len(found) <= groups
+    assert all(0 < len(rows) <= max_rows for rows in found)
+    if not len(lengths):
+        return
+    order = np.argsort(lengths.sum(-1), kind="stable")
+    best = min(
+        cost([order[a:b] for a, b in itertools.pairwise((0, *ends, len(order)))], lengths, overhead)
+        for count in range(groups)
+        for ends in itertools.combinations(range(1, len(order)), count)
+        if all(b - a <= max_rows for a, b in itertools.pairwise((0, *ends, len(order))))
+    )
+    assert cost(found, lengths, overhead) == best
+
+
+def test_row_scales():
+    tokens = np.array([4, 0, 6, 2])
+    groups = [[], [2], [0, 3]]
+    assert [s.tolist() for s in row_scales("grpo", groups, tokens, 2)] == [[], [0.5], [1.0, 1.0]]
+    assert [s.tolist() for s in row_scales("bnpo", groups, tokens, 2)] == [[], [6 / 8], [6 / 4, 6 / 8]]
+    assert [s.tolist() for s in row_scales("dapo", groups, tokens, 2)] == [[], [1.0], [1.0, 1.0]]
+
+
+def test_cut():
+    batch = cut(text_batch())
+    assert batch["prompt_ids"].tolist() == [[1, 2], [0, 3]]
+    assert batch["completion_ids"].tolist() == [[4, 5], [6, 0]]
+    assert batch["old_per_token_logps"].shape == (2, 2)
+    assert batch["importance_sampling_ratio"].shape == (2, 1)
+    assert batch["token_type_ids"].tolist() == [[1, 2, 3, 4], [0, 9, 10, 0]]
+    assert cut(text_batch(), 3)["completion_ids"].shape == (2, 3)
+    assert cut(text_batch(), 16)["prompt_ids"].shape == (2, 3)
+    empty = text_batch()
+    empty["completion_mask"] = torch.zeros(2, 4, dtype=torch.long)
+    assert cut(empty)["completion_ids"].shape == (2, 2)
+
+
+def test_cut_keeps_what_is_said_to_go_with_the_completion():
+    batch = {**text_batch(), "completion/rewards": torch.arange(8).view(2, 4), "other": torch.zeros(2, 4)}
+    del batch["token_type_ids"]
+    assert cut(batch)["completion/rewards"].tolist() == [[0, 1], [4, 5]]
+    assert cut(batch)["other"].shape == (2, 4)
+    assert cut(batch, prompts=False)["prompt_ids"].shape == (2, 3)
+
+
+def test_images_of_a_completion_keep_their_tokens():
+    """A tool's images stand in the completion, whose mask is zero where it was truncated and in a stand-in."""
+    batch = {**text_batch(), "mm_token_type_ids": torch.tensor([[0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0]])}
+    del batch["token_type_ids"]
+    batch["completion_mask"] = torch.zeros(2, 4, dtype=torch.long)
+    assert cut(batch)["completion_ids"].shape == (2, 3)
+    assert cut(batch)["mm_token_type_ids"].tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
+    row = placeholder_row(select(batch, [1]))
+    assert row["mm_token_type_ids"].tolist() == [[0, 0, 0, 1]]
+
+
+def test_select_and_concatenate():
+    both = concatenate([text_batch(), text_batch()])
+    assert both["names"] == ["a", "b", "a", "b"]
+    assert both["num_items_in_batch"] == 3
+    picked = select(both, [3, 0])
+    assert picked["names"] == ["b", "a"]
+    assert picked["advantages"].tolist() == [2.0, 1.0]
+    assert picked["prompt_ids"].tolist() == [[0, 0, 3], [0, 1, 2]]
+
+
+def test_stand_in_is_the_shortest_row_with_nothing_in_the_loss():
+    row = placeholder_row(text_batch())
+    assert row["names"] == ["b"]
+    assert row["prompt_ids"].tolist() == [[3]]
+    assert row["completion_ids"].tolist() == [[6, 0]]
+    assert not row["completion_mask"].any()
+    assert not row["advantages"].any()
+
+
+def image_batch():
+    """Rows with two, no and one image, flat as Qwen's processor gives them."""
+    grid = torch.tensor([[1, 2, 2], [1, 2, 4], [1, 4, 4]])
+    return {
+        **{key: torch.cat([value, value[:1]]) for key, value in text_batch().items() if key in ("prompt_ids",
+            "prompt_mask", "completion_ids", "completion_mask", "advantages")},
+        "pixel_values": torch.arange(28.0).unsqueeze(1),
+        "image_grid_thw": grid,
+        "num_images": [2, 0, 1],
+    }  # fmt: skip
+
+
+def test_images_go_with_their_rows():
+    picked = select(image_batch(), [2, 0])
+    assert picked["pixel_values"].flatten().tolist() == [*range(12, 28), *range(12)]
+    assert picked["image_grid_thw"].tolist() == [[1, 4, 4], [1, 2, 2], [1, 2, 4]]
+    assert picked["num_images"] == [1, 2]
+    assert not {"pixel_values", "image_grid_thw", "num_images"} & set(select(image_batch(), [1]))
+    # every process runs the vision tower
+    assert placeholder_row(image_batch())["num_images"] != [0]
+    assert select({**text_batch(), "num_images": None}, [1])["num_images"] is None  # TRL, where it dropped them all
+
+
+def test_rows_with_and_without_images_stay_together():
+    """A process whose rows had no images would not run the vision tower, for which the others wait."""
+    batch = image_batch() | {"advantages": torch.tensor([0.0, 1.0, 0.0])}
+    savings = Savings(skip_zero_advantage=True, trim_padding=True, regroup=True)
+
+    def plan(batch):
+        (planned,), metrics = plan_updates(
+            [batch], {"signal": token_counts}, lambda x: x, savings=savings, every_row=False, loss_type="dapo", window=1,
+            overhead=0, forward_overhead=0,
+        )  # fmt: skip
+        return planned, metrics["credit/skipped_fraction"]
+
+    planned, skipped = plan(batch)
+    assert planned["num_images"] == [2, 0, 1]
+    assert planned[PLAN].credit_rows == [0, 1, 2]
+    assert [sorted(rows) for rows in planned[PLAN].forwards["signal"]] == [[0, 1, 2]]
+    assert skipped == pytest.approx(2 / 3)
+    planned, skipped = plan(batch | {"advantages": torch.zeros(3)})  # another process may have some
+    assert planned[PLAN].credit_rows == [0, 1, 2]
+    assert skipped == 1.0
+    planned, _ = plan(select(batch, [0, 2]) | {"advantages": torch.tensor([0.0, 1.0])})
+    assert planned["num_images"] == [1]
+
+
+def test_every_method_is_covered():
+    assert set(CREDIT) == set(METHODS)
+    assert CreditGRPOConfig.__dataclass_fields__["skip_zero_advantage"].default is None

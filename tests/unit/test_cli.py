@@ -1,0 +1,70 @@
+"""TODO"""
+
+import dataclasses
+
+import pytest
+
+from trl_credit import DGPO, METHODS
+from trl_credit.cli import main
+from trl_credit.methods import cards
+
+
+def test_methods(capsys):
+    main(["methods"])
+    output = capsys.readouterr().out
+    for name, method in METHODS.items():
+        assert name in output
+        assert method.paper.id in output
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_one_method(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["methods", name])
+    output = capsys.readouterr().out
+    method = METHODS[name]
+    assert method.paper.citation in output
+    for number, difference in enumerate(method.differences, 1):
+        assert f"{number}. {difference}" in output
+    for field in dataclasses.fields(method):
+        assert field.name in output
+        assert repr(field.default) in output
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_card_read_from_the_source_is_that_of_the_class(name):
+    assert cards.card_of(name) == cards._from_class(METHODS[name])
+
+
+def test_the_card_of_ones_own_class(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import dataclass\nfrom trl_credit import DGPO\n\n@dataclass(frozen=True)\nclass Own(DGPO):\n"
+        '    """Mine.\n\n    Args:\n        sharpness: How sharp.\n    """\n\n    sharpness: float = 2.0\n    name = "own"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["methods", "own.py:Own"])
+    output = capsys.readouterr().out
+    assert "own: Mine." in output
+    for text in ("entropy_exponent", "sharpness", "How sharp.", "2.0", DGPO.paper.citation):
+        assert text in output
+
+
+def test_unknown_method(capsys):
+    with pytest.raises(SystemExit):
+        main(["methods", "gpco"])
+    assert "Did you mean 'gcpo'" in capsys.readouterr().err
+
+
+def test_bad_quickstart_method(capsys):
+    with pytest.raises(SystemExit):
+        main(["quickstart", "--methods", "gpco"])
+    assert "Did you mean 'gcpo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_no_processes(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--num_processes", "0"])
+    assert exit_.value.code == 2
+    assert "`--num_processes` must be at least 1, got 0" in capsys.readouterr().err

@@ -1,0 +1,211 @@
+"""Datasets from files, folders and generators."""
+
+import gzip
+
+import pytest
+from datasets import Dataset
+from support.fields import both, evaluated, trained, user, written
+from support.train import write
+
+from trl_credit.data import load_splits, prepare, report_bare_latex, report_unparsable
+from trl_credit.rewards import accuracy, judged
+
+
+PLAIN = {"problem_column": "problem", "answer_column": "answer"}
+
+
+def test_csv_keeps_its_text(tmp_path):
+    answers = ['"1,234"', "007", "1e-07", "True", "1.50", "None", "NA", "nan", "null", "100000000000000000000000"]
+    path = tmp_path / "x.csv"
+    path.write_text("problem,answer,level\n" + "".join(f"NA,{answer},NA\n" for answer in answers))
+    expected = [answer.strip('"') for answer in answers]
+    rows = load_splits(str(path), text_columns=["problem", "answer"])["train"]
+    assert rows["level"][0] is None
+    assert [(prompt[0]["content"], solution) for prompt, solution in trained(str(path), **PLAIN)] == [
+        ("NA", answer) for answer in expected
+    ]
+    assert [solution for _, solution in evaluated(str(path))] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.csv", "problem;answer\na;1,5\n"),
+        ("x.tsv", "problem\tanswer\na\t1,5\n"),
+        ("x.csv", '\ufeffproblem,answer\na,"1,5"\n'),
+        ("x.jsonl", '\ufeff{"problem": "a", "answer": "1,5"}\r\n\r\n'),
+        ("x.json", '[\n{"problem": "a",\n"answer": "1,5"}]'),
+        ("x.jsonl", '[\n {"problem": "a",\n "answer": "1,5"}\n]'),
+    ],
+)
+def test_forms_of_files(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content.encode())
+    assert both(str(tmp_path / name), **PLAIN, prompt_template="{problem}") == [([user("a")], "1,5")]
+    packed = tmp_path / f"{name}.gz"
+    packed.write_bytes(gzip.compress(content.encode()))
+    assert both(str(packed), **PLAIN, prompt_template="{problem}") == [([user("a")], "1,5")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "x.jsonl",
+            '{"problem": "Caf\xe9", "answer": "1"}\n'.encode("cp1252"),
+            "line 1 is no UTF-8: save the file as UTF-8",
+        ),
+        ("x.csv", "problem,answer\nCaf\xe9,1\n".encode("cp1252"), "line 2 is no UTF-8"),
+        ("x.jsonl", '{"problem": "a"}'.encode("utf-16"), "line 1 is no UTF-8"),
+        ("x.jsonl", b'{"problem": "a"}\n{"problem": "b\n{"problem": "c"}\n', "line 2 is no JSON"),
+        ("x.jsonl", b'{"problem": "a"}\n5\n', "line 2 is no object"),
+        ("x.jsonl", b'{"problem": "a"}\n{"a":' + b"[" * 100_000 + b"\n", "line 2 is no JSON"),
+        ("x.jsonl", b"\n\n", "it holds no rows"),
+        ("x.jsonl.gz", b"no", "Not a gzipped file"),
+    ],
+)
+def test_files_that_cannot_be_read(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"`dataset_name`: cannot read .*{message}"):
+        load_splits(str(tmp_path / name))
+
+
+def test_a_folder_of_other_columns(tmp_path):
+    written(tmp_path / "train.jsonl", [{"problem": "a", "answer": "1"}])
+    written(tmp_path / "test.jsonl", [{"problem": "a", "answer": "1", "level": 3}])
+    with pytest.raises(ValueError, match="its files have not the same columns: name one of them"):
+        load_splits(str(tmp_path))
+
+
+ROWS = [{"problem": f"{i}+{i}?", "answer": str(2 * i), "extra": i} for i in range(12)]
+
+
+# Data
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.parquet"])
+def test_files(name, tmp_path):
+    splits = load_splits(write(tmp_path / name))
+    assert splits["train"].to_list() == ROWS
+
+
+def test_saved_folder(tmp_path):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    assert load_splits(str(tmp_path / "saved"))["train"].to_list() == ROWS
+
+
+def test_generated_tasks():
+    first = load_splits("reasoning_gym:chain_sum", generated_size=5, generated_config={"max_terms": 2}, seed=1)["train"]
+    assert first.column_names == ["problem", "answer"]
+    assert len(first) == 5
+    again = load_splits("reasoning_gym:chain_sum", generated_size=5, generated_config={"max_terms": 2}, seed=1)["train"]
+    other = load_splits("reasoning_gym:chain_sum", generated_size=5, generated_config={"max_terms": 2}, seed=2)["train"]
+    assert first.to_list() == again.to_list() != other.to_list()
+    assert load_splits("trl_credit:arithmetic", generated_size=3)["train"].column_names == ["prompt", "answer"]
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("missing.jsonl", None, "there is no file 'missing.jsonl'"),
+        ("./nothing", None, "there is no file './nothing'"),
+        ("reasoning_gym:chain_sums", None, "no task 'chain_sums'. Did you mean 'chain_sum'"),
+        ("reasoning_gym:chain_sum", {"terms": 3}, "generated_dataset_config"),
+        ("trl_credit:arithmetics", None, "Did you mean 'trl_credit:arithmetic'"),
+        ("trl_credit:arithmetic", {"terms": 3}, "generated_dataset_config"),
+    ],
+)
+def test_bad_sources(name, config, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"`(dataset_name|generated_dataset_config)`") as raised:
+        load_splits(name, generated_config=config)
+    assert message in str(raised.value)
+
+
+def test_unreadable_file(tmp_path):
+    (tmp_path / "broken.jsonl").write_text('{"problem": "1", \n nonsense')
+    with pytest.raises(ValueError, match=r"cannot read '.*broken.jsonl'"):
+        load_splits(str(tmp_path / "broken.jsonl"))
+    (tmp_path / "data.xlsx").write_text("x")
+    with pytest.raises(ValueError, match=r"must end in one of \.json, \.jsonl, \.parquet, \.csv"):
+        load_splits(str(tmp_path / "data.xlsx"))
+
+
+def test_prepare():
+    dataset = prepare(
+        Dataset.from_list(ROWS),
+        problem_column="problem",
+        answer_column="answer",
+        system_prompt="Be right.",
+        prompt_template="Solve {problem} with {braces}",
+    )
+    assert dataset[3] == {
+        **ROWS[3],
+        "prompt": [
+            {"role": "system", "content": "Be right."},
+            {"role": "user", "content": "Solve 3+3? with {braces}"},
+        ],
+        "solution": "6",
+    }
+    plain = prepare(Dataset.from_list(ROWS), problem_column="problem", plain_prompts=True)
+    assert plain[1]["prompt"] == "1+1?"
+    assert "solution" not in plain.column_names
+
+
+def test_prepare_leaves_out_empty_rows_and_says_so(caplog):
+    rows = [*ROWS[:2], {"problem": "x", "answer": " ", "extra": 0}, {"problem": "", "answer": "1", "extra": 0}]
+    dataset = prepare(Dataset.from_list(rows), problem_column="problem", answer_column="answer")
+    assert len(dataset) == 2
+    assert "2 of 4 rows have an empty problem or answer and are left out, the first is row 2" in caplog.text
+    with pytest.raises(ValueError, match="Every row"):
+        prepare(Dataset.from_list(rows[2:]), problem_column="problem", answer_column="answer")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"problem_column": "problm"}, "`problem_column`: the dataset has no column 'problm'. Did you mean 'problem'"),
+        ({"problem_column": "problem", "answer_column": "x"}, "`answer_column`: the dataset has no column 'x'"),
+        ({}, "Known: answer, extra, problem. Set `problem_column` to the column"),
+        ({"problem_column": "problem", "prompt_template": "Solve"}, "must contain the slot {problem}"),
+        ({"problem_column": "problem", "plain_prompts": True, "system_prompt": "x"}, "has no effect"),
+    ],
+)
+def test_prepare_errors(settings, message):
+    with pytest.raises(ValueError, match="`") as raised:
+        prepare(Dataset.from_list(ROWS), **settings)
+    assert message in str(raised.value)
+
+
+def test_system_prompt_without_effect():
+    with pytest.raises(ValueError, match="`system_prompt` has no effect without `problem_column`"):
+        prepare(Dataset.from_list([{"prompt": "1"}]), system_prompt="x")
+
+
+def test_unparsable_answers_are_reported(caplog):
+    assert report_unparsable(Dataset.from_dict({"solution": ["1", "sorry", r"\frac{1}{2}"]}), accuracy) == 1
+    assert "1 of the first 3 answers do not parse" in caplog.text
+    assert "'sorry'" in caplog.text
+    with pytest.raises(ValueError, match="None of the first 2 answers parses"):
+        report_unparsable(Dataset.from_dict({"solution": ["sorry", "what"]}), accuracy)
+    assert report_unparsable(Dataset.from_dict({"solution": ["p - q", "2\\sqrt{3}", "$"]}), judged) == 1
+    assert "`judged` will not score" in caplog.text
+
+
+def test_bare_latex_is_reported(caplog):
+    """`accuracy` takes 2 for the square root of 12; `judged` does not."""
+    solutions = [r"2\sqrt{3}", r"$\frac{1}{2}$", "7", r"\boxed{\pi}"]
+    assert report_bare_latex(Dataset.from_dict({"solution": solutions})) == 1
+    assert r"1 of the first 4 answers are LaTeX without dollars, for example '2\\sqrt{3}'" in caplog.text
+    assert accuracy([r"\boxed{2}"], [r"2\sqrt{3}"]) == [1.0]
+    assert judged([r"\boxed{2}", r"\boxed{\sqrt{12}}"], [r"2\sqrt{3}"] * 2) == [0.0, 1.0]
+
+
+def test_files_that_say_what_is_wrong_with_them(tmp_path):
+    path = tmp_path / "twice.csv"
+    path.write_text("problem,answer,answer\n1+1,2,3\n")
+    with pytest.raises(ValueError, match="it has 2 columns 'answer': rename or remove all but one"):
+        load_splits(str(path), text_columns=["problem", "answer"])
+    path = tmp_path / "wide.jsonl"
+    path.write_text('{"problem": "1+1"}\n', encoding="utf-16")
+    with pytest.raises(ValueError, match="iconv -f UTF-16"):
+        load_splits(str(path))
