@@ -59,7 +59,8 @@ def run(name: str, model: str, output_dir: str) -> dict:
             for entry, row in zip(logs, weights, strict=True)
         ],
         "parameters": {
-            name: float(f"{parameter.double().norm().item():.8g}") for name, parameter in trainer.model.named_parameters()
+            name: float(f"{parameter.double().norm().item():.8g}")
+            for name, parameter in trainer.model.named_parameters()
         },
     }
 
