@@ -25,7 +25,7 @@ def test_notebook(tmp_path):
     for name, value in SIZES.items():
         cells["sizes"].source, count = re.subn(rf"(?m)^{name} = \d+", f"{name} = {value}", cells["sizes"].source)
         assert count == 1
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert "credit/effective_fraction" in html_of(cells["log-table"])
     credit = html_of(cells["score"])
     assert {"uniform: ", "gcpo: ", "dgpo: "} <= set(re.findall(r"(?:uniform|gcpo|dgpo): ", credit))
