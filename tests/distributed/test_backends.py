@@ -230,16 +230,49 @@ MATRIX = {name: SGD | settings for name, settings in (CASES | OTHERS | EXACTLY |
 SHARED = ("ddp", "zero2", "zero3", "fsdp2")
 
 
+# Which backends run a case in `make test-all`; `make test-nightly` runs every case on all of them. Some cases depend on
+# where parameters are, some on which process has which completion.
+ALL, SHARDED = SHARED, ("zero3", "fsdp2")
+CHOSEN = {
+    **dict.fromkeys(("gcpo", "half_skipped", "saved", "resumed", "nonfinite", "dapo"), ALL),
+    **dict.fromkeys(("dgpo", "lora_dgpo", "idle_process_gcpo", "tool_mask", "dynamic", "logged"), ("ddp", *SHARDED)),
+    **dict.fromkeys(
+        ("gcpo_full", "untied", "gradient_checkpointing", "gradient_checkpointing_lora", "vision"), SHARDED
+    ),
+    **dict.fromkeys(("moe", "dynamic_odd"), ("ddp", *SHARDED)),
+    **dict.fromkeys(("lora_gcpo", "lora_uniform", "synced", "environment", "evaluated_lora_dgpo"), ("zero3",)),
+    **dict.fromkeys(("accumulation", "evaluated_dgpo", "lora"), ("ddp", "fsdp2")),
+}
+
+
+def chosen(backend, case):
+    name = case.removesuffix("_saved").removesuffix("_whole").removesuffix("_resumed").removeprefix("exact_")
+    return backend == "single" or backend in CHOSEN.get(name, ("ddp",))
+
+
+def crossed(backends, cases):
+    """Every pair, of which those that are not chosen run at night."""
+    return pytest.mark.parametrize(
+        ("backend", "case"),
+        [
+            pytest.param(backend, case, marks=() if chosen(backend, case) else pytest.mark.nightly)
+            for backend, case in itertools.product(backends, cases)
+        ],
+    )
+
+
 @pytest.fixture(scope="module")
-def matrix(models, tmp_path_factory):
-    """All cases of a backend, from one launch, even where it fails."""
+def matrix(models, tmp_path_factory, request):
+    """A backend's cases from one launch, even where it fails."""
     results, path = {}, tmp_path_factory.mktemp("matrix")
+    nightly = any(item.get_closest_marker("nightly") for item in request.session.items)
 
     def run(backend):
         assert results.get(backend, True), f"the launch on {backend} failed"
         if backend not in results:
             results[backend] = None
-            results[backend] = launch(backend, path / backend, models, MATRIX)
+            cases = {case: settings for case, settings in MATRIX.items() if nightly or chosen(backend, case)}
+            results[backend] = launch(backend, path / backend, models, cases)
         return results[backend]
 
     run.path = path.joinpath
@@ -289,8 +322,7 @@ def assert_signals_equal(ours, theirs):
     return compared
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("backend", SHARED)
+@crossed(SHARED, CASES)
 def test_two_processes_are_one(backend, case, matrix):
     (ours, our_parameters), (theirs, their_parameters) = matrix(backend)[case], matrix("single")[case]
     assert_signals_equal(ours["updates"], theirs["updates"])
@@ -300,19 +332,17 @@ def test_two_processes_are_one(backend, case, matrix):
     assert difference <= 1e-3 * change
 
 
-@pytest.mark.parametrize("loss_type", LOSSES)
-@pytest.mark.parametrize("backend", ["single", *SHARED])
-def test_savings_keep_the_gradient(backend, loss_type, matrix):
+@crossed(["single", *SHARED], LOSSES)
+def test_savings_keep_the_gradient(backend, case, matrix):
     results = matrix(backend)
-    saved, whole = (results[f"{loss_type}_{kind}"] for kind in ("saved", "whole"))
+    saved, whole = (results[f"{case}_{kind}"] for kind in ("saved", "whole"))
     initial = matrix("single")["uniform"][0]["initial"]
     difference, change = change_norms(saved[1], whole[1], initial)
     assert change > 1e-4
     assert difference <= 2e-4 * change  # after four updates
 
 
-@pytest.mark.parametrize("case", ["moe", "dynamic_odd"])
-@pytest.mark.parametrize("backend", ["zero2", "zero3", "fsdp2"])
+@crossed(["zero2", "zero3", "fsdp2"], ["moe", "dynamic_odd"])
 def test_backends_agree(backend, case, matrix):
     """On what is not the same in one process."""
     (ours, our_parameters), (theirs, their_parameters) = matrix(backend)[case], matrix("ddp")[case]
@@ -330,28 +360,26 @@ def test_a_nan_of_one_process_skips_the_update_on_all(backend, matrix):
     assert difference <= 1e-3 * change
 
 
-@pytest.mark.parametrize("name", RESUMED)
-@pytest.mark.parametrize("backend", SHARED)
-def test_resumed_exactly(backend, name, matrix):
+@crossed(SHARED, RESUMED)
+def test_resumed_exactly(backend, case, matrix):
     results = matrix(backend)
-    (ours, our_parameters), (theirs, their_parameters) = results[f"exact_{name}_resumed"], results[f"exact_{name}"]
+    (ours, our_parameters), (theirs, their_parameters) = results[f"exact_{case}_resumed"], results[f"exact_{case}"]
     for a, b in zip(without_times(ours["history"][:-1]), without_times(theirs["history"][:-1]), strict=True):
         assert a == b
     assert all((our_parameters[key] == parameter).all() for key, parameter in their_parameters.items())
 
 
-@pytest.mark.parametrize("name", EVALUATED)
-@pytest.mark.parametrize("backend", ["single", *SHARED])
-def test_an_evaluation_within_the_training(backend, name, matrix):
+@crossed(["single", *SHARED], EVALUATED)
+def test_an_evaluation_within_the_training(backend, case, matrix):
     """It changes nothing of the training; the first one, of the same weights, is the same on every backend."""
-    (ours, our_parameters), (theirs, their_parameters) = matrix(backend)[name], matrix(backend)[name.partition("_")[2]]
+    (ours, our_parameters), (theirs, their_parameters) = matrix(backend)[case], matrix(backend)[case.partition("_")[2]]
     entries = [entry for entry in ours["history"] if "eval_sums/avg@5" in entry]
     assert [entry["step"] for entry in entries] == [0, 2, 3]
     history = [entry for entry in ours["history"] if entry not in entries]
     assert without_times(history) == without_times(theirs["history"])
     assert all((our_parameters[key] == parameter).all() for key, parameter in their_parameters.items())
     samples = {
-        (of, step): [json.loads(line) for line in (matrix.path(of) / name / "eval" / step / "samples.jsonl").open()]
+        (of, step): [json.loads(line) for line in (matrix.path(of) / case / "eval" / step / "samples.jsonl").open()]
         for of in {"single", backend}
         for step in ("step-0", "step-3")
     }
@@ -360,11 +388,11 @@ def test_an_evaluation_within_the_training(backend, name, matrix):
     assert samples[backend, "step-3"] != samples[backend, "step-0"]
 
 
-@pytest.mark.parametrize("backend", ["single", *SHARED])
-def test_credit_is_shown(backend, matrix):
+@crossed(["single", *SHARED], ["logged"])
+def test_credit_is_shown(backend, case, matrix):
     """The run is the one that shows nothing; the table has the credit of every process's completions."""
     results = matrix(backend)
-    (ours, our_parameters), (plain, parameters) = results["logged"], results["gcpo"]
+    (ours, our_parameters), (plain, parameters) = results[case], results["gcpo"]
     assert without_times(ours["history"]) == without_times(plain["history"])
     assert all((our_parameters[key] == parameter).all() for key, parameter in parameters.items())
     for step in range(1, 4):
@@ -388,14 +416,20 @@ def test_cases_are_what_they_say(backend, matrix):
     def logged(case, key):
         return [entry[key] for entry in results[case][0]["history"] if entry.get(key) is not None]
 
-    for case in ("gcpo", "gcpo_full", "dgpo", "lora_gcpo", "tool_mask", "vision", "environment"):
+    def run(*cases):
+        return [case for case in cases if case in results]
+
+    for case in run("gcpo", "gcpo_full", "dgpo", "lora_gcpo", "tool_mask", "vision", "environment"):
         assert max(logged(case, "credit/weight_std")) > 0.05, case
-    for case in ("uniform_saves", "half_skipped", "idle_process_gcpo", "bnpo_saved", "sequence_ratio"):
+    for case in run("uniform_saves", "half_skipped", "idle_process_gcpo", "bnpo_saved", "sequence_ratio"):
         assert 0.2 < np.mean(logged(case, "credit/skipped_fraction")) < 0.8, case
-    assert logged("dgpo", "credit/kept_fraction") == [1.0, 1.0]
-    assert max(logged("vllm_ratios", "sampling/importance_sampling_ratio/max")) > 1.0
-    assert min(logged("moe", "aux_loss")) > 0
-    for case in (
+    for case in run("dgpo"):
+        assert logged(case, "credit/kept_fraction") == [1.0, 1.0]
+    for case in run("vllm_ratios"):
+        assert max(logged(case, "sampling/importance_sampling_ratio/max")) > 1.0
+    for case in run("moe"):
+        assert min(logged(case, "aux_loss")) > 0
+    for case in run(
         "dynamic",
         "dynamic_iterable",
         "dynamic_across",
@@ -405,8 +439,8 @@ def test_cases_are_what_they_say(backend, matrix):
     ):
         assert max(logged(case, "dynamic_sampling/rounds")) > 1, case
         assert max(logged(case, "dynamic_sampling/too_easy")) > 0, case
-    if backend != "single":
-        assert max(logged("dynamic_odd", "dynamic_sampling/prompts_drawn")) % 2 == 0
+    for case in run("dynamic_odd") if backend != "single" else ():
+        assert max(logged(case, "dynamic_sampling/prompts_drawn")) % 2 == 0
     assert len(results["resumed"][0]["history"]) >= 4
     difference, change = change_norms(
         results["resumed"][1], results["saved"][1], matrix("single")["saved"][0]["initial"]
@@ -414,29 +448,33 @@ def test_cases_are_what_they_say(backend, matrix):
     assert difference <= 1e-3 * change
 
 
-@pytest.mark.parametrize("case", [{}, {"beta": 0.1, "peft": True}])
-def test_uniform_is_trl_bit_for_bit_on_two_processes(case, models, tmp_path):
-    settings = {**case, "rollout": "generate", "per_process": 1, "gradient_accumulation_steps": 2, "num_iterations": 2}
+def test_uniform_is_trl_bit_for_bit_on_two_processes(models, tmp_path):
+    settings = {"rollout": "generate", "per_process": 1, "gradient_accumulation_steps": 2, "num_iterations": 2}
     settings["loss_type"] = "grpo"
-    results = launch("ddp", tmp_path / "run", models, {"theirs": {"trl": True, **settings}, "ours": settings})
-    (ours, our_parameters), (theirs, their_parameters) = results["ours"], results["theirs"]
-    history = [{k: v for k, v in e.items() if "credit/" not in k} for e in without_times(ours["history"])]
-    assert history == without_times(theirs["history"])
-    assert all((our_parameters[name] == parameter).all() for name, parameter in their_parameters.items())
+    pairs = {"full": settings, "lora": {**settings, "beta": 0.1, "peft": True}}
+    cases = pairs | {f"trl_{name}": {**case, "trl": True} for name, case in pairs.items()}
+    results = launch("ddp", tmp_path / "run", models, cases)
+    for name in pairs:
+        (ours, our_parameters), (theirs, their_parameters) = results[name], results[f"trl_{name}"]
+        history = [{k: v for k, v in e.items() if "credit/" not in k} for e in without_times(ours["history"])]
+        assert history == without_times(theirs["history"])
+        assert all((our_parameters[key] == parameter).all() for key, parameter in their_parameters.items())
 
 
-@pytest.mark.parametrize("as_object", [False, True])
-def test_zero3_partitioned_as_it_is_loaded(as_object, models, matrix, tmp_path):
+def test_zero3_partitioned_as_it_is_loaded(models, matrix, tmp_path):
     """The reference is whole also when the policy, a path or an object, never was on any one process."""
-    cases = {"dgpo": {"credit": CREDIT["dgpo"], **SGD, "as_object": as_object}}
-    ours, our_parameters = launch("zero3_init", tmp_path / "run", models, cases)["dgpo"]
+    dgpo = {"credit": CREDIT["dgpo"], **SGD}
+    results = launch("zero3_init", tmp_path / "run", models, {"path": dgpo, "object": {**dgpo, "as_object": True}})
     theirs, their_parameters = matrix("single")["dgpo"]
-    assert_signals_equal(ours["updates"], theirs["updates"])
-    difference, change = change_norms(our_parameters, their_parameters, theirs["initial"])
-    assert difference <= 1e-3 * change
+    for ours, our_parameters in results.values():
+        assert_signals_equal(ours["updates"], theirs["updates"])
+        difference, change = change_norms(our_parameters, their_parameters, theirs["initial"])
+        assert difference <= 1e-3 * change
 
 
-@pytest.mark.parametrize("backend", SHARED)
+@pytest.mark.parametrize(
+    "backend", ["ddp", "zero3", *(pytest.param(b, marks=pytest.mark.nightly) for b in ("zero2", "fsdp2"))]
+)
 def test_a_failing_process_fails_the_job(backend, models, tmp_path):
     cases = {"failing": {**SGD, "credit": CREDIT["dgpo"], "reward": "failing"}}
     done = start(backend, tmp_path / "run", models, cases)
@@ -476,7 +514,7 @@ IN_VAIN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", ["ddp", "zero3", "fsdp2"])
+@pytest.mark.parametrize("backend", ["ddp", "zero3", pytest.param("fsdp2", marks=pytest.mark.nightly)])
 def test_runs_in_vain_and_damaged_checkpoints(backend, models, tmp_path):
     """Errors are every process's; a checkpoint that lacks a file of one process is left alone by both."""
     whole = {**SGD, **EXACT, "credit": CREDIT["gcpo"], "save_steps": 2, "max_steps": 4}

@@ -605,7 +605,7 @@ def test_rounding_noise_is_not_sharpened(bf16, tiny_model, tmp_path):
     assert entry["credit/weight_std"] < 1e-6
 
 
-@pytest.mark.parametrize("peft", [False, True])
+@pytest.mark.parametrize("peft", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_torch_compile(peft, tiny_model, tmp_path):
     history = []
     for compiled in (False, True):

@@ -71,7 +71,18 @@ def model(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_iterations": 2}, {"gradient_checkpointing": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_iterations": 2, "gradient_checkpointing": True},
+        *(
+            pytest.param(setting, marks=pytest.mark.nightly)
+            for setting in ({"num_iterations": 2}, {"gradient_checkpointing": True})
+        ),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", scaling.METHODS)
 def test_flops(name, settings, model, tmp_path):
     config_ = AutoModelForCausalLM.from_pretrained(model).config

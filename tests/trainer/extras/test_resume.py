@@ -41,8 +41,10 @@ CASES = {
 }  # fmt: skip
 
 
+# In a generation batch, between two, and before the last update; at night after every update
+@pytest.mark.parametrize("every_update", [False, pytest.param(True, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("case", CASES)
-def test_resumed_from_any_update(case, tiny_model, tmp_path):
+def test_resumed_from_any_update(case, every_update, tiny_model, tmp_path):
     settings = CASES[case]
     whole = make(tiny_model, tmp_path / "whole", **settings)
     whole.train()
@@ -50,11 +52,7 @@ def test_resumed_from_any_update(case, tiny_model, tmp_path):
     last = whole.args.max_steps
     assert any(parameter.abs().sum() > 0 for parameter in expected[1].values())
     every = settings.get("save_steps", 1)
-    stops = (
-        range(every, last, every)
-        if case in ("uniform", "dynamic_sampling")
-        else [2, 4, last // 2 // 2 * 2 + every, last - every]
-    )
+    stops = range(every, last, every) if every_update else [2, 4, last - every]
     for stop in stops:
         resumed = make(tiny_model, tmp_path / "resumed", **settings)
         torch.manual_seed(stop)  # not the state of the run that was stopped

@@ -1,0 +1,83 @@
+"""Five updates of a method on a tiny model, as text: what they were when they were last written.
+
+To write them again after a change that is meant to move them: `python tests/support/trajectory.py [METHOD ...]`. The
+diff then shows by how much.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from helpers import TESTS, config, fixed_rollout, letter_reward, prompts, save_tiny_model
+
+from trl_credit import METHODS, CreditGRPOTrainer
+
+
+FOLDER = TESTS / "data" / "trajectories"
+UPDATES = 5
+LOGGED = ("loss", "grad_norm", "credit/weight_std", "credit/weight_max", "credit/effective_fraction")
+
+
+def settings_of(name: str):
+    # The tiny model does not know the default prompt's words, nor differs much from itself an update earlier
+    return {
+        "gcpo": {"method": "gcpo", "negative_prompt": "wrong! {prompt}"},
+        "dgpo": {"method": "dgpo", "temperature": 0.002},
+    }.get(name, name)
+
+
+def run(name: str, model: str, output_dir: str) -> dict:
+    """Trains `UPDATES` updates on completions that the policy does not change; returns logs, weights and parameters.
+
+    The weights are of the first completion that has an advantage in each update. SGD, because Adam's first steps turn
+    rounding noise in gradients near zero into full steps.
+    """
+    settings = {"optim": "sgd", "learning_rate": 0.05, "max_steps": UPDATES, "num_iterations": 2, "seed": 0}
+    trainer = CreditGRPOTrainer(
+        model=model,
+        reward_funcs=letter_reward,
+        rollout_func=fixed_rollout,
+        args=config(output_dir, credit=settings_of(name), logging_steps=1, **settings),
+        train_dataset=prompts(),
+    )
+    weights = []
+
+    def record(batch, result):
+        mask = result.inputs.mask[0].bool()
+        weights.append([float(f"{weight:.6g}") for weight in result.weights[0][mask].tolist()])
+
+    trainer.credit_observers.append(record)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    return {
+        "updates": [
+            {key: float(f"{entry[key]:.6g}") for key in LOGGED if entry.get(key) is not None} | {"weights": row}
+            for entry, row in zip(logs, weights, strict=True)
+        ],
+        "parameters": {
+            name: float(f"{parameter.double().norm().item():.8g}")
+            for name, parameter in trainer.model.named_parameters()
+        },
+    }
+
+
+def write(name: str, found: dict) -> None:
+    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    import os
+    import tempfile
+
+    import torch
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        model = save_tiny_model(f"{folder}/tiny")
+        for method in sys.argv[1:] or METHODS:
+            write(method, run(method, model, f"{folder}/out"))
