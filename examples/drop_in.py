@@ -1,6 +1,14 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["trl-credit"]
+#
+# [tool.uv.sources]
+# trl-credit = { path = "..", editable = true }  # outside the clone: the clone's path, or { git = "ITS ADDRESS" }
+# ///
 """A plain TRL script with token-level credit: one import is the change.
 
     python examples/drop_in.py
+    uv run examples/drop_in.py  # in an environment of its own, which the lines above describe
 
 GCPOTrainer is as easy to drop in where the model understands its negative prompt, an English note. The embedded model
 here reads sums only: for it, `credit` must name the negative prompt it knows (see recipes/quickstart.yaml).
@@ -34,3 +42,6 @@ trainer = GRPOTrainer(
     train_dataset=make_dataset(1000),
 )
 trainer.train()
+
+rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+print(f"reward {rewards[0]:.2f} in the first updates, {rewards[-1]:.2f} in the last")

@@ -1,4 +1,4 @@
-"""Token credit in a terminal: each completion's text with its weights as colours, and the summary."""
+"""Token credit in a terminal or notebook: each completion's text with its weights as colours, and the summary."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def render(
     Args:
         records: The completions.
         about: As of [`~trl_credit.records.page.write_credit_report`]; `title`, `model` and `advice` are used.
-        console: Without colours (no terminal, or `NO_COLOR`), tokens of weight 1.5 and more are marked as `4[2.6]`.
+        console: A terminal's or, with `Console()` in a notebook, the cell's output. Without colours (a file, or
+            `NO_COLOR`), tokens of weight 1.5 and more are marked as `4[2.6]`.
         method: The label of the one method to show; by default all.
         limit: How many completions to show.
 
@@ -53,7 +54,8 @@ def render(
         if method not in summaries:
             raise ValueError(f"There is no method {method!r} here. Known: {', '.join(summaries) or 'none'}.")
         summaries = {method: summaries[method]}
-    coloured = console.is_terminal and not console.no_color and console.color_system is not None
+    shows_colours = console.is_terminal or console.is_jupyter
+    coloured = shows_colours and not console.no_color and console.color_system is not None
     heading = about.get("title") or about.get("model")
     if heading:
         console.print(Text(visible(str(heading)), "bold"))
@@ -65,7 +67,8 @@ def render(
         console.print(_headline(place, record))
         for label in summaries:
             name = Text.assemble((f"{visible(label)}: ", "bold"))
-            console.print(name + _body(record, label, coloured), soft_wrap=True)
+            # A terminal wraps lines itself, a notebook's cell does not
+            console.print(name + _body(record, label, coloured), soft_wrap=not console.is_jupyter)
     if len(shown) < len(records):
         console.print(Text(f"\n{len(records) - len(shown)} more of {len(records)} completions are not shown.", "dim"))
     if summaries:

@@ -67,3 +67,15 @@ def test_terminal_of_awkward_records(monkeypatch):
         assert "additive has no weights here" in text
         assert not re.search(r"\bnan\b", text.replace("reward nan", ""))
     assert printed([]) == ""
+
+
+def test_notebook_has_colours_and_wraps(monkeypatch):
+    shown = []
+    monkeypatch.setattr("rich.jupyter.display", lambda segments, text: shown.append((list(segments), text)))
+    record = make_record(["low", "high", *["word "] * 60])
+    weights = np.array([0.1, 3.5, *[1.0] * 60], np.float32)
+    record = replace(record, weights={"gcpo": weights}, token_advantages={})
+    render([record], {}, Console(force_jupyter=True, width=80, no_color=False, _environ={}))
+    styles = {segment.text: segment.style for segments, _ in shown for segment in segments}
+    assert styles["low"].bgcolor != styles["high"].bgcolor
+    assert max(len(line) for _, text in shown for line in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()) <= 80
