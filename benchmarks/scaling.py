@@ -2,7 +2,8 @@
 
     python benchmarks/scaling.py [--completion-tokens N] [--checkpointing] [--zero-advantage FRACTION] ...
 
-Prints the tables of docs/scaling.md. `tests/trainer/test_scaling.py` holds the formulas to what torch counts in real updates.
+Prints the tables of docs/scaling.md. `tests/trainer/test_scaling.py` compares the formulas with what torch counts in real
+updates.
 """
 
 import argparse

@@ -4,8 +4,8 @@ Only this module, [`~trl_credit.extras`], [`~trl_credit.trainer`] and [`~trl_cre
 `rewards/_worker.py`, which runs in a process of its own. A name's module is imported with the name, so that what needs no
 trainer loads none.
 
-When a new minor release of TRL moves something, `tests/unit/test_contract.py` fails with the entry's reason. CONTRIBUTING.md has
-the steps.
+When a new minor release of TRL moves something, `tests/unit/test_contract.py` fails with the entry's reason. CONTRIBUTING.md
+has the steps.
 """
 
 from typing import NamedTuple
