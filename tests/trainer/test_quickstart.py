@@ -16,8 +16,9 @@ from trl_credit.toy.arithmetic import (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize(
+    "name", ["gcpo", *(pytest.param(m, marks=pytest.mark.nightly) for m in METHODS if m != "gcpo")]
+)
 def test_training_raises_the_reward(name, tmp_path):
     credit = quickstart_credit(name)
     trainer = CreditGRPOTrainer(

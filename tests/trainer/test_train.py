@@ -87,7 +87,7 @@ def test_run_lora_from_a_recipe(tmp_path, tiny_model):
     settings = {k: v[0] if len(v) == 1 else v for k, v in pairs.items()}
     settings |= {"credit": {"method": "gcpo", "top_fraction": 0.3}, "use_peft": True, "lora_r": 4}
     settings["lora_target_modules"] = ["q_proj", "v_proj"]
-    settings["reward_funcs"] = [{"name": "test_train.scaled", "factor": 2.0}, "helpers.letter_reward"]
+    settings["reward_funcs"] = [{"name": "support.rewards.scaled", "factor": 2.0}, "helpers.letter_reward"]
     recipe.write_text(json.dumps(settings))  # JSON is YAML
     trainer = train.main(["--config", str(recipe), "--max_steps", "1"])
     assert trainer.credit_method.top_fraction == 0.3

@@ -32,7 +32,9 @@ PLACES = ("model", "optimizer", "rng", "state", "rotation")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [pytest.param(p, marks=pytest.mark.nightly if p in ("optimizer", "rng") else ()) for p in PLACES]
+)
 def test_killed_while_writing(place, tiny_model, tmp_path):
     whole = make(tiny_model, tmp_path / "whole", **STOPPED)
     whole.train()

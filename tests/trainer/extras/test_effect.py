@@ -7,6 +7,7 @@ import torch
 from helpers import config, fixed_rollout, letter_reward, prompts
 from peft import LoraConfig, PeftModel
 from support.effect import load, never, none
+from support.rewards import constant
 from trl import GRPOTrainer
 
 from trl_credit import CreditGRPOTrainer
@@ -27,10 +28,6 @@ def make(model, path, reward=letter_reward, size=16, iterable=False, rollout=fix
         rollout_func=rollout,
         peft_config=peft,
     )
-
-
-def constant(completions, **kwargs):
-    return [1.0] * len(completions)
 
 
 # Too little data
