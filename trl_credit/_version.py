@@ -4,7 +4,7 @@ from importlib.metadata import version
 from packaging.version import Version
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The minor releases of TRL that the tests pass on. Private methods of GRPOTrainer move between minors.
 TESTED_TRL = ("1.16", "1.16")

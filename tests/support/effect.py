@@ -39,7 +39,7 @@ def arguments(path, *more):
     (path / "data.jsonl").write_text(rows)
     return [
         "--model_name_or_path", "trl_credit:quickstart", "--dataset_name", str(path / "data.jsonl"), "--dtype", "float32",
-        "--reward_funcs", "support.rewards.constant", "--output_dir", str(path / "out"), "--use_cpu", "true", "--bf16", "false",
-        "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no", "--max_steps", "2",
+        "--reward_funcs", "support.rewards.constant", "--output_dir", str(path / "out"), "--use_cpu", "true",
+        "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no", "--max_steps", "2",
         "--max_completion_length", "4", "--num_generations", "4", "--gradient_accumulation_steps", "1", *more,
     ]  # fmt: skip
