@@ -39,7 +39,7 @@ write() {
 check_one() {
     local python=$1 platform=$2 pins="-c constraints.txt"
     shift 2
-    case " $* " in *" dev "*) pins="$pins -c constraints-dev.txt" ;; esac
+    case " $* " in *" dev "* | *" docs "*) pins="$pins -c constraints-dev.txt" ;; esac
     # shellcheck disable=SC2086
     if ! compile $pins --python-version "$python" --python-platform "$platform" $(extras "$@") \
         --output-file "$scratch/resolved" >/dev/null; then
@@ -52,7 +52,7 @@ check() {
     local python platform union
     for python in $pythons; do
         for platform in $platforms; do
-            for union in $user dev "deepspeed vllm" "$user" "$user dev"; do
+            for union in $user dev docs "deepspeed vllm" "$user" "$user dev docs"; do
                 echo "one $python $platform $union"
             done
         done
