@@ -1,5 +1,6 @@
 """What mkdocs.yml needs beyond MkDocs: pages of the files outside docs/ that are linked, and references in docstrings."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+WITH_LINKS = {".md", ".ipynb"}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".cff": "yaml"}
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)")
 REFERENCE = re.compile(r"\[`~?([\w.]+)`\](?!\()")
@@ -27,7 +29,7 @@ def on_files(files, config):
         seen.add(path)
         if DOCS not in path.parents:
             files.append(File.generated(config, _uri(path), content=_content(path)))
-        if path.suffix == ".md":
+        if path.suffix in WITH_LINKS:
             waiting += [_target(path, link) for link in LINK.findall(path.read_text("utf-8"))]
     config.extra["origins"] = {_uri(path): path for path in seen}
     return files
@@ -42,7 +44,7 @@ def on_page_markdown(markdown, page, config, files):
         target = _target(path, link[1])
         return os.path.relpath(_uri(target), os.path.dirname(uri) or ".") if target.is_file() else link[1]
 
-    return LINK.sub(follow, markdown) if path.suffix == ".md" else markdown
+    return LINK.sub(follow, markdown) if path.suffix in WITH_LINKS else markdown
 
 
 def _target(path, link):
@@ -62,7 +64,14 @@ def _content(path):
     text = path.read_text("utf-8")
     if path.suffix == ".md":
         return text
-    return f"# {path.relative_to(ROOT)}\n\n~~~~~~ {LANGUAGES.get(path.suffix, 'text')}\n{text}\n~~~~~~\n"
+    if path.suffix == ".ipynb":
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+        return "\n\n".join(source if kind == "markdown" else _code(source, "python") for kind, source in cells)
+    return f"# {path.relative_to(ROOT)}\n\n{_code(text, LANGUAGES.get(path.suffix, 'text'))}"
+
+
+def _code(text, language):
+    return f"~~~~~~ {language}\n{text}\n~~~~~~\n"
 
 
 class TRLDocstrings(griffe.Extension):
