@@ -1,5 +1,6 @@
 """What mkdocs.yml needs beyond MkDocs: pages of the files outside docs/ that are linked, and references in docstrings."""
 
+import ast
 import json
 import os
 import re
@@ -15,7 +16,7 @@ WITH_LINKS = {".md", ".ipynb"}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".cff": "yaml"}
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)")
 REFERENCE = re.compile(r"\[`~?([\w.]+)`\](?!\()")
-PARAMETER = re.compile(r"^(\s+\w+) \(([^\n]*`[^\n]*?)(?:, \*optional\*)?(?:, defaults to [^\n]+)?\):$", re.MULTILINE)
+PARAMETER = re.compile(r"^(\s+\w+) \((\[?`[^\n]*?)(?:, \*optional\*)?(?:, defaults to [^\n]+)?\):$", re.MULTILINE)
 
 
 def on_files(files, config):
@@ -77,10 +78,21 @@ def _code(text, language):
 class TRLDocstrings(griffe.Extension):
     """Reads TRL's notation in docstrings: references such as [`CreditMethod`], and types of parameters in backticks."""
 
+    def on_attribute(self, *, attr, **kwargs):
+        """Gives a field of `_option(default, help)` its help as docstring."""
+        if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "_option":
+            default, text = attr.value.arguments[:2]
+            attr.value, attr.docstring = default, griffe.Docstring(_literal(str(text)), parent=attr)
+
     def on_object(self, *, obj, **kwargs):
         if obj.docstring:
             text = PARAMETER.sub(lambda found: f"{found[1]} ({_type(found[2])}):", obj.docstring.value)
             obj.docstring.value = REFERENCE.sub(lambda found: _reference(obj, found[1]), text)
+
+
+def _literal(text):
+    """The text of a string; of an f-string, which only the program can fill in, what stands before the first colon."""
+    return text.lstrip("f'\"").split(":")[0] + "." if text.startswith("f") else ast.literal_eval(text)
 
 
 def _type(text):
