@@ -228,7 +228,7 @@ class _TrainingFields:
 
 def prompts_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluation fields that reproduce a training recipe's prompts: chat template arguments, the reward's
-    `answer_pattern`, and if the prompts are built from a `problem_column` (else the data has them ready-made) their text."""
+    `answer_pattern` and the prompts' text, unless the data has ready-made prompts (no `problem_column`)."""
     found = {
         "chat_template_kwargs": None if recipe.get("plain_prompts") else recipe.get("chat_template_kwargs"),
         "answer_pattern": pattern_of(recipe),
