@@ -6,8 +6,7 @@ For groups of completions of one prompt with GRPO's advantages,
     A_i = (r_i - mean r) / (std r + 1e-4)
 
 is computed from the same samples under each method's weights. Uniform weights give an unbiased estimate of the policy
-gradient (up to the group's scaling of advantages). Other weights estimate a different vector, even with unlimited
-samples.
+gradient (up to the group's scaling of advantages). Other weights estimate another vector, whatever the sample size.
 """
 
 import math

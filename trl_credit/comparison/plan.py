@@ -326,8 +326,7 @@ def make_plan(
 
 
 def _choices(section: Mapping, before: Plan | None, baseline, target_reward, methods: list[Method]) -> tuple:
-    """Baseline and target from the command line, the recipe, the folder, or by default the first method and no
-    target."""
+    """Baseline and target from the command line, else the recipe, else the folder, else the first method and none."""
     labels = [method.label for method in methods]
     if baseline is None:
         baseline = section.get("baseline")

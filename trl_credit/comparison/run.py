@@ -35,8 +35,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def context() -> Any:
-    """Multiprocessing context whose runs fork from a process that imported torch, TRL and this package, and started
-    nothing."""
+    """Multiprocessing context. Runs fork from a process that only imported torch, TRL and this package."""
     found = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
     if hasattr(os, "fork"):
         found.set_forkserver_preload(_PRELOADED)
@@ -83,8 +82,7 @@ def is_done(folder: Path) -> bool:
 
 
 def missing(plan: Plan, output_dir: Path) -> list[tuple[Method, int]]:
-    """Runs that this command asks for and are not on disk yet. Ordered by seed, so that finished ones can be
-    compared."""
+    """Runs that this command asks for and are not on disk yet. Seed by seed, so that finished ones can be compared."""
     labels, seeds = plan.asked
     grid = [(plan.method(label), seed) for seed in seeds for label in labels]
     return [(method, seed) for method, seed in grid if not is_done(run_folder(output_dir, method, seed))]

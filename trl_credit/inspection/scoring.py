@@ -168,8 +168,7 @@ class CreditScorer:
     def generate(
         self, examples: Sequence[Mapping[str, Any]], num_generations: int, max_rows: int = 64
     ) -> list[Completion]:
-        """Generates completions with the policy. With reward functions, adds rewards and advantages as TRL computes
-        them.
+        """Generates completions with the policy. With reward functions, adds TRL's rewards and advantages.
 
         Args:
             examples: Rows of a dataset, with `prompt` and the columns that the reward functions read.
@@ -212,8 +211,7 @@ class CreditScorer:
         return completions
 
     def token_ids(self, completion: Completion, prompt: str = "") -> list[int]:
-        """The completion's tokens. If the rendered prompt ends with a thinking tag, that tag is removed from the text
-        first.
+        """The completion's tokens. A thinking tag that ends the rendered prompt is removed from the text's start.
 
         Raises:
             ValueError: The completion has neither text nor tokens.
@@ -363,8 +361,7 @@ class CreditScorer:
 
 
 def _batches(sizes: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
-    """Batches of completions of similar length, as large as fits. `sizes` has completion and prompt lengths in
-    tokens."""
+    """Batches of completions of similar length, as large as fits. `sizes`: tokens of completion and prompt."""
     part: list[int] = []
     for i in sorted(sizes, key=sizes.get):
         width = sum(max(sizes[j][side] for j in [*part, i]) for side in (0, 1))

@@ -23,8 +23,7 @@ class MethodSummary:
 
     Args:
         label: The method's label.
-        completions: Usable completions: at least one masked token, and finite weights >= 0 on the mask that are not all
-            0.
+        completions: Usable completions: with a token on the mask, and finite weights >= 0 there that are not all 0.
         left_out: Completions that are not usable.
         weighted: Completions for which the method gave weights, usable or not.
         tokens: Masked tokens of the usable completions.
@@ -98,8 +97,7 @@ def mass_curves(records: Sequence[CompletionCredit], grid: np.ndarray = GRID) ->
 
 
 def histograms(records: Sequence[CompletionCredit], edges: np.ndarray = LOG2_EDGES) -> dict[str, np.ndarray]:
-    """Shares of all masked tokens by log2 of their weight, by label: below the edges (incl. weight 0), between,
-    above."""
+    """Shares of all masked tokens by log2 of their weight, by label: below the edges (with 0), between, above."""
     result = {}
     for label in labels(records):
         counts = np.zeros(len(edges) + 1)

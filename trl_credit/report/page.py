@@ -22,8 +22,7 @@ from .._util.files import write_atomically
 
 
 MISSING = "\u2013"
-# Characters that a browser would drop, obey or not draw: C0 and C1 controls, line separators, and marks that change the
-# text direction
+# Characters that a browser would drop, obey or not draw: C0 and C1 controls, line separators, direction marks
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 

@@ -116,8 +116,7 @@ reasoning_accuracy.__name__ = "reasoning_accuracy_reward"  # name in TRL's metri
 
 
 def cosine_scaled(max_len: int, **arguments) -> Callable:
-    """TRL's `get_cosine_scaled_reward`, with its arguments: [`accuracy`] scaled by a cosine of the completion's
-    length."""
+    """TRL's `get_cosine_scaled_reward`, with its arguments: [`accuracy`] scaled by a cosine of the length."""
     arguments = {"max_len": max_len, **arguments}
     get_cosine_scaled_reward(**arguments)  # raises if one is wrong
     reward = functools.partial(_cosine_scaled, arguments=arguments)

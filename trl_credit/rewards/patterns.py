@@ -23,8 +23,7 @@ def answer_regex(pattern: str) -> re.Pattern:
             expression with one group.
 
     Raises:
-        ValueError: Unknown name (the message suggests the nearest), invalid regular expression, or not exactly one
-            group.
+        ValueError: Unknown name (the message suggests the nearest), invalid regular expression, or not one group.
     """
     if not isinstance(pattern, str):
         raise ValueError(f"`answer_pattern` must be text, got {pattern!r}.")

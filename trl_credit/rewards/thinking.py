@@ -28,8 +28,7 @@ def opened_tag(prompt: str, thinking_tags: Sequence[tuple[str, str]] = THINKING_
 
 
 def judged_text(completion: str | list[dict[str, Any]], opened: str = "") -> str:
-    """The text that rewards judge: the completion (in a conversation, its last message) after the tag its prompt
-    opened.
+    """The text that rewards judge: the completion or its last message, after the tag that its prompt opened.
 
     A message with its thought parsed into a separate field holds only the answer, so it gets no tag. In a conversation
     with tools, every model turn follows a generation prompt, so the last message starts within a thought too.

@@ -2,8 +2,7 @@
 
 Runs with the same seed start alike and see the same problems, so methods are compared within seeds: by the mean
 difference with Student's interval, and by the exact permutation test that flips the signs of the seeds' differences.
-With several methods, p-values are Holm-corrected. Few seeds cannot give a small p: with S seeds it is at least 2^(1 -
-S).
+With several methods, p-values are Holm-corrected. Few seeds cannot give a small p: the least of S seeds is 2^(1 - S).
 """
 
 import math
@@ -20,8 +19,7 @@ MOST_FLIPS = 2**16
 
 
 def smoothed(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
-    """(U,) means over each update and the `window` - 1 before it, ignoring NaN. NaN for the first `window` - 1
-    updates."""
+    """(U,) means over each update and the `window` - 1 before it, ignoring NaN. NaN before there are as many."""
     values = np.asarray(values, float)
     result = np.full(len(values), np.nan)
     known = ~np.isnan(values)

@@ -108,8 +108,7 @@ def combined(averages: Sequence[float], standard_errors: Sequence[float | None])
 
 
 def pass_at_k(correct: Sequence[np.ndarray], k: int) -> float:
-    """pass@k: the probability that any of k samples is correct, averaged over problems (Chen et al. 2021, arXiv
-    2107.03374).
+    """pass@k: the probability that any of k samples is correct, mean over problems (Chen et al. 2021, arXiv 2107.03374).
 
     Uses the unbiased estimator 1 - C(n - c, k) / C(n, k) for a problem with c of n samples correct, in exact integers
     until the final division.
@@ -271,8 +270,7 @@ def paired_difference(
     The bootstrap is over problems, so the interval is for the population from which they are drawn. Samples within a
     problem are not resampled too: a problem's rate already includes their noise, which would then count twice. The ends
     are percentiles, expanded for few problems (Hesterberg 2014, arXiv 1411.5279), because plain ones give intervals
-    that are too short. If all problems have the same difference, the interval is a point, which means that there is too
-    little data.
+    that are too short. If all problems have the same difference, it is a point, meaning too little data.
 
     The test flips the signs of the problems' differences: all combinations if at most 12 are nonzero, else `resamples`
     random ones plus the observed one, so that p is never zero. It is exact if the two runs are exchangeable within a
@@ -459,8 +457,7 @@ def _expanded_tail(level: float, count: int) -> float:
 
 
 def _as_extreme(sums: np.ndarray, differences: np.ndarray) -> int:
-    """Number of sums as far from zero as the sum of the differences. Sums that differ only by rounding count as
-    equal."""
+    """Number of sums at least as far from zero as that of the differences, allowing for rounding."""
     return int((np.abs(sums) >= abs(differences.sum()) - 1e-9).sum())
 
 

@@ -67,8 +67,7 @@ def solution_parts(
     """The written-out solution as (text, role) parts. Their concatenation is the text.
 
     Roles: `error` for the one wrong digit where it is first written (what follows is computed from it), `style` for
-        text
-    that decides nothing, `step` for the rest.
+    text that decides nothing, `step` for the rest.
 
     Args:
         terms: The numbers.
@@ -144,8 +143,7 @@ def make_dataset(
         exclude: A dataset whose prompts must not appear, to hold out an evaluation set.
 
     Raises:
-        ValueError: Unknown style, `num_terms` is not a whole number of at least 2, or there are too few distinct
-            problems.
+        ValueError: Unknown style, `num_terms` is not a whole number from 2, or there are too few problems.
     """
     if style not in STYLES:
         raise ValueError(f"`style` is {style!r}. {nearest(style, STYLES)}")

@@ -108,8 +108,7 @@ class _ExhaustedError(Exception):
 
 
 class ServerBackend(Backend):
-    """Gets completions from an OpenAI-compatible endpoint: messages at `/chat/completions`, plain text at
-    `/completions`.
+    """Generates at an OpenAI-compatible endpoint: messages at `/chat/completions`, plain text at `/completions`.
 
     Requests carry `temperature`, `top_p`, `max_tokens`, `seed` and `stop`, which are part of OpenAI's API, and `top_k`,
     `min_p` and `repetition_penalty`, which are not. vLLM and SGLang accept those, and default to the model's

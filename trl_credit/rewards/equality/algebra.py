@@ -1,5 +1,4 @@
-r"""Equality of mathematics. Lists, sets, tuples, intervals, matrices and relations are compared part by part, using
-sympy.
+r"""Equality of mathematics. Lists, sets, tuples, intervals, matrices and relations are compared by parts, with sympy.
 
 Exact expressions must be exactly equal; being close is not enough. A decimal is the number it writes. With at least
 `DIGITS` significant digits, it also equals an exact number or a longer decimal that rounds or truncates to it.
