@@ -4,10 +4,8 @@
 
 Prints, from one run, the fastest time of the bare products (hidden states times heads, in pieces that fit memory), the
 fastest time of `compare_distributions` for growing sets of outputs, their ratio, and the peak memory above the inputs
-(on a
-CPU: of the process, Linux only). On a CPU, `compare_distributions` rounds to `--dtype` but multiplies in float32, and
-    so do
-the products.
+(on a CPU, the process's, Linux only). On a CPU, `compare_distributions` rounds to `--dtype` but multiplies in float32,
+and so do the products.
 """
 
 import argparse

@@ -2,8 +2,7 @@
 
     python benchmarks/scaling.py [--completion-tokens N] [--checkpointing] [--zero-advantage FRACTION] ...
 
-Prints the tables of docs/scaling.md. `tests/test_scaling.py` checks the formulas against torch's counts in real
-updates.
+Prints the tables of docs/scaling.md. `tests/test_scaling.py` checks the formulas against torch's counts.
 """
 
 import argparse
@@ -86,8 +85,7 @@ class Update:
         attention: Share of the attention scores that is computed: 0.5 for causal kernels, 1 if a mask is applied.
         old_logps: TRL computes the sampling policy's log-probs: with `num_iterations > 1`, with vLLM, or if a
             generation batch spans several optimizer steps.
-        scored: Positions that TRL's fused head projects. By default the completion's (on a CPU, it takes all
-            positions).
+        scored: Positions that TRL's fused head projects. By default the completion's (on a CPU, all).
     """
 
     prompt: int = 256

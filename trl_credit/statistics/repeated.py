@@ -108,7 +108,7 @@ def combined(averages: Sequence[float], standard_errors: Sequence[float | None])
 
 
 def pass_at_k(correct: Sequence[np.ndarray], k: int) -> float:
-    """pass@k: the probability that any of k samples is correct, mean over problems (Chen et al. 2021, arXiv 2107.03374).
+    """pass@k: probability that any of k samples is correct, mean over problems (Chen et al. 2021, arXiv 2107.03374).
 
     Uses the unbiased estimator 1 - C(n - c, k) / C(n, k) for a problem with c of n samples correct, in exact integers
     until the final division.
