@@ -135,7 +135,7 @@ def position_profile(labels: Sequence[Sequence[bool]]) -> list[float]:
     """For each completion, the AUROC of a rule that knows the task and uses position only.
 
     The rule's score is the share of deciding tokens in each tenth of the other completions (leave-one-out). No credit
-    method can use it, so it is not a baseline but an upper bound on what position gives away.
+    method can use it, so it is no baseline but a bound on what position alone gives away.
     """
     if not len(labels):
         return []

@@ -36,7 +36,7 @@ def sweep_methods(methods: Mapping[str, CreditMethod]) -> dict[tuple[str, str, A
         if label is None:
             continue
         for parameter, values in parameters.items():
-            # `effective_fraction` has no effect with a numeric temperature, so it must be unset
+            # A numeric temperature does not aim at an effective fraction, so unset it
             others = {"effective_fraction": None} if parameter == "temperature" else {}
             for value in values:
                 try:

@@ -17,8 +17,7 @@ from .._util.text import prepare_terminal, safe_lines, safe_text
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command. Exits with 2 for bad settings or folders, 1 if a run failed, 130 (143) after SIGINT
-    (SIGTERM)."""
+    """Runs the command. Exits with 2 for bad settings or folders, 1 if a run failed, 130 on SIGINT, 143 on SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
     prepare_terminal()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

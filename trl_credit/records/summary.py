@@ -19,14 +19,14 @@ LOG2_EDGES = np.arange(-5.25, 5.5, 0.5)
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One method's weights over a set of completions. Values are averaged over completions; `None` if none can be used.
+    """One method's weights over a set of completions. Means are over completions; `None` if none is usable.
 
     Args:
         label: The method's label.
         completions: Usable completions: with a token on the mask, and finite weights >= 0 there that are not all 0.
         left_out: Completions that are not usable.
         weighted: Completions for which the method gave weights, usable or not.
-        tokens: Masked tokens of the usable completions.
+        tokens: Tokens on the mask, over all usable completions.
         effective_fraction: exp(H(w / T)) / T. It is 1 for uniform weights, and 1 / T if one of T tokens has all weight.
         weight_std: Standard deviation over a completion's masked tokens.
         largest: Largest weight of all completions.

@@ -19,7 +19,7 @@ MOST_FLIPS = 2**16
 
 
 def smoothed(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
-    """(U,) means over each update and the `window` - 1 before it, ignoring NaN. NaN before there are as many."""
+    """(U,) means over each update and the `window` - 1 before it, ignoring NaN. NaN for the first ones."""
     values = np.asarray(values, float)
     result = np.full(len(values), np.nan)
     known = ~np.isnan(values)

@@ -270,7 +270,7 @@ def paired_difference(
     The bootstrap is over problems, so the interval is for the population from which they are drawn. Samples within a
     problem are not resampled too: a problem's rate already includes their noise, which would then count twice. The ends
     are percentiles, expanded for few problems (Hesterberg 2014, arXiv 1411.5279), because plain ones give intervals
-    that are too short. If all problems have the same difference, it is a point, meaning too little data.
+    that are too short. If all problems have the same difference, the interval is a point: too little data.
 
     The test flips the signs of the problems' differences: all combinations if at most 12 are nonzero, else `resamples`
     random ones plus the observed one, so that p is never zero. It is exact if the two runs are exchangeable within a
@@ -280,7 +280,7 @@ def paired_difference(
         a: (P, n) bool, or P arrays of (n_i,) bool: the first run.
         b: The second run, on the same problems in the same order. Its numbers of samples may differ.
         level: Level of the interval.
-        resamples: Number of resamples, each for the bootstrap and the test.
+        resamples: Number of resamples for the bootstrap, and for the test.
         seed: Seed of both. The same input and seed give the same result.
 
     Raises:
