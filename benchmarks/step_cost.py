@@ -51,7 +51,7 @@ def parse_arguments():
 
 
 def text_of(tokenizer, tokens, rng):
-    """A text of so many tokens."""
+    """A random text of at most `tokens` tokens."""
     ids = [rng.randrange(1000, 5000) for _ in range(4 * tokens)]
     while len(tokenizer(tokenizer.decode(ids))["input_ids"]) > tokens:
         ids.pop()

@@ -28,7 +28,7 @@ class MethodSummary:
         weighted: Completions for which the method gave weights, usable or not.
         tokens: Tokens on the mask, over all usable completions.
         effective_fraction: exp(H(w / T)) / T. It is 1 for uniform weights, and 1 / T if one of T tokens has all weight.
-        weight_std: Standard deviation over a completion's masked tokens.
+        weight_std: Standard deviation over a completion's tokens on the mask.
         largest: Largest weight of all completions.
         half_share: Share of tokens that carry half of the weight, highest weights first. Counts fractions of a token.
         top_mass: Share of the weight on the 20 % of tokens with the highest weights. Counts fractions of a token.

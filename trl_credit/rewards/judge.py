@@ -132,7 +132,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class _Found:
-    """The find in a completion: an answer, a text for math-verify to find it in (`text`), or the reason for none.
+    """Result of searching a completion: an answer, a text for math-verify to search (`text`), or the reason for none.
 
     `shown` is the answer as it appeared, with its box or line.
     """

@@ -101,7 +101,7 @@ class VLLMBackend(Backend):
             arguments.update(enable_lora=True, max_lora_rank=allowed)
         try:
             return LLM(**{**arguments, **self.vllm_kwargs})
-        except Exception as error:  # of many kinds: no GPU, no memory, an unknown argument
+        except Exception as error:  # vLLM raises many kinds: no GPU, no memory, an unknown argument
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BackendError(
                 f"vLLM cannot be started: {reason}. See `vllm_kwargs` (max_model_len, gpu_memory_utilization, "
