@@ -54,7 +54,7 @@ def find_mistake(terms: Sequence[int], completion: str, style: str = "plain") ->
     """Classifies a completion in the `compact` rendering. If it is `usable`, returns the position of its one mistake.
 
     A number is a mistake if it does not follow from the prompt and the numbers before it, including mistaken ones. The
-    mistake is at the first character that differs from the expected number, or just after the number if it lacks one.
+    mistake is at the first character that differs from the expected number, or after the number if digits are missing.
     """
     step = rf"{_STYLES[style]}{_NUMBER}\+{_NUMBER}=({_NUMBER[1:-1]});"
     match = re.fullmatch(step * (len(terms) - 1) + f"#{_NUMBER}", completion, flags=re.ASCII)

@@ -57,7 +57,7 @@ def in_process(function: Callable, **arguments: Any) -> Any:
     """Computes a function's result in a separate process, so that checks leave nothing behind in this one.
 
     Raises:
-        ValueError: The function raised an error, whatever its type.
+        ValueError: The function raised ValueError, TypeError, OSError, ImportError or RunFolderError.
     """
     ours, theirs = context().Pipe(duplex=False)
     process = context().Process(target=_answer, args=(theirs, function, arguments))

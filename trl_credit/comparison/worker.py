@@ -24,8 +24,8 @@ _KEPT = ("run.json", "log.txt", "spec.json")
 def history_of(log: Sequence[dict[str, Any]], completions: int, batches: int = 1) -> dict[str, list[float | None]]:
     """Converts the trainer's log to columns with one value per update. `None` if an update did not log it.
 
-    Adds two columns: `step`, and `generated_tokens`, the tokens generated for the update, including completions that
-    dynamic sampling discarded.
+    Besides what it logs, there are `step` and `generated_tokens`, the tokens generated for the update, including the
+    completions that dynamic sampling discarded.
 
     Args:
         log: `trainer.state.log_history` of a run that logged every update.
