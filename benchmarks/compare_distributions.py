@@ -1,10 +1,11 @@
-"""What comparing two distributions costs beside the two matrix products that it cannot do without.
+"""Measures what comparing two distributions costs on top of the two matrix products that it needs in any case.
 
     python benchmarks/compare_distributions.py [--tokens N] [--vocab N] [--hidden N] [--dtype NAME] [--device NAME]
 
-Prints, from one run, the fastest time of the bare products (hidden states times heads, in pieces that fit memory), that of
-`compare_distributions` for growing sets of outputs, their ratio, and the peak memory above the inputs (on a CPU: of the
-process, on Linux). On a CPU `compare_distributions` rounds to `--dtype` but multiplies in float32, and so do the products.
+Prints, from one run, the fastest time of the bare products (hidden states times heads, in pieces that fit memory), the
+fastest time of `compare_distributions` for growing sets of outputs, their ratio, and the peak memory above the inputs
+(on a CPU, the process's, Linux only). On a CPU, `compare_distributions` rounds to `--dtype` but multiplies in float32,
+and so do the products.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 
 
 def added_memory(function: Callable[[], object], device: torch.device) -> float:
-    """Peak MB while `function` runs, above those before it."""
+    """Peak memory in MB while `function` runs, above what was held before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -44,14 +45,14 @@ def added_memory(function: Callable[[], object], device: torch.device) -> float:
     def status(field: str) -> int:
         return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is held now
     before = status("VmRSS")
     function()
     return (status("VmHWM") - before) / 2**10
 
 
 def products(sides: list[tuple[torch.Tensor, torch.Tensor]], out: torch.Tensor) -> None:
-    """The products of (N, H) hidden states and (V, H) heads, each piece in `out`."""
+    """Multiplies (N, H) hidden states with (V, H) heads, writing each piece to `out`."""
     for hidden, weight in sides:
         for some_columns in weight.split(out.size(1)):
             for some_rows in hidden.split(out.size(0)):
@@ -88,13 +89,13 @@ def main() -> None:
     def compare(outputs: tuple[str, ...], mask: torch.Tensor = mask) -> None:
         compare_distributions(hidden_p, head_p, hidden_q, head_q, mask, outputs, dtype=dtype)
 
-    # The first calls load libraries and compile kernels
+    # First calls load libraries and compile kernels
     compare(OUTPUTS[-1], mask & (mask.cumsum(1) == 1))
     memory = [added_memory(lambda outputs=outputs: compare(outputs), device) for outputs in OUTPUTS]
     if device.type == "cpu":
         sides = [(hidden.float(), weight.float()) for hidden, weight in sides]
     out = torch.empty(1024 if device.type == "cpu" else 4096, 8192, device=device)
-    # In turn, so that whatever else the machine does falls on all alike
+    # Interleaved, so that other load on the machine affects all alike
     runs = [lambda: products(sides, out), *(lambda outputs=outputs: compare(outputs) for outputs in OUTPUTS)]
     runs[0]()
     times = [[seconds(run, device) for run in runs] for _ in range(arguments.repeats)]

@@ -1,7 +1,7 @@
-"""What `credit_log_steps` costs: `python benchmarks/credit_log.py [MODEL]`.
+"""Measures what `credit_log_steps` costs: `python benchmarks/credit_log.py [MODEL]`.
 
-Trains with and without it on the same rollouts and prints the time that showing the credit took, and its share of a step
-where it is done every 50 updates. MODEL is a folder (such as one that `examples/convert_smollm2.py` wrote), by default the
+Trains with and without it on the same rollouts. Prints the time spent on showing the credit, and its share of a step if
+this is done every 50 updates. MODEL is a folder (such as one from `examples/convert_smollm2.py`), by default the
 embedded model.
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
         trainer.train()
     steps = sorted(entry["step_time"] for entry in trainer.state.log_history if "step_time" in entry)
     step = steps[len(steps) // 2]
-    # The first page also compiles its templates
+    # The first page also compiles the templates
     first, later = spent["write"][0], sorted(spent["write"][1:])[len(spent["write"][1:]) // 2]
     keep = sum(spent["keep"]) / UPDATES
     print(f"a step: {step:.3f} s; keeping what is shown: {keep:.4f} s, writing it: {later:.3f} s (first {first:.3f} s)")

@@ -1,11 +1,11 @@
-"""What dynamic sampling costs and gives: updates, generated tokens and time until the policy reaches a reward.
+"""Measures what dynamic sampling costs and gains: updates, generated tokens and time until the policy reaches a reward.
 
     OMP_NUM_THREADS=1 python benchmarks/dynamic_sampling.py [--seeds N] [--max_steps N] [--targets R ...] [--credit JSON]
 
-The embedded model on sums of three numbers, 8 prompts of 8 completions per update, with and without dynamic sampling (range
-strictly between 0 and 1) from the same seeds. The reward is the mean over every prompt that was drawn, which both runs have
-(TRL's own is of the groups that were kept, and so is biased), over the last ten updates. Prints one row per seed and target
-and the means over the seeds; `-` where a run did not get there.
+Trains the embedded model on sums of three numbers, with 8 prompts of 8 completions per update, with and without dynamic
+sampling (range strictly between 0 and 1) from the same seeds. The reward is the mean over all drawn prompts in the last
+ten updates, which both runs have. (TRL's own covers only the groups that were kept, and so is biased.) Prints one row
+per seed and target, and means over the seeds. `-` means that a run did not reach the target.
 """
 
 import argparse
@@ -26,7 +26,7 @@ WINDOW = 10  # updates
 
 
 class UntilReward(TrainerCallback):
-    """Notes when each target is reached and stops at the last one."""
+    """Records when each target is reached, and stops training at the last one."""
 
     def __init__(self, targets: list[float]):
         self.targets, self.reached = sorted(targets), {}

@@ -1,13 +1,13 @@
-r"""How many ordinary answers a minute the judge of `trl-credit eval` judges.
+r"""Measures how many ordinary answers per minute the judge of `trl-credit eval` judges.
 
     OMP_NUM_THREADS=1 python benchmarks/judge_speed.py [--answers N] [--workers N] [--expressions F] [--words N]
 
-Each answer is a text of some hundred words with formulas in it, half of them after a thinking section, and ends with its
-box (one in ten with a line `Answer: ...`). The solutions are integers from 0 to 999. A share of the answers
-(`--expressions`, a tenth) are fractions, surds, sums, products, equations and numbers with units, which math-verify must
-parse; the others are integers. No two expressions in a run are equal, so that none is verified once for many. Prints answers
-per minute for all, for the integers alone (compared in this process) and for the expressions alone (in worker processes),
-without the workers' start.
+Each answer is a text of a few hundred words with formulas, half of them after a thinking section. It ends with its box,
+or in one of ten with a line `Answer: ...`. Solutions are integers from 0 to 999. A share of the answers
+(`--expressions`, by default a tenth) are fractions, surds, sums, products, equations and numbers with units, which
+math-verify must parse. The others are integers. All expressions in a run are different, so each must be verified.
+Prints answers per minute for all, for the integers alone (compared in this process) and for the expressions alone (in
+worker processes), not counting the start of the workers.
 """
 
 import argparse
@@ -25,7 +25,7 @@ WORDS = TEXT.split()
 
 
 def expression(i: int) -> str:
-    """The i-th expression; all are different."""
+    """The i-th expression. All are different."""
     n = i // 6 + 2
     return [
         rf"\frac{{{n}}}{{{n + 1}}}",
@@ -38,7 +38,7 @@ def expression(i: int) -> str:
 
 
 def texts(integers: int, expressions: int, words: int, seed: int = 0) -> list[str]:
-    """(integers + expressions,) completions, shuffled."""
+    """(integers + expressions,) shuffled completions."""
     rng = random.Random(seed)
     answers = [str(rng.randrange(1000)) for _ in range(integers)] + [expression(i) for i in range(expressions)]
     rng.shuffle(answers)
@@ -52,7 +52,7 @@ def texts(integers: int, expressions: int, words: int, seed: int = 0) -> list[st
 
 
 def rate(completions: list[str], verifier: MathVerifier) -> float:
-    """Completions per minute."""
+    """Measures completions per minute."""
     rng = random.Random(1)
     solutions = [str(rng.randrange(1000)) for _ in completions]
     start = time.perf_counter()

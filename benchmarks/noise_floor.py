@@ -1,9 +1,9 @@
-"""How much a token's log-prob moves when nothing but the left padding changes: the noise under GCPO's contrast.
+"""Measures how much log-probs change with the left padding alone, which is the noise under GCPO's contrast.
 
     python benchmarks/noise_floor.py [--model PATH] [--prompts TEXT ...] [--new_tokens N]
 
-Prints, for each dtype, the median, the 99th percentile and the largest |difference| of log-probs over tokens and paddings,
-beside the noise floor that GCPO uses for that dtype.
+Prints for each dtype the median, 99th percentile and maximum of |difference| in log-probs over tokens and paddings,
+next to the noise floor that GCPO uses for the dtype.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from trl_credit.toy.arithmetic import make_dataset
 
 
 def log_probs(model, prompt: list[int], completion: list[int], pads: int) -> torch.Tensor:
-    """(T,) log-probs of the completion's tokens with `pads` left pads, without position ids, as TRL computes them."""
+    """(T,) log-probs of the completion's tokens with `pads` left pads and no position ids, as TRL computes them."""
     ids = torch.tensor([[0] * pads + prompt + completion])
     mask = torch.tensor([[0] * pads + [1] * (len(prompt) + len(completion))])
     with torch.no_grad():

@@ -1,20 +1,19 @@
-"""What token credit adds to an update, by formula: FLOPs, memory and communication, from 1.5B to 72B parameters.
+"""Calculates what token credit adds to an update: FLOPs, memory and communication, from 1.5B to 72B parameters.
 
     python benchmarks/scaling.py [--completion-tokens N] [--checkpointing] [--zero-advantage FRACTION] ...
 
-Prints the tables of docs/scaling.md. `tests/trainer/test_scaling.py` compares the formulas with what torch counts in real
-updates.
+Prints the tables of docs/scaling.md. `tests/trainer/test_scaling.py` checks the formulas against torch's counts.
 """
 
 import argparse
 from dataclasses import dataclass, replace
 
 
-# One H100 SXM; the shares of its peaks that trainers and engines reach are assumptions, stated in docs/scaling.md
+# One H100 SXM. The achieved shares of its peaks, by trainers and engines, are assumptions stated in docs/scaling.md
 PEAK_FLOPS, UTILISATION = 989e12, 0.4
 MEMORY_BANDWIDTH, ENGINE_UTILISATION = 3.35e12, 0.6
 GPU_BYTES = 80e9
-# Bytes a second and GPU that collectives reach within a machine of 8 and between machines
+# Bytes per second and GPU that collectives achieve within a machine of 8, and between machines
 NVLINK, NETWORK = 300e9, 40e9
 GPUS_PER_MACHINE = 8
 
@@ -23,7 +22,7 @@ METHODS = ("trl", "trl_kl", "uniform", "gcpo", "gcpo_full", "dgpo")
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder with gated MLPs: what its matrix products are made of."""
+    """A decoder with gated MLPs, described by the sizes of its matrix products."""
 
     name: str
     layers: int
@@ -52,11 +51,11 @@ class Model:
 
     @property
     def kv_bytes(self) -> int:
-        """Of one token in an engine's cache, bf16."""
+        """Bytes of one token in an engine's cache, in bf16."""
         return 2 * 2 * self.layers * self.kv_heads * self.head_dim
 
     def backbone_flops(self, tokens: int, attention: float) -> float:
-        """Of one sequence's forward; `attention` is the computed share of the (tokens, tokens) scores."""
+        """FLOPs of one sequence's forward. `attention` is the share of the (tokens, tokens) scores that is computed."""
         return 2 * self.backbone * tokens + 4 * attention * self.layers * self.heads * self.head_dim * tokens**2
 
     def head_flops(self, tokens: int) -> float:
@@ -79,14 +78,14 @@ class Update:
         prompt: Tokens of a prompt.
         note: Tokens that the negative prompt adds.
         completion: Tokens of a completion.
-        completions: Completions, over all processes.
-        zero_advantage: Share of them without an advantage.
+        completions: Completions over all processes.
+        zero_advantage: Share of completions without an advantage.
         iterations: TRL's `num_iterations`.
-        checkpointing: Whether the backward computes the layers' forward again.
-        attention: Computed share of the attention scores: a half for causal kernels, 1 where a mask is applied.
-        old_logps: Whether TRL computes the sampling policy's log-probs: with `num_iterations > 1`, with vLLM, or where a
+        checkpointing: The backward recomputes the layers' forward.
+        attention: Share of the attention scores that is computed: 0.5 for causal kernels, 1 if a mask is applied.
+        old_logps: TRL computes the sampling policy's log-probs: with `num_iterations > 1`, with vLLM, or if a
             generation batch spans several optimizer steps.
-        scored: Positions that TRL's fused head projects; by default the completion's (on a CPU it takes every position).
+        scored: Positions that TRL's fused head projects. By default the completion's (on a CPU, all).
     """
 
     prompt: int = 256
@@ -102,11 +101,12 @@ class Update:
 
 
 def update_flops(model: Model, update: Update, method: str, savings: bool = True) -> dict[str, float]:
-    """FLOPs of an update's matrix products: of the loss, of credit (or of TRL's KL penalty), without generation.
+    """FLOPs of an update's matrix products, for the loss and for credit (or TRL's KL penalty). Excludes generation.
 
-    A forward costs 2 FLOPs a parameter and token, a backward twice that. TRL's fused head computes its logits again in
-    the backward: 4 products, not 3. Checkpointing computes a layer again but for its last matrix. The credit of
-    completions without an advantage is never computed; `savings` (`skip_zero_advantage`) leaves them out of the loss too.
+    A forward costs 2 FLOPs per parameter and token, a backward twice that. TRL's fused head recomputes its logits in
+    the backward, so it takes 4 products instead of 3. Checkpointing recomputes all of a layer but its last matrix.
+    Credit is never computed for completions without an advantage; `savings` (`skip_zero_advantage`) leaves them out of
+    the loss too.
     """
     length, rows = update.prompt + update.completion, update.completions
     live = rows * (1 - update.zero_advantage)
@@ -116,7 +116,7 @@ def update_flops(model: Model, update: Update, method: str, savings: bool = True
     loss = 3 * forward + again + 4 * model.head_flops(scored)
     rows_in_loss = rows if method.startswith("trl") or not savings else live
     credit = {
-        # once per generation batch, of every completion
+        # once per generation batch, for all completions
         "trl_kl": rows * (forward + model.head_flops(scored)),
         "gcpo": update.iterations
         * live
@@ -127,7 +127,7 @@ def update_flops(model: Model, update: Update, method: str, savings: bool = True
         "gcpo_full": update.iterations
         * live
         * (model.backbone_flops(length + update.note, update.attention) + 2 * model.head_flops(update.completion)),
-        # the reference's hidden states are kept between iterations
+        # iterations share the reference's hidden states
         "dgpo": live * (forward + update.iterations * 2 * model.head_flops(update.completion)),
     }
     old = rows * (forward + model.head_flops(scored)) if update.old_logps or update.iterations > 1 else 0.0
@@ -135,9 +135,9 @@ def update_flops(model: Model, update: Update, method: str, savings: bool = True
 
 
 def sharded_bytes(model: Model, method: str, micro_batches: int, gpus: int, forwards: int = 1) -> dict[str, float]:
-    """Bytes that each GPU receives in an update under ZeRO-3 or FSDP2 (bf16): of the loss, and of credit.
+    """Bytes that each GPU receives in an update under ZeRO-3 or FSDP2 (bf16), for the loss and for credit.
 
-    The loss gathers the parameters in forward and backward and scatters gradients; each further forward gathers once.
+    The loss gathers the parameters in forward and backward and scatters gradients. Each further forward gathers once.
     """
     share = 2 * (gpus - 1) / gpus
     loss = 3 * share * model.parameters
@@ -152,14 +152,14 @@ def sharded_bytes(model: Model, method: str, micro_batches: int, gpus: int, forw
 
 
 def held_bytes(model: Model, method: str, gpus: int) -> float:
-    """What a GPU holds under ZeRO-3 or FSDP2: weights and gradients in bf16, master weights and Adam in fp32, and the
-    reference's weights."""
+    """Bytes that a GPU holds under ZeRO-3 or FSDP2: weights and gradients in bf16, master weights and Adam in fp32, and
+    the reference's weights."""
     reference = 2 if method in ("trl_kl", "dgpo") else 0
     return (2 + 2 + 12 + reference) * model.parameters / gpus
 
 
 def update_seconds(model: Model, update: Update, method: str, gpus: int, rows_per_gpu: int = 8, savings: bool = True):
-    """Seconds of loss and credit, each the longer of its computation and its communication (they overlap)."""
+    """Seconds of loss and credit. Each is the longer of computation and communication, since they overlap."""
     flops = update_flops(model, update, method, savings)
     micro_batches = max(update.completions // (gpus * rows_per_gpu), 1) * update.iterations
     traffic = sharded_bytes(model, method, micro_batches, gpus)
@@ -171,8 +171,8 @@ def update_seconds(model: Model, update: Update, method: str, gpus: int, rows_pe
 
 
 def rollout_seconds(model: Model, update: Update, gpus: int, concurrent: int = 256) -> float:
-    """Decoding on as many GPUs, bound by reading weights and cache; each group of GPUs that holds the model once decodes
-    up to `concurrent` completions at a time."""
+    """Seconds of decoding on the same number of GPUs, bound by reading weights and cache. Each group of GPUs that holds
+    one copy of the model decodes up to `concurrent` completions at a time."""
     per_engine = 1
     while 2 * model.parameters / per_engine > 0.6 * GPU_BYTES:
         per_engine *= 2

@@ -1,15 +1,16 @@
-"""What token credit costs: TRL's GRPOTrainer and this package's, interleaved on the same completions.
+"""Measures what token credit costs: runs TRL's GRPOTrainer and this package's, interleaved, on the same completions.
 
     python benchmarks/step_cost.py MODEL                   # all advantages non-zero, update only
     python benchmarks/step_cost.py MODEL --generate        # the whole step
     python benchmarks/step_cost.py MODEL --realistic       # half the groups without variance, uneven lengths
 
-MODEL is a path or hub id (`python examples/convert_smollm2.py DIR` makes SmolLM2-135M-Instruct). Every round runs one
-optimizer step of every variant, each round in another order. Printed are the ratios of the fastest steps, which other load
-on the machine moves least; the median and range of the ratios within a round; and, where every variant's loss is the same
-work (no savings), the ratio with one loss for all: the fastest of any variant, plus each one's fastest rollout and credit.
-TRL computes its reference's log-probs in the rollout, so that the column `rollout` holds the cost of its KL penalty. The
-column `peak MB` is the most memory that a step took above what all variants held before it (on a CPU, on Linux).
+MODEL is a path or hub id (`python examples/convert_smollm2.py DIR` makes SmolLM2-135M-Instruct). Each round runs one
+optimizer step of every variant, in a different order. Prints the ratios of the fastest steps, which are least affected
+by other load on the machine; the median and range of the ratios within a round; and, if all variants' losses are the
+same work (no savings), the ratio with a common loss: the fastest of any variant, plus each variant's fastest rollout
+and credit. TRL computes its reference's log-probs in the rollout, so the column `rollout` includes the cost of its KL
+penalty. The column `peak MB` is the most memory that a step took above what all variants held before it (on a CPU,
+Linux only).
 """
 
 import argparse
@@ -50,7 +51,7 @@ def parse_arguments():
 
 
 def text_of(tokenizer, tokens, rng):
-    """A text of so many tokens."""
+    """A random text of at most `tokens` tokens."""
     ids = [rng.randrange(1000, 5000) for _ in range(4 * tokens)]
     while len(tokenizer(tokenizer.decode(ids))["input_ids"]) > tokens:
         ids.pop()
@@ -93,7 +94,7 @@ class Variant:
         self.trainer.create_optimizer()
         self.trainer.model.train()
         self.trainer.current_gradient_accumulation_steps = self._accumulation
-        # `credit` is everything that TRL's trainer does not do
+        # `credit` is the time of everything that TRL's trainer does not do
         self._time("rollout", self.trainer, "_generate_and_score_completions")
         if hasattr(self.trainer, "credit_pass"):
             for method in ("_planned", "_unshard_output_head", "_log_credit", "_weight_metrics"):
@@ -139,7 +140,7 @@ class Variant:
             self.seconds[phase].append(seconds)
 
     def apart(self):
-        """Fastest seconds of all but the loss."""
+        """Sum of the fastest times in seconds of all phases except the loss."""
         return sum(min(self.seconds[phase][1:]) for phase in ("rollout", "credit") if phase in self.seconds)
 
 
@@ -150,12 +151,12 @@ def now():
 
 
 def process_memory(field):
-    """MB, from Linux."""
+    """Memory in MB (Linux only)."""
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
 
 
 def reset_peak():
-    """MB held now, from which on the peak counts."""
+    """Resets the peak. Returns the MB held now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
@@ -177,7 +178,7 @@ def main():
     lengths = [arguments.completion_tokens] * (groups * GROUP)
     rewards = [float(i % 2) for i in range(groups * GROUP)]
     if arguments.realistic:
-        # Mean 64, maximum 256, a long tail
+        # Mean 64, maximum 256, with a long tail
         lengths = [min(256, max(8, int(rng.lognormvariate(3.8, 0.8)))) for _ in lengths]
         lengths[rng.randrange(len(lengths))] = 256
         lengths = [max(1, round(n * 64 * len(lengths) / sum(lengths))) if n < 256 else n for n in lengths]
@@ -188,7 +189,7 @@ def main():
     names = arguments.variants or ["trl", "trl_kl", "uniform", "gcpo", "dgpo"]
     variants = [Variant(name, arguments, model, tokenizer, data, lengths, rewards) for name in names]
     print(f"completions: {len(lengths)}, mean {statistics.mean(lengths):.0f} tokens, longest {max(lengths)}")
-    for turn in range(arguments.rounds + 1):  # the first warms up
+    for turn in range(arguments.rounds + 1):  # the first round warms up
         for variant in variants[turn % len(variants) :] + variants[: turn % len(variants)]:
             variant.step()
             print(f"{variant.name} {variant.seconds['total'][-1]:.1f} s", end="  ", file=sys.stderr, flush=True)

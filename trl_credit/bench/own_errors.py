@@ -1,15 +1,15 @@
-"""The policy's own errors: completions it sampled that are wrong, and the token where they went wrong.
+"""The policy's own errors: wrong completions that it sampled, and the token where they went wrong.
 
-A planted digit is drawn uniformly, so it is far more surprising than what the policy would have written, and surprisal
-finds it. Errors sampled from the policy at temperature 1 are as surprising as the policy itself has them. Where everything
-else is certain they still stand out; among letters that are about as surprising, they do so less. The deciding token is
+A planted digit is drawn uniformly, so it is far more surprising than what the policy would write, and surprisal finds
+it. Errors sampled from the policy at temperature 1 are exactly as surprising as the policy makes them. They still stand
+out where everything else is certain, but less so among letters that are about as surprising. The deciding token is
 known because the sums can be checked.
 
     own_error         chains of 3 to 5 terms
     own_error_style   3 terms, with random letters between the steps
 
-At most one completion of a prompt is taken, so that items are independent. Completions that are right, malformed, or that
-have several mistakes (which of them decided is not known) are none.
+At most one completion per prompt is used, so that items are independent. Completions are discarded if they are right,
+malformed, or have several mistakes (since it is unknown which one decided).
 """
 
 import random
@@ -35,12 +35,12 @@ _STYLES = {"plain": "", "letters": f"[a-z]{{{NUM_LETTERS}}}"}
 
 @dataclass
 class OwnErrors:
-    """Items of one policy, and what became of everything that was sampled for them.
+    """Items of one policy, and counts of everything that was sampled for them.
 
     Args:
         items: The items.
-        encoded: Of each, the token ids and which of them decide.
-        counts: Number of completions by outcome: `right`, `malformed`, `several_mistakes`, `usable` and `sampled`, all.
+        encoded: For each item, its token ids and which of them are deciding.
+        counts: Completions by outcome: `right`, `malformed`, `several_mistakes`, `usable`; and `sampled`, their total.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -51,10 +51,10 @@ class OwnErrors:
 
 
 def find_mistake(terms: Sequence[int], completion: str, style: str = "plain") -> tuple[str, tuple[int, int] | None]:
-    """Classifies a completion in the `compact` rendering, and finds its one mistake if it is `usable`.
+    """Classifies a completion in the `compact` rendering. If it is `usable`, returns the position of its one mistake.
 
-    A number is a mistake where it does not follow from the prompt and the numbers before it, mistakes included. Its
-    place is the first character that differs from the number that follows, or the one after it where a digit is missing.
+    A number is a mistake if it does not follow from the prompt and the numbers before it, including mistaken ones. The
+    mistake is at the first character that differs from the expected number, or after the number if digits are missing.
     """
     step = rf"{_STYLES[style]}{_NUMBER}\+{_NUMBER}=({_NUMBER[1:-1]});"
     match = re.fullmatch(step * (len(terms) - 1) + f"#{_NUMBER}", completion, flags=re.ASCII)
@@ -76,12 +76,12 @@ def find_mistake(terms: Sequence[int], completion: str, style: str = "plain") ->
     same = next((i for i, (a, b) in enumerate(zip(wrong, right, strict=False)) if a != b), min(len(wrong), len(right)))
     start = match.start(mistakes[0] + 1) + same
     if start == len(completion):
-        return "usable", (start, start)  # the end came too early
+        return "usable", (start, start)  # it ended too early
     return "usable", (start, start + 1)
 
 
 def sample_own_errors(scorer: CreditScorer, variant: str, num_items: int, seed: int = 0) -> OwnErrors:
-    """Up to `num_items` errors of the scorer's policy, fewer if it makes too few; the same seed gives the same ones."""
+    """Samples up to `num_items` errors from the scorer's policy; fewer if it makes too few. Deterministic by seed."""
     tokenizer: Any = scorer.tokenizer
     style = OWN_ERRORS[variant]
     rng = random.Random(f"{seed}/{variant}")
@@ -114,7 +114,7 @@ def sample_own_errors(scorer: CreditScorer, variant: str, num_items: int, seed: 
 
 
 def _judged(completion: Completion, terms: list[int], style: str, tokenizer: Any) -> tuple[str, tuple | None]:
-    """The outcome, and for a usable one the item with its tokens and labels."""
+    """The outcome. For a usable completion, also the item with its token ids and labels."""
     ids = list(completion.token_ids)
     if not ids or ids[-1] != tokenizer.eos_token_id:
         return "malformed", None
@@ -125,6 +125,6 @@ def _judged(completion: Completion, terms: list[int], style: str, tokenizer: Any
     item = Item(completion.prompt, text, (span,))
     if span[0] == len(text):
         return outcome, (item, (ids, [False] * (len(ids) - 1) + [True]))
-    # Other tokens than the sampled ones would not be the policy's
+    # The policy sampled these tokens: a different tokenization would not be its own
     encoded = tokens_and_labels(item, tokenizer)
     return (outcome, (item, encoded)) if encoded[0] == ids else ("malformed", None)

@@ -1,4 +1,4 @@
-"""Tables, sentences and pictures of CreditBench's results, as `bench.json` has them."""
+"""Tables, sentences and pictures of CreditBench's results, in the format of `bench.json`."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from .._util.text import safe, safe_lines, safe_text, without_folders
 
 
-# Series are told apart by marker and line, not by colour alone
+# Series differ in marker and line style, not only in colour
 _MARKERS = "osD^vP*Xp<>h"
 _LINES = ("-", "--", "-.", ":")
 _COLOURS = ("#0a66a8", "#c2560c", "#2a7f3f", "#7a4fa3", "#8a1c3b", "#5b6470", "#0f8b8d", "#a88400", "#333333")
@@ -138,7 +138,7 @@ def _sampled(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def show(results: Mapping[str, Any]) -> None:
-    """Prints the most telling tables, and every sentence."""
+    """Prints the most informative tables and all sentences."""
     from rich.console import Console
     from rich.table import Table as RichTable
 
@@ -192,7 +192,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def plot_all(results: Mapping[str, Any], folder: Path) -> list[str]:
-    """Draws what there is as PNG and SVG; returns the names.
+    """Draws all available pictures as PNG and SVG. Returns their names.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -209,7 +209,7 @@ def plot_all(results: Mapping[str, Any], folder: Path) -> list[str]:
         figures["drift"] = _plot_drift(results)
     if "gradients" in results:
         figures["gradients"] = _plot_gradients(results)
-    with matplotlib.rc_context({"svg.hashsalt": "trl-credit"}):  # the same file for the same results
+    with matplotlib.rc_context({"svg.hashsalt": "trl-credit"}):  # makes the files reproducible
         for name, figure in figures.items():
             FigureCanvasAgg(figure)
             figure.savefig(folder / f"{name}.png", dpi=130)
@@ -218,7 +218,7 @@ def plot_all(results: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _figure(rows: int, columns: int, width: float, height: float, **kwargs: Any):
-    # No pyplot: it would hold the figure, and the backend, for the whole process
+    # Without pyplot, which would keep the figure and the backend for the life of the process
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -226,7 +226,7 @@ def _figure(rows: int, columns: int, width: float, height: float, **kwargs: Any)
 
 
 def _grid(number: int) -> tuple[int, int]:
-    """Rows and columns, of which at most five, that leave the fewest places empty."""
+    """Rows and columns of a grid with at most five columns and the fewest empty places."""
     rows = -(-number // 5)
     return rows, -(-number // rows)
 
@@ -248,7 +248,7 @@ def _style(place: int) -> dict[str, Any]:
 
 
 def _short(label: str) -> str:
-    # matplotlib would take what is between dollar signs for a formula
+    # matplotlib would read text between dollar signs as a formula
     return "\n".join(textwrap.wrap(safe(label).replace("$", r"\$"), 30, break_long_words=True))
 
 
@@ -287,7 +287,7 @@ def _plot_auroc(results: Mapping[str, Any]):
         _tidy(axis)
     axes[0, 0].invert_yaxis()
     figure.supxlabel("AUROC of the weights against the deciding tokens, 95 % interval", fontsize=9)
-    # In lines, as a narrow figure would cut it
+    # Wrapped, because a narrow figure would cut it off
     title = "Does credit find the deciding tokens? Filled circles: methods; open diamonds: trivial baselines"
     figure.suptitle("\n".join(textwrap.wrap(title, int(width * 9))), fontsize=10)
     return figure

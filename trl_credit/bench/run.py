@@ -28,7 +28,7 @@ from .sweeps import drifted_policies, sweep_methods, with_reference
 from .tasks import OWN_ERRORS, RENDERINGS, make_items, prompt_for, tokens_and_labels, variants
 
 
-Scores = dict[str, dict[str, dict[str, list[float]]]]  # by label, variant and metric, a value for each item
+Scores = dict[str, dict[str, dict[str, list[float]]]]  # by label, variant and metric: one value per item
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,19 @@ class BenchSettings:
     """Settings of a benchmark run.
 
     Args:
-        model: Path or hub id; by default the embedded model.
-        reference: Path or hub id of the reference policy for methods that compare with one and name none.
-        methods: Names, dotted paths, or mappings as JSON; by default every registered method.
-        tasks: Tasks or variants; by default all.
-        rendering: `compact`, `text`, or by default what fits the model's tokenizer.
-        num_items: Items per variant; fewer of the policy's own errors, if it makes too few.
+        model: Path or hub id. By default, the embedded model.
+        reference: Path or hub id of the reference policy, for methods that need one and name none.
+        methods: Names, dotted paths, or mappings as JSON. By default, all registered methods.
+        tasks: Tasks or variants. By default, all.
+        rendering: `compact` or `text`. By default, the one that fits the model's tokenizer.
+        num_items: Items per variant. Fewer of the policy's own errors, if it makes too few.
         seed: Seed of items, samples and training.
-        drift: Numbers of updates after which the embedded model is scored, ascending from 0; none for other models.
+        drift: Numbers of updates after which the embedded model is scored, ascending from 0. Unused for other models.
         drift_completions: Completions per update.
-        groups: Groups whose gradients are compared; 0 for no gradients.
-        target_groups: Other groups, from which the low-noise gradient is made.
-        dtype: What to load a model in.
-        output_dir: Where the results go.
+        groups: Groups whose gradients are compared. 0 skips gradients.
+        target_groups: Number of other groups, from which the low-noise gradient is computed.
+        dtype: Dtype for loading a model.
+        output_dir: Folder for the results.
     """
 
     model: str | None = None
@@ -72,10 +72,10 @@ class BenchSettings:
 
 
 def build_methods(given: Sequence[str], compact: bool) -> dict[str, CreditMethod]:
-    """Methods by label, baselines last. `compact` gives GCPO the negative prompt of the embedded model.
+    """Builds the methods by label, baselines last. `compact` gives GCPO the embedded model's negative prompt.
 
     Raises:
-        ValueError, TypeError: As [`~trl_credit.build_credit`]; the names of baselines are known, too.
+        ValueError, TypeError: As in [`~trl_credit.build_credit`], except that names of baselines are valid too.
     """
     known = [*METHODS, *BASELINES]
     built = []
@@ -89,14 +89,14 @@ def build_methods(given: Sequence[str], compact: bool) -> dict[str, CreditMethod
     trivial = baselines()
     methods = labelled([method for method in built if method not in trivial.values()])
     clash = [label for label in methods if label in trivial]
-    for label in clash:  # a class of one's own with a baseline's name
+    for label in clash:  # the user's own class has a baseline's name
         method = methods.pop(label)
         methods[f"{type(method).__module__}.{label}"] = method
     return methods | trivial
 
 
 def load_tokenizer(model: str) -> Any:
-    """Raises `ValueError` where the model has none."""
+    """Loads a model's tokenizer. Raises `ValueError` if it has none, or the model cannot be used."""
     from transformers import AutoConfig, AutoTokenizer
 
     try:
@@ -109,18 +109,18 @@ def load_tokenizer(model: str) -> Any:
         raise ValueError(f"the model {model!r} is an adapter: merge it into its base model first.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # transformers raises whatever its many tokenizers do
+    except Exception as error:  # tokenizers raise many kinds of errors
         raise ValueError(
             f"the model {model!r} has no tokenizer: copy tokenizer.json and tokenizer_config.json of its base model there."
         ) from error
-    # Without its files, some classes make a tokenizer without a vocabulary
+    # Without tokenizer files, some classes create a tokenizer with an empty vocabulary
     if "42" not in tokenizer.decode(tokenizer("42", add_special_tokens=False)["input_ids"]):
         raise ValueError(f"the model {model!r} has no tokenizer that can write numbers.")
     return tokenizer
 
 
 def is_compact(tokenizer: Any) -> bool:
-    """True for the embedded model's tokenizer."""
+    """True if this is the embedded model's tokenizer."""
     from ..toy.build_model import build_tokenizer
 
     return tokenizer.get_vocab() == build_tokenizer().get_vocab()
@@ -128,7 +128,7 @@ def is_compact(tokenizer: Any) -> bool:
 
 @dataclass
 class Scored:
-    """Scores of one policy: of methods by label, of sweeps by (label, parameter, value)."""
+    """Scores of one policy: methods by label, sweeps by (label, parameter, value)."""
 
     scores: Scores
     sweeps: dict[tuple[str, str, Any], dict[str, dict[str, list[float]]]]
@@ -139,7 +139,7 @@ class Scored:
 def score_policy(
     scorer: CreditScorer, names: Sequence[str], settings: BenchSettings, rendering: str, sweeps: Sequence[tuple] = ()
 ) -> Scored:
-    """Scores every method of the scorer on every variant. Those labelled by the text of a key of `sweeps` are sweeps."""
+    """Scores all methods of the scorer on all variants. A label that is a key of `sweeps` as text is a sweep."""
     keys = {str(key): key for key in sweeps}
     result = Scored({}, {}, {}, {})
     for name in names:
@@ -202,15 +202,15 @@ def _verdicts(scores: Scores, methods: Mapping[str, CreditMethod]) -> dict[str, 
 
 
 def run(settings: BenchSettings, progress: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
-    """Runs everything, writes the files and returns what is in `bench.json`.
+    """Runs the benchmark, writes the files and returns the contents of `bench.json`.
 
     Raises:
-        ValueError: A method, model or tokenizer that cannot be used.
+        ValueError: A method, model or tokenizer cannot be used.
         OSError: The folder cannot be written.
     """
     names = variants(None if settings.tasks is None else list(settings.tasks))
     model = settings.model or embedded_model_path()
-    build_methods(settings.methods, compact=False)  # what is wrong with them is said before anything is loaded
+    build_methods(settings.methods, compact=False)  # report errors in them before loading anything
     tokenizer = load_tokenizer(model)
     rendering = settings.rendering or ("compact" if is_compact(tokenizer) else "text")
     compact = rendering == "compact" and is_compact(tokenizer)
@@ -330,7 +330,7 @@ def _no_reference(method: CreditMethod) -> bool:
 
 
 def _sweep_results(scored: Scored, swept: Mapping[tuple, CreditMethod]) -> list[dict]:
-    """One entry per parameter: its values, and by variant the scores at each."""
+    """One entry per parameter: its values, and for each variant the scores at each value."""
     entries: dict[tuple[str, str], dict] = {}
     for (label, parameter, value), tasks in ((key, scored.sweeps[key]) for key in swept):
         entry = entries.setdefault(
@@ -425,7 +425,7 @@ def _gradient_sentences(gradients: dict) -> list[str]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON values, in which NaN and infinities are `None`."""
+    """Converts to JSON values. NaN and infinities become `None`."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

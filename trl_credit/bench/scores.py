@@ -1,4 +1,4 @@
-"""Where weights lie: scores of one completion's weights against its deciding tokens, and what may be said of many."""
+"""Scores a completion's weights against its deciding tokens, and summarizes scores of many completions."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,13 +16,14 @@ def item_scores(weights: Sequence[float], labels: Sequence[bool], mask: Sequence
 
     Args:
         weights: (T,) weights.
-        labels: (T,) which tokens decide.
-        mask: (T,) which tokens enter the loss; by default all.
+        labels: (T,) True for deciding tokens.
+        mask: (T,) True for tokens that enter the loss. By default, all.
 
     Returns:
-        `auroc` and `ap`, of the weights as scores for `labels`; `mass`, the share of the weight on deciding tokens;
-        `ratio`, the same over uniform's; `rank`, the share of the other tokens that the first deciding one outweighs (1 =
-        highest; ties count half). NaN where undefined: no token decides, or all do (`mass` and `ratio` need only one).
+        `auroc` and `ap`, with the weights as scores for `labels`; `mass`, the share of the weight on deciding tokens;
+        `ratio`, `mass` relative to uniform weights; `rank`, the share of other tokens with less weight than the first
+        deciding one (1 = highest; ties count half). NaN if undefined, because no token or all tokens are deciding
+        (`mass` and `ratio` need only one deciding token).
     """
     weights, labels = np.asarray(weights, np.float64), np.asarray(labels, bool)
     if weights.shape != labels.shape:
@@ -44,9 +45,9 @@ def item_scores(weights: Sequence[float], labels: Sequence[bool], mask: Sequence
 
 
 def ranking_scores(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """AUROC and average precision of (T,) scores for (T,) labels, of which some are True and some are not.
+    """AUROC and average precision of (T,) scores for (T,) labels, which must contain both True and False.
 
-    As `sklearn.metrics` has them, which takes a hundred times as long for so few tokens.
+    Same as in `sklearn.metrics`, which takes a hundred times as long for so few tokens.
     """
     _, level, counts = np.unique(scores, return_inverse=True, return_counts=True)
     deciding = np.bincount(level, labels.astype(float))
@@ -59,7 +60,7 @@ def ranking_scores(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float
 
 
 def summary(values: Iterable[float]) -> dict[str, float]:
-    """Mean, standard error over completions, median and number of the finite values."""
+    """Mean, standard error over completions, and median of the finite values, and their number."""
     values = np.array(list(values), np.float64)
     values = values[np.isfinite(values)]
     if not len(values):
@@ -87,16 +88,16 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float
 def compare_with_baselines(
     scores: Mapping[str, Mapping[str, Sequence[float]]], method: str, baselines: Sequence[str], metric: str = "auroc"
 ) -> dict:
-    """A method against the best of the trivial baselines on the same items.
+    """Compares a method with the best trivial baseline on the same items.
 
     Args:
-        scores: By label and metric, a value for each item.
+        scores: By label and metric, one value per item.
         method: Label of the method.
-        baselines: Labels of the baselines. The best is chosen on these items, which favours it a little.
-        metric: What to compare.
+        baselines: Labels of the baselines. The best is chosen on these same items, which slightly favours it.
+        metric: Metric to compare by.
 
     Returns:
-        The baseline, the paired difference with its interval, and `beats`: whether the interval is above 0.
+        The baseline, the paired difference with its interval, and `beats`, which is True if the interval is above 0.
     """
     best = max(baselines, key=lambda label: np.nan_to_num(summary(scores[label][metric])["mean"], nan=-math.inf))
     difference = paired_difference(scores[method][metric], scores[best][metric])
@@ -104,12 +105,12 @@ def compare_with_baselines(
 
 
 def verdict_sentence(method: str, verdicts: Mapping[str, Mapping], when: str = "") -> str:
-    """Words the comparisons of a method, by task, as a sentence.
+    """Describes a method's comparisons in a sentence.
 
     Args:
-        method: Its label.
-        verdicts: By task, what [`compare_with_baselines`] gave; those of fewer than two items are left out.
-        when: Which policy it is about.
+        method: Label of the method.
+        verdicts: Results of [`compare_with_baselines`] by task. Those with fewer than two items are left out.
+        when: Prefix that names the policy.
     """
 
     def listed(beats: bool) -> str:
@@ -131,10 +132,10 @@ def verdict_sentence(method: str, verdicts: Mapping[str, Mapping], when: str = "
 
 
 def position_profile(labels: Sequence[Sequence[bool]]) -> list[float]:
-    """AUROC of what position tells a rule that knows the task, for each completion.
+    """For each completion, the AUROC of a rule that knows the task and uses position only.
 
-    The rule is the share of deciding tokens in each tenth of the other completions: leave-one-out, so it is no
-    baseline that a credit method could be, but a bound on what the place alone gives away.
+    The rule's score is the share of deciding tokens in each tenth of the other completions (leave-one-out). No credit
+    method can use it, so it is no baseline but a bound on what position alone gives away.
     """
     if not len(labels):
         return []

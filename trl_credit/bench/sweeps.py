@@ -1,4 +1,4 @@
-"""Parameter sweeps, and the policies that drifted from the embedded model."""
+"""Parameter sweeps, and policies that drifted from the embedded model."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 from ..methods import DGPO, GCPO, CreditMethod
 
 
-# By method and parameter, the values; a parameterisation that is not allowed is left out
+# Values by method and parameter. Combinations that a method rejects are skipped
 SWEEPS: dict[type[CreditMethod], dict[str, tuple]] = {
     GCPO: {
         "top_fraction": (0.05, 0.1, 0.2, 0.4, 0.6),
@@ -26,9 +26,9 @@ SWEEPS: dict[type[CreditMethod], dict[str, tuple]] = {
 
 
 def sweep_methods(methods: Mapping[str, CreditMethod]) -> dict[tuple[str, str, Any], CreditMethod]:
-    """Methods by (label, parameter, value): every listed value of every listed parameter, the others as given.
+    """Methods by (label, parameter, value), with each listed value of one parameter and the others unchanged.
 
-    Where several methods are of one kind, the first is swept.
+    If several methods are of the same class, only the first is swept.
     """
     found: dict[tuple[str, str, Any], CreditMethod] = {}
     for kind, parameters in SWEEPS.items():
@@ -36,7 +36,7 @@ def sweep_methods(methods: Mapping[str, CreditMethod]) -> dict[tuple[str, str, A
         if label is None:
             continue
         for parameter, values in parameters.items():
-            # With a temperature that is a number, there is no fraction to aim at
+            # A numeric temperature does not aim at an effective fraction, so unset it
             others = {"effective_fraction": None} if parameter == "temperature" else {}
             for value in values:
                 try:
@@ -47,7 +47,7 @@ def sweep_methods(methods: Mapping[str, CreditMethod]) -> dict[tuple[str, str, A
 
 
 def with_reference(method: CreditMethod, reference: str | None) -> CreditMethod:
-    """The method with this `reference`, if it takes one and names none."""
+    """Sets the method's `reference`, if it takes one and names none."""
     if reference is not None and getattr(method, "reference", "") is None:
         return dataclasses.replace(method, reference=reference)
     return method
@@ -56,17 +56,17 @@ def with_reference(method: CreditMethod, reference: str | None) -> CreditMethod:
 def drifted_policies(
     model: str, updates: Sequence[int], output_dir: Path, seed: int, num_completions: int = 64
 ) -> dict:
-    """Policies after each number of uniform GRPO updates of the embedded model, as by the quickstart.
+    """Trains the embedded model with uniform GRPO, as in the quickstart, and keeps it after each number of updates.
 
     Args:
         model: Folder of the model.
-        updates: Numbers of updates, ascending; 0 is the model itself.
-        output_dir: Where they are kept; those made from the same model with the same seed are not made again.
+        updates: Ascending numbers of updates. 0 is the model itself.
+        output_dir: Folder of the policies. Existing ones are reused if made from the same model with the same settings.
         seed: Seed of data and training.
         num_completions: Completions per update.
 
     Returns:
-        By number of updates: `path`, and `reward`, the mean reward of the ten updates before (`None` at 0).
+        By number of updates: `path`, and `reward`, the mean reward of the last ten updates (`None` at 0).
     """
     weights = sorted(Path(model).glob("*.safetensors"))
     settings = {

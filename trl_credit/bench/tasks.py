@@ -1,25 +1,25 @@
-"""Completions of which it is known, by construction, which tokens decided the outcome.
+"""Completions whose deciding tokens are known by construction.
 
-Each has one thing wrong, and what follows is computed from it. Where it is planted, its place is drawn at random. Tasks:
+Each has one thing wrong, and what follows is computed from it. A planted error is at a random position. Tasks:
 
-    planted_error   a chain of sums; the deciding token is the one wrong digit
+    planted_error   a chain of sums; the one wrong digit is the deciding token
     filler_words    the same, with words between the steps that decide nothing
     style           the same, with random letters between the steps: the most uncertain tokens decide nothing
-    altered_copy    the prompt is copied, and one fact altered
-    length          the same problem at about one, two and four times the length: `length_1x`, `length_2x`, `length_4x`
-    own_error       completions that the scored policy itself sampled and got wrong ([`own_errors`])
+    altered_copy    the prompt is copied with one fact altered
+    length          the same problem at about 1, 2 and 4 times the length: `length_1x`, `length_2x`, `length_4x`
+    own_error       wrong completions that the scored policy itself sampled ([`own_errors`])
     own_error_style the same, with random letters between the steps
 
-There are two renderings: `compact` is what the quickstart's embedded model has read
-([`trl_credit.toy.arithmetic`]), `text` is English for any model. In `compact` a longer completion has more terms (2, 3 and
-5 of them), in `text` more sentences beside the point. The policy's own errors are there in `compact` only.
+There are two renderings: `compact` is the format that the quickstart's embedded model was trained on
+([`trl_credit.toy.arithmetic`]), `text` is English for any model. A longer completion has more terms in `compact` (2, 3
+and 5), and more irrelevant sentences in `text`. The policy's own errors are available in `compact` only.
 
-A planted digit is drawn uniformly, not from the policy, which makes it the most surprising token by construction: that
-favours surprisal, and every method that follows it. Training sees the policy's own errors, as `own_error` does.
+A planted digit is drawn uniformly, not from the policy, so by construction it is the most surprising token. This
+favours surprisal and methods that follow it. In training, errors are the policy's own, as in `own_error`.
 
-The planted token lies in the middle on average, so credit that is linear in the position scores at chance. A function
-that knew the format could exclude some places (no result is wrong in the first word); how much that is worth,
-[`trl_credit.bench.scores.position_profile`] measures.
+The planted token is in the middle on average, so credit that is linear in the position scores at chance. A function
+that knew the format could exclude some positions (no result is wrong in the first word).
+[`trl_credit.bench.scores.position_profile`] measures how much that is worth.
 """
 
 import random
@@ -32,9 +32,9 @@ from ..toy.arithmetic import WORDS, _misread, make_problem, prompt_of, solution_
 
 
 RENDERINGS = ("compact", "text")
-# Number of terms, and sentences of padding, of each variant of the task `length`
+# Terms, and sentences of padding, of each variant of the task `length`
 LENGTHS = {"length_1x": (2, 0), "length_2x": (3, 5), "length_4x": (5, 15)}
-# The style of the quickstart's task in which each asks for completions
+# The style of the quickstart's task in which each variant asks for completions
 OWN_ERRORS = {"own_error": "plain", "own_error_style": "letters"}
 TASKS = {
     "planted_error": ("planted_error",),
@@ -45,8 +45,8 @@ TASKS = {
     "own_error": ("own_error",),
     "own_error_style": ("own_error_style",),
 }
-# Words and letters stand before a step but not after the last: with this share of errors in the second of two steps, the
-# error lies in the middle on average
+# Words and letters precede each step but do not follow the last. With this share of errors in the second of two steps,
+# the error is in the middle on average
 LATE_STEP = 0.3
 Parts = list[tuple[str, str]]
 
@@ -72,8 +72,8 @@ class Item:
     Args:
         prompt: Its prompt.
         completion: Its text.
-        spans: Begin and end (excluded) of each run of deciding characters of `completion`.
-        finished: Whether the end-of-sequence token follows.
+        spans: Start and end (exclusive) of each run of deciding characters in `completion`.
+        finished: Append the end-of-sequence token.
     """
 
     prompt: str
@@ -83,10 +83,10 @@ class Item:
 
 
 def variants(tasks: list[str] | None = None) -> list[str]:
-    """The variants of some tasks, or of all.
+    """Variants of the given tasks, or of all.
 
     Raises:
-        ValueError: No such task.
+        ValueError: Unknown task.
     """
     names = []
     for task in TASKS if tasks is None else tasks:
@@ -107,10 +107,10 @@ def _item(prompt: str, parts: Parts, finished: bool = True) -> Item:
 
 
 def make_items(variant: str, num_items: int, seed: int = 0, rendering: str = "compact") -> list[Item]:
-    """`num_items` items of a variant; the same seed gives the same ones.
+    """Makes `num_items` items of a variant, deterministically by seed.
 
     Raises:
-        ValueError: Unknown variant or rendering, one that is sampled from a policy, or fewer than one item.
+        ValueError: Unknown variant or rendering, a variant that is sampled from a policy, or fewer than one item.
     """
     if variant not in variants():
         raise ValueError(f"Unknown variant {variant!r}. {nearest(variant, variants())}")
@@ -120,7 +120,7 @@ def make_items(variant: str, num_items: int, seed: int = 0, rendering: str = "co
         raise ValueError(f"Unknown rendering {rendering!r}. {nearest(rendering, RENDERINGS)}")
     if num_items < 1:
         raise ValueError(f"The number of items must be at least 1, got {num_items}.")
-    task = "length" if variant in LENGTHS else variant  # the lengths of one item share its terms
+    task = "length" if variant in LENGTHS else variant  # variants of `length` share their terms
     make = _compact if rendering == "compact" else _text
     return [make(variant, random.Random(f"{seed}/{task}/{i}")) for i in range(num_items)]
 
@@ -135,7 +135,7 @@ def _compact(variant: str, rng: random.Random) -> Item:
         terms, style = make_problem(rng, 3), "words" if variant == "filler_words" else "letters"
     prompt = prompt_of(terms, style)
     if variant == "altered_copy":
-        # Cut where the copy ends: the rest is right given the copy, and would make an early place a good guess
+        # Cut after the copy: the rest is correct given the copy, and would make early positions a good guess
         parts = solution_parts(terms, rng, style=style, wrong_copy=True)
         return _item(prompt, parts[: parts.index((":", "step"))], finished=False)
     wrong = rng.randrange(len(terms) - 1) if style == "plain" else int(rng.random() < LATE_STEP)
@@ -162,11 +162,11 @@ def _text(variant: str, rng: random.Random) -> Item:
         asides = ["(" + "".join(rng.choice(string.ascii_lowercase) for _ in range(6)) + ") " for _ in asides]
     elif variant in LENGTHS:
         number = LENGTHS[variant][1]
-        before = round(rng.random() * number)  # so the error is as likely early as late
+        before = round(rng.random() * number)  # makes early and late errors equally likely
         for i in range(number):
             slot = rng.randint(0, wrong) if i < before else rng.randint(wrong + 1, steps)
             asides[slot] += rng.choice(_ASIDES) + " "
-    parts: Parts = [("Step by step: ", "step")]  # as long as what only the last step is followed by
+    parts: Parts = [("Step by step: ", "step")]  # as long as the text that follows only the last step
     total = terms[0]
     for i, term in enumerate(terms[1:]):
         parts += [(asides[i], "style"), (f"{total} + {term} = ", "step")]
@@ -201,7 +201,7 @@ def _copied_facts(rng: random.Random) -> Item:
 
 
 def prompt_for(item: Item, tokenizer: Any, rendering: str) -> str | list[dict[str, str]]:
-    """The prompt as a model of this tokenizer is asked: messages where it has a chat template."""
+    """The prompt in the form for this tokenizer: messages if it has a chat template, else text."""
     if rendering == "compact":
         return item.prompt
     if getattr(tokenizer, "chat_template", None):
@@ -210,10 +210,10 @@ def prompt_for(item: Item, tokenizer: Any, rendering: str) -> str | list[dict[st
 
 
 def tokens_and_labels(item: Item, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """Token ids of the completion and whether each overlaps a deciding span.
+    """Token ids of the completion, and for each whether it overlaps a deciding span.
 
     Raises:
-        ValueError: The tokenizer does not tell which characters its tokens stand for, or none stands for a deciding one.
+        ValueError: The tokenizer does not report the characters of its tokens, or no token covers a deciding one.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(

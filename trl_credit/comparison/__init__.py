@@ -1,1 +1,1 @@
-"""`trl-credit compare`: one recipe, several credit methods and seeds, and what can be said about their difference."""
+"""`trl-credit compare`: one recipe with several credit methods and seeds, and what the differences support."""

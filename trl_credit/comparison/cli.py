@@ -1,7 +1,7 @@
-"""`trl-credit compare`: trains a recipe with several credit methods and seeds, and says what differs beyond noise.
+"""`trl-credit compare`: trains a recipe with several credit methods and seeds, and reports what differs beyond noise.
 
-Interrupted, the same command goes on. Methods and seeds can be added later; other settings are another comparison.
-`trl-credit compare report FOLDER` makes statistics and pictures anew. Any field of the recipe can be given as well.
+If interrupted, the same command continues. Methods and seeds can be added later; other settings are a new comparison.
+`trl-credit compare report FOLDER` redoes statistics and pictures. Any field of the recipe can be given as an option.
 """
 
 import argparse
@@ -17,8 +17,7 @@ from .._util.text import prepare_terminal, safe_lines, safe_text
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command. Exit status 2 for what is wrong with settings or the folder, 1 if a run failed, 130 and 143 after
-    SIGINT and SIGTERM."""
+    """Runs the command. Exits with 2 for bad settings or folders, 1 if a run failed, 130 on SIGINT, 143 on SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
     prepare_terminal()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -85,7 +84,7 @@ def _compare(argv: list[str]) -> None:
     from .plan import make_plan, write_plan
     from .run import in_process, run_all
 
-    for name in ("scipy", "matplotlib"):  # not after hours of training
+    for name in ("scipy", "matplotlib"):  # check now, not after hours of training
         if importlib.util.find_spec(name) is None:
             _fail(f"the statistics and pictures need {name}: pip install 'trl-credit[analysis]'")
     from .results import read_runs

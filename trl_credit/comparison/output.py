@@ -1,4 +1,4 @@
-"""Writes and shows the results of a comparison."""
+"""Writes and prints the results of a comparison."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from .results import headings, read_runs, rows_of, sentences, summarize, to_mark
 
 
 def show(comparison: Mapping[str, Any]) -> None:
-    """Prints the table and the sentences."""
+    """Prints the table and sentences."""
     from rich.console import Console
     from rich.table import Table
 
@@ -36,10 +36,10 @@ def show(comparison: Mapping[str, Any]) -> None:
 
 
 def write_results(output_dir: Path) -> dict[str, Any]:
-    """Makes statistics, tables, pictures and the page of what is on disk, and prints them.
+    """Computes statistics from the runs on disk, writes tables, pictures and page, and prints the results.
 
     Raises:
-        RunFolderError: No comparison is there, or no finished run.
+        RunFolderError: The folder has no comparison, or no finished run.
         ValueError: A package is missing.
     """
     from .page import plot_learning_curves, write_learning_report

@@ -1,4 +1,4 @@
-"""The page and the picture of a comparison of methods in training: learning curves, and differences paired by seed."""
+"""Page and picture of a comparison of methods in training: learning curves, and differences paired by seed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from ..report import svg
 from ..report.page import finite, write_page
 
 
-# Blue, orange, green, purple, red, grey: apart in lightness as well, and never alone: dashes say the same
+# Blue, orange, green, purple, red, grey. They differ in lightness too, and each line also has its own dashes
 _COLOURS = ("#0a66a8", "#c2560c", "#1a7f4b", "#8a3ea3", "#b3243b", "#6b747c")
 _DASHES = ("", "7 4", "2 3", "10 3 2 3", "14 4", "5 2 1 2 1 2")
 _TITLES = {
@@ -25,12 +25,12 @@ _KINDS = {"better": "up", "worse": "down"}
 
 
 def style_of(place: int) -> tuple[str, str]:
-    """Colour and dashes of the method at a place; no two of the first 36 are alike."""
+    """Colour and dashes of the method at a position. The first 36 are all different."""
     return _COLOURS[place % 6], _DASHES[(place + place // 6) % 6]
 
 
 def write_learning_report(path: Path, comparison: dict) -> None:
-    """Writes one HTML file with everything that a comparison found, and needs nothing else."""
+    """Writes a self-contained HTML file with all results of a comparison."""
     from .results import QUANTITIES, basis, headings, rows_of, sentences
 
     methods = comparison["methods"]
@@ -98,7 +98,7 @@ def _means(method: Mapping[str, Any], name: str) -> list | None:
 
 
 def key_line(place: int) -> Markup:
-    """A piece of a method's line, for the legend."""
+    """A sample of a method's line, for the legend."""
     line = svg.tag(
         "line", x1=0, x2=34, y1=6, y2=6, class_=f"curve c{place % 6}", stroke_dasharray=style_of(place)[1] or None
     )
@@ -106,7 +106,7 @@ def key_line(place: int) -> Markup:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers between two, at most `most` + 1 of them."""
+    """Round numbers between `low` and `high`, at most `most` + 1."""
     span = high - low
     if not span > 0:
         return [low]
@@ -125,7 +125,7 @@ def _short(value: float) -> str:
 
 
 def limits_of(curves: Sequence[Mapping[str, list]]) -> tuple[float, float] | None:
-    """From where to where an axis goes: bands that reach far beyond the lines, as those of two seeds do, are cut."""
+    """Range of an axis. Cuts bands that reach far beyond the lines, as with two seeds."""
     means = [value for curve in curves for value in curve["mean"] if finite(value)]
     ends = [value for curve in curves for key in ("low", "high") for value in curve[key] if finite(value)]
     if not means:
@@ -136,7 +136,7 @@ def limits_of(curves: Sequence[Mapping[str, list]]) -> tuple[float, float] | Non
 
 
 def learning_chart(comparison: Mapping[str, Any], name: str) -> Markup | None:
-    """The methods' means over updates with their bands; `None` where nothing is known."""
+    """The methods' means over updates with their bands. `None` without data."""
     window, updates = comparison["window"], comparison["updates"]
     curves = [
         (place, method["label"], method["curves"].get(name)) for place, method in enumerate(comparison["methods"])
@@ -149,7 +149,7 @@ def learning_chart(comparison: Mapping[str, Any], name: str) -> Markup | None:
     if low == high:
         low, high = low - 0.5, high + 0.5
     marks = ticks(low, high)
-    if len(marks) > 1:  # the axis ends at a round number where that costs little
+    if len(marks) > 1:  # end the axis at a round number if that costs little space
         step = marks[1] - marks[0]
         low, high = min(low, marks[0] - step) if marks[0] - low > 0.7 * step else low, max(high, marks[-1])
     height, top = 240, 8
@@ -175,7 +175,7 @@ def learning_chart(comparison: Mapping[str, Any], name: str) -> Markup | None:
         y = f"{place_y(target):.1f}"
         parts.append(svg.tag("line", x1="0", x2="100%", y1=y, y2=y, class_="target"))
         parts.append(svg.label(4, place_y(target) - 5, f"target {_short(target)}"))
-    # Stretched to the width; lines keep theirs
+    # The chart stretches to the width, but line widths stay
     inner, sentences = [], []
     for place, _, curve in curves:
         ends = [
@@ -207,7 +207,7 @@ def learning_chart(comparison: Mapping[str, Any], name: str) -> Markup | None:
 
 
 def forest_chart(comparison: Mapping[str, Any], quantity: Any) -> Markup | None:
-    """Each method's paired difference from the baseline with its interval; `None` where there is none."""
+    """Each method's paired difference from the baseline with its interval. `None` without any."""
     rows = [r for r in comparison["differences"] if r["quantity"] == quantity.name and finite(r["mean"])]
     if not rows:
         return None
@@ -268,7 +268,7 @@ def plot_learning_curves(path: Path, comparison: Mapping[str, Any]) -> None:
 
     from .results import shown_value
 
-    # No pyplot: it would hold the figure, and the backend, for the whole process
+    # Without pyplot, which would keep the figure and the backend for the life of the process
     window, methods = comparison["window"], comparison["methods"]
     drawn = [(place, method) for place, method in enumerate(methods) if method["curves"].get("reward")]
     columns = 2 if len(drawn) > 3 and all(len(method["label"]) <= 22 for _, method in drawn) else 1
@@ -315,7 +315,7 @@ def _legend(method: Mapping[str, Any], shown) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not take for a formula, and can write."""
+    """Text that matplotlib can write and does not read as a formula."""
     return safe(text).replace("$", r"\$")
 
 

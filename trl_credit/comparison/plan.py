@@ -1,9 +1,9 @@
-"""The plan of a comparison, checked before anything runs, and its files.
+"""The plan of a comparison, which is checked before anything runs, and the files of its folder.
 
 plan.json               recipe, methods, seeds; a folder with other settings is refused
 recipe.yaml             what every run trains
-runs/LABEL/seed-K/      run.json (once it is finished), log.txt, eval/
-comparison.json         the statistics; comparison.md, comparison.html, curves.png, curves.svg show them
+runs/LABEL/seed-K/      run.json (once finished), log.txt, eval/
+comparison.json         statistics, shown in comparison.md, comparison.html, curves.png and curves.svg
 """
 
 import json
@@ -21,7 +21,7 @@ from .._util.yaml import dump
 
 
 FORMAT = 1
-# A recipe's fields that are the comparison's own
+# Recipe fields that the comparison sets itself
 _VARIED = {
     "credit": "--methods",
     "seed": "--seeds",
@@ -32,7 +32,7 @@ _SECTION = ("methods", "seeds", "baseline", "target_reward")
 
 @dataclass
 class Method:
-    """A method of a comparison: what it is called, its folder in `runs`, and its full mapping."""
+    """A method of a comparison: its label, its folder in `runs`, and its full mapping."""
 
     label: str
     folder: str
@@ -41,19 +41,19 @@ class Method:
 
 @dataclass
 class Plan:
-    """The contents of a comparison, including those of earlier commands in the same folder.
+    """What a comparison comprises, including earlier commands in the same folder.
 
     Args:
         recipe: The recipe, without `compare`.
-        overrides: Fields given on the command line, as its words.
-        settings: What must be equal in all runs, by field.
-        methods: All of them, the first ones first.
-        seeds: All of them.
-        baseline: Label of the method that the others are compared with.
-        target_reward: The reward to be reached, or `None`.
+        overrides: Recipe fields from the command line, as its words.
+        settings: Settings that must be equal in all runs, by field.
+        methods: All methods, oldest first.
+        seeds: All seeds.
+        baseline: Label of the method that others are compared with.
+        target_reward: The reward to reach, or `None`.
         asked: Labels and seeds of this command.
-        launch: The launcher's words, none for one process.
-        command: The command that makes all of it.
+        launch: The launcher's words. Empty for one process.
+        command: Command that makes the whole comparison.
     """
 
     recipe: dict[str, Any]
@@ -75,10 +75,10 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Plan":
-        """Of a plan.json.
+        """Builds a plan from a plan.json's contents.
 
         Raises:
-            KeyError, TypeError: It is none.
+            KeyError, TypeError: The data is not a plan.
         """
         known = {f.name: data[f.name] for f in fields(cls) if f.name != "asked"}
         known["methods"] = [Method(**method) for method in known["methods"]]
@@ -90,10 +90,10 @@ def run_folder(output_dir: Path, method: Method, seed: int) -> Path:
 
 
 def read_plan(output_dir: Path) -> Plan:
-    """The plan of a folder.
+    """Reads the plan of a folder.
 
     Raises:
-        RunFolderError: There is none.
+        RunFolderError: The folder has no valid plan.
     """
     path = Path(output_dir) / "plan.json"
     if not path.exists():
@@ -110,16 +110,16 @@ def write_plan(output_dir: Path, plan: Plan) -> None:
 
 
 def _without_secrets(plan: Plan) -> dict[str, Any]:
-    # The runs read recipe.yaml, which keeps them; of plan.json the page is made
+    # Runs read secrets from recipe.yaml. The page is made from plan.json, so it must hold none
     found = redact(plan.to_dict())
     return found | {"overrides": redact_words(plan.overrides)}
 
 
 def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A recipe's fields, and the comparison's settings in it.
+    """Reads a recipe's fields, and the comparison's settings in it.
 
     Raises:
-        ValueError: It cannot be read, or has unknown settings.
+        ValueError: The file cannot be read, or has unknown settings.
     """
     from .._util.arguments import read_fields
     from ..recipe.recipe import RECIPE_TYPES
@@ -135,10 +135,10 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def parse_seeds(value: Any) -> list[int]:
-    """Seeds: a number N for 0 to N - 1, or a list of them.
+    """Parses seeds: a number N for 0 to N - 1, or a list.
 
     Raises:
-        ValueError: It is neither, or a seed is there twice.
+        ValueError: The value is neither, or has a duplicate.
     """
     if not isinstance(value, (list, tuple)):
         return list(range(check_value("seeds", value, AtLeast1)))
@@ -157,18 +157,18 @@ def parse_seeds(value: Any) -> list[int]:
 def parse_methods(
     values: Sequence[Any], recipe_credit: Any = None, earlier: Sequence[Method] = ()
 ) -> tuple[list[Method], list[str]]:
-    """All methods of a comparison, earlier ones first, and the labels of the ones asked for.
+    """Returns all methods of a comparison, earlier ones first, and the labels of those asked for.
 
-    A method keeps its folder when others come; labels are those that tell all of them apart. The name alone of the method
-    that the recipe itself trains with has the recipe's parameters.
+    Methods keep their folder when others are added. Labels are chosen so that they tell all methods apart. The bare
+    name of the method that the recipe trains with gets the recipe's parameters.
 
     Args:
-        values: Names, dotted paths or mappings, which may have a `label`.
+        values: Names, dotted paths or mappings, optionally with a `label`.
         recipe_credit: The recipe's own `credit`.
-        earlier: The folder's methods.
+        earlier: Methods already in the folder.
 
     Raises:
-        ValueError: No or unknown methods, wrong parameters, one that is there twice.
+        ValueError: No methods, an unknown method, wrong parameters, or a duplicate.
     """
     from ..methods.compose import labelled
     from ..methods.registry import build_credit
@@ -184,7 +184,7 @@ def parse_methods(
             try:
                 value = json.loads(value)
             except json.JSONDecodeError:
-                build_credit(value)  # says what is wrong
+                build_credit(value)  # raises with the reason
         label = None
         if isinstance(value, Mapping):
             value = dict(value)
@@ -200,7 +200,7 @@ def parse_methods(
         if label is not None:
             labels[len(asked)] = label
         asked.append(credit)
-    # Parameters that this version has added have their defaults
+    # Rebuild earlier methods, so that parameters added in this version get their defaults
     there = [json.loads(json.dumps(build_credit(method.credit).to_dict())) for method in earlier]
     every = there + [credit for credit in asked if credit not in there]
     found = list(labelled(every))
@@ -231,7 +231,7 @@ def _folder(label: str, taken: set[str]) -> str:
 
 
 def run_arguments(plan: Plan, output_dir: Path, method: Method, seed: int, resume: bool = False) -> list[str]:
-    """The words after `trl-credit train` of one run."""
+    """Command-line words after `trl-credit train` for one run."""
     words = ["--config", str(Path(output_dir) / "recipe.yaml"), *plan.overrides]
     fixed = {
         "credit": json.dumps(method.credit),
@@ -253,7 +253,7 @@ def run_arguments(plan: Plan, output_dir: Path, method: Method, seed: int, resum
 
 
 def field_names(words: Sequence[str]) -> list[str]:
-    """The fields that command-line words set."""
+    """Names of the fields that command-line words set."""
     return [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
 
 
@@ -267,21 +267,21 @@ def make_plan(
     target_reward: float | None = None,
     launch: Sequence[str] = (),
 ) -> Plan:
-    """Reads and checks everything that can be known before a model is loaded; nothing is written.
+    """Reads and checks everything that can be known before loading a model. Writes nothing.
 
     Args:
-        config: The recipe; its `compare` may have what is `None` here.
-        output_dir: Folder of the comparison; what is there is gone on with.
-        overrides: Fields of the recipe, as command-line words.
-        methods: As of `parse_methods`.
-        seeds: As of `parse_seeds`.
+        config: The recipe. Its `compare` section supplies what is `None` here.
+        output_dir: Folder of the comparison, which is continued if it exists.
+        overrides: Recipe fields, as command-line words.
+        methods: As in `parse_methods`.
+        seeds: As in `parse_seeds`.
         baseline: Label of a method.
-        target_reward: The reward to be reached.
+        target_reward: The reward to reach.
         launch: The launcher's words.
 
     Raises:
-        ValueError: Wrong settings.
-        RunFolderError: The folder has another comparison.
+        ValueError: A setting is wrong.
+        RunFolderError: The folder holds a different comparison.
     """
     recipe, section = read_recipe(Path(config))
     check_output_dir(output_dir)
@@ -326,7 +326,7 @@ def make_plan(
 
 
 def _choices(section: Mapping, before: Plan | None, baseline, target_reward, methods: list[Method]) -> tuple:
-    """Baseline and target: the command line's, the recipe's, the folder's, or else the first method and none."""
+    """Baseline and target from the command line, else the recipe, else the folder, else the first method and none."""
     labels = [method.label for method in methods]
     if baseline is None:
         baseline = section.get("baseline")
@@ -344,7 +344,7 @@ def _choices(section: Mapping, before: Plan | None, baseline, target_reward, met
 
 
 def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
-    """Settings that must be equal in all runs; every method's are checked as far as the trainer."""
+    """Settings that must be equal in all runs. Checks every method's settings up to building the trainer."""
     import tempfile
 
     from ..model_files import LocalModel, resolve_model
@@ -374,7 +374,7 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
 
 
 def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
-    """The command that makes the whole comparison."""
+    """Command that makes the whole comparison."""
     methods = [
         json.dumps({**method.credit, "label": method.label}) if len(method.credit) > 1 else method.credit["method"]
         for method in plan.methods

@@ -1,4 +1,4 @@
-"""Results of a comparison: runs on disk to comparison.json, and that to tables, pictures and sentences."""
+"""Results of a comparison: turns runs on disk into comparison.json, and that into tables, pictures and sentences."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -20,7 +20,7 @@ __getattr__ = moved_names(__name__)
 
 
 LEVEL = 0.95
-# What is drawn over updates
+# Curves drawn over updates
 CURVES = {
     "reward": "reward",
     "entropy": "entropy, nats",
@@ -31,15 +31,15 @@ CURVES = {
 
 @dataclass(frozen=True)
 class Quantity:
-    """A quantity that runs are compared by.
+    """A quantity by which runs are compared.
 
     Args:
         name: Key in comparison.json.
-        title: What it is called.
-        larger_is_better: Which way is better.
-        digits: After the point.
-        scale: 100 for shares that are shown in percent.
-        ranks: Whether runs may not have it, which counts as larger than all.
+        title: Name for display.
+        larger_is_better: Direction of improvement.
+        digits: Digits after the point.
+        scale: 100 for shares shown in percent.
+        ranks: Runs may lack a value (target not reached), which counts as larger than all others.
     """
 
     name: str
@@ -78,7 +78,7 @@ BY_NAME = {quantity.name: quantity for quantity in QUANTITIES}
 
 
 def read_runs(output_dir: Path, plan: Plan) -> dict[str, dict[int, dict[str, Any]]]:
-    """The finished runs by label and seed."""
+    """Reads the finished runs, by label and seed."""
     found = {}
     for method in plan.methods:
         found[method.label] = {}
@@ -95,7 +95,7 @@ def _column(run: Mapping[str, Any], name: str) -> np.ndarray:
 
 
 def run_values(run: Mapping[str, Any], window: int, target: float | None) -> dict[str, float]:
-    """A run's quantities; infinite where the target was not reached."""
+    """The quantities of a run. Infinite if the target was not reached."""
     rewards = _column(run, "reward")
     values = {"mean_reward": area(rewards)}
     if run.get("accuracy") is None:
@@ -114,14 +114,14 @@ def run_values(run: Mapping[str, Any], window: int, target: float | None) -> dic
 
 
 def summarize(plan: Plan, runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
-    """All statistics of finished runs, as JSON values (what was not reached is `None`).
+    """Computes all statistics of finished runs, as JSON values (`None` if the target was not reached).
 
     Args:
         plan: The plan.
-        runs: By label and seed.
+        runs: Finished runs by label and seed.
 
     Raises:
-        RunFolderError: There are none.
+        RunFolderError: There are no runs.
     """
     lengths = [len(run["history"]["step"]) for of_method in runs.values() for run in of_method.values()]
     if not lengths:
@@ -229,14 +229,14 @@ def _differences(plan: Plan, values: Mapping[str, Mapping[int, Mapping[str, floa
 
 
 def _collapse(method: Method, runs: Collection[Mapping[str, Any]]) -> str | None:
-    """That a method was uniform in effect, on the mean of its runs."""
+    """A note that a method was uniform in effect on the mean of its runs, else `None`."""
     metrics = {}
     for name in ("effective_fraction", "contrast_fraction"):
         values = [value for run in runs for value in run["history"].get(f"credit/{name}") or [] if value is not None]
         metrics[f"credit/{name}"] = float(np.mean(values)) if values else math.nan
     try:
         uniform = build_credit(method.credit).is_uniform(metrics)
-    except (ValueError, TypeError):  # a class of the user's own that is gone
+    except (ValueError, TypeError):  # the user's own class may no longer exist
         return None
     if not uniform:
         return None
@@ -263,11 +263,11 @@ def _notes(methods: list[dict[str, Any]], jobs: list[int], versions: list[dict[s
     return notes
 
 
-# What is said of it
+# Words for the numbers
 
 
 def shown_value(quantity: Quantity, found: Mapping[str, Any] | None) -> str:
-    """A method's quantity with its interval, or how many runs reached the target."""
+    """A method's quantity with its interval, or the number of runs that reached the target."""
     if not found:
         return "\u2013"
     if quantity.ranks and found["reached"] < found["runs"]:
@@ -279,7 +279,7 @@ def shown_value(quantity: Quantity, found: Mapping[str, Any] | None) -> str:
 
 
 def shown_difference(quantity: Quantity, row: Mapping[str, Any]) -> str:
-    """Method less baseline with its interval, or in how many seeds it was first."""
+    """Method minus baseline with its interval, or the number of seeds in which it was earlier or later."""
     if row["mean"] is None:
         return f"earlier in {row['lower']}, later in {row['higher']} of {len(row['seeds'])} seeds"
     if row["low"] is None:
@@ -292,7 +292,7 @@ def shown_p(value: float) -> str:
 
 
 def rows_of(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The table, as texts: by quantity, each method's value, its difference from the baseline, Holm's p and the verdict."""
+    """The table as text, by quantity: each method's value, difference from the baseline, Holm's p and verdict."""
     rows = []
     for quantity in QUANTITIES:
         for method in comparison["methods"]:
@@ -320,7 +320,7 @@ def difference_of(comparison: Mapping[str, Any], quantity: str, label: str) -> d
 
 
 def sentence(comparison: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """Words one difference as a sentence."""
+    """Describes one difference in a sentence."""
     quantity, count = BY_NAME[row["quantity"]], len(row["seeds"])
     start = f"{quantity.title}, {row['label']} \u2212 {comparison['baseline']}: "
     if row["low"] is None:
@@ -338,7 +338,7 @@ def sentence(comparison: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 
 def sentences(comparison: Mapping[str, Any]) -> list[str]:
-    """One of each method, on the mean reward."""
+    """One sentence per method, on the mean reward."""
     return [sentence(comparison, row) for row in comparison["differences"] if row["quantity"] == "mean_reward"]
 
 
@@ -358,7 +358,7 @@ def headings(comparison: Mapping[str, Any]) -> dict[str, str]:
 
 
 def to_markdown(comparison: Mapping[str, Any]) -> str:
-    """The table, the sentences and what must be known to read them."""
+    """The table, the sentences, and what is needed to read them."""
 
     def line(cells) -> str:
         return "| " + " | ".join(safe(cell).replace("|", "\\|") for cell in cells) + " |"

@@ -1,4 +1,4 @@
-"""Runs what is missing of a comparison, several at a time, each in a fresh process forked from one that has imported all."""
+"""Runs what is missing of a comparison, several at once. Each run is forked from a process with all imports done."""
 
 import contextlib
 import json
@@ -26,16 +26,16 @@ _PRELOADED = [
     "trl_credit.inspection.scoring",
     "trl_credit.toy.arithmetic",
 ]
-# What a run may take to end when it is told to: a checkpoint, the other processes
+# Time that a run gets to write a checkpoint and end its processes when told to stop
 _GRACE_SECONDS = 40.0
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM."""
+    """SIGTERM was received."""
 
 
 def context() -> Any:
-    """Where processes are forked from: one that has imported torch, TRL and this package, and has started nothing."""
+    """Multiprocessing context. Runs fork from a process that only imported torch, TRL and this package."""
     found = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
     if hasattr(os, "fork"):
         found.set_forkserver_preload(_PRELOADED)
@@ -54,10 +54,10 @@ def _answer(connection, function: Callable, arguments: dict[str, Any]) -> None:
 
 
 def in_process(function: Callable, **arguments: Any) -> Any:
-    """A function's result, computed in a process of its own: checks leave nothing behind in this one.
+    """Computes a function's result in a separate process, so that checks leave nothing behind in this one.
 
     Raises:
-        ValueError: What was wrong, whatever its type was.
+        ValueError: The function raised ValueError, TypeError, OSError, ImportError or RunFolderError.
     """
     ours, theirs = context().Pipe(duplex=False)
     process = context().Process(target=_answer, args=(theirs, function, arguments))
@@ -82,14 +82,14 @@ def is_done(folder: Path) -> bool:
 
 
 def missing(plan: Plan, output_dir: Path) -> list[tuple[Method, int]]:
-    """Runs that this command asks for and that are not on disk, seed by seed, so that finished ones can be compared."""
+    """Runs that this command asks for and are not on disk yet. Seed by seed, so that finished ones can be compared."""
     labels, seeds = plan.asked
     grid = [(plan.method(label), seed) for seed in seeds for label in labels]
     return [(method, seed) for method, seed in grid if not is_done(run_folder(output_dir, method, seed))]
 
 
 def prepare(plan: Plan, output_dir: Path, method: Method, seed: int, jobs: int, keep_models: bool) -> dict[str, Any]:
-    """The job of a run's process. An unfinished run keeps only its whole checkpoints, if it has any."""
+    """The specification for a run's process. An unfinished run keeps only its complete checkpoints, if any."""
     from ..extras.checkpoints import last_complete_checkpoint
     from .plan import run_arguments
 
@@ -146,17 +146,17 @@ def run_all(
     keep_models: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Runs what is missing; returns what failed, one text a run.
+    """Runs what is missing. Returns the names of the runs that failed.
 
     Args:
-        plan: The plan, which is written already.
+        plan: The plan, already written to disk.
         output_dir: Its folder.
-        jobs: Runs at a time; 1 with a launcher.
-        keep_models: Whether the trained models stay on disk.
-        say: Takes a line for each finished run.
+        jobs: Runs at a time. Always 1 with a launcher.
+        keep_models: Keep the trained models on disk.
+        say: Called with a line for each finished run.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or (`Stopped`) SIGTERM; the runs in progress are ended.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM (`Stopped`). Runs in progress are ended.
     """
     todo = missing(plan, output_dir)
     total, jobs = len(todo), 1 if plan.launch else jobs
@@ -200,7 +200,7 @@ def run_all(
 
 
 def _end(processes: list) -> None:
-    """Ends runs in progress, with all processes that they have started."""
+    """Ends runs in progress with all the processes they started."""
     deadline = time.monotonic() + _GRACE_SECONDS
 
     def tell(number: int) -> None:
@@ -208,7 +208,7 @@ def _end(processes: list) -> None:
             if process.is_alive():
                 with contextlib.suppress(OSError):
                     os.killpg(process.pid, number)
-                with contextlib.suppress(OSError):  # it has no group of its own yet
+                with contextlib.suppress(OSError):  # in case it has no process group yet
                     os.kill(process.pid, number)
 
     tell(signal.SIGTERM)
@@ -234,7 +234,7 @@ def _duration(seconds: float) -> str:
 
 
 def log_end(path: Path, lines: int = 5) -> list[str]:
-    """The last lines of a log that say something."""
+    """The last non-empty lines of a log."""
     try:
         text = path.read_text(errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""One run of a comparison, in a process of its own: trains, evaluates, writes run.json."""
+"""One run of a comparison, in its own process: trains, evaluates and writes run.json."""
 
 import contextlib
 import json
@@ -22,19 +22,19 @@ _KEPT = ("run.json", "log.txt", "spec.json")
 
 
 def history_of(log: Sequence[dict[str, Any]], completions: int, batches: int = 1) -> dict[str, list[float | None]]:
-    """The trainer's log as columns, one value for each update, `None` where it logged none.
+    """Converts the trainer's log to columns with one value per update. `None` if an update did not log it.
 
-    Beside what it logs: `step`, and `generated_tokens`, those of the completions generated for the update, with the ones
-    that dynamic sampling discarded.
+    Besides what it logs, there are `step` and `generated_tokens`, the tokens generated for the update, including the
+    completions that dynamic sampling discarded.
 
     Args:
         log: `trainer.state.log_history` of a run that logged every update.
-        completions: Completions of a generation batch, on all processes.
-        batches: Generation batches of an update, over which the trainer logs means.
+        completions: Completions per generation batch, over all processes.
+        batches: Generation batches per update, over which the trainer logs means.
     """
     rows = {}
     for entry in log:
-        if "step_time" in entry:  # not of evaluations and the end
+        if "step_time" in entry:  # skips evaluations and the final entry
             rows[entry["step"]] = entry
     names = sorted({name for entry in rows.values() for name, value in entry.items() if _number(value) is not None})
     columns = {name: [_number(entry.get(name)) for _, entry in sorted(rows.items())] for name in names}
@@ -57,7 +57,7 @@ def _number(value: Any) -> float | None:
 
 
 def evaluations_of(folder: Path) -> list[dict[str, Any]]:
-    """The evaluations that a run made, by step: accuracy (avg@n, the mean of tasks), n, and each task's avg and stderr."""
+    """Evaluations of a run, ordered by step: accuracy (avg@n, mean over tasks), n, and each task's avg and stderr."""
     found = []
     for path in folder.glob("eval/step-*/results.json"):
         results = json.loads(path.read_text())
@@ -76,7 +76,7 @@ def evaluations_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def execute(spec: dict[str, Any]) -> None:
-    """Trains as `spec` says, on this process or as one of several, and writes run.json when all is done."""
+    """Trains as `spec` says, in this process or as one of several, and writes run.json at the end."""
     from .._util.files import write_atomically
     from ..evaluation.results import versions
     from ..train import main
@@ -117,7 +117,7 @@ def execute(spec: dict[str, Any]) -> None:
 
 
 def remove_models(folder: Path) -> None:
-    """Removes weights, checkpoints and what lies beside them."""
+    """Removes weights, checkpoints and the files next to them."""
     for path in folder.iterdir():
         if path.is_dir() and path.name.startswith("checkpoint-"):
             shutil.rmtree(path)
@@ -126,8 +126,8 @@ def remove_models(folder: Path) -> None:
 
 
 def start(spec: dict[str, Any]) -> None:
-    """Target of a run's process: everything it says goes to its log, and it ends when the comparison does."""
-    os.setsid()  # Ctrl-C is for the comparison, which then ends this whole group
+    """Target of a run's process. Redirects all output to the run's log, and ends when the comparison's process does."""
+    os.setsid()  # Ctrl-C should reach only the comparison, which then ends this whole group
     log = os.open(Path(spec["folder"]) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
@@ -150,12 +150,12 @@ def _end_with_parent() -> None:
     parent_process().join()
     with contextlib.suppress(OSError):
         os.killpg(0, signal.SIGTERM)
-    time.sleep(60)  # a checkpoint may be written, other processes be ended
+    time.sleep(60)  # time to write a checkpoint and end other processes
     os.killpg(0, signal.SIGKILL)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """One of several processes of a run."""
+    """Entry point of each process, if a run has several."""
     argv = sys.argv[1:] if argv is None else argv
     prepare_terminal()
     log_to_terminal()

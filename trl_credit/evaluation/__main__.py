@@ -1,4 +1,4 @@
-"""`accelerate launch -m trl_credit.evaluation ...`: `trl-credit eval` on several processes."""
+"""Entry point of `accelerate launch -m trl_credit.evaluation ...`: `trl-credit eval` in several processes."""
 
 from .cli import main
 

@@ -1,7 +1,7 @@
 """Charts as inline SVG.
 
-Horizontal places are percentages and vertical ones pixels, so that a chart fills any width while its text keeps its size.
-Labels stand outside the plotting area, in margins that base.css leaves (`svg.plot`). Colours are classes.
+Horizontal positions are percentages and vertical ones pixels, so a chart fills any width while its text keeps its size.
+Labels are outside the plotting area, in margins that base.css leaves (`svg.plot`). Colours are CSS classes.
 """
 
 import math
@@ -16,7 +16,7 @@ from ..report.page import count, finite, percent, points
 
 
 def curve_chart(title: str, passed: Mapping[str, Any], majority: Mapping[str, Any]) -> Markup | None:
-    """pass@k and maj@k over k, on a logarithmic axis; `None` with less than two k, which make no curve."""
+    """pass@k and maj@k over k, on a logarithmic axis. `None` with fewer than two values of k."""
     series = []
     for name, css, shape, values in (("pass@k", "a", "circle", passed), ("maj@k", "b", "square", majority)):
         known = sorted((int(k), value) for k, value in (values or {}).items() if finite(value))
@@ -52,7 +52,7 @@ def curve_chart(title: str, passed: Mapping[str, Any], majority: Mapping[str, An
 
 
 def bin_edges(lengths: Sequence[float], most: int = 24) -> list[float]:
-    """Edges of bins that are equally wide on a logarithmic axis, at powers of two and fractions between them."""
+    """Edges of bins that are equally wide on a logarithmic axis: powers of two and fractional steps between them."""
     low, high = math.log2(max(1, min(lengths))), math.log2(max(1, max(lengths)))
     for per_octave in (8, 4, 2, 1):
         first, last = math.floor(low * per_octave), math.floor(high * per_octave) + 1
@@ -62,7 +62,7 @@ def bin_edges(lengths: Sequence[float], most: int = 24) -> list[float]:
 
 
 def length_chart(right: Sequence[float], wrong: Sequence[float], unit: str) -> Markup | None:
-    """Lengths of right answers upwards and of wrong ones downwards, on a logarithmic axis."""
+    """Histogram of lengths on a logarithmic axis, right answers upwards and wrong ones downwards."""
     if not right and not wrong:
         return None
     edges = bin_edges([*right, *wrong])
@@ -97,7 +97,7 @@ def length_chart(right: Sequence[float], wrong: Sequence[float], unit: str) -> M
                 parts.append(svg.tag("rect", svg.tag("title", f"{bounds}: {number} {name}"), **box, class_=css,
                                   y=f"{middle - tall if sign > 0 else middle:.1f}", height=f"{tall:.1f}"))  # fmt: skip
     parts.append(svg.tag("line", x1="0", x2="100%", y1=middle, y2=middle, class_="axis"))
-    # At most about seven labels, or they run into each other on a phone; powers of two where there are enough of them
+    # At most about seven labels, or they overlap on a phone. At powers of two if the axis has enough of them
     every = math.ceil(len(edges) / 7)
     if len(edges) > 3 * per_octave:
         every = math.ceil(every / per_octave) * per_octave
@@ -132,7 +132,7 @@ def median(values: Sequence[float]) -> float | None:
 
 
 def difference_chart(title: str, rows: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """B minus A of each problem with its interval, sorted."""
+    """Each problem's difference (B minus A) with its interval, sorted."""
     rows = sorted((row for row in rows if finite(row.get("difference"))), key=lambda row: row["difference"])
     if not rows:
         return None
@@ -172,7 +172,8 @@ def difference_chart(title: str, rows: Sequence[Mapping[str, Any]]) -> Markup | 
 
 
 def interval_bar(row: Mapping[str, Any]) -> Markup:
-    """One row's difference and interval on an axis from -100 to +100 points; the row's text says the same."""
+    """One row's difference and interval on an axis from -100 to +100 points. Hidden from screen readers: the row's text
+    says the same."""
     parts = [svg.tag("line", x1="50%", x2="50%", y1=0, y2=18, class_="axis")]
 
     def place(value: float) -> str:
@@ -188,7 +189,7 @@ def interval_bar(row: Mapping[str, Any]) -> Markup:
 
 
 def share_bar(share: Any) -> Markup:
-    """A share of one as a bar; the text beside it says the same."""
+    """A share in [0, 1] as a bar. Hidden from screen readers: the text beside it says the same."""
     inner = svg.tag("rect", width="100%", height=12, class_="rest")
     if finite(share):
         inner += svg.tag("rect", width=svg.across(share), height=12, class_="fill a")

@@ -1,8 +1,8 @@
-"""`trl-credit eval`: samples a model on mathematical problems, judges the answers and reports avg@n with its uncertainty.
+"""`trl-credit eval`: samples a model on math problems, judges the answers and reports avg@n with its uncertainty.
 
-`trl-credit eval compare RUN_A RUN_B` compares two runs, `trl-credit eval report RUN` judges and reports a run anew.
-Settings can be in a YAML file (`--config FILE`); `--num_processes N` or `--accelerate_config FILE_OR_NAME` share the samples
-among processes (transformers).
+`trl-credit eval compare RUN_A RUN_B` compares two runs. `trl-credit eval report RUN` judges a run again and rewrites
+its report. `--config FILE` reads settings from a YAML file. `--num_processes N` or `--accelerate_config FILE_OR_NAME`
+splits the samples among processes (transformers).
 """
 
 import argparse
@@ -18,8 +18,8 @@ from .terminal import show, show_comparison
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command. Exit status 2 for what is wrong with settings, data or the folder, 1 for a backend that cannot go
-    on, 130 and 143 after SIGINT and SIGTERM."""
+    """Runs the command. Exits with 2 for bad settings, data or folders, 1 if the backend cannot continue, 130 or 143
+    after SIGINT or SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
     prepare_terminal()
     log_to_terminal()
@@ -35,13 +35,13 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit(2)
         else:
             _evaluate(argv)
-    except KeyboardInterrupt as error:  # `Interrupted` is one, and knows more
+    except KeyboardInterrupt as error:  # or `Interrupted`, a subclass that carries a message and an exit code
         print(f"\n{safe_lines(error)}" if str(error) else "\nStopped.", file=sys.stderr)
         raise SystemExit(getattr(error, "exit_code", 130)) from error
 
 
 def _fail(command: str, error: Exception, status: int) -> None:
-    # What is wrong with settings or data is so on every process
+    # A ValueError concerns settings or data, so every process raises it: print it once
     if not isinstance(error, ValueError) or os.environ.get("RANK", "0") == "0":
         print(f"trl-credit {command}: error: {safe_lines(error)}", file=sys.stderr)
     raise SystemExit(status) from error
@@ -74,7 +74,7 @@ def _evaluate(argv: list[str]) -> None:
 
 
 class _Progress:
-    """Samples, time and tokens per second: a bar on a terminal, lines elsewhere."""
+    """Shows progress: as a bar with time left and tokens in a terminal, as lines elsewhere."""
 
     def __enter__(self):
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""Two runs on the same problems: the paired difference, its interval, and the problems that moved."""
+"""Compares two runs on the same problems: the paired difference, its interval, and the problems that moved."""
 
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ def compare_runs(path_a: str | Path, path_b: str | Path, level: float = 0.95) ->
 
     Args:
         path_a: Folder of the first run.
-        path_b: Folder of the second.
-        level: Of the intervals.
+        path_b: Folder of the second run.
+        level: Level of the intervals.
 
     Returns:
-        Per task and over all tasks the averages, their paired difference with its bootstrap interval, and each problem's
-        difference; the settings that differ.
+        For each task and over all tasks, the averages and their paired difference with its bootstrap interval; each
+        problem's difference; the settings that differ.
 
     Raises:
-        RunFolderError: One of them is no finished run.
-        ValueError: They have no task in common, or a task's problems differ.
+        RunFolderError: One of the folders holds no finished run.
+        ValueError: The runs have no task in common, or a shared task has different problems.
     """
     path_a, path_b = Path(path_a), Path(path_b)
     results_a, results_b = read_results(path_a), read_results(path_b)
@@ -55,7 +55,7 @@ def compare_runs(path_a: str | Path, path_b: str | Path, level: float = 0.95) ->
         ]
         pairs[name] = [(_samples(a), _samples(b)) for a, b in both]
         tasks[name] = {**_compare(pairs[name], level), "per_problem": _per_problem(name, both, questions, level)}
-    # The configuration has its effect in the others; the model is what is compared
+    # The other settings already reflect `config`. The model is left out because it is what is compared
     settings = [
         {
             **{name: value for name, value in results["settings"].items() if name != "config"},
@@ -130,7 +130,7 @@ def _per_problem(task: str, both: list[tuple[dict, dict]], questions: dict, leve
 
 
 def _overall(tasks: dict[str, Any], pairs: dict[str, list[tuple]], level: float) -> dict[str, Any]:
-    """The unweighted mean over tasks; problems are resampled within each task."""
+    """Unweighted mean over tasks. Problems are resampled within each task."""
     runs = [([a for a, _ in both], [b for _, b in both]) for both in pairs.values()]
     difference, low, high = combined_difference(runs, level=level)
     return {

@@ -1,4 +1,4 @@
-"""The report and the picture of a paired comparison of two evaluations."""
+"""Report and picture of a paired comparison of two evaluations."""
 
 import textwrap
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from ..report.page import finite, percent, points, write_page
 from . import charts
 
 
-# Settings that may differ: a preset has its effect in other settings, a seed only draws other samples
+# Settings that may differ: a preset acts through other settings, and a seed only draws other samples
 _EXPECTED = {"versions", "preset", "seed"}
 
 
 def write_comparison_report(path: Path, comparison: dict) -> None:
-    """Writes one HTML file that shows how two evaluations differ, and needs nothing else."""
+    """Writes a self-contained HTML file that shows how two evaluations differ."""
     tasks = [
         {"name": name, "metrics": metrics, "chart": charts.difference_chart(name, metrics.get("per_problem") or [])}
         for name, metrics in (comparison.get("tasks") or {}).items()
@@ -62,22 +62,22 @@ def headline(comparison: Mapping[str, Any]) -> str:
 
 
 def changes_sampling(difference: Mapping[str, Any]) -> bool:
-    """True if a setting that differs may itself explain why the results differ.
+    """True if a setting that differs could itself explain different results.
 
     Args:
         difference: One of the `differences` of `trl_credit.evaluation.compare_runs`.
     """
     parts = str(difference.get("field", "")).split(".")
-    # The problems are the same, wherever they came from
+    # The problems are known to be the same, wherever they were loaded from
     return parts[0] not in _EXPECTED and not (parts[0] == "tasks" and parts[-1] == "source")
 
 
 def plot_comparison(path: Path, comparison: dict) -> None:
-    """Draws each problem's difference with its interval, sorted, one row of the picture for each task.
+    """Draws each problem's difference with its interval, sorted, one panel per task.
 
     Args:
         path: A `.png` or `.svg` file.
-        comparison: What `trl-credit eval compare` computed.
+        comparison: Result of `trl_credit.evaluation.compare_runs`.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -94,7 +94,7 @@ def plot_comparison(path: Path, comparison: dict) -> None:
     tasks = [(name, rows) for name, rows in tasks if rows] or [("no problems in common", [])]
     most = max(len(rows) for _, rows in tasks)
     width = min(max(8.0, 1.6 + 0.19 * most), 14.0)
-    # No pyplot: it would hold the figure, and the backend, for the whole process
+    # Without pyplot, which would keep the figure and the backend for the life of the process
     figure = Figure(figsize=(width, 1.1 + 3.4 * len(tasks)), layout="constrained")
     FigureCanvasAgg(figure)
     kinds = {"up": ("#0a66a8", "^", "B better"), "down": ("#c2560c", "v", "A better"), "same": ("#77808a", "o", "same")}
@@ -115,7 +115,7 @@ def plot_comparison(path: Path, comparison: dict) -> None:
         axis.grid(axis="y", color="#e4e6e8", linewidth=0.7)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-        # Every number has a place only where it can be read
+        # Label every problem only if the numbers stay readable
         if len(rows) <= 70:
             axis.set_xticks(
                 range(len(rows)), [str(row["problem"]) for row in rows], fontsize=7 if len(rows) > 40 else 8
@@ -145,7 +145,7 @@ def _name(run: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not take for a formula, and can write."""
+    """Text that matplotlib can write and does not read as a formula."""
     return safe(text).replace("$", r"\$")
 
 

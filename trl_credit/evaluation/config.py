@@ -1,4 +1,4 @@
-"""Settings of an evaluation, their defaults and where these come from."""
+"""Settings of an evaluation and their defaults."""
 
 # ruff: noqa: RUF009 (`_option` makes a field)
 import json
@@ -44,7 +44,7 @@ def _option(default: Any, help: str) -> Any:
 @dataclass
 class EvalConfig:
     """
-    What `trl-credit eval` does. A field that is not set has its preset's value (see `preset`).
+    What `trl-credit eval` does. Fields that are not set take their value from the preset (see `preset`).
     """
 
     model: str | None = _option(
@@ -152,7 +152,7 @@ class EvalConfig:
         self.check()
 
     def _take(self, recipe: str) -> None:
-        """Sets what is not set to the recipe's."""
+        """Fills the fields that are not set from the recipe."""
         types = (_TrainingFields,)
         settings = read_fields(recipe, types, setting="recipe")
         ours = {f.name for f in fields(_TrainingFields)}
@@ -174,7 +174,7 @@ class EvalConfig:
         if self.prompt_template is not None and "{problem}" not in self.prompt_template:
             raise ValueError(f"`prompt_template` must contain the slot {{problem}}, got {self.prompt_template!r}.")
         if self.answer_pattern is not None:
-            answer_regex(self.answer_pattern)  # raises
+            answer_regex(self.answer_pattern)  # for the ValueError
         if self.plain_prompts and (self.system_prompt or self.chat_template_kwargs):
             raise ValueError("`system_prompt` and `chat_template_kwargs` have no effect with `plain_prompts`.")
         if self.base_url and self.backend not in ("auto", "server"):
@@ -184,10 +184,10 @@ class EvalConfig:
         self.sampling()
 
     def sampling(self) -> SamplingSettings:
-        """The preset's sampling settings with the fields that are set.
+        """The preset's sampling settings, overridden by the fields that are set.
 
         Raises:
-            ValueError: One of them is out of its range.
+            ValueError: A setting is out of range.
         """
         settings = PRESETS[self.preset].sampling.as_dict()
         for name in settings:
@@ -196,11 +196,11 @@ class EvalConfig:
         return SamplingSettings(**{**settings, "stop": tuple(settings["stop"])})
 
     def template_kwargs(self) -> dict[str, Any]:
-        """Arguments of the chat template: the preset's, and over them those that are set."""
+        """Arguments of the chat template: the preset's, overridden by those that are set."""
         return {**PRESETS[self.preset].chat_template_kwargs, **(self.chat_template_kwargs or {})}
 
     def run_folder(self) -> Path:
-        """The folder of the run."""
+        """Folder of the run."""
         if self.output_dir is not None:
             return Path(self.output_dir).expanduser()
         name = re.sub(r"[^\w.-]+", "-", str(self.model)).strip("-.") or "model"
@@ -214,7 +214,7 @@ def _default(name: str) -> Any:
 
 @dataclass
 class _TrainingFields:
-    """The fields of a training recipe that name its model and make its prompts."""
+    """Fields of a training recipe that name its model and shape its prompts."""
 
     output_dir: str | None = None
     problem_column: str | None = None
@@ -227,8 +227,8 @@ class _TrainingFields:
 
 
 def prompts_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that make the prompts of a training recipe: those of its chat template, and where it makes them of a
-    `problem_column` (else its data has them ready-made) those of their texts; and the `answer_pattern` of its reward."""
+    """Evaluation fields that reproduce a training recipe's prompts: chat template arguments, the reward's
+    `answer_pattern` and the prompts' text, unless the data has ready-made prompts (no `problem_column`)."""
     found = {
         "chat_template_kwargs": None if recipe.get("plain_prompts") else recipe.get("chat_template_kwargs"),
         "answer_pattern": pattern_of(recipe),
@@ -243,14 +243,14 @@ def prompts_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pattern_of(recipe: Mapping[str, Any]) -> str | None:
-    """The `answer_pattern` of a training recipe's reward `judged`."""
+    """The `answer_pattern` of the recipe's `judged` reward, if it has one."""
     rewards = recipe.get("reward_funcs") or []
     for spec in rewards if isinstance(rewards, list) else [rewards]:
         if isinstance(spec, str) and spec.lstrip().startswith("{"):
             try:
                 spec = json.loads(spec)
             except json.JSONDecodeError:
-                continue  # which building the reward says
+                continue  # building the reward reports it
         if isinstance(spec, Mapping) and spec.get("name") == "judged":
             return spec.get("answer_pattern")
     return None

@@ -1,4 +1,4 @@
-"""The report of one evaluation: how right, how long, and every sample to read."""
+"""The report of one evaluation: accuracy, lengths, and every sample to read."""
 
 import base64
 import zlib
@@ -12,18 +12,18 @@ from ..report.page import clean, count, finite, write_page
 from . import charts
 
 
-# Compressed bytes of text that a report may hold. Base64 adds a third to it; browsers open a page of this size in seconds.
+# Compressed bytes of text that a report may hold. Base64 adds a third; browsers open a page of this size in seconds
 TEXT_LIMIT = 50_000_000
 
 
 def write_evaluation_report(path: Path, results: dict, problems: list[dict], samples: Iterable[dict]) -> None:
-    """Writes one HTML file that shows an evaluation and all its samples, and needs nothing else.
+    """Writes a self-contained HTML file that shows an evaluation and all its samples.
 
     Args:
-        path: The file, replaced only when the new one is complete.
-        results: What `results.json` holds.
+        path: The file. An existing one is replaced only once the new one is complete.
+        results: Contents of `results.json`.
         problems: Question, prompt and answer of each problem.
-        samples: The lines of `samples.jsonl`. They are read once and held compressed.
+        samples: Lines of `samples.jsonl`. They are read once and kept compressed.
     """
     rows, texts = [], []
     for sample in samples:
@@ -44,7 +44,7 @@ def write_evaluation_report(path: Path, results: dict, problems: list[dict], sam
     ]
     columns = list(tasks)
     overall = results.get("overall") or {}
-    # With one task the overall figures are that task's
+    # With one task, the overall figures would repeat it
     if len(tasks) > 1:
         columns.append({"name": "overall", "metrics": overall, "interval": interval(overall)})
 
@@ -66,15 +66,15 @@ def write_evaluation_report(path: Path, results: dict, problems: list[dict], sam
 
 
 def _shared(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results as others see them: results.json keeps the paths, which are needed to make the run again."""
+    """The results without local folders, for sharing. results.json keeps the paths, to make the run repeatable."""
     named = ("model", "settings", "fingerprint")
     return {**results, **{key: without_folders(results[key]) for key in named if key in results}}
 
 
 def interval(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The normal 95 % interval of avg@n, kept between 0 and 1; `None` without a standard error.
+    """95 % normal interval of avg@n, clipped to [0, 1]. `None` without a standard error.
 
-    One of 0 says only that all problems have the same share of right samples, and gives no interval either.
+    Also `None` for a standard error of 0, which only says that all problems have the same share of right samples.
     """
     mean, error = metrics.get("avg"), metrics.get("stderr")
     if not finite(mean) or not finite(error) or error == 0:
@@ -83,13 +83,13 @@ def interval(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _cut_longest(texts: list[bytes], rows: list[dict], limit: int) -> int:
-    """Takes the middle out of the longest texts until all fit the limit; says how many it cut.
+    """Cuts the middle out of the longest texts until all fit the limit. Returns how many were cut.
 
-    The middle, since an answer stands at the end of its text.
+    The middle, because an answer is at the end of its text.
     """
     if sum(map(len, texts)) <= limit:
         return 0
-    # The highest size to which texts can be cut down so that together they fit
+    # Find the largest size per text at which all texts together fit
     left, allowed = limit, 0
     for position, size in enumerate(sorted(map(len, texts))):
         allowed = left // (len(texts) - position)
@@ -102,7 +102,7 @@ def _cut_longest(texts: list[bytes], rows: list[dict], limit: int) -> int:
             continue
         text = zlib.decompress(compressed).decode()
         keep = len(text)
-        # Parts of a text do not compress alike, so the share is only a first guess
+        # Parts of a text compress differently, so the share is only a first guess
         while len(compressed) > allowed and keep:
             keep = min(keep - 1, int(0.95 * keep * allowed / len(compressed)))
             head, tail = keep - keep // 2, keep // 2
@@ -122,14 +122,14 @@ def _base64(texts: Iterable[bytes]) -> Iterator[str]:
 
 
 def _length_chart(rows: list[dict]) -> dict[str, Any]:
-    """The lengths of judged samples, in tokens where known and else in characters, drawn and in words."""
+    """Chart and figures of the lengths of judged samples, in tokens if known, else in characters."""
     judged = [row for row in rows if isinstance(row.get("correct"), bool)]
     key, unit = (
         ("tokens", "tokens") if any(finite(row.get("tokens")) for row in judged) else ("characters", "characters")
     )
     lengths = defaultdict(list)
     for row in judged:
-        # A text of no length has no place on a logarithmic axis
+        # A logarithmic axis has no place for an empty text
         if finite(row.get(key)) and row[key] > 0:
             lengths[row["correct"]].append(row[key])
     return {
@@ -142,7 +142,7 @@ def _length_chart(rows: list[dict]) -> dict[str, Any]:
 
 
 def _problems(metrics: Mapping[str, Any]) -> str | None:
-    """How many problems the figures are of: `"28 of 30"` where some could not be judged."""
+    """Number of problems that the figures cover, such as `"28 of 30"` if some could not be judged."""
     problems, unjudged = metrics.get("problems"), metrics.get("unjudged")
     if not finite(problems):
         return None
@@ -150,7 +150,7 @@ def _problems(metrics: Mapping[str, Any]) -> str | None:
 
 
 def _tables(columns: list[dict]) -> list[tuple[str, list[tuple[str, str, list[Any]]]]]:
-    """The summary's two tables: of each row label, kind and one value per column. Rows without any value are left out."""
+    """The summary's two tables. A row is a label, a kind and one value per column. Rows without values are left out."""
     metrics = [column["metrics"] for column in columns]
 
     def nested(name: str, key: str) -> list[Any]:

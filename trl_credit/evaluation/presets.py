@@ -1,4 +1,4 @@
-"""Published settings of sampling and prompt, by name."""
+"""Published sampling settings and prompts, by name."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ from .backends.base import SamplingSettings
 
 @dataclass(frozen=True)
 class Preset:
-    """Published settings of sampling and prompt.
+    """Published sampling settings and prompt.
 
     Args:
         source: Where they were published.
@@ -28,7 +28,7 @@ class Preset:
 _BOXED = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
-_DAPO_TOKENS = 20_480  # 16,384 expected and a cache of 4,096
+_DAPO_TOKENS = 20_480  # 16,384 expected tokens and a soft-punish cache of 4,096
 
 
 PRESETS: dict[str, Preset] = {

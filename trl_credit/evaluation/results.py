@@ -1,4 +1,4 @@
-"""From judged samples to the numbers that are reported."""
+"""Turns judged samples into the reported numbers."""
 
 import importlib.metadata
 import platform
@@ -29,7 +29,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that samples and verdicts may depend on, where installed."""
+    """Versions of Python and of installed packages that samples and verdicts may depend on."""
     found = {"python": platform.python_version(), "trl-credit": __version__}
     for name in _PACKAGES:
         try:
@@ -40,17 +40,17 @@ def versions() -> dict[str, str]:
 
 
 def summarize_task(task: Task, samples: Sequence[dict[str, Any]], n: int) -> dict[str, Any]:
-    """The numbers of one task.
+    """Computes the numbers of one task.
 
     Args:
         task: The task.
-        samples: Its P * n judged samples, by problem and index.
+        samples: Its P * n judged samples, ordered by problem and index (P problems).
         n: Samples per problem.
 
     Raises:
         ValueError: No problem has an answer that can be verified against.
 
-    Problems without one are counted in `unjudged` and left out of the averages.
+    Problems without one are counted as `unjudged` and left out of the averages.
     """
     groups = [samples[start : start + n] for start in range(0, len(samples), n)]
     judged = [group for group in groups if all(row["correct"] is not None for row in group)]
@@ -93,7 +93,7 @@ def _summarize_problem(number: int, answer: str, group: Sequence[dict[str, Any]]
 
 
 def summarize_overall(tasks: dict[str, dict[str, Any]], samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The unweighted mean over tasks, as papers average benchmarks; rates and lengths are over all samples."""
+    """Unweighted mean over tasks, as papers average benchmarks. Rates and lengths are over all samples."""
     parts = list(tasks.values())
     ks = parts[0]["pass"]
     average, error = estimators.combined([part["avg"] for part in parts], [part["stderr"] for part in parts])
@@ -111,7 +111,7 @@ def summarize_overall(tasks: dict[str, dict[str, Any]], samples: Sequence[dict[s
 
 
 def rates(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Shares of the samples that were cut at the most tokens, have no answer, or have no text."""
+    """Shares of the samples that reached the token limit, state no answer, or are empty."""
     count = len(samples)
     return {
         "truncated": sum(row["finish"] == "length" for row in samples) / count,
@@ -121,7 +121,7 @@ def rates(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def token_statistics(samples: Sequence[dict[str, Any]]) -> dict[str, float | int | None] | None:
-    """Mean and percentiles of the lengths in tokens; `None` where a server did not tell them."""
+    """Mean and percentiles of the lengths in tokens. `None` if the server reported none."""
     known = [row for row in samples if row["tokens"] is not None]
     if not known:
         return None
@@ -142,7 +142,7 @@ def _mean(values: Sequence[int | None]) -> float | None:
 
 
 def _majority(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The most frequent answer as it was first written (of several, the one found first), and whether it is right."""
+    """The most frequent answer, as first written, and whether it is right. Ties go to the answer given first."""
     counts: dict[str, int] = {}
     first = {}
     for row in group:

@@ -1,4 +1,4 @@
-"""`evaluate`: samples, verdicts, numbers and a report, in a folder that an interrupted run goes on in."""
+"""`evaluate`: draws samples, judges them and writes numbers and a report. Interrupted runs continue in their folder."""
 
 import contextlib
 import datetime
@@ -31,15 +31,15 @@ from .tasks import Problem, Task, load_tasks
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, int], None]  # samples made, how many there are to make, tokens
+Progress = Callable[[int, int, int], None]  # samples done, of how many, tokens
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was stopped by a signal; what is finished is on disk.
+    """The run was stopped by a signal. Finished samples are on disk.
 
     Args:
         signal_number: SIGINT or SIGTERM.
-        samples: How many this process has made.
+        samples: Samples that this process had made.
     """
 
     def __init__(self, signal_number: int, samples: int):
@@ -48,13 +48,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 def sample_seed(seed: int, task: str, problem: int, index: int) -> int:
-    """A sample's own seed, below 2**31: of the run's seed, the task's name, the problem's number and the sample's."""
+    """Seed of one sample, below 2**31: a hash of the run's seed, the task's name and the problem and sample numbers."""
     digest = hashlib.sha256(json.dumps([seed, task, problem, index]).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 def make_requests(tasks: Sequence[Task], n: int, seed: int) -> list[Request]:
-    """Every sample of a run, by task, problem and index."""
+    """One request per sample of the run, ordered by task, problem and index."""
     return [
         Request(task.name, number, index, sample_seed(seed, task.name, number, index), problem.prompt)
         for task in tasks
@@ -64,10 +64,10 @@ def make_requests(tasks: Sequence[Task], n: int, seed: int) -> list[Request]:
 
 
 def make_backend(config: EvalConfig) -> Backend:
-    """The backend that the settings name; it loads no weights yet.
+    """Creates the backend that the settings ask for, without loading weights.
 
     Raises:
-        ValueError: The model or a package is missing, or settings do not fit.
+        ValueError: The model or a package is missing, or a setting does not apply to this backend.
         BackendError: The server does not answer.
     """
     if not config.model:
@@ -126,23 +126,23 @@ def evaluate(
     progress: Progress | None = None,
     in_training: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates a model; goes on where an earlier call with the same settings and folder was stopped.
+    """Evaluates a model. Continues an earlier run with the same settings and folder if it was stopped.
 
     Args:
         config: The settings.
-        backend: Instead of the one that they name.
-        tasks: Instead of the ones that they name.
-        progress: Called in the main process after each of the samples that it makes, with numbers of its share.
-        in_training: Leave signals to the trainer, and replace a run of other weights instead of refusing.
+        backend: Used instead of the backend that the settings ask for.
+        tasks: Used instead of the tasks that the settings ask for.
+        progress: Called in the main process after each sample that it makes, with the counts of its own share.
+        in_training: Leave signals to the trainer, and replace a run of other weights instead of raising.
 
     Returns:
-        The results, as in results.json; in processes other than the main one, too.
+        The contents of results.json, in every process.
 
     Raises:
-        ValueError: Settings or data that cannot work.
-        RunFolderError: The folder holds another run, is in use, or cannot be written (of `store`).
-        BackendError: The backend cannot go on.
-        Interrupted: SIGINT or SIGTERM; finished samples are kept.
+        ValueError: Settings or data cannot work.
+        RunFolderError: The folder holds another run, is in use, or cannot be written.
+        BackendError: The backend cannot continue.
+        Interrupted: SIGINT or SIGTERM arrived. Finished samples are kept.
     """
     state = process_state()
     tasks = list(tasks) if tasks is not None else load_tasks(config)
@@ -168,7 +168,7 @@ def evaluate(
         folder.close_file()
         state.wait_for_everyone()
         if state.num_processes > 1 and _on_main(state, lambda: len(folder.gather(requests)) < len(requests)):
-            # The machines share no disk
+            # The machines do not share a disk
             rows = gather_object(folder.own_rows())
             _on_main(state, lambda: folder.append(rows))
         results = _on_main(state, lambda: run.finish(folder, writer.session()))
@@ -183,12 +183,12 @@ _ERRORS = {kind.__name__: kind for kind in (ValueError, RunFolderError, BackendE
 
 
 def _on_main(state: PartialState, function: Callable[[], Any]) -> Any:
-    """The function's value in the main process, in every process; an error of it is raised in every process."""
+    """Calls the function in the main process and returns its value in every process. Every process raises its error."""
     value, error, told = None, None, None
     if state.is_main_process:
         try:
             value = function()
-        except Exception as caught:  # whatever it is, the others must not wait for the main process
+        except Exception as caught:  # of any kind, or the other processes would wait forever
             error, told = caught, (type(caught).__name__, str(caught))
     if state.num_processes > 1:
         value, told = broadcast_object_list([value, told])
@@ -203,7 +203,7 @@ def _on_main(state: PartialState, function: Callable[[], Any]) -> Any:
 def run_identity(
     config: EvalConfig, backend: Backend, tasks: Sequence[Task], sampling: SamplingSettings
 ) -> dict[str, Any]:
-    """Everything that decides samples and verdicts. A continued run must match it."""
+    """Everything that determines samples and verdicts. A continued run must match it."""
     return {
         "backend": {"name": backend.name, **redact(backend.identity())},
         "sampling": sampling.as_dict(),
@@ -215,7 +215,7 @@ def run_identity(
 
 
 class _Writer:
-    """Writes the samples of this process as they finish, and counts them."""
+    """Writes this process's samples as they finish, and counts them."""
 
     def __init__(self, folder: RunFolder, total: int, progress: Progress | None):
         self.folder, self.total, self.progress = folder, total, progress
@@ -230,7 +230,7 @@ class _Writer:
             self.progress(self.samples, self.total, self.tokens)
 
     def session(self) -> dict[str, Any]:
-        """The work done since the run was started or continued."""
+        """Work done since this call of `evaluate` started."""
         seconds = time.perf_counter() - self.start
         return {
             "samples": self.samples,
@@ -242,7 +242,7 @@ class _Writer:
 
 @contextlib.contextmanager
 def _stoppable(writer: _Writer) -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Interrupted` between two instructions of the main thread."""
+    """Makes SIGINT and SIGTERM raise `Interrupted` in the main thread, between two bytecode instructions."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -260,7 +260,7 @@ def _stoppable(writer: _Writer) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Run:
-    """The main process's part: before and after sampling."""
+    """The main process's work before and after sampling."""
 
     config: EvalConfig
     tasks: Sequence[Task]
@@ -269,7 +269,7 @@ class _Run:
     identity: dict[str, Any]
 
     def open(self, folder: RunFolder, replace_other: bool) -> set[tuple]:
-        """Locks and checks the folder; the samples that it has."""
+        """Locks and checks the folder, and returns the keys of the samples that it already has."""
         check_answers(self.tasks)
         folder.lock()
         folder.check(self.identity, self.config.extend, replace_other)
@@ -307,7 +307,7 @@ class _Run:
         return done
 
     def finish(self, folder: RunFolder, session: dict[str, Any]) -> dict[str, Any]:
-        """Verdicts, numbers and the report."""
+        """Judges the samples, and writes the results and the report."""
         config, tasks = self.config, self.tasks
         samples = folder.gather(self.requests)
         missing = sum(request.key not in samples for request in self.requests)
@@ -363,7 +363,7 @@ def _numbers(rows: Sequence[dict[str, Any]], tasks: Sequence[Task], n: int) -> d
 
 
 def judge_samples(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[dict[str, Any]]:
-    """The samples with their verdicts."""
+    """Returns the samples with their verdicts, in the same order."""
     judged: list[dict[str, Any]] = [{}] * len(rows)
     for task in tasks:
         mine = [index for index, row in enumerate(rows) if row["task"] == task.name]
@@ -376,10 +376,10 @@ def judge_samples(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list
 
 
 def check_answers(tasks: Sequence[Task]) -> None:
-    """Warns of answers that nothing can be verified against: their problems are left out of the numbers.
+    """Warns of answers that cannot be verified against. Their problems are left out of the numbers.
 
     Raises:
-        ValueError: A task has no other.
+        ValueError: No answer of a task can be verified against.
     """
     for task in tasks:
         answers = [problem.gold for problem in task.problems]
@@ -398,13 +398,13 @@ def check_answers(tasks: Sequence[Task]) -> None:
 
 
 def judge_again(path: Path) -> dict[str, Any]:
-    """Judges a finished run's samples with the verifier of today, and writes its results and report anew.
+    """Judges a finished run's samples again with the installed verifier, and rewrites its results and report.
 
     Raises:
         RunFolderError: The folder holds no finished run, or is in use.
     """
     folder = RunFolder(path)
-    read_results(path)  # before a lock is left in some other folder
+    read_results(path)  # first, so as not to leave a lock in a folder that is no run
     folder.lock()
     try:
         results = read_results(path)

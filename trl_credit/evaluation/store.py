@@ -1,11 +1,11 @@
-"""A run on disk: every finished sample at once, one writer, and nothing of other settings.
+"""A run on disk. Each finished sample is written at once, by one writer, and runs with other settings are refused.
 
-run.json                what decides the samples (settings, fingerprints); another run is refused
-samples.jsonl           one line a sample with a checksum, as they finish; at the end sorted, with verdicts
-samples.rankR.jsonl     the same of process R while it runs
+run.json                settings and fingerprints that determine the samples
+samples.jsonl           one sample a line, with a checksum, as they finish; at the end sorted, with verdicts
+samples.rankR.jsonl     samples of process R while it runs
 problems.jsonl          questions, prompts and answers
-results.json            the numbers, at the end
-report.html             the report, at the end
+results.json            the numbers, written at the end
+report.html             the report, written at the end
 """
 
 import contextlib
@@ -48,27 +48,27 @@ _CHECKSUM = "checksum"
 
 
 def is_sample(row: dict[str, Any]) -> bool:
-    """True if a row has a sample's fields, unchanged since they were written. Rows without a checksum are trusted."""
+    """True if a row has all fields of a sample and matches its checksum. Rows without a checksum are trusted."""
     whole = all(name in row and isinstance(row[name], kind) for name, kind in _FIELDS.items())
     whole = whole and not any(isinstance(row[name], bool) for name in ("problem", "index", "seed", "tokens"))
     return whole and row.get(_CHECKSUM, checksum(row)) == checksum(row)
 
 
 def checksum(row: dict[str, Any]) -> str:
-    """Of a sample's fields, without verdicts: these are made anew."""
+    """Checksum of a sample's fields. Leaves out verdicts, which may be made again."""
     text = json.dumps([row[name] for name in _FIELDS], allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class RunFolder:
-    """The folder of one run, for one writer at a time.
+    """Folder of one run, with one writer at a time.
 
     Args:
         path: The folder.
-        rank: Number of this process; only 0 locks, checks and merges.
+        rank: Number of this process. Only process 0 locks, checks and merges.
 
     Raises:
-        RunFolderError: The folder cannot be made or written.
+        RunFolderError: The folder cannot be created or written to.
     """
 
     def __init__(self, path: Path, rank: int = 0):
@@ -82,10 +82,10 @@ class RunFolder:
         return self.path / ("samples.jsonl" if self.rank == 0 else f"samples.rank{self.rank}.jsonl")
 
     def lock(self) -> None:
-        """Makes the folder this process's; the system gives it back however the process ends.
+        """Locks the folder for this process. The system releases the lock however the process ends.
 
         Raises:
-            RunFolderError: Another process has it, or it cannot be made.
+            RunFolderError: Another process holds the lock, or the folder cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -97,19 +97,19 @@ class RunFolder:
         except OSError as error:
             reason = "it is a file, not a folder" if self.path.is_file() else error.strerror
             raise RunFolderError(f"`output_dir`: cannot write to {self.path}: {reason}.") from error
-        for left in self.path.glob(f".*{_TEMPORARY}"):  # of a process that was killed
+        for left in self.path.glob(f".*{_TEMPORARY}"):  # left behind by a process that was killed
             left.unlink(missing_ok=True)
 
     def check(self, identity: dict[str, Any], extend: bool = False, replace: bool = False) -> None:
-        """Writes what decides the samples, or compares it with the run that is there.
+        """Records what determines the samples, or compares it with the run that the folder already holds.
 
         Args:
-            identity: JSON values, with `n` and `tasks`.
-            extend: Whether `n` may be larger, and tasks be added.
-            replace: Whether another run's samples make way.
+            identity: JSON values, among them `n` and `tasks`.
+            extend: Allow a larger `n` and additional tasks.
+            replace: Delete the samples of a different run instead of raising.
 
         Raises:
-            RunFolderError: It differs; the message shows where.
+            RunFolderError: The folder holds a different run. The message lists the differences.
         """
         path = self.path / "run.json"
         identity = json.loads(json.dumps(identity))
@@ -138,19 +138,19 @@ class RunFolder:
         write_atomically(self.path / "run.json", [text])
 
     def notes(self) -> list[str]:
-        """The notes of the backends of all sessions."""
+        """Backends' notes from all sessions."""
         path = self.path / "run.json"
         return read_json(path).get("notes", []) if path.exists() else []
 
     def add_notes(self, notes: Iterable[str]) -> None:
-        """Keeps notes for the results, whichever session writes these."""
+        """Stores notes in the folder, so that they reach the results even if a later session writes those."""
         there = self.notes()
         new = [note for note in notes if note not in there]
         if new:
             self._write_run(read_json(self.path / "run.json")["identity"], there + new)
 
     def gather(self, requests: Sequence[Request]) -> dict[tuple, dict[str, Any]]:
-        """The samples that are there, of all processes, by (task, problem, index), brought into one file."""
+        """Merges all processes' samples into one file and returns them by (task, problem, index)."""
         others = sorted(self.path.glob("samples.rank*.jsonl"))
         seeds = {request.key: request.seed for request in requests}
         samples, damaged = {}, set()
@@ -163,7 +163,7 @@ class RunFolder:
                 if seeds.get(key) == row["seed"]:
                     samples.setdefault(key, row)
         if damaged and not self._warned:
-            self._warned = True  # it is read again at the end
+            self._warned = True  # the files are read again at the end
             logger.warning("%s: %d damaged sample(s) are made again.", self.path, len(damaged))
         if others:
             write_atomically(self.path / "samples.jsonl", (to_line(row) for row in samples.values()))
@@ -172,10 +172,10 @@ class RunFolder:
         return samples
 
     def add(self, request: Request, generation: Generation) -> None:
-        """Writes a finished sample.
+        """Appends a finished sample to this process's file.
 
         Raises:
-            RunFolderError: It cannot be written (a full disk); what was there before stays.
+            RunFolderError: It cannot be written, as on a full disk. Earlier samples stay intact.
         """
         row = {
             "task": request.task,
@@ -189,7 +189,7 @@ class RunFolder:
         row[_CHECKSUM] = checksum(row)
         try:
             if self._file is None:
-                self.path.mkdir(parents=True, exist_ok=True)  # on a machine of its own, perhaps
+                self.path.mkdir(parents=True, exist_ok=True)  # may run on a machine with its own disk
                 self._file = self.samples_path.open("ab", buffering=0)
             line = to_line(row).encode()
             start = self._file.seek(0, os.SEEK_END)
@@ -204,21 +204,21 @@ class RunFolder:
             raise RunFolderError(f"Cannot write to {self.samples_path}: {error.strerror}. {_KEPT}") from error
 
     def start(self) -> None:
-        """Removes this process's file of an earlier run: where there is one disk, the main process has taken it in."""
+        """Removes this process's file of an earlier run. On a shared disk, the main process has already merged it."""
         if self.rank:
             self.samples_path.unlink(missing_ok=True)
 
     def own_rows(self) -> list[dict[str, Any]]:
-        """The samples in this process's file; none in the main process, which sees its own."""
+        """Samples in this process's file. Empty for the main process, whose file the folder already has."""
         return [] if self.rank == 0 else read_lines(self.samples_path)
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Writes samples of other machines."""
+        """Adds samples from machines that do not share the disk."""
         there = read_lines(self.samples_path)
         write_atomically(self.samples_path, map(to_line, [*there, *rows]))
 
     def finish(self, samples: Iterable[dict[str, Any]]) -> None:
-        """Writes all samples, sorted and with verdicts, in the place of what was appended."""
+        """Replaces the appended samples by the complete list, sorted and with verdicts."""
         self.close_file()
         write_atomically(self.path / "samples.jsonl", (to_line(row) for row in samples))
 
@@ -228,16 +228,16 @@ class RunFolder:
             self._file = None
 
     def close(self) -> None:
-        """Closes the file and gives the folder back."""
+        """Closes the file and releases the lock."""
         self.close_file()
         self._lock.release()
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Results of a finished run.
+    """Reads the results of a finished run.
 
     Raises:
-        RunFolderError: There is none.
+        RunFolderError: The folder holds no results.
     """
     if path.is_file():
         raise RunFolderError(f"{path} is a file, not the folder of a run.")
@@ -247,12 +247,12 @@ def read_results(path: Path) -> dict[str, Any]:
         or not {"settings", "tasks", "overall", "fingerprint", "versions"} <= results.keys()
     ):
         raise RunFolderError(f"{path / 'results.json'} is not the result of a run of `trl-credit eval`.")
-    # Earlier versions wrote addresses with their keys
+    # Earlier versions wrote addresses with the keys in them
     return {**results, **{key: redact(results[key]) for key in ("settings", "fingerprint")}}
 
 
 def _grows(item: tuple[str, Any, Any], old: dict, new: dict) -> bool:
-    """True if a difference only asks for more samples of the same problems, or for one more task."""
+    """True if a difference only asks for more samples of the same problems, or for an additional task."""
     name, before, after = item
     added = {f"tasks.{task}" for task in new["tasks"] if task not in old["tasks"]}
     return after > before if name == "n" else name in added

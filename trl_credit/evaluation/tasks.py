@@ -37,18 +37,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """Where a task's problems come from; `None` columns and splits are found.
+    """Where a task's problems come from. Columns and splits that are `None` are detected.
 
     Args:
-        dataset: What `load_splits` takes.
+        dataset: Source, in any form that `load_splits` accepts.
         config: Configuration of a hub dataset.
-        split: Split.
+        split: Split of the dataset.
         problem_column: Field of the problem, text or a conversation.
         answer_column: Field of the answer.
-        answer_marker: The answer is what follows the last of these in the column.
-        prompt_template: Instead of the preset's.
+        answer_marker: The answer is the text after the last occurrence of this marker in the column.
+        prompt_template: Replaces the preset's template.
         plain_prompts: Prompts are plain text, not messages.
-        answer_pattern: Where a completion states its answer, if not as in [`judge`].
+        answer_pattern: Where a completion states its answer, if not where [`judge`] looks.
     """
 
     dataset: str
@@ -85,8 +85,8 @@ _ANSWER_COLUMNS = ("answer", "Answer")
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of a task: its text, the prompt made of it, and the answer that is right; `answers` where any of several
-    is, of which `answer` then is for a reader."""
+    """One problem of a task: its text, the prompt built from it, and the right answer. If any of several answers is
+    right, `answers` lists them and `answer` is only for display."""
 
     question: str
     prompt: str | tuple[Message, ...]
@@ -95,13 +95,13 @@ class Problem:
 
     @property
     def gold(self) -> str | list[str]:
-        """The gold answer, which samples are judged against."""
+        """Gold answer that samples are judged against."""
         return list(self.answers) or self.answer
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task's problems; `sha256` is that of questions and answers."""
+    """A task and its problems. `sha256` hashes the questions and answers."""
 
     name: str
     source: str
@@ -114,7 +114,7 @@ class Task:
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides its samples and verdicts."""
+        """Everything that determines the task's samples and verdicts."""
         prompts = json.dumps([problem.prompt for problem in self.problems]).encode()
         return {
             "problems": len(self.problems),
@@ -125,10 +125,10 @@ class Task:
 
 
 def load_tasks(config: EvalConfig) -> list[Task]:
-    """The tasks of an evaluation.
+    """Loads the tasks of an evaluation.
 
     Raises:
-        ValueError: Unknown names, data that cannot be read or reached, missing columns, rows without an answer.
+        ValueError: A task is unknown, its data cannot be reached or read, a column is missing, or a row has no answer.
     """
     specs = [_resolve(text, config)[1] for text in config.tasks]
     kinds = {"named" if spec in TASKS.values() else spec.dataset.partition(":")[0] for spec in specs}
@@ -153,8 +153,8 @@ def load_tasks(config: EvalConfig) -> list[Task]:
 
 
 def _resolve(text: str, config: EvalConfig) -> tuple[str, TaskSpec]:
-    """A task's name and where it comes from."""
-    # A path may have an = in it
+    """Returns a task's name and its source."""
+    # A path may contain "="
     is_path = Path(text).expanduser().exists()
     name, equals, source = ("", "", "") if is_path else text.partition("=")
     own = {
@@ -254,7 +254,7 @@ def _load(text: str, config: EvalConfig) -> Task:
     if not problems:
         raise ValueError(f"`tasks`: {name!r} has no rows.")
     _report(name, problem_column, seen, len(problems), config)
-    # By the expression: the name may come to mean another
+    # Store the regular expression, not its name: a later version may redefine the name
     pattern = config.answer_pattern or spec.answer_pattern
     pattern = None if pattern is None else answer_regex(pattern).pattern
     return Task(name, spec.dataset, tuple(problems), pattern)
@@ -263,15 +263,15 @@ def _load(text: str, config: EvalConfig) -> Task:
 def _value(row: Mapping[str, Any], column: str) -> Any:
     try:
         return read_field(row, column)
-    except KeyError:  # a mapping without the field, as one of other rows has
+    except KeyError:  # only other rows' mappings have the field
         return None
 
 
 def _report(task: str, column: str, seen: Mapping[str, int], count: int, config: EvalConfig) -> None:
-    """Says what was made of conversations.
+    """Logs how conversations were turned into prompts.
 
     Raises:
-        ValueError: Their prompts hold the answers, or a setting has no effect on them.
+        ValueError: Every prompt gives away its answer, or a setting has no effect on any of them.
     """
     if seen["leaks"] == count:
         raise ValueError(
@@ -319,7 +319,7 @@ def _column(
 def _prompt(question: str | Sequence[Message], spec: TaskSpec, config: EvalConfig) -> str | list[Message]:
     preset = PRESETS[config.preset]
     plain = spec.plain_prompts if config.plain_prompts is None else config.plain_prompts
-    if not isinstance(question, str):  # made by others, who have put in what a preset would
+    if not isinstance(question, str):  # a ready-made conversation already holds what a preset would add
         return make_prompt(question, template=config.prompt_template, system=config.system_prompt, plain=plain)
     template = next(t for t in (config.prompt_template, spec.prompt_template, preset.prompt_template) if t is not None)
     system = preset.system_prompt if config.system_prompt is None else config.system_prompt

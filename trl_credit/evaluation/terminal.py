@@ -1,4 +1,4 @@
-"""Results and comparisons of evaluations in the terminal."""
+"""Prints results and comparisons of evaluations in the terminal."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def show(results: dict[str, Any]) -> None:
     row(f"avg@{n}", lambda part: percent(part["avg"], part["stderr"]), style="bold", end_section=True)
     ks = list(results["overall"]["pass"])
     for kind in ("pass", "maj"):
-        for k in ks[1:]:  # at 1 both are avg@n
+        for k in ks[1:]:  # at k = 1 both equal avg@n
             row(f"{kind}@{k}", lambda part, kind=kind, k=k: percent(part[kind][k]), end_section=k == ks[-1])
     for rate in ("truncated", "unparsed", "empty"):
         row(rate, lambda part, rate=rate: f"{percent(part[rate])} %")

@@ -1,1 +1,1 @@
-"""Token credit that can be looked at: scored by the trainer's own code, kept as records, shown on pages."""
+"""Token credit for inspection: scored with the trainer's own code, kept as records, shown on pages."""

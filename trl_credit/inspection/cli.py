@@ -4,8 +4,8 @@
     trl-credit inspect --completions outputs/my-run/credit
     trl-credit inspect --model Qwen/Qwen2.5-1.5B-Instruct --prompts "What is 17 * 23?" --methods gcpo dgpo
 
-Writes credit.html (a page that needs nothing else), credit.parquet and credit.json, and prints the first completions.
-Settings can be in a YAML file (`--config FILE`).
+Writes credit.html (a self-contained page), credit.parquet and credit.json, and prints the first completions. `--config
+FILE` reads settings from a YAML file.
 """
 
 import sys
@@ -16,7 +16,7 @@ from .run import check_folder, inspect, write
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command. Exit status 2 for what is wrong with settings, data or the model."""
+    """Runs the command. Exits with 2 for bad settings, data or models."""
     argv = sys.argv[1:] if argv is None else argv
     prepare_terminal()
     log_to_terminal()

@@ -15,7 +15,7 @@ from ..recipe.recipe import Recipe
 from ..recipe.toy import default_credit
 
 
-# Fields that a recipe fills, where they are not set: InspectConfig's name and the recipe's
+# Fields taken from the recipe if not set here: InspectConfig's name, then the recipe's
 _FROM_RECIPE = {
     "model": "model_name_or_path",
     **{
@@ -45,7 +45,7 @@ _FROM_RECIPE = {
 @dataclass
 class InspectConfig:
     """
-    Settings of `trl-credit inspect`. What a `recipe` says stands for what is not set here.
+    Settings of `trl-credit inspect`. Fields that are not set are taken from the `recipe`, if there is one.
     """
 
     model: str | None = field(
@@ -135,7 +135,7 @@ class InspectConfig:
             self._read_recipe()
         given = [name for name in ("completions", "prompts", "dataset_name") if getattr(self, name)]
         if len(given) > 1 and self.recipe is not None and "dataset_name" in given:
-            given.remove("dataset_name")  # the recipe's; what is given here comes first
+            given.remove("dataset_name")  # it comes from the recipe: what is given here takes precedence
             self.dataset_name = None
         if len(given) != 1:
             raise ValueError(
@@ -148,7 +148,7 @@ class InspectConfig:
             if self.recipe is None:
                 raise ValueError("`reward_funcs` has no effect with `completions`, whose rewards are in the file.")
             self.reward_funcs = None
-        check_fields(self)  # what the recipe has filled in
+        check_fields(self)  # values from the recipe
         self.credit_methods()
 
     def _read_recipe(self) -> None:
@@ -159,10 +159,10 @@ class InspectConfig:
         self._credit = values["credit"]
 
     def credit_methods(self) -> dict[str, CreditMethod]:
-        """The methods by their labels, with the reference filled in.
+        """The methods by label, with the reference filled in.
 
         Raises:
-            ValueError: An unknown method or parameter, or one that is there twice.
+            ValueError: Unknown method or parameter, or a method given twice.
         """
         if self.methods is None:
             if self._credit is not None:

@@ -1,4 +1,4 @@
-"""Scores completions as `trl-credit inspect` asks, and writes what comes out."""
+"""Scores completions for `trl-credit inspect` and writes the results."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def inspect(config) -> tuple[list, dict[str, Any]]:
-    """The records that an [`InspectConfig`] asks for, and what is known of all of them.
+    """Returns the records that an [`InspectConfig`] asks for, and a description of them all.
 
     Raises:
-        ValueError: There is no such model, data or file, or they do not go together.
+        ValueError: The model, data or file does not exist, or they do not fit together.
     """
     from .sources import read_completions
 
@@ -31,13 +31,13 @@ def inspect(config) -> tuple[list, dict[str, Any]]:
 
 
 def check_folder(output_dir: str) -> None:
-    """Makes the folder that will be written to. Raises `ValueError` if it cannot be."""
+    """Creates the output folder. Raises `ValueError` if that fails."""
     from .._util.settings import check_output_dir
 
     check_output_dir(output_dir)
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # a file system that can only be read
+    except OSError as error:  # for example, a read-only file system
         reason = (error.strerror or str(error)).lower()
         raise ValueError(f"`output_dir`: cannot write to {output_dir!r}: {reason}. Name another folder.") from error
 
@@ -101,7 +101,7 @@ def _score(config, completions) -> tuple[list, dict[str, Any]]:
 
 
 def _data(config) -> tuple[list[dict], list]:
-    """Rows to generate for, and reward functions."""
+    """Rows to generate completions for, and the reward functions."""
     from itertools import islice
 
     from datasets import Dataset
@@ -144,7 +144,7 @@ def _data(config) -> tuple[list[dict], list]:
 
 
 def _prompt(config, text: str) -> str | list[dict]:
-    """A message, where the model has a chat template."""
+    """The prompt: chat messages if the model has a chat template, else text."""
     from ..model_files import LocalModel
 
     plain = config.plain_prompts
@@ -159,7 +159,7 @@ def _prompt(config, text: str) -> str | list[dict]:
 
 
 def write(config, records: list, about: dict[str, Any]) -> None:
-    """Writes and prints them."""
+    """Writes the records to the output folder and prints some."""
     from rich.console import Console
 
     from .._util.files import write_atomically
@@ -176,6 +176,6 @@ def write(config, records: list, about: dict[str, Any]) -> None:
     )
     write_atomically(folder / "credit.json", [lines])
     write_credit_report(folder / "credit.html", records, about)
-    # Those first of which most is learned
+    # The most informative first: those with the largest advantages
     shown = sorted(records, key=lambda record: -abs(record.advantage or 0.0))
     render(shown, about, Console(), limit=config.show)

@@ -1,4 +1,4 @@
-"""Scores given completions with the trainer's own code: the same forwards, signals and weights as in a training step."""
+"""Scores given completions with the trainer's own code: the same forwards, signals and weights as in training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ..trainer.grpo import CreditGRPOTrainer
 __getattr__ = moved_names(__name__)
 
 
-# Tokens of prompts and completions, padding included, that go through the model together
+# Maximum tokens per forward: prompts and completions, including padding
 TOKENS_PER_BATCH = 16_384
 
 
@@ -42,15 +42,15 @@ class Completion:
 
     Args:
         prompt: Plain text, or messages.
-        token_ids: The completion's tokens; or else
-        text: its text, which is tokenized.
-        finished: Whether a `text` ends with the end-of-sequence token.
-        mask: Which tokens enter the loss; by default all.
-        advantage: The sequence advantage; only its product with the weights depends on it.
+        token_ids: The completion's tokens. Without them, `text` is tokenized.
+        text: The completion's text.
+        finished: Append the end-of-sequence token to a tokenized `text`.
+        mask: Tokens that enter the loss. By default, all.
+        advantage: The sequence advantage. Weights do not depend on it, only token advantages do.
         reward: The reward.
         group: Number of its prompt.
-        example: The dataset's row, for methods that read a column of it.
-        info: Kept in the record.
+        example: The dataset's row, for methods that read its columns.
+        info: Stored in the record.
     """
 
     prompt: str | list[dict]
@@ -66,7 +66,7 @@ class Completion:
 
 
 class _Recorder(CreditGRPOTrainer):
-    """A trainer that never trains, and keeps the rewards that were given."""
+    """A trainer that never trains. Keeps the rewards it computed."""
 
     rewards: torch.Tensor | None = None
 
@@ -75,27 +75,27 @@ class _Recorder(CreditGRPOTrainer):
         return self.rewards
 
     def _log_credit(self, result):
-        """Nothing: nobody reads it."""
+        """Does nothing: nobody reads the log."""
 
 
 class CreditScorer:
-    """Scores completions with one or more credit methods; they share every forward.
+    """Scores completions with one or more credit methods. All methods share the forwards.
 
-    Everything is computed by [`CreditGRPOTrainer`], which runs its loss without gradient on completions that are given:
-    what is scored here is what training would have used.
+    All values come from [`CreditGRPOTrainer`], which runs its loss without gradients on the given completions. The
+    scores are therefore the ones that training would use.
 
     Args:
         model: Path or hub id, or a model object (which is put in eval mode).
-        methods: By label; see [`labelled`].
-        processing_class: The tokenizer; by default the model's.
-        temperature: The rollout temperature, at which everything is taken.
-        chat_template_kwargs: As of [`~trl.GRPOConfig`].
-        dtype: The dtype to load a model in, as in `from_pretrained`.
-        reward_funcs: Reward functions, for [`generate`].
-        **settings: More fields of [`CreditGRPOConfig`].
+        methods: By label, see [`labelled`].
+        processing_class: The tokenizer. By default, the model's.
+        temperature: The rollout temperature. All log-probs and entropies use it.
+        chat_template_kwargs: As in [`~trl.GRPOConfig`].
+        dtype: Dtype for loading a model, as in `from_pretrained`.
+        reward_funcs: Reward functions for [`generate`].
+        **settings: Further fields of [`CreditGRPOConfig`].
 
     Raises:
-        ValueError: As the trainer's constructor.
+        ValueError: As in the trainer's constructor.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class CreditScorer:
         **settings: Any,
     ):
         self.methods = dict(methods)
-        # By label, what to change about the methods that were uniform in effect on what was scored last
+        # By label, how to fix the methods that were uniform in effect in the latest scoring
         self.advice: dict[str, str] = {}
         self._rewarded = bool(reward_funcs)
         self._folder = tempfile.TemporaryDirectory(prefix="trl-credit-")
@@ -139,7 +139,7 @@ class CreditScorer:
             model=model,
             reward_funcs=list(reward_funcs) or _no_reward,
             args=CreditGRPOConfig(**(arguments | settings)),
-            # Prompts are those of the completions to come
+            # A placeholder: the prompts come with the completions
             train_dataset=Dataset.from_list([{"prompt": ".", "negative_prompt": "."}]),
             processing_class=processing_class,
         )
@@ -150,7 +150,7 @@ class CreditScorer:
 
     @property
     def trainer(self) -> CreditGRPOTrainer:
-        """The trainer that scores."""
+        """The trainer that does the scoring."""
         return self._trainer
 
     @property
@@ -168,12 +168,12 @@ class CreditScorer:
     def generate(
         self, examples: Sequence[Mapping[str, Any]], num_generations: int, max_rows: int = 64
     ) -> list[Completion]:
-        """Completions of the policy, with rewards and advantages as TRL computes them if there are reward functions.
+        """Generates completions with the policy. With reward functions, adds TRL's rewards and advantages.
 
         Args:
-            examples: Rows of a dataset, with `prompt` and what the rewards read.
-            num_generations: Completions of each, at least 2.
-            max_rows: Completions to generate at a time.
+            examples: Rows of a dataset, with `prompt` and the columns that the reward functions read.
+            num_generations: Completions per row, at least 2.
+            max_rows: Maximum completions to generate at once.
         """
         trainer = self._trainer
         for i, example in enumerate(examples):
@@ -190,7 +190,7 @@ class CreditScorer:
             totals = [None if math.isnan(r) else r for r in total_rewards(rewards, trainer.reward_weights).tolist()]
             present, tools = batch["completion_mask"].bool(), batch.get("tool_mask")
             for i, example in enumerate(part):
-                # Of a truncated completion TRL may take everything out of the loss; its tokens are there all the same
+                # TRL may mask a truncated completion entirely, but its tokens are still there
                 length = int(present[i].sum()) or int(
                     (batch["completion_ids"][i] != trainer.tokenizer.pad_token_id).sum()
                 )
@@ -211,10 +211,10 @@ class CreditScorer:
         return completions
 
     def token_ids(self, completion: Completion, prompt: str = "") -> list[int]:
-        """The completion's tokens. A text loses the thinking tag in front of it that the rendered prompt ends with.
+        """The completion's tokens. A thinking tag that ends the rendered prompt is removed from the text's start.
 
         Raises:
-            ValueError: It has neither text nor tokens.
+            ValueError: The completion has neither text nor tokens.
         """
         if completion.token_ids is not None:
             return list(completion.token_ids)
@@ -226,15 +226,16 @@ class CreditScorer:
         return [*ids, eos] if completion.finished and eos is not None else ids
 
     def score(self, completions: Sequence[Completion]) -> list[CompletionCredit]:
-        """The records of completions, in their order.
+        """Scores completions and returns their records, in the same order.
 
-        One of which no token enters the loss has no weights, and log-probs that are NaN.
+        A completion without a token in the loss has no weights, and its log-probs are NaN.
 
         Raises:
-            ValueError: A completion without text and tokens, a mask of another length, or one that is too long.
+            ValueError: A completion has no text or tokens, an empty prompt, a mask of the wrong length or a token id
+                outside the vocabulary, or is longer than the model's context.
         """
         prompts: dict[int, list[int]] = {}
-        # TRL takes messages or text, not both at a time
+        # TRL takes either messages or text in one call, not both
         kinds = [
             [i for i, c in enumerate(completions) if isinstance(c.prompt, str) == plain] for plain in (True, False)
         ]
@@ -296,9 +297,9 @@ class CreditScorer:
                     if completions[i].advantage is not None
                     else {},
                 )
-        # Of the longest completions; a method that is not uniform on some of them is not uniform
+        # Verdict of the longest completions. A method counts as uniform only if it is so in all batches
         self.advice = {label: found[-1] for label, found in verdicts.items() if found and all(found)}
-        for i in set(range(len(rows))) - set(records):  # nothing of it is in the loss
+        for i in set(range(len(rows))) - set(records):  # none of its tokens are in the loss
             nothing = np.full(len(rows[i]), np.nan, np.float32)
             mask = np.zeros(len(rows[i]), bool)
             records[i] = self._record(completions[i], prompts[i], rows[i], mask=mask, logps=nothing, entropy=nothing)
@@ -307,11 +308,11 @@ class CreditScorer:
     def inputs(
         self, completions: Sequence[Completion], prompts: list[list[int]], rows: list[list[int]]
     ) -> CreditInputs:
-        """The inputs of credit methods for a batch: [`CreditInputs`] with every method's signals."""
+        """Computes the inputs of the credit methods for a batch: [`CreditInputs`] with all methods' signals."""
         trainer = self._trainer
         device = trainer.accelerator.device
         pad_id = trainer.tokenizer.pad_token_id
-        width = max(2, *map(len, rows))  # TRL takes a tensor of one column for one value per completion
+        width = max(2, *map(len, rows))  # TRL reads a one-column tensor as one value per completion
 
         def padded(values: list[list], side: str, value: int) -> torch.Tensor:
             return pad([torch.tensor(v, dtype=torch.long) for v in values], value, side).to(device)
@@ -360,7 +361,7 @@ class CreditScorer:
 
 
 def _batches(sizes: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
-    """Completions alike in length, as many together as fit, from their tokens and those of their prompts."""
+    """Batches of completions of similar length, as large as fits. `sizes`: tokens of completion and prompt."""
     part: list[int] = []
     for i in sorted(sizes, key=sizes.get):
         width = sum(max(sizes[j][side] for j in [*part, i]) for side in (0, 1))

@@ -1,4 +1,4 @@
-"""Completions to inspect: from files of several kinds, and from the folders of runs."""
+"""Reads completions to inspect from files of several kinds and from run folders."""
 
 import json
 import logging
@@ -18,17 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 def read_completions(name: str, limit: int) -> tuple[list[Completion], tuple[list[CompletionCredit], dict] | None]:
-    """Completions of a file or folder, and their token credit if it holds it.
+    """Reads the completions of a file or folder, and their token credit if it is stored there.
 
-    A folder is that of an evaluation (`samples.jsonl`), or of a training run, whose last table of completions
-    (`completions/`, of `log_completions`) or token credit (`credit/`, of `credit_log_steps`) is read.
+    A folder may be that of an evaluation (`samples.jsonl`) or of a training run. Of a training run, the newest token
+    credit (`credit/`, of `credit_log_steps`) is read, or else its newest table (`completions/`, of `log_completions`).
 
     Args:
         name: File or folder.
-        limit: Completions to read at most.
+        limit: Maximum number of completions to read.
 
     Raises:
-        ValueError: There is no such file, or nothing in it that can be read.
+        ValueError: There is no such file, or it has nothing readable.
     """
     path = Path(name).expanduser()
     if not path.exists():
@@ -55,7 +55,7 @@ def read_completions(name: str, limit: int) -> tuple[list[Completion], tuple[lis
         raise ValueError(f"`completions`: {name!r} must be a folder or end in .jsonl, .json or .parquet.")
     if not rows:
         raise ValueError(f"`completions`: {name!r} holds no completions.")
-    # Completions of the same prompt are one group
+    # Completions of the same prompt form a group
     groups: dict[str, int] = {}
     numbers = [groups.setdefault(repr(row.get("prompt")), len(groups)) for row in rows]
     return [_of_row(row, i, str(path), group) for i, (row, group) in enumerate(zip(rows, numbers, strict=True))], None
@@ -84,7 +84,7 @@ def _json_rows(path: Path) -> list[dict]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"`completions`: {str(path)!r} is no UTF-8 ({error.reason} at byte {error.start}).") from error
-    # Of JSONL every line is one value; U+2028 and its like may stand within
+    # In JSONL every line is a value. Splits only at \n, because values may contain U+2028 and the like
     lines = [(1, text)] if path.suffix == ".json" else [(i, t) for i, t in enumerate(text.split("\n"), 1) if t.strip()]
     values = []
     for number, line in lines:
@@ -95,7 +95,7 @@ def _json_rows(path: Path) -> list[dict]:
                 f"`completions`: {str(path)!r}, line {number + error.lineno - 1}, is no JSON: {error.msg} at character "
                 f"{error.colno}."
             ) from error
-        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, or as many brackets
+        except (ValueError, RecursionError) as error:  # numbers with thousands of digits, or equally deep nesting
             raise ValueError(
                 f"`completions`: {str(path)!r}, line {number}, cannot be read as JSON: {error}."
             ) from error
@@ -106,7 +106,7 @@ def _json_rows(path: Path) -> list[dict]:
 
 
 def _samples(path: Path, limit: int) -> list[Completion]:
-    """Samples of an evaluation, with the prompts in its problems.jsonl and the judge's verdict as the reward."""
+    """Reads an evaluation's samples. Prompts are in its problems.jsonl, and the judge's verdict is the reward."""
     try:
         problems = {
             (row["task"], row["problem"]): row
@@ -114,7 +114,7 @@ def _samples(path: Path, limit: int) -> list[Completion]:
             if {"task", "problem", "prompt"} <= row.keys()
         }
         rows = read_lines(path)
-        # Their lengths in tokens are not needed
+        # Lengths in tokens are not needed, so they may be missing
         samples = [row for row in rows if is_sample({"tokens": None} | row)]
     except (RunFolderError, OSError) as error:
         raise ValueError(f"`completions`: {error}") from error
@@ -157,8 +157,8 @@ def _text_of(value: Any, where: str) -> str:
 
 
 def _rewards(row: Mapping[str, Any]) -> dict[str, float]:
-    """Of a row of TRL's table, whose reward functions' columns stand between the completion and the advantage, before what
-    they logged beside."""
+    """Rewards by function, from a row of TRL's table. Their columns are between the completion and the advantage, next
+    to columns that the functions logged."""
     names = list(row)
     if not {"step", "completion", "advantage"} <= set(names):
         return {}
@@ -182,7 +182,7 @@ def _of_row(row: Mapping[str, Any], number: int, path: str, group: int) -> Compl
     except Missing as missing:
         if not isinstance(row["prompt"], list) or not row["prompt"]:
             raise ValueError(f"{where} has no `prompt`: {missing}.") from None
-        prompt = row["prompt"]  # an environment may ask first
+        prompt = row["prompt"]  # an environment's message may come first
     except ValueError as error:
         raise ValueError(f"{where}: `prompt` {error}.") from None
     if ids is not None:
@@ -221,7 +221,7 @@ def _whole_numbers(values: Any, name: str, where: str) -> list[int]:
 
 
 def _number(value: Any, name: str, where: str) -> float | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):  # how tables write that there is none
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # tables store a missing value as NaN
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{where}: `{name}` must be a finite number, got {_short(value)}.")
@@ -240,7 +240,7 @@ def _short(value: Any) -> str:
 
 
 def _of_record(record: CompletionCredit) -> Completion:
-    """To score it again."""
+    """Converts a record to a completion, for scoring it again."""
     return Completion(
         prompt=record.info.get(SOURCE_PROMPT, record.prompt),
         token_ids=record.token_ids.tolist(),

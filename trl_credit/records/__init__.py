@@ -1,1 +1,1 @@
-"""Completions with their token credit: the record, its files, its page, its picture and its terminal view."""
+"""Completions with their token credit: the record, its files, and its page, picture and terminal views."""

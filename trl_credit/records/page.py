@@ -1,4 +1,4 @@
-"""The page of token credit: every completion with its tokens coloured by their weights, under each method."""
+"""The page of token credit: every completion, with its tokens coloured by their weights under each method."""
 
 import base64
 import itertools
@@ -18,22 +18,22 @@ from . import summary as numbers
 from .record import SOURCE_PROMPT, CompletionCredit
 
 
-# Characters of a completion that the list shows
+# Characters of a completion shown in the list
 EXCERPT = 80
-# Methods beyond these share their colours, dashes and markers
+# Further methods reuse these colours, dashes and markers
 STYLES = 6
 _MARKERS = ("circle", "square", "up", "down", "circle", "square")
 
 
 def write_credit_report(path: Path, records: Iterable[CompletionCredit], about: Mapping[str, Any]) -> None:
-    """Writes one HTML file that shows token credit, and needs nothing else.
+    """Writes a self-contained HTML file that shows token credit.
 
     Args:
-        path: The file, replaced only when the new one is complete.
+        path: The file. An existing one is replaced only once the new one is complete.
         records: The completions.
-        about: What belongs to all of them, each part optional: `title`, `model`, `step`, `methods` (parameters by label)
-            and `advice` (by label: what to do about a method that was uniform in effect, the end of a sentence); anything
-            else is listed under "How it was made".
+        about: Describes all of them, each part optional: `title`, `model`, `step`, `methods` (parameters by label) and
+            `advice` (by label: what to do about a method that was uniform in effect, as the end of a sentence).
+            Anything else is listed under "How it was made".
     """
     records = list(records)
     about = {key: item if key in ("title", "advice") else without_folders(item) for key, item in about.items()}
@@ -60,7 +60,7 @@ def write_credit_report(path: Path, records: Iterable[CompletionCredit], about: 
         "credit",
         about=about,
         title=about.get("title") or about.get("model") or "Token credit",
-        # Advice is not a setting; the others are in the heading
+        # Advice is not a setting, and the heading or the methods' table shows the others
         made={name: about[name] for name in about if name not in ("advice", "title", "methods")},
         methods=about.get("methods") or {},
         sentences=[numbers.sentence(summaries[label], advice.get(label)) for label in labels],
@@ -78,11 +78,11 @@ def write_credit_report(path: Path, records: Iterable[CompletionCredit], about: 
 
 
 def number(value: Any) -> str:
-    """Three digits, as the page's script writes numbers."""
+    """Formats a number with three digits, like the page's script."""
     if not finite(value):
         return "\u2013"
     text = f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
-    if "e" in text and 1e-3 <= abs(value) < 1e4:  # 1234 is 1.23e+03 in three digits
+    if "e" in text and 1e-3 <= abs(value) < 1e4:  # 1234 would be 1.23e+03 with three digits
         text = f"{value:.0f}"
     return text.replace("-", "\u2212")
 
@@ -91,11 +91,11 @@ def number(value: Any) -> str:
 
 
 def pack(record: CompletionCredit) -> bytes:
-    """A record for the page's script: a line of JSON, then the arrays that it names.
+    """Encodes a record for the page's script: a line of JSON, then the arrays that it names.
 
-    The arrays come as T-byte planes: the lowest byte of every entry, then the next. First the token ids (uint32), the mask
-    (one plane), and the float32 arrays. Those but the weights, which are ranked, keep 12 bits of their 23 after the point:
-    nobody reads more, and what is left compresses.
+    Arrays are stored as byte planes of T bytes: the lowest byte of all entries, then the next. First the token ids
+    (uint32), then the mask (one plane), then the float32 arrays. Weights are ranked on the page, so they stay exact.
+    Others keep 12 of 23 mantissa bits: nobody reads more, and it compresses well.
     """
     mask = np.asarray(record.mask, bool)
     arrays = {"logps": record.logps, "entropy": record.entropy}
@@ -126,7 +126,7 @@ def pack(record: CompletionCredit) -> bytes:
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """The bits of float32 values with 12 bits after the point; NaN and infinities stay."""
+    """Rounds float32 values to 12 mantissa bits and returns their bits. NaN and infinities stay."""
     values = np.asarray(values, np.float32)
     bits = values.view(np.uint32)
     rounded = (bits + np.uint32(1 << 10)) & np.uint32(~((1 << 11) - 1) & 0xFFFFFFFF)
@@ -141,7 +141,7 @@ def _planes(values: np.ndarray) -> bytes:
 
 
 def swatch(style: int) -> Markup:
-    """The line of a method, for a legend."""
+    """A sample of a method's line, for a legend."""
     inner = svg.tag("line", x1=0, x2=34, y1=7, y2=7, class_=f"curve m{style}")
     return svg.tag(
         "svg", inner + _mark(style, 17, 7), class_="swatch", width=34, height=14, aria_hidden="true"
@@ -149,12 +149,12 @@ def swatch(style: int) -> Markup:
 
 
 def _mark(style: int, x: str | int, y: float) -> Markup:
-    # A method's name stands in the legend; a title on each mark would be read out again and again
+    # No title: the legend names the method, and screen readers would repeat it at each mark
     return svg.marker(_MARKERS[style], x, y, "", f"mark m{style}")
 
 
 def _curve(points: Iterable[tuple[float, float]], top: int, bottom: int, style: int) -> Markup:
-    """A line through points in [0, 1] x [0, 1]; its dashes do not stretch with the chart."""
+    """A line through points in [0, 1] x [0, 1]. Its dashes do not stretch with the chart."""
     text = " ".join(f"{100 * x:.3f},{(bottom - top) * (1 - y):.2f}" for x, y in points)
     line = svg.tag("polyline", points=text, class_=f"curve m{style}")
     return svg.tag("svg", line, x=0, y=top, width="100%", height=bottom - top, overflow="visible",
@@ -169,7 +169,7 @@ def _grid(top: int, bottom: int, labels: Sequence[str]) -> Iterator[Markup]:
 
 
 def histogram_chart(shares: Mapping[str, np.ndarray], styles: Mapping[str, int]) -> Markup | None:
-    """Shares of tokens by weight, as steps; `None` without any."""
+    """Shares of tokens by weight, drawn as steps. `None` without data."""
     if not shares:
         return None
     top, bottom = 10, 200
@@ -194,7 +194,7 @@ def histogram_chart(shares: Mapping[str, np.ndarray], styles: Mapping[str, int])
             ((place / bins, height), ((place + 1) / bins, height)) for place, height in enumerate(heights)
         )
         parts.append(_curve(steps, top, bottom, styles[label]))
-        # Methods that agree must not hide one another's marks
+        # Offset the marks, so that methods that agree do not hide each other's
         for place in range(styles[label] % 4, bins, 4):
             parts.append(
                 _mark(styles[label], svg.across((place + 0.5) / bins), bottom - (bottom - top) * heights[place])
@@ -208,7 +208,7 @@ def histogram_chart(shares: Mapping[str, np.ndarray], styles: Mapping[str, int])
 
 
 def mass_chart(curves: Mapping[str, np.ndarray], styles: Mapping[str, int]) -> Markup | None:
-    """How much of the weight the heaviest tokens carry; `None` without any method."""
+    """Share of the weight that the heaviest tokens carry. `None` without data."""
     if not curves:
         return None
     top, bottom = 10, 200

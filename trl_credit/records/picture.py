@@ -1,4 +1,4 @@
-"""A picture of one completion's token credit, for trackers that show images."""
+"""A picture of one completion's token credit, for experiment trackers that show images."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Tokens in a row of the picture, and rows
+# Tokens in a row, and maximum number of rows
 ROW = 40
 ROWS = 3
-# Characters of a token that its label shows
+# Characters of a token shown in its label
 LABEL = 14
 _COLOURS = ("#0a66a8", "#e07b39", "#1b7a52", "#8a4a9e", "#4d5763", "#b58900")
 _HATCHES = ("", "///", "...", "xx", "\\\\\\", "++")
 
 
 def plot_credit(path: str | Path | None, record: CompletionCredit) -> Figure:
-    """Draws each token's weight under each method as bars, with the tokens below.
+    """Draws each token's weight under each method as bars, labelled with the tokens.
 
-    Of a completion with more than 120 tokens, the rows are the stretches of 40 tokens that hold the highest weights.
+    With more than 120 tokens, only the stretches of 40 tokens with the highest weights are drawn, one per row.
 
     Args:
-        path: A `.png` or `.svg` file to write; `None` to only return the figure.
+        path: A `.png` or `.svg` file to write. `None` only returns the figure.
         record: The completion.
 
     Raises:
@@ -52,8 +52,8 @@ def plot_credit(path: str | Path | None, record: CompletionCredit) -> Figure:
         if usable(record.weights.get(label), record.mask) is not None
     }
     starts = _starts(drawn, count)
-    # No pyplot: it would hold the figure, and the backend, for the whole process
-    # Rows alike in length
+    # Without pyplot, which would keep the figure and the backend for the life of the process
+    # All rows have the same number of tokens
     row = ROW if count > ROW * ROWS else max(1, -(-count // len(starts)))
     figure = Figure(figsize=(max(7.0, 1.2 + 0.36 * row), 1.3 + 2.5 * len(starts)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -92,13 +92,13 @@ def plot_credit(path: str | Path | None, record: CompletionCredit) -> Figure:
             text.set_parse_math(False)
     figure.suptitle(_title(record, bool(drawn)), fontsize=11)
     if path is not None:
-        # A fixed resolution: a file for a screen, whatever the user's settings
+        # Fixed resolution: the file is for a screen, whatever the user's settings
         figure.savefig(path, dpi=120)
     return figure
 
 
 def tick_label(token: str) -> str:
-    """A token in one line, in glyphs that the font has: others as their code points."""
+    """A token on one line. Characters that the font lacks become code points."""
     text = token.replace("\r", "\u240d").replace("\n", "\u23ce").replace("\t", "\u2192")
     return _drawable(_short("\u2205" if not text else text.replace(" ", "\u00b7") if not text.strip() else text, LABEL))
 
@@ -119,7 +119,7 @@ def _has_glyph(character: str) -> bool:
 
 
 def _starts(drawn: dict[str, np.ndarray], count: int) -> list[int]:
-    """Where the rows start."""
+    """First token of each row."""
     if count <= ROW * ROWS or not drawn:
         rows = min(ROWS, max(1, -(-count // ROW)))
         return [k * -(-min(count, ROW * ROWS) // rows) for k in range(rows)]

@@ -1,4 +1,4 @@
-"""One completion and its tokens: the record behind pages, tables and CreditBench."""
+"""One completion and its tokens: the record used by pages, tables and CreditBench."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# Name of the key under which a parquet file's schema holds what belongs to the file and not to a row
+# Schema metadata key of a parquet file, for what describes the file rather than a row
 FILE_KEY = b"trl_credit"
-# In a record's `info`: the prompt before the chat template, from which it can be scored again
+# Key in a record's `info`: the prompt before the chat template, for scoring it again
 SOURCE_PROMPT = "source_prompt"
 
 
 @dataclass(frozen=True)
 class CompletionCredit:
-    """One completion with its token credit under one or more methods. Every array has one entry per token, T of them.
+    """One completion with its token credit under one or more methods. All arrays have one entry for each of T tokens.
 
     Args:
-        prompt: The prompt as the model read it, special tokens included.
+        prompt: The prompt as the model read it, including special tokens.
         completion: The completion's text.
-        tokens: T pieces of text to show; one that holds only a part of a character shows its bytes, as `<0xE4>`, and the
-            one that completes it the character.
+        tokens: T pieces of text for display. A token with only part of a character shows its bytes, such as `<0xE4>`;
+            the token that completes it shows the character.
         token_ids: (T,) int64.
-        mask: (T,) bool, the tokens that enter the loss.
-        logps: (T,) float32 log-probs of the tokens under the policy, nats.
-        entropy: (T,) float32 entropy of the policy's next-token distribution, nats.
-        signals: By title, what the methods asked for (such as `negative-prompt log-prob`): (T,) float32.
-        weights: By the method's label: (T,) float32, >= 0, mean 1 over the mask; a method without weights is missing.
-        token_advantages: By the method's label: (T,) float32 advantages that enter the loss.
-        advantage: The sequence advantage A_i; `None` if unknown.
-        reward: The completion's reward; `None` if unknown.
-        group: Completions of the same prompt have the same number.
-        info: What else is known of it (step, answer, rewards by name, ...), JSON values by name.
+        mask: (T,) bool, tokens that enter the loss.
+        logps: (T,) float32 log-probs of the tokens under the policy, in nats.
+        entropy: (T,) float32 entropy of the policy's next-token distribution, in nats.
+        signals: By title (such as `negative-prompt log-prob`), the (T,) float32 signals that the methods requested.
+        weights: By method label, (T,) float32 weights, >= 0 with mean 1 over the mask. Omits methods without weights.
+        token_advantages: By method label, (T,) float32 advantages that enter the loss.
+        advantage: The sequence advantage A_i. `None` if unknown.
+        reward: The completion's reward. `None` if unknown.
+        group: Number shared by the completions of one prompt.
+        info: Other JSON values by name (step, answer, rewards by name, ...).
     """
 
     prompt: str
@@ -79,13 +79,13 @@ class CompletionCredit:
 
 
 def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds, special tokens included.
+    """Splits token ids into the text that each token adds, including special tokens.
 
-    A character may be spread over several tokens: those before the last show their bytes, as `<0xE4>`, where the
-    vocabulary tells them, else U+FFFD.
+    If a character is spread over several tokens, those before the last show their bytes, such as `<0xE4>`, or U+FFFD if
+    the vocabulary does not tell them.
     """
     pieces: list[str] = []
-    # Decoded with the tokens before it, as a token's text may depend on its left neighbour (a leading space)
+    # Decode with the previous tokens, because a token's text may depend on its left neighbour (a leading space)
     start = read = 0
     before = ""
     special = set(tokenizer.all_special_ids)
@@ -99,13 +99,13 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list
             start, read, before = end, end, ""
             continue
         text = decode(ids[start:end])
-        # No character has more than four bytes: what is still incomplete then is no UTF-8
+        # A character has at most four bytes: if still incomplete by then, this is not UTF-8
         if text.endswith("\ufffd") and end - read < 4 and len(text) > len(before):
             pieces.append(_bytes_of(tokenizer, int(ids[end - 1])))
             continue
         pieces.append(text[len(before) :] if len(text) >= len(before) else decode(ids[end - 1 : end]))
         start, read, before = end - 1, end, decode(ids[end - 1 : end])
-        if before.startswith("\ufffd"):  # it completed a character: it cannot be decoded alone
+        if before.startswith("\ufffd"):  # it completes a character, so it cannot be decoded alone
             start, before = end, ""
     return pieces
 
@@ -130,19 +130,19 @@ _PREFIX = {"weights": "weight", "token_advantages": "token_advantage", "signals"
 
 
 def to_table(records: Iterable[CompletionCredit], about: Mapping[str, Any] | None = None) -> pa.Table:
-    """An Arrow table with a row for each completion and lists of one entry per token.
+    """Converts records to an Arrow table. Each completion is a row; token values are lists with one entry per token.
 
     Columns: `prompt`, `completion`, `group`, `reward`, `advantage`, `tokens`, `token_ids`, `mask`, `logps`, `entropy`,
     `signal/TITLE`, `weight/METHOD`, `token_advantage/METHOD`, `info` (JSON).
 
     Args:
         records: The completions.
-        about: JSON values that belong to the file (model, methods, ...), kept in the schema's metadata.
+        about: JSON values that describe the file (model, methods, ...), stored in the schema's metadata.
     """
     import pyarrow as pa
 
     records = list(records)
-    # Columns are those of any record; one that lacks it has null there
+    # A column exists if any record has it. Other records have null there
     names = {kind: list(dict.fromkeys(name for r in records for name in getattr(r, kind))) for kind in _COLUMNS}
     columns: dict[str, pa.Array] = {
         "prompt": pa.array([_encodable(r.prompt) for r in records], pa.string()),
@@ -169,10 +169,10 @@ def to_table(records: Iterable[CompletionCredit], about: Mapping[str, Any] | Non
 
 
 def from_table(table: pa.Table) -> tuple[list[CompletionCredit], dict[str, Any]]:
-    """The records of a table that [`to_table`] made, and what it says of the file.
+    """Returns the records of a table from [`to_table`], and its description of the file.
 
     Raises:
-        ValueError: It has not its columns.
+        ValueError: A column is missing.
     """
     needed = ("prompt", "completion", "tokens", "token_ids", "mask", "logps", "entropy")
     missing = [name for name in needed if name not in table.column_names]
@@ -215,7 +215,7 @@ def write_parquet(path: Path, records: Iterable[CompletionCredit], about: Mappin
 
 
 def read_parquet(path: Path) -> tuple[list[CompletionCredit], dict[str, Any]]:
-    """Raises `ValueError` if the file is no parquet, or not of token credit."""
+    """Raises `ValueError` if the file is not parquet or not token credit."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -227,7 +227,7 @@ def read_parquet(path: Path) -> tuple[list[CompletionCredit], dict[str, Any]]:
 
 
 def to_json(record: CompletionCredit) -> dict[str, Any]:
-    """JSON values; NaN and infinities are `None`."""
+    """Converts a record to JSON values. NaN and infinities become `None`."""
 
     def listed(array: np.ndarray) -> list:
         return [float(f"{value:.7g}") if math.isfinite(value) else None for value in array.tolist()]

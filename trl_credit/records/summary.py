@@ -1,4 +1,4 @@
-"""How unevenly a method spreads its weight over a completion's tokens: numbers, curves and one plain sentence."""
+"""Measures how unevenly a method spreads weight over a completion's tokens: numbers, curves and a plain sentence."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from ..methods.ops import UNIFORM_FRACTION
 from .record import CompletionCredit
 
 
-# Above this effective token fraction a method does what uniform credit does
-# Shares of tokens at which cumulative mass is taken
+# Shares of tokens at which the cumulative mass is evaluated
 GRID = np.linspace(0.0, 1.0, 51)
-# Edges of a histogram's bins in log2 of the weight: half an octave each, one with the weight 1 in its middle
+# Histogram edges in log2 of the weight. Bins are half an octave wide, and one is centred on the weight 1
 LOG2_EDGES = np.arange(-5.25, 5.5, 0.5)
 
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One method's weights over a set of completions. Means are over completions; `None` if there is none to count.
+    """One method's weights over a set of completions. Means are over completions; `None` if none is usable.
 
     Args:
         label: The method's label.
-        completions: Completions that count: with a token on the mask, and finite weights there that are not all 0.
-        left_out: The others.
-        weighted: Completions for which the method gave weights, whatever they are.
-        tokens: Tokens on the mask of the completions that count.
-        effective_fraction: exp(H(w / T)) / T: 1 for uniform weights, 1 / T with all weight on one of T tokens.
-        weight_std: Standard deviation over a completion's masked tokens.
-        largest: The largest weight of all.
-        half_share: Share of the tokens that carry half of the weight, highest weights first; it counts parts of a token.
-        top_mass: Share of the weight on the 20 % of the tokens with the highest weights, counted alike.
+        completions: Usable completions: with a token on the mask, and finite weights >= 0 there that are not all 0.
+        left_out: Completions that are not usable.
+        weighted: Completions for which the method gave weights, usable or not.
+        tokens: Tokens on the mask, over all usable completions.
+        effective_fraction: exp(H(w / T)) / T. It is 1 for uniform weights, and 1 / T if one of T tokens has all weight.
+        weight_std: Standard deviation over a completion's tokens on the mask.
+        largest: Largest weight of all completions.
+        half_share: Share of tokens that carry half of the weight, highest weights first. Counts fractions of a token.
+        top_mass: Share of the weight on the 20 % of tokens with the highest weights. Counts fractions of a token.
         distance: Total-variation distance from uniform, 0.5 * mean |w - 1|, in [0, 1).
-        correlations: By the other methods' labels: Spearman's rank correlation of the weights over the completions in
-            which both vary; `None` if there is none.
+        correlations: By label of the other method, Spearman's rank correlation of the weights, averaged over
+            completions in which both vary. `None` if there are none.
     """
 
     label: str
@@ -53,12 +52,12 @@ class MethodSummary:
 
 
 def labels(records: Iterable[CompletionCredit]) -> list[str]:
-    """Labels of all methods of the records, those without weights too, in the order in which they come."""
+    """Labels of all methods in the records, including those without weights, in order of appearance."""
     return list(dict.fromkeys(name for r in records for kind in (r.weights, r.token_advantages) for name in kind))
 
 
 def usable(weights: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
-    """The weights on the mask, float64; `None` if there is none, if one is not finite or negative, or all are 0."""
+    """The weights on the mask in float64. `None` if there are none, one is negative or not finite, or all are 0."""
     if weights is None:
         return None
     values = np.asarray(weights, np.float64)[np.asarray(mask, bool)]
@@ -68,26 +67,26 @@ def usable(weights: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
 
 
 def effective_fraction(values: np.ndarray) -> float:
-    """exp(H(p)) / T of T weights that [`usable`] let through, p being their shares of the sum."""
+    """exp(H(p)) / T of T [`usable`] weights, where p is each weight's share of the sum."""
     shares = values / values.sum()
     shares = shares[shares > 0]
     return float(np.exp(-np.sum(shares * np.log(shares))) / values.size)
 
 
 def concentration(weights: np.ndarray | None, mask: np.ndarray) -> float | None:
-    """One minus the effective token fraction: 0 for uniform weights; `None` if there are no usable ones."""
+    """One minus the effective token fraction: 0 for uniform weights. `None` without usable weights."""
     values = usable(weights, mask)
     return None if values is None else max(0.0, 1.0 - effective_fraction(values))
 
 
 def cumulative_mass(weights: np.ndarray, mask: np.ndarray, grid: np.ndarray = GRID) -> np.ndarray | None:
-    """Share of the weight on the given shares of the tokens, highest weights first; linear within a token."""
+    """Share of the weight on the top `grid` shares of the tokens, highest weights first. Linear within a token."""
     values = usable(weights, mask)
     return None if values is None else np.interp(grid, *_curve(values))
 
 
 def mass_curves(records: Sequence[CompletionCredit], grid: np.ndarray = GRID) -> dict[str, np.ndarray]:
-    """Cumulative mass by label, averaged over the completions that count; methods without any are missing."""
+    """Cumulative mass by label, averaged over usable completions. Omits methods without any."""
     result = {}
     for label in labels(records):
         curves = [cumulative_mass(r.weights[label], r.mask, grid) for r in records if label in r.weights]
@@ -98,7 +97,7 @@ def mass_curves(records: Sequence[CompletionCredit], grid: np.ndarray = GRID) ->
 
 
 def histograms(records: Sequence[CompletionCredit], edges: np.ndarray = LOG2_EDGES) -> dict[str, np.ndarray]:
-    """Shares of all masked tokens by log2 of their weight, by label: below the edges (0 too), between them, above."""
+    """Shares of all masked tokens by log2 of their weight, by label: below the edges (with 0), between, above."""
     result = {}
     for label in labels(records):
         counts = np.zeros(len(edges) + 1)
@@ -114,20 +113,20 @@ def histograms(records: Sequence[CompletionCredit], edges: np.ndarray = LOG2_EDG
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """1 for the lowest; equal values share the mean of their ranks."""
+    """Ranks from 1 for the lowest. Equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Rank correlation; `None` if one of them is constant."""
+    """Rank correlation. `None` if either input is constant."""
     if first.size < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
 
 
 def summarise(records: Iterable[CompletionCredit]) -> dict[str, MethodSummary]:
-    """Every method's summary by its label; one without weights has a summary of nothing."""
+    """Summarizes every method, by label. A method without usable weights gets an empty summary."""
     records = list(records)
     names = labels(records)
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
@@ -185,11 +184,11 @@ def summarise(records: Iterable[CompletionCredit]) -> dict[str, MethodSummary]:
 
 
 def sentence(summary: MethodSummary, advice: str | None = None) -> str:
-    """Sums up a method in one sentence.
+    """Describes a method in one sentence.
 
     Args:
-        summary: One method's.
-        advice: If the method itself says that it was uniform in effect: what to do, without a capital and a full stop.
+        summary: The method's summary.
+        advice: What to do if the method itself reports that it was uniform in effect: lower case, without a full stop.
     """
     name = summary.label
     if not summary.weighted:
@@ -209,6 +208,6 @@ def sentence(summary: MethodSummary, advice: str | None = None) -> str:
 
 
 def _curve(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(T + 1,) shares of the tokens, highest weights first, and (T + 1,) shares of the weight."""
+    """Returns (T + 1,) shares of the tokens, highest weights first, and (T + 1,) cumulative shares of the weight."""
     mass = np.concatenate([[0.0], np.cumsum(np.sort(values)[::-1])])
     return np.linspace(0.0, 1.0, values.size + 1), mass / mass[-1]

@@ -1,4 +1,4 @@
-"""Token credit in a terminal or notebook: each completion's text with its weights as colours, and the summary."""
+"""Shows token credit in a terminal or notebook: completions with their weights as colours, and a summary."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from . import summary as numbers
 from .record import CompletionCredit
 
 
-# |log2 of the weight| from which a token has the next stronger colour, as on the page
+# Levels of |log2(weight)| at which the colour gets stronger, as on the page
 _LEVELS = (0.1, 0.5, 1.0, 1.5, 2.0, 3.0)
-# Dark text on a background that gets darker from blue over grey to orange
+# Backgrounds for dark text. They get darker, blue for low and orange for high weights
 _BELOW = ("#dde2e5", "#d4e2ee", "#c6ddf2", "#b8d8f6", "#aad3fa", "#9ccefe")
 _ABOVE = ("#ecd9c0", "#f0cfa6", "#f3c28a", "#f4b36c", "#f0a14e", "#e88d33")
 _EVEN = "#e0dfdc"
 _INK = "#1c2126"
-# Weights from which a token is underlined, and marked where there are no colours
+# From this weight on, a token is underlined; without colours, it is marked
 _MARKED = 1.5
 _SPACES = str.maketrans({" ": "\u00b7", "\t": "\u2192"})
 
@@ -35,18 +35,18 @@ def render(
     method: str | None = None,
     limit: int | None = 10,
 ) -> None:
-    """Prints completions under their methods, then the summary of all.
+    """Prints completions with the weights of each method, then a summary of all.
 
     Args:
         records: The completions.
-        about: As of [`~trl_credit.records.page.write_credit_report`]; `title`, `model` and `advice` are used.
-        console: A terminal's or, with `Console()` in a notebook, the cell's output. Without colours (a file, or
-            `NO_COLOR`), tokens of weight 1.5 and more are marked as `4[2.6]`.
-        method: The label of the one method to show; by default all.
-        limit: How many completions to show.
+        about: As in [`~trl_credit.records.page.write_credit_report`]. Only `title`, `model` and `advice` are used.
+        console: In a notebook, `Console()` writes to the cell. Without colours (a file, or `NO_COLOR`), tokens with a
+            weight of at least 1.5 show as `4[2.6]`.
+        method: Label of the only method to show. By default, all are shown.
+        limit: Number of completions to show.
 
     Raises:
-        ValueError: There is no such method.
+        ValueError: No record has this method.
     """
     records = list(records)
     summaries = numbers.summarise(records)
@@ -79,7 +79,7 @@ def render(
 
 
 def direction(advantage: float | None) -> str:
-    """The advantage with a symbol and a word for its sign."""
+    """The advantage, with its direction as a symbol and in words."""
     if advantage is None or not np.isfinite(advantage):
         return "advantage unknown"
     if advantage == 0:
@@ -124,7 +124,7 @@ def _body(record: CompletionCredit, label: str, coloured: bool) -> Text:
             text.append(shown, "dim" if coloured else None)
             continue
         weight = float(weights[i])
-        # A background would run on to the end of the line
+        # Styled text with a newline would colour the rest of the line
         content = shown.rstrip("\n")
         if coloured:
             text.append(content, _style(weight))

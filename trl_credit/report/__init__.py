@@ -1,1 +1,1 @@
-"""HTML reports: one file each that opens offline and asks the network for nothing."""
+"""HTML reports. Each is one file that opens offline and makes no network requests."""

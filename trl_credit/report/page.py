@@ -1,8 +1,8 @@
-"""Shared by every report: templates with escaping on, data embedded as inert JSON, a strict content security policy.
+"""Shared by all reports: autoescaped templates, data embedded as inert JSON, a strict content security policy.
 
-A report shows text that a model wrote, so nothing in it is trusted. Text reaches the page in two ways only: through a
-template, which escapes it, or as JSON in a `<script type="application/json">`, which the page's own script reads and shows
-with `textContent`. The policy allows that one script and that one style sheet, by their hashes, and no request at all.
+Reports show text that a model wrote, so none of it is trusted. Text reaches the page only through a template, which
+escapes it, or as JSON in a `<script type="application/json">`, which the page's own script shows with `textContent`.
+The policy allows that one script and one style sheet, by hash, and no requests.
 """
 
 import base64
@@ -22,14 +22,13 @@ from .._util.files import write_atomically
 
 
 MISSING = "\u2013"
-# What a browser would drop, obey or draw as nothing: C0 and C1 controls, line separators and marks that turn the direction
-# of text
+# Characters that a browser would drop, obey or not draw: C0 and C1 controls, line separators, direction marks
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def clean(value: Any) -> Any:
-    """A copy of JSON-like data that can be written: lone surrogates become U+FFFD, NaN and infinities `None`."""
+    """Copies JSON-like data so that it can be written: lone surrogates become U+FFFD, NaN and infinities `None`."""
     if isinstance(value, str):
         return _SURROGATES.sub("\ufffd", value)
     if isinstance(value, Mapping):
@@ -42,7 +41,7 @@ def clean(value: Any) -> Any:
 
 
 def embed(data: Any) -> Markup:
-    """JSON that can stand in a `<script type="application/json">`: no text in it can end the element or open a comment."""
+    """JSON for a `<script type="application/json">`. No text in it can end the element or open a comment."""
     text = json.dumps(clean(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -50,7 +49,7 @@ def embed(data: Any) -> Markup:
 
 
 def visible(text: str) -> str:
-    """The text with control characters and direction marks spelled out, as `putText` in base.js does."""
+    """Spells out control characters and direction marks, like `putText` in base.js."""
     return _CONTROLS.sub(lambda match: f"[U+{ord(match[0]):04X}]", clean(text))
 
 
@@ -63,11 +62,11 @@ def percent(value: Any, digits: int = 1) -> str:
 
 
 def points(value: Any, digits: int = 1) -> str:
-    """A difference of two shares in percentage points, with its sign."""
+    """Formats a difference of two shares in percentage points, with its sign."""
     if not finite(value):
         return MISSING
     text = f"{abs(100 * value):.{digits}f}"
-    # What rounds to zero has no sign
+    # No sign if it rounds to zero
     return text if not float(text) else ("+" if value > 0 else "\u2212") + text
 
 
@@ -85,7 +84,7 @@ def duration(seconds: Any) -> str:
 
 
 def flatten(data: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as rows: `("sampling.temperature", "0.6")`."""
+    """Flattens nested settings to rows such as `("sampling.temperature", "0.6")`."""
     if isinstance(data, Mapping) and data:
         return [row for key, item in data.items() for row in flatten(item, f"{prefix}.{key}" if prefix else str(key))]
     if isinstance(data, str):
@@ -94,7 +93,7 @@ def flatten(data: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _finalize(value: Any) -> Any:
-    """Applied to whatever a template prints: nothing missing may show as "None"."""
+    """Applied to every value that a template prints, so that missing ones do not show as "None"."""
     if value is None or isinstance(value, Undefined):
         return MISSING
     if isinstance(value, str) and not isinstance(value, Markup):
@@ -103,7 +102,7 @@ def _finalize(value: Any) -> Any:
 
 
 def environment(package: str = "trl_credit.report") -> Environment:
-    """Jinja with the templates of a package and, beneath them, this one's."""
+    """Jinja environment with the templates of a package, falling back to this package's."""
     result = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("trl_credit.report")]),
         autoescape=True,
@@ -116,9 +115,9 @@ def environment(package: str = "trl_credit.report") -> Environment:
 
 
 def write_page(path: Path, package: str, name: str, **context: Any) -> None:
-    """Writes a package's `templates/NAME.html` with `base` and NAME's style sheets and scripts in it; all of it or nothing.
+    """Writes a package's `templates/NAME.html` with the style sheets and scripts of `base` and NAME, atomically.
 
-    Iterators in the context are consumed as the file is written, so that a large report is never held as one string.
+    Iterators in the context are consumed while writing, so a large report is never held as one string.
     """
     jinja = environment(package)
 

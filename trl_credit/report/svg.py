@@ -1,4 +1,4 @@
-"""SVG elements that charts are made of."""
+"""SVG elements for charts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def label(x: str | float, y: float, text: Any, **attributes: Any) -> Markup:
 
 
 def marker(shape: str, x: str, y: float, title: str, css: str) -> Markup:
-    """A mark whose shape, not only whose colour, says what it is."""
+    """A mark that differs in shape as well as colour."""
     path = {
         "circle": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
         "square": "M-3.5-3.5h7v7h-7z",

@@ -24,7 +24,7 @@ from .thinking import OPENED_TAGS, judged_texts
 
 logger = logging.getLogger(__name__)
 
-# What TRL's trainer passes to every reward function, besides the dataset's columns
+# What TRL's trainer passes to every reward function besides the dataset's columns
 TRAINER_ARGUMENTS = frozenset(
     {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 )
@@ -55,11 +55,11 @@ def accuracy(
     opened_tags: list[str] | None = None,
     **kwargs,
 ) -> list[float | None]:
-    """1.0 where math-verify finds the solution in the completion, else 0.0; `None` where the solution does not parse.
+    """1.0 if math-verify finds the solution in the completion, else 0.0. `None` if the solution cannot be parsed.
 
-    TRL's `accuracy_reward`, run by the [`default_verifier`], for plain-text completions too; of a conversation it judges
-    the last message. A box counts within a thought, too, even one that never ends, where [`judged`] finds no answer. An
-    answer that cannot be verified within the verifier's limits gets 0.0; how many there were is logged as
+    TRL's `accuracy_reward`, run by the [`default_verifier`]. It also accepts plain-text completions; in a conversation,
+    it judges the last message. A box counts even within a thought, including one that never ends, where [`judged`]
+    finds no answer. An answer that cannot be verified within the verifier's limits gets 0.0; their number is logged as
     `verifier/timeouts` and `verifier/crashes`.
     """
     _warn_of_thoughts(opened_tags)
@@ -75,17 +75,17 @@ def judged(
     answer_pattern: str | None = None,
     **kwargs,
 ) -> list[float | None]:
-    """1.0 where the completion's answer is the solution, else 0.0; `None` where the solution does not parse: the verdict of
-    `trl-credit eval` ([`judge.judge`]), so that what is trained is what is evaluated.
+    """1.0 if the completion's answer is the solution, else 0.0. `None` if the solution cannot be parsed. This is the
+    verdict of `trl-credit eval` ([`judge.judge`]), so that training and evaluation agree.
 
-    A solution that is a list is right by any one of it. Solutions may be LaTeX without dollars (MATH-500's
-    `2\\sqrt{3}`), of which [`accuracy`] reads only a number, or nothing. Of a conversation it judges the last message. A
-    thought that never ends has no answer, also where the chat template has opened it (`opened_tags`, which
-    [`~trl_credit.CreditGRPOTrainer`] passes). Besides what [`accuracy`] logs to `log_metric`, the completions table gets
-    the answer that was found (`answer_parsed`) and the reason of the verdict (`judgement`).
+    If the solution is a list, any one of its items is right. Solutions may be LaTeX without dollars (MATH-500's
+    `2\\sqrt{3}`), of which [`accuracy`] reads only a number or nothing. In a conversation, the last message is judged.
+    A thought that never ends has no answer, even if the chat template opened it (`opened_tags`, which
+    [`~trl_credit.CreditGRPOTrainer`] passes). `log_metric` gets the same as from [`accuracy`]. The completions table
+    also gets the answer that was found (`answer_parsed`) and the reason of the verdict (`judgement`).
 
     `answer_pattern` says where the answer is stated, instead of in a box: `answer_tag`, `gsm8k`, or a regular expression
-    with one group. It is the evaluation's option of that name: {name: judged, answer_pattern: answer_tag}.
+    with one group, like the evaluation's option of that name. In a recipe: {name: judged, answer_pattern: answer_tag}.
     """
     solution = [as_solution(answer) for answer in solution]
     judgements = judge_any(judged_texts(completions, opened_tags), solution, answer_pattern=answer_pattern)
@@ -106,19 +106,19 @@ def reasoning_accuracy(
     opened_tags: list[str] | None = None,
     **kwargs,
 ) -> list[float | None]:
-    """[`accuracy`] of what comes after the last of the `reasoning_delimiters` (by default `</think>`), 0.0 without one:
-    TRL's `reasoning_accuracy_reward`."""
+    """TRL's `reasoning_accuracy_reward`: [`accuracy`] of the text after the last of the `reasoning_delimiters` (by
+    default `</think>`). 0.0 without a delimiter."""
     request = {"function": "reasoning_accuracy", "reasoning_delimiters": reasoning_delimiters}
     return _verify(completions, solution, log_extra, log_metric, opened_tags, **request)
 
 
-reasoning_accuracy.__name__ = "reasoning_accuracy_reward"  # the name in TRL's metrics
+reasoning_accuracy.__name__ = "reasoning_accuracy_reward"  # name in TRL's metrics
 
 
 def cosine_scaled(max_len: int, **arguments) -> Callable:
-    """[`accuracy`] on a cosine schedule of the completion's length: TRL's `get_cosine_scaled_reward`, and its arguments."""
+    """TRL's `get_cosine_scaled_reward`, with its arguments: [`accuracy`] scaled by a cosine of the length."""
     arguments = {"max_len": max_len, **arguments}
-    get_cosine_scaled_reward(**arguments)  # raises for a wrong one
+    get_cosine_scaled_reward(**arguments)  # raises if one is wrong
     reward = functools.partial(_cosine_scaled, arguments=arguments)
     reward.__name__ = "cosine_scaled_reward"
     return reward
@@ -140,15 +140,15 @@ def _cosine_scaled(
 
 
 def think_format(completions: list, opened_tags: list[str] | None = None, **kwargs) -> list[float]:
-    """1.0 for a thought in `<think>` and `</think>`, else 0.0: TRL's `think_format_reward`, for plain-text completions too.
+    """TRL's `think_format_reward`, also for plain text: 1.0 for a thought in `<think>` and `</think>`, else 0.0.
 
-    A tag that the prompt has opened counts as the completion's: without it, no completion of such a template would pass.
+    A tag that the prompt opened counts as the completion's, or no completion of such a chat template could pass.
     """
     first = [completion if isinstance(completion, str) else completion[:1] for completion in completions]
     return think_format_reward([[{"content": text}] for text in judged_texts(first, opened_tags)])
 
 
-think_format.__name__ = "think_format_reward"  # the name in TRL's metrics
+think_format.__name__ = "think_format_reward"  # name in TRL's metrics
 
 
 @functools.cache
@@ -164,7 +164,7 @@ def _warn_of_thoughts(opened_tags: list[str] | None) -> None:
         )
 
 
-# Functions as they are, and factories that are called with the arguments given in the recipe
+# `REWARDS` are reward functions. `REWARD_FACTORIES` are called with the recipe's arguments and return one
 REWARDS: dict[str, Callable] = {
     "accuracy": accuracy,
     "judged": judged,
@@ -176,7 +176,7 @@ REWARD_FACTORIES: dict[str, Callable] = {
     "repetition_penalty": get_repetition_penalty_reward,
     "soft_overlong_punishment": get_soft_overlong_punishment,
 }
-# TRL's own names, as its `trl grpo` script takes them
+# Names that TRL's `trl grpo` script accepts
 _TRL_NAMES = {
     "accuracy_reward": "accuracy",
     "reasoning_accuracy_reward": "reasoning_accuracy",
@@ -186,19 +186,20 @@ _TRL_NAMES = {
 
 
 def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | None = None) -> Callable:
-    """The reward function that a recipe names.
+    """Builds the reward function that a recipe names.
 
     Args:
-        spec: A name of [`REWARDS`] or [`REWARD_FACTORIES`], the path of your own (`my_module.reward`, `my_file.py:reward`),
-            or a mapping of `name` and keyword arguments (JSON text on the command line). What TRL could call, with a
-            parameter `completions` or `**kwargs`, is a reward function, to which the arguments are bound; a class, or any
-            other callable, is a factory that is called with them. `factory: true` makes one of a callable with `**kwargs`.
-        max_completion_length: The run's, in tokens: the default of `max_completion_len` (`soft_overlong_punishment`) and
-            `max_len` (`cosine_scaled`). `soft_punish_cache` is by default a fifth of `max_completion_len`, as in DAPO
+        spec: A name in [`REWARDS`] or [`REWARD_FACTORIES`], the path of your own (`my_module.reward`,
+            `my_file.py:reward`), or a mapping of `name` and keyword arguments (JSON text on the command line). A
+            callable with a parameter `completions` or `**kwargs`, which TRL could call, is a reward function: the
+            arguments are bound to it. A class or any other callable is a factory: it is called with the arguments.
+            `factory: true` treats a callable with `**kwargs` as a factory.
+        max_completion_length: The run's limit in tokens. Default of `max_completion_len` (`soft_overlong_punishment`)
+            and `max_len` (`cosine_scaled`). `soft_punish_cache` defaults to a fifth of `max_completion_len`, as in DAPO
             (arXiv 2503.14476: 4096 of 20480).
 
     Raises:
-        ValueError: Unknown name (the nearest known one is given), a path that cannot be loaded, wrong arguments.
+        ValueError: Unknown name (the message suggests the nearest), a path that cannot be loaded, or wrong arguments.
     """
     if isinstance(spec, str) and spec.lstrip().startswith("{"):
         try:
@@ -233,7 +234,7 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
             return function
         inspect.signature(function).bind_partial(**arguments)
         bound = functools.partial(function, **arguments)
-        bound.__name__ = get_callable_name(function)  # the name in TRL's metrics
+        bound.__name__ = get_callable_name(function)  # name in TRL's metrics
         return bound
     except TypeError as error:
         raise ValueError(f"`reward_funcs`: {name!r} with the arguments {arguments}: {error}.") from error
@@ -247,7 +248,7 @@ def _check_pattern(pattern: Any) -> None:
 
 
 def _set_lengths(name: str, arguments: dict[str, Any], max_completion_length: int | None) -> None:
-    """Fills in the lengths that a recipe leaves to the run."""
+    """Fills in the lengths that the recipe leaves to the run, and checks them."""
     length = {"soft_overlong_punishment": "max_completion_len", "cosine_scaled": "max_len"}.get(name)
     if length is None:
         return
@@ -277,12 +278,12 @@ def _load(path: str, known: Mapping[str, Callable]) -> Callable:
 def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some builtins have none
+    except (TypeError, ValueError):  # some builtins have no signature
         return {}
 
 
 def takes_completions(function: Callable) -> bool:
-    """True if TRL could call it as a reward function, with completions by name; a class makes one."""
+    """True if TRL could call this as a reward function, with completions by name. A class is a factory instead."""
     parameters = _parameters(function)
     return not isinstance(function, type) and (
         "completions" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -290,7 +291,7 @@ def takes_completions(function: Callable) -> bool:
 
 
 def required_columns(function: Callable) -> list[str]:
-    """The dataset columns without which a reward function cannot be called."""
+    """Dataset columns that a reward function needs."""
     return [
         name
         for name, parameter in _parameters(function).items()

@@ -1,9 +1,9 @@
-"""A worker of [`MathVerifier`]: runs TRL's math rewards, or the judge's own comparison, on one completion at a time; ends
-when its standard input does.
+"""Worker of [`MathVerifier`]: runs TRL's math rewards, or the judge's own comparison, on one completion at a time. It
+ends when its standard input does.
 
-Started by its path, and not by multiprocessing, which would import the training script again as the worker's `__main__`;
-nor is `trl_credit` imported, and with it torch: `equality` stands next to this file. Requests and replies are JSON, one
-line each.
+It is started by path and not by multiprocessing, which would import the training script again as the worker's
+`__main__`. Nor does it import `trl_credit`, and with it torch: `equality` is found next to this file. Requests and
+replies are JSON, one per line.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ FACTORIES = {
     "reasoning_accuracy": functools.partial(functools.partial, reasoning_accuracy_reward),
     "cosine_scaled": get_cosine_scaled_reward,
 }
-# Of the texts for TRL's completions table: a hostile answer can be parsed into megabytes
+# Limit for the texts in TRL's completions table: a hostile answer can be parsed into megabytes
 MAX_CHARACTERS = 10_000
 
 
 class _Guard(logging.Handler):
-    """Takes what math-verify logs, and notes whether one of its own time guards (SIGALRM) went off."""
+    """Swallows math-verify's logs, and records whether one of its own time limits (SIGALRM) was hit."""
 
     fired = False
 
@@ -40,7 +40,7 @@ class _Guard(logging.Handler):
 
 
 def judge(request: dict[str, Any]) -> dict[str, Any]:
-    """The reward of one completion, and what TRL logs of it."""
+    """Computes the reward of one completion, and the parsed texts that TRL logs."""
     if request["function"] == "judged":
         return judged(request["completion"], request["solution"])
     columns = {}
@@ -56,7 +56,7 @@ def judge(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def judged(completion: str, solution: str) -> dict[str, Any]:
-    """The same by the judge's comparison."""
+    """The same for the judge's own comparison."""
     found = compare.verdict(completion, solution)
     if found.correct is None:
         return {"reward": None, "gold_parsed": "[unparseable]", "answer_parsed": "[skipped]"}
@@ -65,14 +65,14 @@ def judged(completion: str, solution: str) -> dict[str, Any]:
 
 
 def lower_limit(kind: int, value: int) -> None:
-    """Sets a soft limit. macOS knows RLIMIT_AS but refuses to set it."""
+    """Lowers a soft limit, if the system allows it (macOS has RLIMIT_AS but refuses to set it)."""
     hard = resource.getrlimit(kind)[1]
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def address_space() -> int:
-    """Bytes, as RLIMIT_AS counts them; 0 where the system does not tell (and does not enforce RLIMIT_AS)."""
+    """Size in bytes, as counted for RLIMIT_AS. 0 if the system does not report it (nor enforce RLIMIT_AS)."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
@@ -81,9 +81,9 @@ def address_space() -> int:
 
 
 def main(time_limit: float, memory_limit: int, max_tasks: int) -> None:
-    # Ctrl-C reaches the workers too, but ending them is the trainer's part
+    # Ctrl-C reaches the workers too, but the trainer ends them
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Nothing but replies may reach the pipe: libraries print
+    # Libraries print, but only replies may reach the pipe
     replies = os.fdopen(os.dup(1), "w")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
@@ -95,15 +95,15 @@ def main(time_limit: float, memory_limit: int, max_tasks: int) -> None:
     print("ready", file=replies, flush=True)
     os.dup2(silence, 2)
     for task, line in enumerate(sys.stdin.buffer, start=1):
-        # Ends a worker that is stuck in a C loop when no trainer is left to kill it
+        # Ends a worker that is stuck in a C loop if no trainer is left to kill it
         lower_limit(resource.RLIMIT_CPU, int(time.process_time() + time_limit) + 2)
         guard.fired = False
         try:
             reply = judge(json.loads(line))
             reply["timed_out"] = guard.fired
-        except BaseException as error:  # math-verify's TimeoutException is no Exception
+        except BaseException as error:  # math-verify's TimeoutException is not an Exception
             reply = {"error": type(error).__name__}
-        # An interrupted or swollen process must not decide about the next answer
+        # An interrupted or bloated process must not judge the next answer
         reply["last"] = "error" in reply or guard.fired or task >= max_tasks or address_space() > memory_limit / 2
         print(json.dumps(reply), file=replies, flush=True)
 

@@ -1,20 +1,21 @@
-r"""The judge of `trl-credit eval`, and of the reward `judged`: which answer a completion gives, and whether it is right.
+r"""The judge of `trl-credit eval` and of the reward `judged`: finds a completion's answer and decides if it is right.
 
 What counts as the answer, in this order:
 
-1. Thinking is left out: all up to the last closing tag, whether or not its opening tag is in the completion (some templates
-   put it in the prompt). A section that never ends leaves no answer.
-2. With an `answer_pattern`, its last match, and nothing else.
-3. The last `\boxed{...}`, `\fbox{...}` or `\framebox{...}` with something in it, of nested ones the innermost. One that is
-   empty (the instruction repeated) or never closed (a text cut short) is passed over. Without braces only an integer:
-   `\boxed 5`. A line below it in bold, `**Answer: D**`, is the last word.
-4. Without a box, the last line `Answer: ...` or `Final Answer: ...`, which DAPO's prompt asks for, or what is below the last
-   heading `**Final Answer**`.
-5. Else what math-verify finds in the text, as in the reward `accuracy`.
+1. Thinking is left out: everything up to the last closing tag, whether or not its opening tag is in the completion
+   (some templates put it in the prompt). A section that never ends leaves no answer.
+2. With an `answer_pattern`: its last match, and nothing else.
+3. The last nonempty `\boxed{...}`, `\fbox{...}` or `\framebox{...}`; the innermost of nested ones. An empty box (the
+   instruction repeated) and one that is never closed (a text cut short) are skipped. Without braces, only an integer
+   counts: `\boxed 5`. A line in bold below the box, `**Answer: D**`, overrides it.
+4. Without a box: the last line `Answer: ...` or `Final Answer: ...`, which DAPO's prompt asks for, or the line below
+   the last heading `**Final Answer**`.
+5. Otherwise what math-verify finds in the text, as in the reward `accuracy`.
 
-An integer is compared with a solution that is one (AIME's are from 0 to 999) here, exactly; any other answer goes to the
-worker processes of a [`MathVerifier`], as `\boxed{answer}` and without the text around it; so does the solution, if it is
-bare LaTeX. They compare by the package `equality`: words, option letters and times as they are, mathematics by sympy.
+If answer and solution are both integers (AIME's are from 0 to 999), they are compared here, exactly. Any other answer
+goes to the worker processes of a [`MathVerifier`], as `\boxed{answer}` without the text around it; a solution in bare
+LaTeX is boxed too. The workers compare with the package `equality`: words, option letters and times as text,
+mathematics by sympy.
 
 Differences from plain math-verify (TRL's `accuracy_reward`, the reward `accuracy`):
 
@@ -75,9 +76,9 @@ THINKING_TAGS = (
 )
 _MAX_ANSWER = 10_000  # characters
 _MAX_SHOWN = 1_000
-_WINDOW = 32_000  # characters before and after the beginning of the last box
+_WINDOW = 32_000  # characters kept on each side of the start of the last box
 
-# Everything that decides where a box ends. Bounded repetitions only, so that a scan is linear
+# Everything that determines where a box ends. Repetitions are bounded, so a scan is linear
 _TOKEN = re.compile(
     r"(?P<box>\\{1,2}(?:boxed|fbox|framebox)(?![A-Za-z])(?:\s*\[[^\[\]{}]{0,40}\]){0,2})"
     r"\s*(?:(?P<brace>\{)|(?P<integer>[+-]?\d+(?![.,]\d)(?![^\s$.,)\\])))?"
@@ -87,7 +88,7 @@ _TOKEN = re.compile(
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])")
 _BOXES = (r"\boxed", r"\fbox", r"\framebox")
 _ANSWER_LINE = re.compile(r"[\s>*_#`-]*(?:the\s)?(?:final\s)?answer[*_`]*\s*[:\uff1a](.*)", re.IGNORECASE | re.DOTALL)
-# A heading with the answer on a line below it
+# A heading whose answer is on a line below
 _HEADING = re.compile(
     r"\s*(?:#{1,6}|[*_]{2,3})?\s*(?:the\s)?(?:final\s)?answer[*_`]*\s*[:\uff1a]?[*_`]*\s*", re.IGNORECASE
 )
@@ -98,7 +99,7 @@ _WRAPPED = re.compile(
     r"(?:\\(?:text(?:bf|it|rm|normal)?|math(?:bf|it|rm|sf|bb)|boldsymbol|bm|mbox|underline)\s*)?\{([^{}]*)\}"
 )
 _INTEGER = re.compile(r"([+-]?)\s*([0-9]+|[1-9][0-9]{0,2}(?:(?:,|\{,\}|,\\!|\\[,;:! ]|~)[0-9]{3})+)")
-# Solutions: math that math-verify finds by itself, and what is no word of a sentence
+# For solutions: delimiters of math that math-verify finds itself, and parts that are not words of a sentence
 _DELIMITER = re.compile(r"(?<!\\)(?:\$|\\[(\[])|\\boxed(?![A-Za-z])")
 _NO_WORDS = re.compile(r"\\(?:text\w*|math\w+|mbox)\s*\{[^{}]*\}|\\(?:[A-Za-z]+|.)| ?[-+*/^=<>|_&,;] ?")
 _WORD = re.compile(r"(?<![^\s(])(?!(?:and|or)\b)[^\W\d_]{2,}(?=[\s.:!?)]|$)")
@@ -107,17 +108,18 @@ _EQUATION = re.compile(r"Eq\(\w+, (.*)\)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Judgement:
-    r"""The outcome of one completion.
+    r"""Verdict on one completion.
 
     Args:
-        correct: `None` where it is the solution that cannot be parsed or verified against.
-        answer: The answer as the model wrote it (at most 1,000 characters); `None` where there is none.
-        vote: The same for the same answer, in a majority vote: for the correct answers to a solution, in one call of
-            [`judge`], the solution's, which no other has; for others the integer or number or what math-verify parsed, else
-            the text, and the text with " (unverified)" where verification failed; `None` where there is no answer.
-        status: `empty`: nothing but white space after the thinking. `unparsed`: text, but no answer in it. Else `judged`.
+        correct: `None` if the solution cannot be parsed or verified against.
+        answer: The answer as the model wrote it (at most 1,000 characters). `None` if there is none.
+        vote: Key for a majority vote: equal for equal answers. In one call of [`judge`], all correct answers to a
+            solution have the solution's vote, which no other answer has. Other votes are the integer, the number, what
+            math-verify parsed, or else the text; " (unverified)" is appended to the text if verification failed. `None`
+            without an answer.
+        status: `empty` (only white space after the thinking), `unparsed` (text without an answer) or `judged`.
         reason: One sentence for a reader.
-        outcome: The verifier's: `timed_out` or `crashed` where math-verify had to be stopped, else `ok`.
+        outcome: The verifier's: `timed_out` or `crashed` if math-verify had to be stopped, else `ok`.
     """
 
     correct: bool | None
@@ -130,9 +132,9 @@ class Judgement:
 
 @dataclass(frozen=True)
 class _Found:
-    """The find in a completion: an answer, a text for math-verify to find it in (`text`), or the reason for none.
+    """Result of searching a completion: an answer, a text for math-verify to search (`text`), or the reason for none.
 
-    `shown` is the answer as it stood, with its box or line.
+    `shown` is the answer as it appeared, with its box or line.
     """
 
     status: Literal["judged", "unparsed", "empty"]
@@ -149,19 +151,19 @@ def judge(
     thinking_tags: Sequence[tuple[str, str]] = THINKING_TAGS,
     answer_pattern: str | None = None,
 ) -> list[Judgement]:
-    """Judges completions; never raises for what is in them. The same answer to the same problem is verified once.
+    """Judges completions. Never raises because of their content. Equal answers to a problem are verified once.
 
     Args:
-        completions: (N,) texts; `None` counts as empty.
-        solutions: (N,) solutions: integers, LaTeX with or without dollars, words, or sentences with a number or with LaTeX
-            in dollars.
+        completions: (N,) texts. `None` counts as empty.
+        solutions: (N,) solutions: integers, LaTeX with or without dollars, words, or sentences that contain a number or
+            LaTeX in dollars.
         verifier: By default the [`default_verifier`].
-        thinking_tags: Pairs of an opening and a closing tag.
-        answer_pattern: Where the answer is stated, instead of in a box or on a line: a name or a regular expression, as
-            [`answer_regex`] takes it. Its last match with something in it is the answer, or the box in that.
+        thinking_tags: Pairs of opening and closing tag.
+        answer_pattern: Where the answer is stated, instead of in a box or on a line: a name or regular expression for
+            [`answer_regex`]. The answer is its last nonempty match, or the box in that match.
 
     Raises:
-        ValueError: The sequences differ in length; the pattern is none.
+        ValueError: The sequences differ in length, or the pattern is invalid.
         RuntimeError: The verifier's workers cannot be started.
     """
     pattern = None if answer_pattern is None else answer_regex(answer_pattern)
@@ -192,7 +194,7 @@ def judge(
 
 
 def answer_part(text: str, thinking_tags: Sequence[tuple[str, str]] = THINKING_TAGS) -> str | None:
-    """The text after the thinking: after the last closing tag, all of it without one; `None` if a section never ends."""
+    """The text after the last closing tag, or all of it if there is none. `None` if a thinking section never ends."""
     end = max((text.rfind(close) + len(close) for _, close in thinking_tags if close in text), default=0)
     return None if any(text.find(start, end) >= 0 for start, _ in thinking_tags) else text[end:]
 
@@ -218,7 +220,7 @@ def _find(completion: str, thinking_tags: Sequence[tuple[str, str]], pattern: re
 
 
 def _matched(text: str, pattern: re.Pattern) -> _Found:
-    """The last match of a pattern, or the box in it."""
+    """Returns the last nonempty match of the pattern, or the box in it."""
     match = next((match for match in reversed(pattern.findall(text)) if match.strip()), None)
     if match is None:
         return _Found("unparsed", "Nothing in the text matches `answer_pattern`.")
@@ -227,9 +229,9 @@ def _matched(text: str, pattern: re.Pattern) -> _Found:
 
 
 def _last_line(text: str, bold: bool = False) -> _Found | None:
-    """The last line `Answer: ...`, or what is below the last heading `**Final Answer**`; or only such a line in bold."""
+    """The last line `Answer: ...` (with `bold`: in bold), or the line below the last heading `**Final Answer**`."""
     lines = text.splitlines()
-    below = None  # the first line below that has something in it
+    below = None  # nonempty lines below: the first and the second
     for number in range(len(lines) - 1, -1, -1):
         line = lines[number]
         match = _ANSWER_LINE.match(line)
@@ -249,16 +251,16 @@ def _last_line(text: str, bold: bool = False) -> _Found | None:
 
 def _line(answer: str, line: str) -> _Found:
     trimmed = _trim(answer[:_MAX_ANSWER])
-    # A sentence with a formula in it: math-verify takes the formula
+    # In a sentence with a formula, math-verify finds the formula
     sentence = "$" in trimmed.replace(r"\$", "") or r"\(" in trimmed
     return _Found("judged", answer=answer, shown=f"Answer: {_short(answer)}", text=line if sentence else None)
 
 
 def _last_box(text: str) -> tuple[str | None, str]:
-    """The content of the box that counts, and the lines below it; or `None` and the text without the boxes that do not
-    count, the unclosed ones to the end of their lines.
+    """Returns the content of the box that counts and the lines below it. Without such a box, returns `None` and the
+    text without the boxes that do not count; an unclosed one is removed up to the end of its line.
 
-    Boxes and braces are read in a window around the beginning of the last box, so that time is bounded by it."""
+    Only a window around the start of the last box is parsed, which bounds the time."""
     first = _BOX.search(text)
     if first is None:
         return None, text
@@ -268,10 +270,10 @@ def _last_box(text: str) -> tuple[str | None, str]:
     if len(text) - last > _WINDOW:
         answer, rest = _last_box(text[: last + _WINDOW])
         return answer, rest + text[last + _WINDOW :]
-    best = (-1, 0, 0)  # where a box starts, its content, and where that ends
+    best = (-1, 0, 0)  # start of the box, start and end of its content
     empty = []
-    frames = []  # open braces: [start of the box, or -1; start of the content; whether there is something in it]
-    end = max(0, first.start() - 1)  # of the token before
+    frames = []  # open braces: [start of the box or -1, start of the content, content is nonempty]
+    end = max(0, first.start() - 1)  # end of the previous token
     for token in _TOKEN.finditer(text, end):
         if frames and not frames[-1][2] and text[end : token.start()].strip():
             frames[-1][2] = True
@@ -288,12 +290,12 @@ def _last_box(text: str) -> tuple[str | None, str]:
             if filled and frames:
                 frames[-1][2] = True
         elif kind == "integer":
-            best = (token.start(), *token.span("integer"))  # no other box has started after it
+            best = (token.start(), *token.span("integer"))  # no other box starts after this one
         if kind in ("integer", "escape") and frames:
             frames[-1][2] = True
     start, content, end = best
     if start >= 0:
-        # Within the content no box has anything in it
+        # Boxes within the content are empty
         return _without(
             text[content:end], [(a - content, b - content) for a, b in empty if content <= a < end]
         ).strip(), text[text.find("\n", end) if "\n" in text[end:] else len(text) :]
@@ -301,7 +303,7 @@ def _last_box(text: str) -> tuple[str | None, str]:
 
 
 def _without(text: str, spans: list[tuple[int, int]]) -> str:
-    """The text without some spans, which may be nested; an end of -1 is that of the line."""
+    """The text without some spans, which may be nested. An end of -1 means the end of the line."""
     parts, position = [], 0
     for start, end in sorted(spans):
         if start < position:
@@ -314,7 +316,7 @@ def _without(text: str, spans: list[tuple[int, int]]) -> str:
 
 
 def _integer(answer: str) -> str | None:
-    """The canonical form of an integer, `None` for anything else."""
+    """Canonical form of an integer. `None` for anything else."""
     if len(answer) > _MAX_ANSWER:
         return None
     answer = _trim(answer)
@@ -328,16 +330,16 @@ def _integer(answer: str) -> str | None:
 
 
 def _price(solution: str) -> str | None:
-    r"""A solution in dollars, `\$5`, which [`_trim`] takes for marks; `None` for anything else."""
+    r"""Boxes a solution in dollars, `\$5`, whose sign [`_trim`] would remove. `None` for anything else."""
     solution = " ".join(solution.split())
     price = _trim(solution, currency=True)
     if _DELIMITER.search(solution) and _integer(solution) is None:
-        return None  # math-verify's, as it stands
+        return None  # left as it is, for math-verify
     return rf"\boxed{{{price}}}" if price != _trim(solution) and len(_WORD.findall(price)) < 3 else None
 
 
 def _readable(solution: str) -> str:
-    """A solution as math-verify reads it: in a box, unless it has delimiters or is a sentence (three words and more)."""
+    """Puts a solution in a box for math-verify, unless it has delimiters or is a sentence (three words or more)."""
     bare = _trim(" ".join(solution.split()))
     if not bare or _DELIMITER.search(solution) or len(_WORD.findall(_NO_WORDS.sub("+", bare))) >= 3:
         return solution
@@ -345,28 +347,28 @@ def _readable(solution: str) -> str:
 
 
 def _request(found: _Found, solution: str, integer: str | None) -> tuple[str, str] | None:
-    """The question for math-verify: a text and the solution; `None` for nothing."""
+    """The text and solution to send to the verifier. `None` if there is nothing to verify."""
     if found.text is not None:
         return found.text, solution
     if found.answer is not None and len(found.answer) <= _MAX_ANSWER:
         if integer is not None and _integer(found.answer) is not None:
             return None
         return rf"\boxed{{{_trim(found.answer, currency=True)}}}", solution
-    # No answer: but it is for the solution to say whether the problem counts
+    # Without an answer, only the solution matters: if it cannot be parsed, the problem does not count
     return None if integer is not None else ("", solution)
 
 
 def _right_vote(solution: str, verdicts: Sequence[Verdict]) -> str:
-    """The vote of all correct answers to a solution that is no integer, by the verdicts on them.
+    """The vote of correct answers to a solution that is not an integer, from the verdicts on all its answers.
 
-    Not every verdict has the solution as math-verify parsed it; but an answer's vote must not depend on its own verdict."""
+    Not every verdict has the parsed solution, and an answer's vote must not depend on its own verdict."""
     golds = (_expression(verdict.gold_parsed) for verdict in verdicts)
     gold = next((gold for gold in golds if gold is not None), None)
     return _cut(_number(gold[0]) if gold is not None and gold[0] else solution.strip())
 
 
 def _judgement(found: _Found, solution: str, integer: str | None, right: str, verdict: Verdict | None) -> Judgement:
-    """`right` is the vote of the correct answers, `integer` the solution if it is one."""
+    """Builds the judgement. `right` is the vote of correct answers; `integer` is the solution if it is an integer."""
     status, answer, outcome = found.status, found.answer, "ok" if verdict is None else verdict.outcome
     parsed = None if verdict is None else _expression(verdict.answer_parsed)
     if found.text is not None and answer is None and parsed is not None:
@@ -391,14 +393,14 @@ def _judgement(found: _Found, solution: str, integer: str | None, right: str, ve
         relation = "equals" if correct else "does not equal"
         given = _text_of(parsed, answer)
         if not correct and given == gold:
-            # Their forms leave out what differs: a unit, an order
+            # The parsed forms hide the difference (a unit or an order): show the originals
             given, gold = answer, solution
         reason = f"{_short(given)} {relation} {_short(gold)}."
     return Judgement(correct, None if answer is None else answer[:_MAX_SHOWN], vote, status, reason, outcome)
 
 
 def _correct(answer: str | None, integer: str | None, verdict: Verdict | None) -> bool | None:
-    """`None` where the solution cannot be parsed or verified against."""
+    """Whether the answer is right. `None` if the solution cannot be parsed or verified against."""
     if verdict is not None and verdict.reward is None:
         return None
     if answer is None or len(answer) > _MAX_ANSWER:
@@ -407,7 +409,7 @@ def _correct(answer: str | None, integer: str | None, verdict: Verdict | None) -
 
 
 def _vote(answer: str, parsed: tuple[str, str] | None, correct: bool | None, outcome: str, right: str) -> str:
-    """`right` for a correct answer and for no other."""
+    """The answer's vote. `right` is given to correct answers only."""
     if correct:
         return right
     text = " ".join(answer.split())
@@ -420,16 +422,16 @@ def _vote(answer: str, parsed: tuple[str, str] | None, correct: bool | None, out
 
 
 def _cut(vote: str) -> str:
-    """Long votes by their beginning and a hash."""
+    """Shortens a long vote to its beginning and a hash."""
     if len(vote) <= _MAX_SHOWN:
         return vote
     return vote[:100] + "... " + hashlib.sha256(vote.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _expression(parsed: str) -> tuple[str, str] | None:
-    """Of what math-verify parsed, `[expression, 'text']` or `['text']` as TRL logs it, the expression (or "") and the text.
+    """Splits `[expression, 'text']` or `['text']`, as TRL logs math-verify's result, into expression (or "") and text.
 
-    `None` where it found nothing.
+    `None` if nothing was parsed.
     """
     if parsed in ("[unparseable]", "[skipped]", "[timed_out]", "[crashed]"):
         return None
@@ -441,12 +443,12 @@ def _expression(parsed: str) -> tuple[str, str] | None:
         text = inner[len(expression) + 2 :]
     try:
         return expression, ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):  # cut short
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the text was cut off
         return expression, text
 
 
 def _number(expression: str) -> str:
-    """One form for one number: 204.000 and x = 204 are 204, 0.5 is 1/2."""
+    """One form per number: 204.000 and x = 204 become 204, 0.5 becomes 1/2."""
     match = _EQUATION.fullmatch(expression)
     value = match[1] if match else expression
     if len(value) <= 40 and "e" not in value.lower():

@@ -1,4 +1,4 @@
-"""Where a completion states its answer, if not in a box: one option of the reward `judged` and of the evaluation."""
+"""Where a completion states its answer, if not in a box. An option of the reward `judged` and of the evaluation."""
 
 import functools
 import re
@@ -6,7 +6,7 @@ import re
 from .._util.text import nearest
 
 
-# Linear in the length of the text: a tag that never closes ends the attempt at the next one
+# Linear in the length of the text: an unclosed tag ends its attempt at the next one
 ANSWER_PATTERNS = {
     "answer_tag": r"(?s)<answer>((?:(?!</?answer>).)*)</answer>",
     "gsm8k": r"####[ \t]*([^\n]+)",
@@ -16,14 +16,14 @@ _NAME = re.compile(r"[A-Za-z][\w-]*")
 
 @functools.lru_cache(maxsize=64)
 def answer_regex(pattern: str) -> re.Pattern:
-    """The regular expression of an `answer_pattern`, whose last match in a completion is the answer.
+    """Compiles an `answer_pattern`. Its last match in a completion is the answer.
 
     Args:
-        pattern: A name of [`ANSWER_PATTERNS`] (`answer_tag`: `<answer>72</answer>`, `gsm8k`: `#### 72`), or a regular
+        pattern: A name in [`ANSWER_PATTERNS`] (`answer_tag`: `<answer>72</answer>`, `gsm8k`: `#### 72`), or a regular
             expression with one group.
 
     Raises:
-        ValueError: An unknown name (the nearest known one is given), no regular expression, not one group.
+        ValueError: Unknown name (the message suggests the nearest), invalid regular expression, or not one group.
     """
     if not isinstance(pattern, str):
         raise ValueError(f"`answer_pattern` must be text, got {pattern!r}.")

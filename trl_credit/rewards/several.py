@@ -1,4 +1,4 @@
-"""Solutions of which any one is right: judged one by one, and brought together."""
+"""Solutions of which any one is right: judges each, then merges the outcomes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,37 +15,37 @@ _RIGHT = "any of: "
 
 
 def as_solution(value: Any) -> Solution:
-    """A value of the column `solution`: text, or the list of the texts any of which is right."""
+    """Converts a value of the column `solution`: to text, or to a list of texts of which any one is right."""
     return [str(item) for item in value] if isinstance(value, (list, tuple)) else str(value)
 
 
 def shown(solution: Solution) -> str:
-    """A solution for a reader."""
+    """A solution as text for display."""
     return solution if isinstance(solution, str) else " or ".join(solution)
 
 
 def judge_any(completions: Sequence[str], solutions: Sequence[Solution], **kwargs: Any) -> list[Judgement]:
-    """[`judge.judge`], for solutions that may be lists.
+    """[`judge.judge`] for solutions that may be lists.
 
-    A completion is right if it is so by one of them, and undecided (`None`) only if it is so by all. The right answers to a
-    list share one vote, which no other answer has; the others have theirs.
+    A completion is right if any item of the list makes it right, and undecided (`None`) only if all items leave it so.
+    All right answers to a list share one vote, which no other answer has. Other answers keep their own votes.
 
     Args:
         completions: (N,) texts.
         solutions: (N,) texts, or lists of them.
-        **kwargs: As of [`judge.judge`].
+        **kwargs: Arguments of [`judge.judge`].
     """
     groups = _each(lambda texts, golds: judge(texts, golds, **kwargs), completions, solutions)
     return [_together(group, solution) for group, solution in zip(groups, solutions, strict=True)]
 
 
 def verify_any(completions: Sequence[str], solutions: Sequence[Solution], **request: Any) -> list[Verdict]:
-    """`verify` of the [`default_verifier`], for solutions that may be lists: of several verdicts the best.
+    """`verify` of the [`default_verifier`] for solutions that may be lists. Keeps the best verdict of each list.
 
     Args:
         completions: (N,) texts.
         solutions: (N,) texts, or lists of them.
-        **request: As of `verify`; `lengths` is (N,).
+        **request: Arguments of `verify`. `lengths` is (N,).
     """
     counts = _counts(solutions)
     if "lengths" in request:
@@ -67,7 +67,7 @@ def _each(
     completions: Sequence[str],
     solutions: Sequence[Solution],
 ) -> list[list[_Outcome]]:
-    """The outcomes of each completion, by one call for all of its solutions."""
+    """Calls the function once for all pairs of completion and solution. Returns the outcomes grouped by completion."""
     counts = _counts(solutions)
     golds = [gold for s in solutions for gold in ([s] if isinstance(s, str) else s)]
     outcomes = function(_repeated(completions, counts), golds)

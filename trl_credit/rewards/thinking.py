@@ -1,7 +1,7 @@
-"""One view of a completion for rewards and evaluation: its text, behind the thinking tag that its prompt has opened.
+"""The text of a completion that rewards and evaluation judge: with the thinking tag in front that its prompt opened.
 
-The chat templates of R1 distillations and of Qwen3's thinking models end in `<think>`, so that the completion starts within
-the thought and has only the closing tag. Without the opening tag in front, a thought that never ends reads as an answer.
+Chat templates of R1 distillations and of Qwen3's thinking models end in `<think>`, so the completion starts within the
+thought and has only the closing tag. Without the opening tag, a thought that never ends would read as an answer.
 """
 
 from collections.abc import Sequence
@@ -10,28 +10,28 @@ from typing import Any
 from .judge import THINKING_TAGS
 
 
-# The keyword argument for reward functions that ask for it by name: for each completion, its prompt's opened tag
+# Keyword argument for reward functions that ask for it: for each completion, the tag that its prompt opened
 OPENED_TAGS = "opened_tags"
-# Fields of a message in which TRL and transformers put a thought that they have parsed
+# Message fields in which TRL and transformers put a parsed thought
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 def opened_tag(prompt: str, thinking_tags: Sequence[tuple[str, str]] = THINKING_TAGS) -> str:
-    """The thinking tag that a prompt leaves open for the completion, or an empty text.
+    """The thinking tag that a prompt leaves open for the completion, or "".
 
     Args:
-        prompt: As the model reads it: plain text, or messages rendered with the generation prompt.
-        thinking_tags: Pairs of an opening and a closing tag.
+        prompt: The prompt as the model reads it: plain text, or messages rendered with the generation prompt.
+        thinking_tags: Pairs of opening and closing tag.
     """
     end = prompt.rstrip()
     return next((tag for tag, _ in thinking_tags if end.endswith(tag)), "")
 
 
 def judged_text(completion: str | list[dict[str, Any]], opened: str = "") -> str:
-    """The text that rewards judge: of a conversation, the last message; behind the tag that the prompt opened.
+    """The text that rewards judge: the completion or its last message, after the tag that its prompt opened.
 
-    A message whose thought was parsed into a field of its own holds the answer alone, and gets no tag. In a conversation
-    with tools every turn of the model follows a generation prompt, so the last one starts within a thought, too.
+    A message with its thought parsed into a separate field holds only the answer, so it gets no tag. In a conversation
+    with tools, every model turn follows a generation prompt, so the last message starts within a thought too.
 
     Args:
         completion: Text or messages, as TRL passes them to reward functions.
@@ -47,7 +47,7 @@ def judged_text(completion: str | list[dict[str, Any]], opened: str = "") -> str
 
 
 def judged_texts(completions: Sequence, opened_tags: Sequence[str] | None = None) -> list[str]:
-    """[`judged_text`] of each completion; without `opened_tags` (as from TRL's own trainer) no prompt has opened one."""
+    """[`judged_text`] of each completion. Without `opened_tags` (TRL's own trainer passes none), no tag is added."""
     return [
         judged_text(completion, opened)
         for completion, opened in zip(completions, opened_tags or [""] * len(completions), strict=True)

@@ -1,4 +1,4 @@
-"""Math verification in worker processes that can be killed, so that no answer can stop or crash the training."""
+"""Math verification in worker processes that can be killed, so that no answer can stall or crash the training."""
 
 import contextlib
 import functools
@@ -23,7 +23,7 @@ from typing import Any, Literal
 logger = logging.getLogger(__name__)
 
 _SCRIPT = str(Path(__file__).with_name("_worker.py"))
-# Seconds until a worker has imported math-verify: below 1, but for a cold network file system
+# Seconds for a worker to import math-verify. Takes less than 1, except on a cold network file system
 _START_LIMIT = 120.0
 _START_ATTEMPTS = 3
 _MAX_BAD_SOLUTIONS = 4096
@@ -33,14 +33,14 @@ _verifiers: weakref.WeakSet["MathVerifier"] = weakref.WeakSet()
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of one completion.
+    """Verdict on one completion.
 
     Args:
-        reward: The reward function's value; `None` where the solution cannot be parsed or verified against.
+        reward: Value of the reward function. `None` if the solution cannot be parsed or verified against.
         gold_parsed: The parsed solution, as TRL logs it (at most 10,000 characters).
-        answer_parsed: The parsed answer, likewise; the outcome in brackets where verification failed.
-        outcome: `timed_out` (the verifier's cap, or a guard of math-verify's own, which then goes by the expressions'
-            texts alone), `crashed` (out of memory, any other end of the worker, or an exception), else `ok`.
+        answer_parsed: The parsed answer, likewise. If verification failed, the outcome in brackets.
+        outcome: `timed_out` (the verifier's time limit, or one of math-verify's own, after which it compares only the
+            expressions' texts), `crashed` (out of memory, any other end of the worker, or an exception), else `ok`.
     """
 
     reward: float | None
@@ -50,7 +50,7 @@ class Verdict:
 
 
 class _Unanswered(Exception):  # noqa: N818
-    """A worker gave no reply, and has ended."""
+    """A worker ended without replying."""
 
     def __init__(self, outcome: Literal["timed_out", "crashed"], reason: str = ""):
         super().__init__(reason)
@@ -58,17 +58,17 @@ class _Unanswered(Exception):  # noqa: N818
 
 
 class _Worker:
-    """One worker process, started when it is needed and again after it has ended."""
+    """One worker process, started on demand and restarted after it has ended."""
 
     def __init__(self, arguments: list[str]):
         self.arguments = arguments
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        """Starts the process, if there is none, and waits until it is ready.
+        """Starts the process if there is none, and waits until it is ready.
 
         Raises:
-            RuntimeError: It ends before (missing packages), or is not ready in time; with the end of its output.
+            RuntimeError: It exits (missing packages) or is not ready in time. The message has the end of its output.
         """
         if self.process is not None:
             return
@@ -81,7 +81,7 @@ class _Worker:
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     bufsize=0,
-                    # sympy's order of terms may depend on it, and so may a verdict
+                    # It may affect sympy's order of terms, and so the verdict
                     env={**os.environ, "PYTHONHASHSEED": "0"},
                 )
                 os.set_blocking(self.process.stdin.fileno(), False)
@@ -96,10 +96,10 @@ class _Worker:
         raise RuntimeError(failure)
 
     def ask(self, request: bytes, deadline: float) -> dict[str, Any]:
-        """The reply to one request (a line of JSON).
+        """Sends one request (a line of JSON) and returns the reply.
 
         Raises:
-            _Unanswered: There is none by the deadline (of `time.monotonic`), or the worker has ended.
+            _Unanswered: The deadline (of `time.monotonic`) passed, or the worker ended.
         """
         try:
             self._write(request, deadline)
@@ -142,44 +142,44 @@ class _Worker:
             raise _Unanswered("timed_out", "time limit")
 
     def end(self) -> None:
-        """Kills the process, if there is one."""
+        """Kills the process if there is one."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             self.forget()
 
     def forget(self) -> None:
-        """Closes the pipes, and leaves the process to itself or to the parent that started it."""
+        """Closes the pipes without ending the process, for example because a parent process owns it."""
         if self.process is not None:
             self.process.stdin.close()
             self.process.stdout.close()
-            self.process.returncode = self.process.returncode or 0  # so that Popen does not look for it again
+            self.process.returncode = self.process.returncode or 0  # so that Popen does not wait for it again
             self.process = None
 
 
 class MathVerifier:
-    """A pool of processes that run TRL's math rewards, which call math-verify: one completion at a time in each.
+    """A pool of processes that run TRL's math rewards, which call math-verify. Each judges one completion at a time.
 
-    Workers are started when they are first needed, from any thread, and killed when the verifier is closed or collected
-    or the program ends; they end by themselves if the program is killed. After `os.fork` the child starts its own.
-    POSIX only, and the memory cap holds where the system enforces RLIMIT_AS (Linux).
+    Workers start on demand, from any thread. They are killed when the verifier is closed or garbage-collected or the
+    program ends, and exit by themselves if the program is killed. After `os.fork`, the child starts its own. POSIX
+    only; the memory limit holds only if the system enforces RLIMIT_AS (Linux).
 
-    A verdict is the called TRL function's own, but for `judged`. Differences from calling it in the training process:
+    Except for `judged`, verdicts are those of TRL's function. Differences from calling it in the training process:
 
-    1. An answer that takes longer than `time_limit`, or more memory than `memory_limit_gib`, is not correct.
-    2. Nor is one on which TRL's function raises an exception, which would stop the training.
-    3. If it is the solution that cannot be verified against, in either way, the reward is `None`, as TRL's is where it does
-       not parse; this costs the time limit twice, once.
-    4. What TRL logs of an answer is cut to 10,000 characters.
-    5. The workers' hash seed is fixed, so that they agree; directly, sympy's order of terms may vary from run to run.
+    1. An answer that takes more than `time_limit` or `memory_limit_gib` is not correct.
+    2. Nor is an answer on which TRL's function raises an exception, which would stop the training.
+    3. If the solution itself causes this, the reward is `None`, as TRL's is for a solution that does not parse. This
+       costs twice the time limit, once per solution.
+    4. The texts that TRL logs are cut to 10,000 characters.
+    5. The workers' hash seed is fixed, so that they agree. Directly, sympy's order of terms may vary from run to run.
 
-    Where one of math-verify's own time guards goes off, its verdict stands (equal texts are still equal) and is counted.
+    If one of math-verify's own time limits is hit, its verdict stands (equal texts are still equal) and is counted.
 
     Args:
-        workers: Number of processes; by default the CPU cores per process of the node (LOCAL_WORLD_SIZE), at most 4.
-        time_limit: Seconds (of wall time) per completion, starting up not counted. math-verify's own guards go off after
-            10 seconds of parsing and 5 of each comparison where they can.
-        memory_limit_gib: Address space of a worker; 0.06 is used at its start.
+        workers: Number of processes. By default, CPU cores per process of the node (LOCAL_WORLD_SIZE), at most 4.
+        time_limit: Seconds of wall time per completion, without startup. math-verify's own limits, where they work, are
+            10 seconds for parsing and 5 for each comparison.
+        memory_limit_gib: Address space of a worker in GiB. It starts with 0.06.
         max_tasks: Completions after which a worker is replaced, because sympy's caches grow.
 
     Raises:
@@ -211,7 +211,7 @@ class MathVerifier:
         self._idle = queue.LifoQueue()
         for worker in self._workers:
             self._idle.put(worker)
-        self._bad_solutions: dict[str, Verdict] = {}  # so that each costs its time once
+        self._bad_solutions: dict[str, Verdict] = {}  # so that each costs its time limit only once
 
     def verify(
         self,
@@ -221,14 +221,14 @@ class MathVerifier:
         lengths: Sequence[int] | None = None,
         **arguments,
     ) -> list[Verdict]:
-        """Judges completions; returns when all of them are judged.
+        """Judges completions. Returns when all are judged.
 
         Args:
-            completions: (N,) the completions' texts.
-            solutions: (N,) the solutions.
-            function: Which of TRL's rewards to call; "judged" is the comparison of the package's own judge.
+            completions: (N,) texts.
+            solutions: (N,) solutions.
+            function: TRL's reward to call, or "judged" for the comparison of this package's judge.
             lengths: (N,) tokens of each completion, for `cosine_scaled`.
-            **arguments: Of TRL's function (`reasoning_delimiters`), or of the factory (`max_len` and so on).
+            **arguments: Arguments of TRL's function (`reasoning_delimiters`) or factory (such as `max_len`).
 
         Raises:
             ValueError: The sequences differ in length.
@@ -242,7 +242,7 @@ class MathVerifier:
         return list(self._executor.map(self._judge, requests))
 
     def close(self) -> None:
-        """Ends the workers; later calls start them again."""
+        """Ends the workers. Later calls restart them."""
         self._executor.shutdown()
         _end_all(self._workers)
         self._make_threads()
@@ -254,7 +254,7 @@ class MathVerifier:
         self.close()
 
     def _judge(self, request: dict[str, Any]) -> Verdict:
-        """One verdict. Where there is none, the completion counts as an empty one, unless the solution is the cause."""
+        """Judges one completion. If it cannot be judged, it counts as empty, unless the solution is the cause."""
         solution = request["solution"]
         key = json.dumps(solution)
         if key in self._bad_solutions:
@@ -264,7 +264,7 @@ class MathVerifier:
         except _Unanswered as unanswered:
             outcome = unanswered.outcome
         try:
-            # Any solution can be parsed and compared with a number
+            # Any sound solution can be parsed and compared with a number: if not, the solution is the cause
             function = "judged" if request["function"] == "judged" else "accuracy"
             alone = self._ask({**request, "function": function, "arguments": {}, "completion": r"\boxed{0}"})
             empty = self._ask({**request, "completion": ""})
@@ -279,10 +279,10 @@ class MathVerifier:
             return verdict
 
     def _ask(self, request: dict[str, Any]) -> Verdict:
-        """A worker's verdict.
+        """Asks a worker for its verdict.
 
         Raises:
-            _Unanswered: There is none.
+            _Unanswered: No worker replied.
         """
         line = json.dumps(request).encode() + b"\n"
         worker = self._idle.get()
@@ -294,7 +294,7 @@ class MathVerifier:
             except _Unanswered as unanswered:
                 if unanswered.outcome == "timed_out":
                     raise
-                # The system may have killed the worker for no fault of the answer: again, within the same time
+                # The system may have killed the worker through no fault of the answer: retry within the remaining time
                 remaining = deadline - time.monotonic()
                 worker.start()
                 reply = worker.ask(line, time.monotonic() + remaining)
@@ -306,7 +306,7 @@ class MathVerifier:
         return Verdict(reply["reward"], reply["gold_parsed"], reply["answer_parsed"], outcome)
 
     def _after_fork(self) -> None:
-        """In the child: the workers answer to the parent, and the threads are not there."""
+        """Runs in the child. The workers belong to the parent, and threads do not survive a fork."""
         for worker in self._workers:
             worker.forget()
         self._make_threads()
@@ -328,5 +328,5 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def default_verifier() -> MathVerifier:
-    """The verifier that the rewards of this process share."""
+    """The verifier shared by all rewards of this process."""
     return MathVerifier()

@@ -1,1 +1,1 @@
-"""Paired comparisons and repeated measures, in numpy and scipy alone."""
+"""Paired comparisons and repeated measures, using only numpy and scipy."""

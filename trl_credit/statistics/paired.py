@@ -1,8 +1,8 @@
-"""Statistics of a comparison: learning curves with bands, and differences paired by seed.
+"""Statistics of a training comparison: learning curves with bands, and differences paired by seed.
 
-Runs of the same seed start alike and see the same problems, so methods are compared within seeds: the mean difference with
-Student's interval, and the exact permutation test that flips the signs of the seeds' differences. Of several methods p is
-Holm's. With few seeds no p can be small: 2 to the power of 1 - S is the least of S seeds.
+Runs with the same seed start alike and see the same problems, so methods are compared within seeds: by the mean
+difference with Student's interval, and by the exact permutation test that flips the signs of the seeds' differences.
+With several methods, p-values are Holm-corrected. Few seeds cannot give a small p: the least of S seeds is 2^(1 - S).
 """
 
 import math
@@ -14,12 +14,12 @@ from scipy import stats
 
 
 ALPHA = 0.05
-# 2 to the power of 16: with more seeds flips are drawn
+# Beyond this number (16 seeds), sign flips are sampled
 MOST_FLIPS = 2**16
 
 
 def smoothed(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
-    """(U,) means over each update and the `window` - 1 before it, of what is not NaN; NaN until there are as many."""
+    """(U,) means over each update and the `window` - 1 before it, ignoring NaN. NaN for the first ones."""
     values = np.asarray(values, float)
     result = np.full(len(values), np.nan)
     known = ~np.isnan(values)
@@ -33,14 +33,14 @@ def smoothed(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
 
 
 def area(values: Sequence[float] | np.ndarray) -> float:
-    """The mean over updates: the area under the curve divided by its width; NaN if nothing is known."""
+    """Mean over updates, ignoring NaN: the area under the curve divided by its width. NaN if there are no values."""
     values = np.asarray(values, float)
     return float(np.nanmean(values)) if (~np.isnan(values)).any() else math.nan
 
 
 def band(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean of (S, U) values over seeds and the ends of Student's interval at each update, without NaNs; the ends are NaN
-    where less than two seeds are known."""
+    """Mean over seeds of (S, U) values, and the ends of Student's interval, at each update. Ignores NaNs. The ends are
+    NaN with fewer than two seeds."""
     values = np.asarray(values, float)
     known = ~np.isnan(values)
     counts = known.sum(0)
@@ -54,25 +54,25 @@ def band(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarra
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None, float | None]:
-    """Mean and the ends of Student's interval, `None` of a single value."""
+    """Mean and ends of Student's interval. The ends are `None` for a single value."""
     mean, low, high = (float(part[0]) for part in band(np.asarray(values, float)[:, None], level))
     return (mean, None, None) if math.isnan(low) else (mean, low, high)
 
 
 def first_reached(curve: np.ndarray, target: float) -> float:
-    """The first update, counted from 1, at which a curve is at the target; infinite if it never is."""
+    """The first update, counted from 1, at which the curve is at or above the target. Infinite if there is none."""
     places = np.flatnonzero(np.asarray(curve) >= target)
     return float(places[0] + 1) if len(places) else math.inf
 
 
 def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
-    """Two-sided p of the hypothesis that differences are symmetric about 0: how many sign flips give a mean as far from 0.
+    """Two-sided p-value for differences symmetric about 0: the share of sign flips whose mean is as far from 0.
 
-    All 2^S flips up to 16 differences, else `MOST_FLIPS` random ones, with the observed one counted once more.
+    All 2^S flips for up to 16 differences, else `MOST_FLIPS` random ones plus the observed one.
 
     Args:
         differences: (S,) differences.
-        seed: Of the random flips.
+        seed: Seed of the random flips.
     """
     differences = np.asarray(differences, float)
     if len(differences) < 2 or not differences.any():
@@ -90,7 +90,7 @@ def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
 
 
 def signed_ranks(before: Sequence[float], after: Sequence[float]) -> np.ndarray:
-    """(S,) ranks of the differences' sizes with their signs; infinite values are larger than all, and two of them equal."""
+    """(S,) signed ranks of the absolute differences. Infinite values exceed all others, and two of them are equal."""
     before, after = np.asarray(before, float), np.asarray(after, float)
     both = np.isinf(before) & np.isinf(after)
     with np.errstate(invalid="ignore"):
@@ -99,7 +99,7 @@ def signed_ranks(before: Sequence[float], after: Sequence[float]) -> np.ndarray:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's p-values of several tests, in their order."""
+    """Holm-adjusted p-values of several tests, in the given order."""
     order = np.argsort(p_values, kind="stable")
     factors = np.arange(len(p_values), 0, -1)
     adjusted = np.minimum(np.maximum.accumulate(np.asarray(p_values, float)[order] * factors), 1.0)
@@ -110,17 +110,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Difference:
-    """A method against the baseline, paired by seed.
+    """A method compared with the baseline, paired by seed.
 
     Attributes:
-        seeds: S, the seeds that both have.
-        mean: Method less baseline; `None` where a run did not reach the target.
-        low: Lower end of its interval, `None` with a single seed.
+        seeds: S, seeds that both have.
+        mean: Method minus baseline. `None` if a run did not reach the target.
+        low: Lower end of its interval. `None` with a single seed.
         high: Upper end.
-        half_width: Of the interval: about the smallest difference that so many seeds could show.
-        p_value: Of the hypothesis that the two are alike within seeds.
-        lower: Seeds in which the method's value is the lower one.
-        higher: Seeds in which it is the higher one.
+        half_width: Half the interval's width: about the smallest difference that so many seeds could show.
+        p_value: P-value for the hypothesis that the two are alike within seeds.
+        lower: Seeds in which the method's value is lower.
+        higher: Seeds in which it is higher.
         rank_sum: Sum of the signed ranks of the differences.
     """
 
@@ -136,16 +136,16 @@ class Difference:
 
 
 def paired(before: Sequence[float], after: Sequence[float], level: float = 0.95, ranks: bool = False) -> Difference:
-    """The difference of two methods with the same seeds in the same order.
+    """Compares two methods with the same seeds in the same order.
 
     Args:
-        before: (S,) the baseline's values; infinite where the target was not reached.
-        after: (S,) the method's.
-        level: Of the interval.
+        before: (S,) values of the baseline. Infinite if the target was not reached.
+        after: (S,) values of the method.
+        level: Level of the interval.
         ranks: Test signed ranks, for values that may be infinite.
 
     Raises:
-        ValueError: No or unequal numbers of values, or infinite ones without `ranks`.
+        ValueError: No values or unequal numbers of them, or infinite values without `ranks`.
     """
     before, after = np.asarray(before, float), np.asarray(after, float)
     if before.shape != after.shape or not len(before):
@@ -171,12 +171,12 @@ def paired(before: Sequence[float], after: Sequence[float], level: float = 0.95,
 
 
 def enough_seeds(seeds: int, methods: int) -> bool:
-    """True if any p could fall below `ALPHA` after Holm's correction for so many methods."""
+    """True if a p-value could fall below `ALPHA` after Holm's correction for this many methods."""
     return methods * 2.0 ** (1 - seeds) < ALPHA
 
 
 def verdict(difference: Difference, p_holm: float, methods: int, larger_is_better: bool) -> str:
-    """`"better"`, `"worse"`, `"noise"`, or `"too few seeds"` where nothing could have been shown."""
+    """`"better"`, `"worse"`, `"noise"`, or `"too few seeds"` if no difference could have been shown."""
     if not enough_seeds(difference.seeds, methods):
         return "too few seeds"
     apart = difference.low is None or difference.low > 0 or difference.high < 0

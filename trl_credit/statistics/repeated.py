@@ -1,7 +1,7 @@
 """Statistics of graded samples: avg@n, pass@k, maj@k, their uncertainty, and the comparison of two runs.
 
-`correct` is everywhere what the samples of P problems came to: a (P, n) array of bool (or of 0 and 1), or P arrays of (n_i,)
-where problems have different numbers of samples. Each problem weighs the same. All results are float64.
+Everywhere, `correct` holds the outcomes of the samples of P problems: a (P, n) array of bool (or of 0 and 1), or P
+arrays of (n_i,) if the numbers of samples differ. All problems have equal weight. Results are float64.
 """
 
 import itertools
@@ -15,13 +15,13 @@ from statistics import NormalDist
 import numpy as np
 
 
-_EXACT_FLIPS = 12  # problems that differ, up to which all 2^12 sign flips are gone through
-_CHUNK = 2**20  # numbers held at once when resampling
-_HALVED = 896  # samples, up to which any number of them is left with a probability above 1e-270 if half are taken
+_EXACT_FLIPS = 12  # nonzero differences for which all 2^12 sign flips are tried
+_CHUNK = 2**20  # numbers held at once while resampling
+_HALVED = 896  # up to this many samples, if half are drawn, every count has a probability above 1e-270
 
 
 def powers_of_two(n: int) -> list[int]:
-    """1, 2, 4, ... up to n, and n itself last: the k of pass@k and maj@k.
+    """1, 2, 4, ... up to n, always ending with n: the values of k for pass@k and maj@k.
 
     Raises:
         ValueError: If n is below 1.
@@ -32,13 +32,13 @@ def powers_of_two(n: int) -> list[int]:
 
 
 def average(correct: Sequence[np.ndarray]) -> float:
-    """avg@n: the mean over problems of the share of a problem's samples that are correct.
+    """avg@n: the share of a problem's samples that are correct, averaged over problems.
 
     Args:
         correct: (P, n) bool, or P arrays of (n_i,) bool.
 
     Raises:
-        ValueError: If there are no problems, or one without samples, or values other than 0 and 1.
+        ValueError: If there are no problems, a problem has no samples, or values are not 0 or 1.
     """
     return float(_rates(correct).mean())
 
@@ -46,37 +46,37 @@ def average(correct: Sequence[np.ndarray]) -> float:
 def clustered_standard_error(correct: Sequence[np.ndarray]) -> float | None:
     """Standard error of `average`, clustered by problem (Miller 2024, arXiv 2411.00640).
 
-    It is the uncertainty over problems and samples: about the mean over the population that the P problems are drawn from.
-    As each problem weighs the same it is sqrt(var(p_i) / P), where p_i is the share of problem i's samples that are correct
-    and the variance has P - 1 in its denominator; Miller's formula, which has P there, times sqrt(P / (P - 1)). What the
-    n samples of a problem leave uncertain is in it already, since it varies the p_i.
+    It covers the uncertainty over both problems and samples, for the mean over the population that the P problems are
+    drawn from. With equal weights it is sqrt(var(p_i) / P), where p_i is the share of problem i's samples that are
+    correct and the variance has P - 1 in its denominator. (This is Miller's formula, which has P there, times sqrt(P /
+    (P - 1)).) The sampling noise within a problem is included already, since it adds to the variance of p_i.
 
     Args:
         correct: (P, n) bool, or P arrays of (n_i,) bool.
 
     Returns:
-        The standard error, `None` with fewer than two problems.
+        The standard error. `None` with fewer than two problems.
 
     Raises:
-        ValueError: As of `average`.
+        ValueError: As in `average`.
     """
     rates = _rates(correct)
     return float(rates.std(ddof=1) / math.sqrt(len(rates))) if len(rates) > 1 else None
 
 
 def sampling_standard_error(correct: Sequence[np.ndarray]) -> float | None:
-    """Standard error of `average` on these very problems: by how much it would vary if they were sampled anew.
+    """Standard error of `average` on these specific problems: how much it would vary if they were sampled again.
 
-    sqrt(sum of p_i (1 - p_i) / (n_i - 1)) / P, the square of which is unbiased. It says nothing about other problems.
+    sqrt(sum of p_i (1 - p_i) / (n_i - 1)) / P, whose square is unbiased. It says nothing about other problems.
 
     Args:
         correct: (P, n) bool, or P arrays of (n_i,) bool.
 
     Returns:
-        The standard error, `None` if a problem has a single sample.
+        The standard error. `None` if a problem has only one sample.
 
     Raises:
-        ValueError: As of `average`.
+        ValueError: As in `average`.
     """
     counts, sizes = _counts(correct)
     if sizes.min() < 2:
@@ -86,17 +86,17 @@ def sampling_standard_error(correct: Sequence[np.ndarray]) -> float | None:
 
 
 def combined(averages: Sequence[float], standard_errors: Sequence[float | None]) -> tuple[float, float | None]:
-    """The mean over K tasks, each weighing the same whatever its number of problems, and its standard error.
+    """Mean over K tasks, equally weighted whatever their numbers of problems, and its standard error.
 
     Args:
         averages: (K,) averages of the tasks.
-        standard_errors: (K,) standard errors of the tasks, which share no problems.
+        standard_errors: (K,) standard errors of the tasks, which must not share problems.
 
     Returns:
-        The mean, and sqrt(sum of squared standard errors) / K; `None` if a task has none.
+        The mean, and sqrt(sum of squared standard errors) / K, or `None` if a task has none.
 
     Raises:
-        ValueError: If there are no tasks, or not as many standard errors as averages.
+        ValueError: If there are no tasks, or the numbers of averages and standard errors differ.
     """
     if not len(averages):
         raise ValueError("there are no tasks to combine")
@@ -108,17 +108,17 @@ def combined(averages: Sequence[float], standard_errors: Sequence[float | None])
 
 
 def pass_at_k(correct: Sequence[np.ndarray], k: int) -> float:
-    """pass@k: the probability that one of k samples is correct, mean over problems (Chen et al. 2021, arXiv 2107.03374).
+    """pass@k: probability that any of k samples is correct, mean over problems (Chen et al. 2021, arXiv 2107.03374).
 
-    The unbiased estimator, 1 - C(n - c, k) / C(n, k) of a problem with c of n samples correct, in whole numbers up to the
-    last division.
+    Uses the unbiased estimator 1 - C(n - c, k) / C(n, k) for a problem with c of n samples correct, in exact integers
+    until the final division.
 
     Args:
         correct: (P, n) bool, or P arrays of (n_i,) bool.
-        k: From 1 to the smallest n.
+        k: At least 1, at most the smallest n.
 
     Raises:
-        ValueError: If k is not in that range; as of `average`.
+        ValueError: If k is out of range; also as in `average`.
     """
     counts, sizes = _counts(correct)
     _check_k(k, sizes)
@@ -129,21 +129,20 @@ def pass_at_k(correct: Sequence[np.ndarray], k: int) -> float:
 
 
 def majority_at_k(votes: Sequence[Sequence[Hashable | None]], correct: Sequence[np.ndarray], k: int) -> float:
-    """maj@k: the probability that the most frequent answer of k samples is correct, mean over problems.
+    """maj@k: the probability that the most frequent answer of k samples is correct, averaged over problems.
 
-    The expectation over all subsets of k of a problem's samples, computed and not sampled. Where several answers are the
-    most frequent one of them is drawn; samples without an answer abstain, and where all do nothing is correct. It takes
-    milliseconds with 64 samples of a problem; with 4096, for all powers of two, seconds, and half a minute in the worst case
-    (2048 answers of two samples each).
+    This is the exact expectation over all subsets of k of a problem's samples. Ties are broken at random. Samples
+    without an answer abstain; if all do, the result is not correct. With 64 samples per problem it takes milliseconds;
+    with 4096, for all powers of two, seconds, and in the worst case half a minute (2048 answers of two samples each).
 
     Args:
-        votes: For each of P problems its (n_i,) answers, which are the same vote if they are equal; `None` abstains.
-        correct: (P, n) bool, or P arrays of (n_i,) bool: whether each is correct.
-        k: From 1 to the smallest n.
+        votes: (n_i,) answers for each of P problems. Equal answers are one vote; `None` abstains.
+        correct: (P, n) bool, or P arrays of (n_i,) bool: True if the sample is correct.
+        k: At least 1, at most the smallest n.
 
     Raises:
-        ValueError: If the lengths differ, if a problem's correct samples are not those of one vote, or if k is not in that
-            range; as of `average`.
+        ValueError: If lengths differ, a problem's correct samples are not exactly those of one vote, or k is out of
+            range; also as in `average`.
     """
     counts, sizes = _counts(correct)
     if [len(answers) for answers in votes] != sizes.tolist():
@@ -164,33 +163,34 @@ def majority_at_k(votes: Sequence[Sequence[Hashable | None]], correct: Sequence[
 
 @lru_cache(maxsize=2**14)
 def _majority(right: int, others: tuple[int, ...], abstaining: int, part: int, whole: int) -> np.ndarray:
-    """(n + 1,) probability that the majority of k of n samples is correct, by k: of all k if half of the samples are taken
-    and n is at most `_HALVED`, else of those near n * part / whole.
+    """(n + 1,) probability by k that the majority of k of n samples is correct. Valid for all k if half of the samples
+    are drawn and n is at most `_HALVED`, else only for k near n * part / whole.
 
-    Each sample is taken by itself with probability part / whole. Then the answers' numbers are independent binomials, and
-    all subsets of k samples are as likely, given that k are taken. With j correct samples taken, every other answer has at
-    most j. `ways[t, d]` is the probability that t of the others have j too and the rest d in sum: a product of polynomials
-    in d and t, one of each answer. Nothing is ever subtracted, hence no digits are lost; what is negligible is left out.
+    Each sample is drawn independently with probability part / whole. Then the counts of the answers are independent
+    binomials, and given k, all subsets of k samples are equally likely. If j correct samples are drawn, the majority is
+    correct only if every other answer has at most j. `ways[t, d]` is the probability that t of the others also have j
+    and the rest have d in total: a product of polynomials in d and t, one per answer. Nothing is subtracted, so no
+    digits are lost. Negligible terms are dropped.
 
     Args:
-        right: Correct samples.
-        others: Samples of each wrong answer.
-        abstaining: Samples without an answer.
-        part: How many of `whole` samples are taken.
-        whole: As above.
+        right: Number of correct samples.
+        others: Number of samples of each wrong answer.
+        abstaining: Number of samples without an answer.
+        part: Numerator of the probability of drawing a sample.
+        whole: Its denominator.
     """
     n = right + sum(others) + abstaining
     total = _taken(n, part, whole)
     result = np.zeros(n + 1)
     for j in (np.flatnonzero(_taken(right, part, whole)[1:]) + 1).tolist():
         rivals = [size for size in others if size >= j]
-        free = n - right - sum(rivals)  # samples that cannot outvote j, nor tie with it
+        free = n - right - sum(rivals)  # samples that can neither outvote nor tie with j
         ways = _taken(free, part, whole)[None]
         for size in rivals:
             ways = _with_rival(ways, _taken(size, part, whole), j, _negligible(part, whole))
         for t, row in enumerate(ways):
             start = j * (t + 1)
-            row = row[: n + 1 - start]  # beyond it is nothing
+            row = row[: n + 1 - start]  # the rest is empty
             result[start : start + len(row)] += _taken(right, part, whole)[j] / (t + 1) * row
     result = np.minimum(np.divide(result, total, out=np.zeros(n + 1), where=total > 0), 1)
     result.flags.writeable = False
@@ -217,17 +217,17 @@ def _with_rival(ways: np.ndarray, taken: np.ndarray, j: int, negligible: float) 
 
 
 def _nonzero(values: np.ndarray) -> tuple[int, int]:
-    """From where to where values are not zero."""
+    """Start and end of the range with nonzero values."""
     indices = np.flatnonzero(values)
     return (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 0)
 
 
 @lru_cache(maxsize=2**10)
 def _taken(n: int, part: int, whole: int) -> np.ndarray:
-    """(n + 1,) probability that k of n samples are taken, by k, without what is negligible."""
+    """(n + 1,) probability by k that k of n samples are drawn. Negligible values are 0."""
     result, ways, all_ways = np.zeros(n + 1), (whole - part) ** n, whole**n
     for k in range(n + 1):
-        result[k] = ways / all_ways  # whole numbers up to here
+        result[k] = ways / all_ways  # exact integers up to here
         ways = ways * ((n - k) * part) // ((k + 1) * (whole - part))
     result[result < _negligible(part, whole)] = 0
     result.flags.writeable = False
@@ -235,20 +235,20 @@ def _taken(n: int, part: int, whole: int) -> np.ndarray:
 
 
 def _negligible(part: int, whole: int) -> float:
-    """Below any probability that matters: of k samples, of all n + 1 numbers or of the one that is the likeliest."""
+    """Threshold below any probability that matters, either for all n + 1 values of k or for the likeliest one."""
     return 1e-300 if (part, whole) == (1, 2) else 1e-40
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Run B against run A on the same problems.
+    """Run B compared with run A on the same problems.
 
     Attributes:
-        difference: avg@n of B less avg@n of A.
-        low: Lower end of its interval, `None` with a single problem.
+        difference: avg@n of B minus avg@n of A.
+        low: Lower end of its interval. `None` with a single problem.
         high: Upper end.
-        p_value: Of the hypothesis that the runs are alike.
-        problems: P.
+        p_value: P-value for the hypothesis that the runs are alike.
+        problems: P, the number of problems.
     """
 
     difference: float
@@ -265,26 +265,26 @@ def paired_difference(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> PairedDifference:
-    """The difference of two runs in avg@n, paired by problem, with a bootstrap interval and a permutation test.
+    """Difference of two runs in avg@n, paired by problem, with a bootstrap interval and a permutation test.
 
-    The interval is that of the bootstrap over problems, for the population the problems are drawn from. Samples within a
-    problem are not resampled as well: a problem's rate has the noise of its samples in it, which would count twice. Its ends
-    are percentiles, expanded for few problems (Hesterberg 2014, arXiv 1411.5279), as plain ones come out short.
-    Where all problems differ by the same it is a point, which says that there is too little to go by.
+    The bootstrap is over problems, so the interval is for the population from which they are drawn. Samples within a
+    problem are not resampled too: a problem's rate already includes their noise, which would then count twice. The ends
+    are percentiles, expanded for few problems (Hesterberg 2014, arXiv 1411.5279), because plain ones give intervals
+    that are too short. If all problems have the same difference, the interval is a point: too little data.
 
-    The test flips the signs of the problems' differences, all of them if at most 12 are not zero, else `resamples` times
-    (and the observed one counts as one more, so that p is never zero). It is exact where the two runs could be exchanged
-    within a problem, which with unequal numbers of samples holds only nearly.
+    The test flips the signs of the problems' differences: all combinations if at most 12 are nonzero, else `resamples`
+    random ones plus the observed one, so that p is never zero. It is exact if the two runs are exchangeable within a
+    problem, which holds only approximately for unequal numbers of samples.
 
     Args:
         a: (P, n) bool, or P arrays of (n_i,) bool: the first run.
-        b: The second, on the same problems in the same order; its numbers of samples may differ.
-        level: Of the interval.
-        resamples: Of each, the bootstrap and the test.
-        seed: Of both; the same input and seed give the same result.
+        b: The second run, on the same problems in the same order. Its numbers of samples may differ.
+        level: Level of the interval.
+        resamples: Number of resamples for the bootstrap, and for the test.
+        seed: Seed of both. The same input and seed give the same result.
 
     Raises:
-        ValueError: If the numbers of problems differ, or `level` or `resamples` is out of range; as of `average`.
+        ValueError: If the numbers of problems differ, or `level` or `resamples` is out of range; also as in `average`.
     """
     differences = _differences(a, b)
     _check_level(level)
@@ -297,7 +297,7 @@ def paired_difference(
         tail = _expanded_tail(level, count)
         low, high = np.quantile(_resampled_means(differences, resamples, bootstrap), [tail, 1 - tail]).tolist()
 
-    nonzero = differences[differences != 0]  # the others change nothing
+    nonzero = differences[differences != 0]  # zeros change nothing
     if len(nonzero) <= _EXACT_FLIPS:
         signs = np.array(list(itertools.product([-1, 1], repeat=len(nonzero))))
         extreme, flips = _as_extreme(signs @ nonzero, nonzero), len(signs)
@@ -315,21 +315,21 @@ def combined_difference(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float | None, float | None]:
-    """The unweighted mean of several tasks' `paired_difference`, with a bootstrap interval.
+    """Unweighted mean of `paired_difference` over several tasks, with a bootstrap interval.
 
-    Problems are resampled within each task; the percentiles are expanded as for the smallest of the tasks.
+    Problems are resampled within each task. The percentiles are expanded as for the smallest task.
 
     Args:
         tasks: K pairs of runs, each as the arguments `a` and `b` of `paired_difference`.
-        level: Of the interval.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        level: Level of the interval.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
 
     Returns:
-        The difference, and the lower and upper end of its interval, `None` where a task has a single problem.
+        The difference, and the lower and upper end of its interval (`None` if a task has a single problem).
 
     Raises:
-        ValueError: If there are no tasks; as of `paired_difference`.
+        ValueError: If there are no tasks; also as in `paired_difference`.
     """
     if not tasks:
         raise ValueError("there are no tasks")
@@ -351,22 +351,22 @@ def combined_difference(
 
 
 def problem_difference(a_correct: int, a_n: int, b_correct: int, b_n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of the difference of one problem's rates, B less A: Newcombe's hybrid score interval.
+    """Interval for the difference of one problem's rates, B minus A: Newcombe's hybrid score interval.
 
-    Method 10 of Newcombe 1998, Statistics in Medicine 17:873-890, of the Wilson intervals of both rates.
+    This is method 10 of Newcombe 1998, Statistics in Medicine 17:873-890, based on the Wilson intervals of both rates.
 
     Args:
         a_correct: Correct samples in the first run.
-        a_n: Its samples.
+        a_n: Samples in the first run.
         b_correct: Correct samples in the second run.
-        b_n: Its samples.
-        level: Of the interval.
+        b_n: Samples in the second run.
+        level: Level of the interval.
 
     Returns:
-        Its lower and upper end, within [-1, 1].
+        Lower and upper end, within [-1, 1].
 
     Raises:
-        ValueError: If there are no samples, more correct than samples, or `level` is out of range.
+        ValueError: If there are no samples, more correct ones than samples, or `level` is out of range.
     """
     _check_counts([a_correct, b_correct], [a_n, b_n])
     _check_level(level)
@@ -378,26 +378,26 @@ def problem_difference(a_correct: int, a_n: int, b_correct: int, b_n: int, level
 def moved_problems(
     a_counts: Sequence[int], a_ns: Sequence[int], b_counts: Sequence[int], b_ns: Sequence[int], level: float = 0.95
 ) -> tuple[list[str], list[float]]:
-    """Which problems have moved from run A to run B.
+    """Finds the problems whose rate changed from run A to run B.
 
-    Each by Fisher's exact test; of all of a task's problems by Benjamini and Hochberg 1995, so that among those said to have
-    moved the expected share that has not is at most 1 - level. 95 % intervals of 30 problems would by themselves show one or
-    two that moved. Few samples show little: with 3 in each run p is at least 0.1 and no problem can be seen to move, and one
-    problem alone of 30 takes at least 7.
+    Each problem is tested with Fisher's exact test, and all problems of a task are corrected as in Benjamini and
+    Hochberg 1995: among those reported as moved, the expected share that did not move is at most 1 - level. Without
+    correction, 95 % intervals of 30 problems would show one or two that moved. Few samples show little: with 3 in each
+    run p is at least 0.1, so no problem can be seen to move, and a single problem of 30 needs at least 7.
 
     Args:
         a_counts: (P,) correct samples in the first run.
-        a_ns: (P,) its samples.
+        a_ns: (P,) samples in the first run.
         b_counts: (P,) correct samples in the second run.
-        b_ns: (P,) its samples.
-        level: One less the false discovery rate.
+        b_ns: (P,) samples in the second run.
+        level: One minus the false discovery rate.
 
     Returns:
-        For each problem `"up"`, `"down"` or `"same"`, and its two-sided p-value, uncorrected.
+        For each problem `"up"`, `"down"` or `"same"`, and its uncorrected two-sided p-value.
 
     Raises:
-        ValueError: If the lengths differ, there are no problems, one has no samples or more correct than samples, or `level`
-            is out of range.
+        ValueError: If lengths differ, there are no problems, one has no samples or more correct ones than samples, or
+            `level` is out of range.
     """
     if not len(a_counts) == len(a_ns) == len(b_counts) == len(b_ns):
         raise ValueError(f"lengths differ: {len(a_counts)}, {len(a_ns)}, {len(b_counts)} and {len(b_ns)}")
@@ -415,7 +415,7 @@ def moved_problems(
 
 
 def _fisher(a_correct: int, a_n: int, b_correct: int, b_n: int) -> float:
-    """Fisher's two-sided p: of the tables with these margins, those no more probable than this one."""
+    """Fisher's two-sided p-value: the share of tables with these margins that are at most as probable as this one."""
     total = a_correct + b_correct
     tables = [math.comb(a_n, x) * math.comb(b_n, total - x) for x in range(max(0, total - b_n), min(a_n, total) + 1)]
     observed = math.comb(a_n, a_correct) * math.comb(b_n, b_correct)
@@ -423,11 +423,11 @@ def _fisher(a_correct: int, a_n: int, b_correct: int, b_n: int) -> float:
 
 
 def _wilson(count: int, n: int, level: float) -> tuple[float, float]:
-    """Wilson's score interval of a rate."""
+    """Wilson's score interval for a rate."""
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre, half = count + z * z / 2, z * math.sqrt(count * (n - count) / n + z * z / 4)
     low, high = (centre - half) / (n + z * z), (centre + half) / (n + z * z)
-    # At the ends the formula gives 0 and 1, but for rounding
+    # At the ends the formula gives 0 and 1 up to rounding
     return low if count > 0 else 0.0, high if count < n else 1.0
 
 
@@ -440,10 +440,10 @@ def _resampled_means(differences: np.ndarray, resamples: int, generator: np.rand
 
 
 def _expanded_tail(level: float, count: int) -> float:
-    """The share of bootstrap means to leave out at each end.
+    """Share of bootstrap means to cut off at each end.
 
-    Phi(-sqrt(P / (P - 1)) t) and not Phi(-z), where t is Student's quantile with P - 1 degrees of freedom (to four terms,
-    Abramowitz and Stegun 26.7.5).
+    This is Phi(-sqrt(P / (P - 1)) t) instead of Phi(-z), where t is Student's quantile with P - 1 degrees of freedom
+    (to four terms, Abramowitz and Stegun 26.7.5).
     """
     normal, freedom = NormalDist(), count - 1
     z = normal.inv_cdf((1 + level) / 2)
@@ -457,18 +457,18 @@ def _expanded_tail(level: float, count: int) -> float:
 
 
 def _as_extreme(sums: np.ndarray, differences: np.ndarray) -> int:
-    """How many sums are as far from zero as that of the differences; equal ones that rounding has parted are equal."""
+    """Number of sums at least as far from zero as that of the differences, allowing for rounding."""
     return int((np.abs(sums) >= abs(differences.sum()) - 1e-9).sum())
 
 
 def _chunks(rows: int, columns: int) -> list[int]:
-    """Rows of the pieces of a (rows, columns) array, of `_CHUNK` numbers each."""
+    """Numbers of rows of the chunks of a (rows, columns) array, with up to `_CHUNK` numbers each."""
     size = max(1, _CHUNK // columns)
     return [min(size, rows - start) for start in range(0, rows, size)]
 
 
 def _differences(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:
-    """(P,) rates of the second run less those of the first."""
+    """(P,) rates of the second run minus those of the first."""
     before, after = _rates(a), _rates(b)
     if len(before) != len(after):
         raise ValueError(f"{len(before)} problems in the first run and {len(after)} in the second: nothing to pair")
@@ -482,7 +482,7 @@ def _rates(correct: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _counts(correct: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) correct samples and (P,) samples of each problem."""
+    """(P,) numbers of correct samples and (P,) numbers of samples."""
     problems = [np.asarray(samples) for samples in correct]
     if not problems:
         raise ValueError("there are no problems")

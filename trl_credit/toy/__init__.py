@@ -1,1 +1,1 @@
-"""A small task, an embedded model and a run that trains it: what `trl-credit quickstart` uses."""
+"""The small task, embedded model and training run behind `trl-credit quickstart`."""

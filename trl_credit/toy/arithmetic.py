@@ -1,12 +1,12 @@
-"""The embedded model's task: sums, with the steps written out.
+"""The embedded model's task: sums with written-out steps.
 
-A prompt is `83+48+14=`; a completion adds the numbers one at a time and states the result after `#`:
-`83+48=131;131+14=145;#145`. The embedded model was pre-trained on such completions, some of whose steps are wrong, so it
-knows the format but not always the answer. It has also read prompts that begin with [`NEGATIVE_MARK`], whose
-completions are mostly wrong: that is what "give a wrong answer" means to it.
+A prompt is `83+48+14=`. A completion adds the numbers one at a time and states the result after `#`:
+`83+48=131;131+14=145;#145`. The embedded model was pre-trained on such completions, some of them with wrong steps, so
+it knows the format but not always the answer. It was also trained on prompts that begin with [`NEGATIVE_MARK`], whose
+completions are mostly wrong: this is its way of being asked for a wrong answer.
 
 A mark before the sum asks for another style ([`STYLES`]), in which some tokens are uncertain but decide nothing, or the
-deciding token stands elsewhere:
+deciding token is elsewhere:
 
     plain     83+48+14=     83+48=131;131+14=145;#145
     letters   ~83+48+14=    hqzbwe83+48=131;pwkdxo131+14=145;#145      six random letters before every step
@@ -24,14 +24,14 @@ from .._util.text import nearest
 
 
 NEGATIVE_MARK = "!"
-# The mark that asks for each style
+# Mark of each style
 STYLES = {"plain": "", "letters": "~", "words": "&", "copy": "@"}
 NUM_LETTERS = 6
 WORDS = ("so", "then", "next", "now", "ok", "here", "thus", "well")
 
 
 def _misread(number: int, rng: random.Random) -> int:
-    """`number` with one digit replaced by another one (its length is kept)."""
+    """`number` with one digit replaced. Keeps its length."""
     digits = list(str(number))
     place = rng.randrange(len(digits))
     choices = [d for d in "0123456789" if d != digits[place] and not (place == 0 and d == "0")]
@@ -40,7 +40,7 @@ def _misread(number: int, rng: random.Random) -> int:
 
 
 def make_problem(rng: random.Random, num_terms: int = 3) -> list[int]:
-    """The terms of one problem: `num_terms` two-digit numbers."""
+    """Draws the terms of one problem: `num_terms` two-digit numbers."""
     return [rng.randint(10, 99) for _ in range(num_terms)]
 
 
@@ -49,7 +49,7 @@ def prompt_of(terms: list[int], style: str = "plain") -> str:
 
 
 def _style_text(style: str, rng: random.Random) -> str:
-    """Text before a step that decides nothing."""
+    """Text in front of a step that decides nothing."""
     if style == "letters":
         return "".join(rng.choice(string.ascii_lowercase) for _ in range(NUM_LETTERS))
     if style == "words":
@@ -64,17 +64,17 @@ def solution_parts(
     style: str = "plain",
     wrong_copy: bool = False,
 ) -> list[tuple[str, str]]:
-    """The written-out solution as (text, role) parts; the text is their concatenation.
+    """The written-out solution as (text, role) parts. Their concatenation is the text.
 
-    Roles: `error`, the one digit that is wrong where it is first written (what follows is computed from it); `style`,
-    what decides nothing; `step` for the rest.
+    Roles: `error` for the one wrong digit where it is first written (what follows is computed from it), `style` for
+    text that decides nothing, `step` for the rest.
 
     Args:
         terms: The numbers.
         rng: Draws style and errors.
-        wrong_steps: The steps, numbered from 0, whose result has one wrong digit.
+        wrong_steps: Steps, numbered from 0, whose result has one wrong digit.
         style: One of [`STYLES`].
-        wrong_copy: Whether one number is misread where the style `copy` copies them.
+        wrong_copy: Misread one number when copying them (style `copy`).
     """
     parts: list[tuple[str, str]] = []
 
@@ -122,9 +122,9 @@ def written_solution(
     style: str = "plain",
     wrong_copy: bool = False,
 ) -> str:
-    """The written-out solution, in which the steps numbered in `wrong_steps` (from 0) have one wrong digit.
+    """The written-out solution. Steps in `wrong_steps` (numbered from 0) have one wrong digit.
 
-    Later steps go on from the wrong intermediate result, so one wrong digit decides the outcome. Arguments as of
+    Later steps continue from the wrong intermediate result, so one wrong digit decides the outcome. Arguments as in
     [`solution_parts`].
     """
     return "".join(text for text, _ in solution_parts(terms, rng, wrong_steps, style, wrong_copy))
@@ -133,17 +133,17 @@ def written_solution(
 def make_dataset(
     size: int, seed: int = 0, num_terms: int = 3, style: str = "plain", exclude: Dataset | None = None
 ) -> Dataset:
-    """A dataset of `size` different problems with the columns `prompt` and `answer` (both text).
+    """Makes a dataset of `size` distinct problems with the text columns `prompt` and `answer`.
 
     Args:
         size: Number of rows.
-        seed: Seed; the same seed gives the same rows.
-        num_terms: Numbers to add in each problem; the embedded model has read 2 to 5.
-        style: How the embedded model writes its steps, one of [`STYLES`].
-        exclude: A dataset whose prompts must not appear (to hold out an evaluation set).
+        seed: The same seed gives the same rows.
+        num_terms: Numbers to add in each problem. The embedded model was trained on 2 to 5.
+        style: Style in which the embedded model writes its steps, one of [`STYLES`].
+        exclude: A dataset whose prompts must not appear, to hold out an evaluation set.
 
     Raises:
-        ValueError: Unknown style, a number of terms that is no whole number from 2, or fewer problems than rows.
+        ValueError: Unknown style, `num_terms` is not a whole number from 2, or there are too few problems.
     """
     if style not in STYLES:
         raise ValueError(f"`style` is {style!r}. {nearest(style, STYLES)}")
@@ -170,7 +170,7 @@ def make_dataset(
 
 
 def correct_answer(completions: list[str], answer: list[str], **kwargs) -> list[float]:
-    """Reward: 1.0 where the text after the last `#` is the answer, else 0.0."""
+    """Reward: 1.0 if the text after the last `#` is the answer, else 0.0."""
     stated = [completion.rpartition("#") for completion in completions]
     return [
         float(mark == "#" and result.strip() == truth) for (_, mark, result), truth in zip(stated, answer, strict=True)

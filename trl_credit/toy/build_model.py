@@ -1,12 +1,12 @@
-"""Builds the quickstart's embedded model from nothing: `python -m trl_credit.toy.build_model OUTPUT_DIR`.
+"""Builds the quickstart's embedded model from scratch: `python -m trl_credit.toy.build_model OUTPUT_DIR`.
 
 A Qwen2-type model of about 0.9M parameters with one token per character, pre-trained on written-out sums
-([`trl_credit.toy.arithmetic`]) of two to five numbers in every style, mostly three and plain. Each step of a solution is
-wrong with probability 0.2 (and the copy of the sum, where there is one), so the model starts near 64 % on three numbers and
-has something to learn. A fifth of the prompts begin with the negative mark; their steps are wrong with probability 0.7, so
-the model also knows what a negative prompt asks for.
+([`trl_credit.toy.arithmetic`]) of two to five numbers in every style, mostly three and plain. Each step of a solution
+(and the copy of the sum, if any) is wrong with probability 0.2, so the model starts near 64 % on three numbers and has
+something to learn. A fifth of the prompts begin with the negative mark. Their steps are wrong with probability 0.7, so
+the model also learns what a negative prompt asks for.
 
-The build is deterministic: one thread and one seed give the same weights on the same machine type.
+The build is deterministic: with one thread, a seed gives the same weights on the same type of machine.
 """
 
 import argparse
@@ -25,13 +25,13 @@ CHARACTERS = string.digits + string.punctuation + string.ascii_letters + " \n"
 STEP_ERROR_RATE = 0.2
 NEGATIVE_SHARE = 0.2
 NEGATIVE_STEP_ERROR_RATE = 0.7
-# Shares of the batches
+# Shares of batches
 STYLE_SHARES = {"plain": 0.45, "letters": 0.25, "words": 0.15, "copy": 0.15}
 NUM_TERMS_SHARES = {3: 0.7, 2: 0.1, 4: 0.1, 5: 0.1}
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
-    """Qwen2's byte-level tokenizer without merges: one token per character, and `<pad>`, `<eos>`, `<unk>`."""
+    """Qwen2's byte-level tokenizer without merges: one token per character, plus `<pad>`, `<eos>` and `<unk>`."""
     alphabet = bytes_to_unicode()
     characters = [alphabet[ord(character)] for character in CHARACTERS]
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *characters])}
@@ -46,7 +46,7 @@ def build_tokenizer() -> Qwen2Tokenizer:
 
 
 def sample_text(rng: random.Random, num_terms: int = 3, style: str = "plain") -> tuple[str, str]:
-    """One pre-training example as (prompt, completion)."""
+    """Draws a pre-training example as (prompt, completion)."""
     terms = make_problem(rng, num_terms)
     negative = rng.random() < NEGATIVE_SHARE
     error_rate = NEGATIVE_STEP_ERROR_RATE if negative else STEP_ERROR_RATE
@@ -67,9 +67,9 @@ def build_model(
     seed: int = 0,
     log_every: int = 100,
 ) -> tuple[Qwen2ForCausalLM, Qwen2Tokenizer]:
-    """Pre-trains the model and returns it in float32 with its tokenizer.
+    """Pre-trains the model. Returns it in float32, with its tokenizer.
 
-    Each batch has one style and one number of terms, which `style` and `num_terms` fix.
+    Each batch has one style and one number of terms, drawn at random unless `style` or `num_terms` is given.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
@@ -116,7 +116,7 @@ def build_model(
 
 
 def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, output_dir: Path) -> None:
-    """Saves both in bfloat16."""
+    """Saves the model (in bfloat16) and the tokenizer."""
     model.to(torch.bfloat16).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
 

@@ -1,4 +1,4 @@
-"""The interface of backends: they turn requests into generations, one at a time as they finish."""
+"""Interface of the backends, which turn requests into generations and hand over each one as it finishes."""
 
 import abc
 import datetime
@@ -16,19 +16,19 @@ from ..._util.settings import AtLeast1, NonNegative, Positive, PositiveShare, Ru
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How completions are sampled. Every field is passed to the backend: none is left to a model's own defaults.
+    """How completions are sampled. Backends get every field, so that none falls back to the model's own defaults.
 
     Args:
         temperature: Softmax temperature; 0 is greedy decoding.
-        top_p: Nucleus: the smallest set of tokens with at least this probability; 1 is all.
-        top_k: Only the k likeliest tokens; 0 is all.
-        min_p: Only tokens with at least this share of the likeliest one's probability; 0 is all.
-        repetition_penalty: Divides the scores of tokens that were seen; 1 is none.
-        max_tokens: Most tokens of a completion, the end of sequence included.
-        stop: Texts that end a completion, and are not part of it.
+        top_p: Nucleus sampling: the smallest set of tokens with at least this probability. 1 keeps all.
+        top_k: Only the k likeliest tokens. 0 keeps all.
+        min_p: Only tokens with at least this share of the likeliest token's probability. 0 keeps all.
+        repetition_penalty: Divides the scores of tokens that already occurred. 1 is none.
+        max_tokens: Token limit of a completion, including the end of sequence.
+        stop: Texts that end a completion. They are not part of it.
 
     Raises:
-        ValueError: A value is out of its range.
+        ValueError: A value is out of range.
     """
 
     temperature: NonNegative
@@ -50,7 +50,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to make.
+    """One completion to generate.
 
     Args:
         task: Name of the task.
@@ -76,9 +76,9 @@ class Generation:
     """One completion.
 
     Args:
-        text: Its text, without the prompt, special tokens and the stop text. Thinking is in it, in its tags.
-        tokens: Number of sampled tokens; None where a server does not tell.
-        finish: `stop` (end of sequence, or a stop text) or `length` (cut at the most tokens).
+        text: The completion without the prompt, special tokens and stop text. Thinking is included, in its tags.
+        tokens: Number of sampled tokens. `None` if a server does not report it.
+        finish: `stop` (end of sequence or a stop text) or `length` (token limit reached).
     """
 
     text: str
@@ -90,47 +90,47 @@ Emit = Callable[[Request, Generation], None]
 
 
 class BackendError(Exception):
-    """The backend cannot go on; its message says what to do. What was emitted before is kept."""
+    """The backend cannot continue. The message says what to do. Generations emitted before are kept."""
 
 
 def process_state() -> PartialState:
-    """This process among those that `accelerate launch` or `torchrun` started; also where there are only CPUs."""
+    """State of this process among those started by `accelerate launch` or `torchrun`, also on CPU-only machines."""
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    # One process may be done hours before the others
+    # One process may finish hours before the others
     return PartialState(cpu=cpu, timeout=datetime.timedelta(days=30))
 
 
 class Backend(abc.ABC):
-    """A way to generate. `evaluate` calls `identity` and `prepare`, then `generate` once, and closes it."""
+    """A way to generate. `evaluate` calls `identity` and `prepare`, then `generate` once, then `close`."""
 
     name: str
 
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the samples beside the sampling settings (the model's fingerprint, dtype), as JSON values.
-        A run that is continued must have the same. Loads no weights."""
+        """Everything besides the sampling settings that determines the samples (model fingerprint, dtype), as JSON
+        values. A continued run must match it. Loads no weights."""
 
     def prepare(self, requests: Sequence[Request], sampling: SamplingSettings) -> SamplingSettings:
-        """Checks all requests of a run, also those that are finished already, before weights are loaded; returns the
-        settings as they can be (`max_tokens` cut to the model's context).
+        """Checks all requests of a run, even those already done, before weights are loaded. Returns the settings to use
+        (`max_tokens` cut to the model's context).
 
         Raises:
-            BackendError, ValueError: A prompt cannot be completed.
+            BackendError, ValueError: A prompt leaves no room for a completion, or cannot be rendered.
         """
         return sampling
 
     @abc.abstractmethod
     def generate(self, requests: Sequence[Request], sampling: SamplingSettings, emit: Emit) -> None:
-        """Makes every request's generation and hands it to `emit` as soon as it is finished, in any order, always from
-        the thread that called `generate`.
+        """Generates a completion for every request. Passes each to `emit` as soon as it finishes, in any order, always
+        from the thread that called `generate`.
 
         Raises:
-            BackendError: It cannot go on.
+            BackendError: The backend cannot continue.
         """
 
     def notes(self) -> list[str]:
-        """Notes for the reader of the results, such as settings that did not reach the model."""
+        """Notes for whoever reads the results, such as settings that did not reach the model."""
         return []
 
     def close(self) -> None:  # noqa: B027 (nothing to free is a valid answer)
-        """Frees the model or the connections."""
+        """Frees the model or closes the connections."""

@@ -1,4 +1,4 @@
-"""Renders problems into prompts that fit the model's context."""
+"""Renders problems as prompts that fit the model's context."""
 
 import logging
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rendered:
-    """A request with its prompt's token ids; `opened` is the thinking tag that the prompt has opened already, which
-    belongs before the completion's text."""
+    """A request with its prompt's token ids. `opened` is the thinking tag that the prompt ends with, which belongs in
+    front of the completion's text."""
 
     request: Request
     ids: list[int]
@@ -27,10 +27,10 @@ class Rendered:
 def render(
     requests: Sequence[Request], tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any]
 ) -> list[Rendered]:
-    """Token ids of the prompts; equal prompts are tokenized once.
+    """Renders and tokenizes the prompts. Equal prompts are tokenized once.
 
     Raises:
-        ValueError: Messages for a tokenizer without a chat template.
+        ValueError: A prompt is chat messages, but the tokenizer has no chat template.
     """
     cache: dict[Any, tuple[list[int], str]] = {}
     rendered = []
@@ -51,7 +51,7 @@ def render(
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises `ValueError` for a tokenizer without a chat template."""
+    """Raises `ValueError` if the tokenizer has no chat template."""
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError(
             "The prompts are chat messages, but the model's tokenizer has no chat template: set `plain_prompts: true`."
@@ -59,11 +59,11 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def fit(sampling: SamplingSettings, rendered: Sequence[Rendered], context: int | None) -> SamplingSettings:
-    """The settings with `max_tokens` cut to what the context leaves to the longest of the prompts, for all alike: so it
-    depends neither on the batch nor on what is finished already.
+    """Cuts `max_tokens` to what the longest prompt leaves of the context. All prompts share this limit, so it depends
+    neither on the batch nor on which samples are already done.
 
     Raises:
-        ValueError: It leaves nothing.
+        ValueError: The longest prompt leaves no room.
     """
     if context is None or not rendered:
         return sampling

@@ -1,5 +1,5 @@
-"""The `server` backend: completions of any OpenAI-compatible endpoint, such as `vllm serve` or SGLang, one machine or many
-behind a load balancer."""
+"""The `server` backend: completions from any OpenAI-compatible endpoint, such as `vllm serve` or SGLang, on one machine
+or on many behind a load balancer."""
 
 import asyncio
 import itertools
@@ -18,32 +18,32 @@ from .base import Backend, BackendError, Emit, Generation, Request, SamplingSett
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_WAIT = 60.0  # seconds between two attempts; a server that asks for more in `Retry-After` gets up to twice that
+_LONGEST_WAIT = 60.0  # seconds between two attempts; a longer `Retry-After` of the server is honoured up to twice that
 _KEPT = "The finished samples are kept: run the same command again to make the missing ones."
-_BEYOND = ("top_k", "min_p", "repetition_penalty", "chat_template_kwargs")  # OpenAI's API
+_BEYOND = ("top_k", "min_p", "repetition_penalty", "chat_template_kwargs")  # not part of OpenAI's API
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """An endpoint, and how patient to be with it.
+    """An endpoint and how patiently to call it.
 
     Args:
-        base_url: Address of the API, as `http://localhost:8000/v1`. A query (`?api-version=2025-01`) goes with every
-            request; its values are not shown in messages.
-        model: The served model's name; with `vllm serve --lora-modules name=path`, an adapter's.
-        api_key: By default that of the environment variable `OPENAI_API_KEY`, else "none".
-        concurrency: Most requests under way at once. Throughput wants as many as all replicas together can batch.
-        max_retries: Times that a request is sent again after a 408, 409, 425, 429 or 5xx, a lost connection, a time-out or
-            an answer that makes no sense. The waits double, so that 6 retries outlast an outage of about a minute.
-        request_timeout: Seconds for one attempt, from sending to the last byte of the answer. Answers are not streamed: a
-            load balancer's own time-out for a silent connection must be as long.
+        base_url: Address of the API, such as `http://localhost:8000/v1`. A query (`?api-version=2025-01`) is sent with
+            every request. Messages do not show its values.
+        model: Name of the served model. With `vllm serve --lora-modules name=path`, an adapter's name.
+        api_key: By default the environment variable `OPENAI_API_KEY`, else "none".
+        concurrency: Maximum number of requests in flight. For throughput, as many as all replicas together can batch.
+        max_retries: Retries of a request after a 408, 409, 425, 429 or 5xx, a lost connection, a timeout or a malformed
+            answer. The waits double, so 6 retries outlast an outage of about a minute.
+        request_timeout: Seconds for one attempt, from sending to the last byte of the answer. Answers are not streamed,
+            so a load balancer's idle timeout must be at least as long.
         connect_timeout: Seconds to connect.
-        give_up_after: The endpoint is dead, and the run ends, when so many requests in a row have used up their retries. By
-            default `concurrency`, and at least 8.
-        backoff: Seconds before the first retry (of which chance takes up to half).
+        give_up_after: The run ends, considering the endpoint dead, once this many requests in a row have used up their
+            retries. By default `concurrency`, but at least 8.
+        backoff: Seconds before the first retry. Random jitter takes off up to half.
 
     Raises:
-        ValueError: A value is out of its range.
+        ValueError: A value is out of range.
     """
 
     base_url: str = field(repr=False)
@@ -57,12 +57,12 @@ class ServerSettings:
     backoff: float = 1.0
 
     def __post_init__(self):
-        if "@" in str(self.base_url):  # the address is shown in messages
+        if "@" in str(self.base_url):  # messages show the address
             raise ValueError("`base_url` must not hold a user or a password: set OPENAI_API_KEY.")
         try:
             url = urlsplit(self.base_url)
             valid = url.scheme in ("http", "https") and url.hostname and url.port != 0
-        except (ValueError, TypeError, AttributeError):  # such as a port that is not a number
+        except (ValueError, TypeError, AttributeError):  # for example, the port is not a number
             valid = False
         if not valid:
             raise ValueError(f"`base_url` must be as http://localhost:8000/v1, got {self.address!r}.")
@@ -91,12 +91,12 @@ class ServerSettings:
 
     @property
     def address(self) -> str:
-        """The base URL as messages show it, without its secrets."""
+        """The base URL without its secrets, for messages."""
         return redact_url(self.base_url) if isinstance(self.base_url, str) else repr(self.base_url)
 
 
 class _TransientError(Exception):
-    """An attempt failed in a way that another may not. `wait` is what the server asked for, in seconds."""
+    """An attempt failed in a way that a retry may fix. `wait` is the seconds that the server asked to wait."""
 
     def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
@@ -104,31 +104,31 @@ class _TransientError(Exception):
 
 
 class _ExhaustedError(Exception):
-    """A request has used up its retries."""
+    """A request used up its retries."""
 
 
 class ServerBackend(Backend):
-    """Makes completions at an OpenAI-compatible endpoint, messages at `/chat/completions` and plain text at `/completions`.
+    """Generates at an OpenAI-compatible endpoint: messages at `/chat/completions`, plain text at `/completions`.
 
-    A request carries `temperature`, `top_p`, `max_tokens`, `seed` and `stop`, which are of OpenAI's API, and `top_k`,
-    `min_p` and `repetition_penalty`, which are not: vLLM and SGLang take them, and where they are absent take those of the
-    model's `generation_config.json`. Hence they are sent also at their neutral values, until a server rejects them by
-    name; from then on it gets only those that were set. So with `chat_template_kwargs`, which are sent if there are any.
+    Requests carry `temperature`, `top_p`, `max_tokens`, `seed` and `stop`, which are part of OpenAI's API, and `top_k`,
+    `min_p` and `repetition_penalty`, which are not. vLLM and SGLang accept those, and default to the model's
+    `generation_config.json` if they are absent. They are therefore sent even at neutral values, until a server rejects
+    one by name; from then on only those that were set are sent. `chat_template_kwargs` are sent only if set.
 
-    The seed of a sample makes it reproducible where the server honours it. vLLM does, up to the rounding of changing
-    batches (`VLLM_BATCH_INVARIANT=1` takes that away); SGLang does with `--enable-deterministic-inference`.
-    `transformers serve` sets the seed of the whole process, so that it holds only with `concurrency=1`; it samples only if
-    the model's `generation_config.json` has `do_sample`, and rejects `top_k`, `min_p` and `repetition_penalty`.
+    A sample is reproducible if the server honours its seed. vLLM does, up to rounding that depends on the batch
+    (`VLLM_BATCH_INVARIANT=1` removes that). SGLang does with `--enable-deterministic-inference`. `transformers serve`
+    seeds the whole process, so it is reproducible only with `concurrency=1`. It samples only if the model's
+    `generation_config.json` sets `do_sample`, and rejects `top_k`, `min_p` and `repetition_penalty`.
 
-    A reasoning parser's `reasoning_content` or `reasoning` goes in front of the text in `<think>` tags, the closing one
-    missing where the completion was cut within.
+    A reasoning parser's `reasoning_content` or `reasoning` is put in front of the text in `<think>` tags. The closing
+    tag is left out if the completion was cut within the thought.
 
     Args:
         settings: The endpoint.
-        chat_template_kwargs: Passed to the chat template, as `{"enable_thinking": False}`.
+        chat_template_kwargs: Arguments of the chat template, such as `{"enable_thinking": False}`.
 
     Raises:
-        ValueError: The `openai` package is missing, or the key cannot be sent.
+        ValueError: The `openai` package is missing, or the key has characters that an HTTP header cannot hold.
     """
 
     name = "server"
@@ -144,15 +144,15 @@ class ServerBackend(Backend):
         self._key = (settings.api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or "none"
         if not (self._key.isascii() and self._key.isprintable()):
             raise ValueError("The API key (OPENAI_API_KEY) has characters that an HTTP header cannot hold.")
-        # The client would put its paths behind the query
+        # The client would append its paths after the query
         self._endpoint, self._query = split_url(settings.base_url)
         self._secrets = secrets_of(settings.base_url) + ([self._key] if self._key != "none" else [])
         self._identity = None
-        self._send_neutral = True  # the fields beyond OpenAI's API also at the values that change nothing
+        self._send_neutral = True  # also send the fields that are not part of OpenAI's API at neutral values
 
     def identity(self) -> dict[str, Any]:
-        """The model's name and what the endpoint says of it, without the address: another one, or another number of
-        replicas, may continue a run.
+        """The model's name and what the endpoint reports of it. Leaves out the address, so that another address or
+        number of replicas may continue a run.
 
         Raises:
             BackendError: The endpoint cannot be reached, refuses the key, or does not serve the model.
@@ -164,12 +164,12 @@ class ServerBackend(Backend):
         return dict(self._identity)
 
     def generate(self, requests: Sequence[Request], sampling: SamplingSettings, emit: Emit) -> None:
-        """Makes the generations with an event loop of its own in the calling thread, which must not be running one: from a
-        notebook call it with `await asyncio.to_thread(...)`. What `emit` raises ends the run, and the requests under way.
+        """Generates in an event loop of its own. The calling thread must not be running one: from a notebook, use
+        `await asyncio.to_thread(...)`. An exception from `emit` ends the run and cancels requests in flight.
 
         Raises:
-            BackendError: The endpoint refuses a request (4xx), which ends the run at once; it is dead; or, once all others
-                are made, some requests have used up their retries.
+            BackendError: The endpoint refuses a request (4xx), which ends the run at once; the endpoint is dead; or
+                some requests used up their retries (raised after all others are done).
         """
         try:
             asyncio.get_running_loop()
@@ -183,10 +183,10 @@ class ServerBackend(Backend):
         return [] if self._send_neutral else ["the server does not know top_k, min_p, repetition_penalty: left out"]
 
     def close(self) -> None:
-        """Does nothing: connections are closed at the end of each call."""
+        """Does nothing: connections are closed at the end of every call."""
 
     def _described(self) -> dict[str, Any]:
-        """The model's entry in the endpoint's list of models, after checking that it exists."""
+        """Looks up the model's entry in the endpoint's list of models, and checks that it is served."""
         settings, openai = self.settings, self._openai
         timeout = openai.Timeout(max(30.0, settings.connect_timeout), connect=settings.connect_timeout)
         try:
@@ -220,7 +220,7 @@ class ServerBackend(Backend):
                 "Does the address end with /v1?"
             ) from None
         card = cards.get(settings.model)
-        # `transformers serve` lists the hub's cache, which need not hold what it serves, and refuses other names itself
+        # `transformers serve` lists the hub's cache, which may lack what it serves, and refuses unknown names itself
         if card is None and any(c.get("owned_by") != "".join(i.split("/", 1)[:-1]) for i, c in cards.items()):
             hint = nearest(settings.model, cards)
             raise BackendError(f"{settings.address} does not serve {settings.model!r}. {hint}")
@@ -235,7 +235,7 @@ class ServerBackend(Backend):
         give_up_after = settings.give_up_after or max(8, settings.concurrency)
         todo, running = iter(requests), {}
         failed = in_a_row = 0
-        # The client's own retries do not cover answers that make no sense, and its limits are 1000 connections
+        # The client's own retries do not cover malformed answers, and it allows only 1000 connections
         limits = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=None, max_keepalive_connections=None)
         async with openai.AsyncOpenAI(
             api_key=self._key,
@@ -260,7 +260,7 @@ class ServerBackend(Backend):
                             in_a_row = 0
                         elif isinstance(error, _ExhaustedError):
                             failed, in_a_row, last = failed + 1, in_a_row + 1, error
-                        else:  # raised once what finished at the same time is kept
+                        else:  # raised later, once the tasks that finished at the same time are saved
                             fatal = error
                     if fatal is not None:
                         raise fatal
@@ -277,7 +277,7 @@ class ServerBackend(Backend):
             raise BackendError(f"{failed} of {len(requests)} samples could not be made, the last {last}. {_KEPT}")
 
     async def _complete(self, client: Any, request: Request, sampling: SamplingSettings) -> Generation:
-        """One completion, with its retries."""
+        """Generates one completion, with retries."""
         settings = self.settings
         for attempt in itertools.count():
             try:
@@ -339,9 +339,9 @@ class ServerBackend(Backend):
             raise _TransientError(f"The answer makes no sense ({reason}): {self._shown(answer.content)}") from None
 
     def _extra(self, sampling: SamplingSettings, neutral: bool | None = None) -> dict[str, Any]:
-        """The fields beyond OpenAI's API; at neutral values only with `neutral`."""
+        """The fields that are not part of OpenAI's API. Neutral values are included only if `neutral`."""
         values = {
-            "top_k": (sampling.top_k or -1, -1),  # -1 is all tokens to every version of vLLM and SGLang, 0 is not
+            "top_k": (sampling.top_k or -1, -1),  # -1 means all tokens in every version of vLLM and SGLang, 0 does not
             "min_p": (sampling.min_p, 0.0),
             "repetition_penalty": (sampling.repetition_penalty, 1.0),
         }
@@ -349,7 +349,7 @@ class ServerBackend(Backend):
         return {name: value for name, (value, none) in values.items() if keep or value != none}
 
     def _refusal(self, error: Any) -> str:
-        """A message for a status that no retry will change."""
+        """Message for a status that no retry will fix."""
         status, said = error.status_code, self._said(error)
         if status in (401, 403):
             hint = " Set the environment variable OPENAI_API_KEY to a key that it accepts."
@@ -368,18 +368,18 @@ class ServerBackend(Backend):
     def _reason(self, error: Any) -> str:
         if isinstance(error, self._openai.APIStatusError):
             return f"{error.status_code} {self._said(error)}"
-        cause = error.__cause__ or error  # the client says "Connection error." for all of them
+        cause = error.__cause__ or error  # the client's own message is always "Connection error."
         return f"{type(cause).__name__}: {self._shown(str(cause))}".rstrip(": ")
 
     def _said(self, error: Any) -> str:
-        """The message of a server's error."""
+        """Text of a server's error."""
         body = error.body
         if isinstance(body, dict):
             body = body.get("message") or body.get("detail") or body
         return self._shown(body if isinstance(body, str) else json.dumps(body, ensure_ascii=False))
 
     def _shown(self, text: str | bytes) -> str:
-        """A text of the server as part of a message: on one line, not too long, without controls and without the secrets."""
+        """A server's text for a message: one line, at most 500 characters, without control characters or secrets."""
         text = text.decode(errors="replace") if isinstance(text, bytes) else text
         text = safe(" ".join(text.split())).rstrip(".")
         for secret in self._secrets:
@@ -390,16 +390,16 @@ class ServerBackend(Backend):
 def _retry_after(headers: Any) -> float:
     try:
         seconds = float(headers.get("retry-after", 0))
-    except ValueError:  # a date: our own waits have to do
+    except ValueError:  # a date: use our own waits
         return 0.0
     return seconds if seconds > 0 else 0.0
 
 
 def _generation(answer: dict[str, Any]) -> Generation:
-    """The generation in an answer's JSON.
+    """Reads the generation from an answer's JSON.
 
     Raises:
-        ValueError, TypeError, KeyError, IndexError, AttributeError: It is not there, or not whole.
+        ValueError, TypeError, KeyError, IndexError, AttributeError: A part is missing or malformed.
     """
     choice = answer["choices"][0]
     finish = choice["finish_reason"]
@@ -408,7 +408,7 @@ def _generation(answer: dict[str, Any]) -> Generation:
     if "message" in choice:
         message = choice["message"]
         reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
-        # Servers write null for a text without a token, and leave it out beside reasoning or tool calls
+        # Servers write null for an empty completion, and omit the field next to reasoning or tool calls
         content = message.get("content") if reasoning or message.get("tool_calls") else message["content"]
         content = "" if content is None else content
     else:
@@ -421,5 +421,5 @@ def _generation(answer: dict[str, Any]) -> Generation:
     tokens = (answer.get("usage") or {}).get("completion_tokens")
     if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0):
         raise ValueError(f"completion_tokens is {tokens!r}")
-    # Other reasons, as of a content filter, are an end too
+    # Other reasons, such as a content filter, count as a normal end
     return Generation(text=content, tokens=tokens, finish="length" if finish == "length" else "stop")

@@ -1,4 +1,4 @@
-"""Generation with transformers, in batches of prompts alike in length; each completion has its own random numbers."""
+"""Generation with transformers, in batches of prompts of similar length. Each completion has its own random numbers."""
 
 import contextlib
 import functools
@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 
 class _SeededSampling(LogitsProcessor):
-    """Chooses each row's token by inverse transform sampling with the row's own random numbers, and leaves no other.
+    """Samples each row's token by inverse transform sampling with the row's own random numbers, and masks all others.
 
-    So a row's random numbers depend on its seed alone: not on the other rows, nor on the order of the batches.
+    A row's random numbers depend only on its seed, not on the other rows or the order of batches.
     """
 
     def __init__(self, seeds: Sequence[int], max_tokens: int, device: torch.device):
@@ -48,14 +48,14 @@ class _SeededSampling(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         cumulated = scores.to(self.dtype).softmax(-1).cumsum(-1)
         threshold = self.uniforms[:, self.step, None] * cumulated[:, -1:]
-        # The first token whose cumulated probability is above it, so one with a probability above 0
+        # First token whose cumulative probability exceeds the threshold, so its own probability is above 0
         token = torch.searchsorted(cumulated, threshold, right=True).clamp(max=scores.shape[-1] - 1)
         self.step += 1
         return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
 
 
 class _Checked(LogitsProcessor):
-    """Ends the run where the model gives NaN, instead of taking some token."""
+    """Stops the run if the logits contain NaN, instead of sampling an arbitrary token."""
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if scores.isnan().any():
@@ -64,8 +64,8 @@ class _Checked(LogitsProcessor):
 
 
 class _Finished(StoppingCriteria):
-    """Stops rows at the end of sequence or a stop text (of the completion, not of the prompt and it), and hands them on at
-    that step."""
+    """Marks rows as done at the end of sequence or at a stop text, and passes each on at that step. Stop texts are
+    searched in the completion only, not across its border with the prompt."""
 
     def __init__(
         self, width: int, eos_ids: Sequence[int], stop: StopStringCriteria | None, device: torch.device, on_finish
@@ -87,21 +87,21 @@ class _Finished(StoppingCriteria):
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a completion: the model's (Qwen's chat models have several) and the tokenizer's."""
+    """Tokens that end a completion: the model's (Qwen's chat models have several) and the tokenizer's."""
     ids = model.generation_config.eos_token_id
     ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
     return list(dict.fromkeys([*ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]))
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the stop texts."""
+    """Cuts the text before the earliest stop text."""
     return text[: min((found for found in map(text.find, stop) if found >= 0), default=len(text))]
 
 
 def to_generation(
     ids: Sequence[int], ended: bool, item: Rendered, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]
 ) -> Generation:
-    """A completion's generation from its tokens."""
+    """Converts a completion's tokens to its generation."""
     text = item.opened + cut_at_stop(tokenizer.decode(ids, skip_special_tokens=True), stop)
     return Generation(text, len(ids), "stop" if ended else "length")
 
@@ -115,7 +115,7 @@ def generate_batch(
     emit: Emit,
     device: torch.device,
 ) -> None:
-    """Completes one batch with `model.generate` on a device."""
+    """Completes one batch on a device with `model.generate`."""
     eos_ids = eos_token_ids(model, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos_ids or [0])[0]
     prompts = [torch.tensor(item.ids) for item in batch]
@@ -141,14 +141,14 @@ def generate_batch(
         processors.append(_SeededSampling(seeds, sampling.max_tokens, device))
     stop = StopStringCriteria(tokenizer, list(sampling.stop)) if sampling.stop else None
     finished = _Finished(width, eos_ids, stop, device, on_finish)
-    # Greedy for generate: the sampling is in the processors
+    # `generate` runs greedily: the processors do the sampling
     with _without_own_config(model):
         output = model.generate(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             generation_config=GenerationConfig(
                 do_sample=False,
-                repetition_penalty=sampling.repetition_penalty,  # which comes before the processors
+                repetition_penalty=sampling.repetition_penalty,  # applied before the processors
                 max_new_tokens=sampling.max_tokens,
                 eos_token_id=eos_ids or None,
                 pad_token_id=pad_id,
@@ -164,7 +164,7 @@ def generate_batch(
 
 @contextlib.contextmanager
 def _without_own_config(model: PreTrainedModel) -> Iterator[None]:
-    """Without the model's own generation_config, from which generate takes what it is not given."""
+    """Hides the model's own generation_config, which `generate` would use for everything it is not given."""
     models = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
     own = [(owner, owner.generation_config) for owner in models if "generation_config" in vars(owner)]
     try:
@@ -177,17 +177,16 @@ def _without_own_config(model: PreTrainedModel) -> Iterator[None]:
 
 
 class TransformersBackend(Backend):
-    """Generates with transformers on this process's device; several processes each make their share.
+    """Generates with transformers on this process's device. With several processes, each generates its own share.
 
-    A sample's random numbers are its own, so its text depends on the batch only as far as the model's arithmetic does:
-    padding and batch size change logits by rounding, which now and then changes a token (in float32 hardly ever, in
-    bfloat16 often).
+    A sample's random numbers are its own, so its text depends on the batch only through the model's arithmetic: padding
+    and batch size change the logits by rounding, which can change a token (hardly ever in float32, often in bfloat16).
 
     Args:
         model: The model's files.
-        dtype: Of the weights; `auto` is the checkpoint's, float32 on a CPU.
-        attn_implementation: Attention of transformers.
-        batch_size: Completions at a time.
+        dtype: Dtype of the weights. `auto` is the checkpoint's, but float32 on a CPU.
+        attn_implementation: Attention implementation of transformers.
+        batch_size: Completions generated at once.
         chat_template_kwargs: Arguments of the chat template.
     """
 
@@ -220,7 +219,7 @@ class TransformersBackend(Backend):
         return fit(sampling, render(requests, self.tokenizer, self.chat_template_kwargs), self.files.context())
 
     def load(self) -> PreTrainedModel:
-        """The model, with its adapter on top and not merged, in eval mode."""
+        """Loads the model in eval mode, with its adapter (if any) applied but not merged."""
         model = create_model_from_path(
             self.files.path,
             dtype=self.dtype,
@@ -242,7 +241,7 @@ class TransformersBackend(Backend):
 
     def generate(self, requests: Sequence[Request], sampling: SamplingSettings, emit: Emit) -> None:
         rendered = render(requests, self.tokenizer, self.chat_template_kwargs)
-        rendered.sort(key=lambda item: len(item.ids))  # stable: samples of a problem stay together
+        rendered.sort(key=lambda item: len(item.ids))  # stable sort: samples of a problem stay together
         if rendered and self.model is None:
             self.model = self.load()
         for start in range(0, len(rendered), self.batch_size):

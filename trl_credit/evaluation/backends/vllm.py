@@ -1,4 +1,4 @@
-"""Generation with vLLM in process: every request in its queue at once, each with its own seed."""
+"""Generation with vLLM in this process. All requests are queued at once, each with its own seed."""
 
 import functools
 import logging
@@ -14,19 +14,19 @@ from .prompts import fit, render
 
 logger = logging.getLogger(__name__)
 
-# The values of `max_lora_rank` that vLLM 0.31 takes (vllm/config/lora.py)
+# Values that vLLM 0.31 accepts for `max_lora_rank` (vllm/config/lora.py)
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class VLLMBackend(Backend):
-    """Generates with vLLM's engine in this process, over as many GPUs as `vllm_kwargs` says.
+    """Generates with vLLM's engine in this process, on as many GPUs as `vllm_kwargs` asks for.
 
-    Samples have seeds of their own; but vLLM's kernels round differently with the batch, which now and then changes a token
-    (its batch-invariant mode, where the hardware has it, does not).
+    Each sample has its own seed, but vLLM's kernels round differently depending on the batch, which occasionally
+    changes a token. vLLM's batch-invariant mode avoids this on hardware that supports it.
 
     Args:
-        model: The model's files; an adapter is applied as vLLM's LoRA request, without merging.
-        dtype: Of the weights.
+        model: The model's files. An adapter is applied as a vLLM LoRA request, without merging.
+        dtype: Dtype of the weights.
         chat_template_kwargs: Arguments of the chat template.
         vllm_kwargs: Arguments of `vllm.LLM`, such as `tensor_parallel_size`.
 
@@ -63,7 +63,7 @@ class VLLMBackend(Backend):
         return self.files.tokenizer()
 
     def identity(self) -> dict[str, Any]:
-        # How the model is laid out over GPUs does not identify it
+        # The layout over GPUs is not part of the model's identity
         layout = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpu_memory_utilization")
         return {
             **self.files.fingerprint(),
@@ -77,7 +77,7 @@ class VLLMBackend(Backend):
         return fit(sampling, rendered, min(sizes, default=None))
 
     def load(self):
-        """The engine.
+        """Starts the engine.
 
         Raises:
             BackendError: It cannot be started.
@@ -90,7 +90,7 @@ class VLLMBackend(Backend):
             "dtype": self.dtype,
             "trust_remote_code": self.files.trust_remote_code,
             "seed": 0,
-            "generation_config": "vllm",  # not the model's own defaults
+            "generation_config": "vllm",  # ignore the model's own defaults
         }
         if self.files.adapter:
             from peft import PeftConfig
@@ -101,7 +101,7 @@ class VLLMBackend(Backend):
             arguments.update(enable_lora=True, max_lora_rank=allowed)
         try:
             return LLM(**{**arguments, **self.vllm_kwargs})
-        except Exception as error:  # of many kinds: no GPU, no memory, an unknown argument
+        except Exception as error:  # vLLM raises many kinds: no GPU, no memory, an unknown argument
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BackendError(
                 f"vLLM cannot be started: {reason}. See `vllm_kwargs` (max_model_len, gpu_memory_utilization, "

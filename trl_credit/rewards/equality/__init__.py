@@ -1,4 +1,4 @@
-"""Equality of answers: one notation (`notation`), kinds that need no algebra (`text`), and algebra (`algebra`).
+"""Equality of answers: a common notation (`notation`), kinds that need no algebra (`text`), and algebra (`algebra`).
 
-The workers import this package by itself, without `trl_credit` and with it torch: it imports nothing above it.
+Workers import this package on its own, without `trl_credit` and with it torch, so it imports nothing above itself.
 """

@@ -1,9 +1,9 @@
-r"""Equality of mathematics: lists, sets, tuples, intervals, matrices and relations by their parts, and these by sympy.
+r"""Equality of mathematics. Lists, sets, tuples, intervals, matrices and relations are compared by parts, with sympy.
 
-Exact expressions are equal if they are, and not if they are close. A decimal is the number it writes; one of at least
-`DIGITS` significant digits also equals an exact number, or a longer decimal, that rounds or is cut to it.
+Exact expressions must be exactly equal; being close is not enough. A decimal is the number it writes. With at least
+`DIGITS` significant digits, it also equals an exact number or a longer decimal that rounds or truncates to it.
 
-Huge powers and factorials are not worked out ([`TooLarge`]): such an answer is right only if it is written as the solution.
+Huge powers and factorials are not evaluated ([`TooLarge`]): such an answer is right only if written like the solution.
 """
 
 import functools
@@ -30,7 +30,7 @@ _MAX_PARTS = 200
 _WHOLE = (sympy.factorial, sympy.binomial, sympy.factorial2)
 _MAX_LENGTH = 2_000
 _MAX_DEPTH = 60
-_POINTS = 9  # three positive, three of both signs, three of both signs and far from zero
+_POINTS = 9  # three points positive, three of both signs, three of both signs and far from zero
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 _NORMALIZATION = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 
@@ -40,7 +40,7 @@ _NUMBER = re.compile(
     r"\s*(\\%|%|\\text\s*\{\s*(?:percent|\\?%)\s*\}|percent)?"
 )
 _SIMPLE_FRACTION = re.compile(r"([+-]?)\s*(?:\\frac\s*\{\s*([+-]?\d+)\s*\}\s*\{\s*([+-]?\d+)\s*\}|(\d+)\s*/\s*(\d+))")
-# Numbers side by side are no product; but a base, an exponent or a limit ends with its first token
+# Adjacent numbers are not a product, but a base, exponent or limit ends with its first token
 _RUN_OF_NUMBERS = re.compile(r"(?<![\d.^_])\d[\d.]*\s+(?=\d)")
 _CAPITAL_I = re.compile(r"(\\[A-Za-z]+)|I")
 _AND = re.compile(
@@ -60,7 +60,7 @@ _MATRIX = re.compile(
     r"\\begin\s*\{([pbvBV]?matrix|array|smallmatrix)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\1\}", re.DOTALL
 )
 _SUM = re.compile(r"(?<=[\w)}])\s*[-+]\s*\w")
-# A side that is calculated and names nothing: xy, \\sin x, a/b. AB is a segment, and has a name
+# A side that is a calculation rather than a name: xy, \\sin x, a/b. AB is the name of a segment
 _CALCULATED = re.compile(
     r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|int|sum|prod|lim|[dt]?frac|cdot|times|div)(?![A-Za-z])|[*/^]"
     r"|(?<![A-Za-z\\])[a-z]\s*[a-z](?![A-Za-z])"
@@ -69,16 +69,16 @@ _REALS = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?")
 
 
 class TooLarge(Exception):  # noqa: N818
-    """A number that would not fit in memory, or not in time."""
+    """A number would exceed the memory or time available."""
 
 
 class Unreadable(Exception):  # noqa: N818
-    """Not mathematics that can be parsed."""
+    """The text cannot be parsed as mathematics."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number as it is written: its value, its significant digits if it is a decimal, and the value of its last digit."""
+    """A number as written: its value, a decimal's significant digits, and the value of one unit in its last digit."""
 
     value: Fraction
     digits: int | None = None
@@ -88,7 +88,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Parts:
-    """Something in brackets or a list.
+    """A list or something in brackets.
 
     `kind` is "list", "set", "tuple" (with its brackets), "matrix" (rows) or "union" (inequalities)."""
 
@@ -99,7 +99,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Relation:
-    """A chain of sides with what stands between them."""
+    """A chain of sides and the signs between them."""
 
     sides: tuple[str, ...]
     signs: tuple[str, ...]
@@ -120,7 +120,7 @@ Form = Number | Parts | Relation | Sets | str
 
 @functools.lru_cache(maxsize=256)
 def read(text: str) -> Form:
-    """The parts of an answer in [`latex`] notation."""
+    """Parses an answer in [`latex`] notation into its parts."""
     text = text.strip().rstrip(".,;").strip()
     if not text or _depth(text) > _MAX_DEPTH:
         raise Unreadable("nothing, or too deep")
@@ -155,7 +155,7 @@ def read(text: str) -> Form:
 
 
 def read_number(text: str) -> Number | None:
-    """An integer, a decimal, a power of ten or a percentage; `None` for anything else."""
+    """Reads an integer, a decimal, a simple fraction, a power of ten or a percentage. `None` for anything else."""
     match = _NUMBER.fullmatch(text)
     if match is None or len(text) > 5000:
         fraction = _SIMPLE_FRACTION.fullmatch(text) if len(text) <= 5000 else None
@@ -181,7 +181,7 @@ def read_number(text: str) -> Number | None:
 
 
 def split(text: str, separator: str) -> list[str] | None:
-    """The parts between separators that are in no brackets; `None` if there is but one, or brackets do not match."""
+    """Splits at separators outside brackets. `None` if there is only one part, or brackets do not match."""
     if separator not in text:
         return None
     parts, depth, start = [], 0, 0
@@ -232,7 +232,7 @@ def _relation(text: str) -> Form | None:
 
 
 def _bracketed(text: str) -> Form | None:
-    """The content of the one pair of brackets around all of a text."""
+    """Content of the pair of brackets that encloses the whole text."""
     opening = next((mark for mark in (r"\{", r"\langle", "(", "[", "{") if text.startswith(mark)), None)
     if opening is None:
         return None
@@ -267,7 +267,7 @@ def _bracketed(text: str) -> Form | None:
 
 
 def equal(gold: Form, answer: Form) -> bool:
-    """If an answer is the solution; both are [`read`]."""
+    """True if the answer is the solution. Both were [`read`]."""
     if any(isinstance(form, Parts) and form.kind == "union" for form in (gold, answer)):
         one, other = _set(gold), _set(answer)
         return one == other or one.symmetric_difference(other).is_empty is True
@@ -285,7 +285,7 @@ def equal(gold: Form, answer: Form) -> bool:
 
 
 def texts_equal(gold: str, answer: str, strict: bool = False) -> bool:
-    """[`equal`] for parts of answers, which may have units and be words of their own."""
+    """[`equal`] for parts of answers, which may have units or be words."""
     known = texts.same(answer, gold)
     if known is not None:
         return known
@@ -318,7 +318,7 @@ def _parts_equal(gold: Parts, answer: Parts) -> bool:
 
 
 def _same_elements(gold: Sequence[str], answer: Sequence[str]) -> bool:
-    """Each of the one is in the other; order and repetitions do not count, but an ellipsis is an element with a place."""
+    """Compares as sets, ignoring order and repetition. With an ellipsis, compares element by element in order."""
     if any(r"\ldots" in item or r"\cdots" in item or "..." in item for item in (*gold, *answer)):
         return len(gold) == len(answer) and all(
             texts_equal(one, other) for one, other in zip(gold, answer, strict=True)
@@ -344,13 +344,13 @@ def _quietly(gold: str, answer: str) -> bool:
 
 
 def _mixed_equal(gold: Form, answer: Form) -> bool:
-    """A set against an interval or an expression of sets, a set of one against its element."""
+    """Compares a set with an interval or set expression, and a set of one element with that element."""
     for one, other in ((gold, answer), (answer, gold)):
         if isinstance(one, Parts) and one.kind == "set" and len(one.items) == 1 and isinstance(other, (Number, str)):
             element = read(one.items[0])
             return equal(element, other) if one is gold else equal(other, element)
     if isinstance(answer, Parts) and answer.kind == "list" and isinstance(gold, (Number, str)):
-        # One answer, repeated
+        # The same answer, repeated
         return all(equal(gold, read(item)) for item in answer.items)
     if (isinstance(gold, Parts) and gold.kind in ("list", "matrix")) or (
         isinstance(answer, Parts) and answer.kind in ("list", "matrix")
@@ -363,7 +363,7 @@ def _mixed_equal(gold: Form, answer: Form) -> bool:
 
 
 def _set(form: Form) -> sympy.Set:
-    """An interval, a finite set, an expression of these, or what solves inequalities."""
+    """Converts to a sympy set: an interval, a finite set, an expression of these, or the solutions of inequalities."""
     if isinstance(form, Parts) and form.kind == "union":
         return sympy.Union(*(_set(read(item)) for item in form.items))
     if isinstance(form, Relation) and not set(form.signs) & {"=", "~", "in", "notin"}:
@@ -411,7 +411,7 @@ def _set_expression(text: str) -> sympy.Set:
 
 
 def _is_name(side: str) -> bool:
-    """If a side names a quantity: x, f(x), A_1, m+n, \\angle ABC, and not a formula with numbers of its own."""
+    """True if a side names a quantity (x, f(x), A_1, m+n, \\angle ABC) and is not a formula with numbers."""
     plain = re.sub(r"_\s*(?:\{[^{}]*\}|[A-Za-z0-9])|\([^()]*\)", "", side)
     return (
         not re.search(r"\d", plain)
@@ -430,7 +430,7 @@ def _has_letters(side: str) -> bool:
 
 
 def _value_equals(gold: Form, answer: Relation) -> bool:
-    """`x = 5`, `204 = x`, `2 + 3 = 5`, `x \\in [1, 2]` and `-1 < x < 3` against a value or a set."""
+    """Compares `x = 5`, `204 = x`, `2 + 3 = 5`, `x \\in [1, 2]` or `-1 < x < 3` with a value or a set."""
     signs = set(answer.signs)
     if signs == {"in"} and len(answer.sides) == 2 and _is_name(answer.sides[0]):
         return isinstance(gold, (Parts, Sets, str)) and equal(gold, read(answer.sides[1]))
@@ -443,7 +443,7 @@ def _value_equals(gold: Form, answer: Relation) -> bool:
         if any(_has_letters(side) and not _is_name(side) for side in sides[:-1]):
             return False
         if "~" in signs and values:
-            # What is rounded follows the exact value
+            # A rounded value follows the exact one
             exact = answer.sides[answer.signs.index("~")]
             return _quietly_form(gold, exact) and _rounds(exact, answer.sides[-1])
         if not all(_rounds(value, target) for value in values):
@@ -465,7 +465,7 @@ def _quietly_form(gold: Form, answer: str) -> bool:
 
 
 def _rounds(one: str, other: str) -> bool:
-    """If two sides of an equation are equal, or the one that is a decimal is the other, rounded to its digits."""
+    """True if two sides of an equation are equal, or one is a decimal and the other rounds to its digits."""
     first, second = (read(texts.without_unit(side)[0]) for side in (one, other))
     if not isinstance(first, (Number, str)) or not isinstance(second, (Number, str)):
         return False
@@ -473,12 +473,12 @@ def _rounds(one: str, other: str) -> bool:
 
 
 def _relation_has(gold: Relation, answer: Form) -> bool:
-    """A solution that is a relation, and an answer that is none: `x = 5` and 5, `x \\le 3` and an interval."""
+    """Compares a relation as solution with an answer that is none: `x = 5` with 5, `x \\le 3` with an interval."""
     signs = set(gold.signs)
     if signs == {"in"} and len(gold.sides) == 2 and _is_name(gold.sides[0]):
         return equal(read(gold.sides[1]), answer)
     if signs <= {"=", "~"}:
-        # A line x + y = 3 is not 3
+        # The line x + y = 3 is not 3
         if not _is_name(gold.sides[0]) or _SUM.search(gold.sides[0]) or _CALCULATED.search(gold.sides[0]):
             return False
         return equal(read(texts.without_unit(gold.sides[-1])[0]), answer)
@@ -537,7 +537,7 @@ def _difference(left: str, right: str) -> sympy.Expr:
 
 
 def _constraints(relation: Relation) -> list[tuple[str, sympy.Expr]]:
-    """Each as (">", ">=" or "!=", expression): what is compared with zero."""
+    """Each constraint as (">", ">=" or "!=", expression), with the expression compared to zero."""
     found = []
     for left, sign, right in zip(relation.sides, relation.signs, relation.sides[1:], strict=False):
         if sign in ("<", "<="):
@@ -551,7 +551,7 @@ def _same_constraint(one: tuple[str, sympy.Expr], other: tuple[str, sympy.Expr])
 
 
 def _proportional(one: sympy.Expr, other: sympy.Expr, positive: bool) -> bool:
-    """If one is the other times a number that is not zero, and positive if it must be."""
+    """True if one is the other times a nonzero constant, which must be positive with `positive`."""
     if not one.free_symbols or _names(one) != _names(other):
         return False
     ratio = None
@@ -575,7 +575,7 @@ def _variable(relation: Relation) -> str:
 
 
 def _solution_set(relation: Relation) -> sympy.Set:
-    """The real numbers for which a relation of one variable holds."""
+    """The real numbers for which a relation in one variable holds."""
     x = sympy.Symbol("x", real=True)
     _variable(relation)
     sides = [expression(side) for side in relation.sides]
@@ -594,7 +594,7 @@ def _solution_set(relation: Relation) -> sympy.Set:
 
 
 def scalars_equal(gold: Number | str, answer: Number | str, digits: int = DIGITS) -> bool:
-    """Numbers and expressions: exactly, but for decimals of at least so many significant digits."""
+    """Compares exactly, except for decimals with at least `digits` significant digits."""
     if isinstance(gold, Number) and isinstance(answer, Number):
         return _numbers_equal(gold, answer, digits)
     for one, other in ((gold, answer), (answer, gold)):
@@ -626,7 +626,7 @@ def _close(one: Number, other: Number, digits: int) -> bool:
 
 
 def _fits(decimal: Number, value: Fraction) -> bool:
-    """If a value, rounded or cut to the last digit of a decimal, is that decimal."""
+    """True if the value, rounded or truncated to the decimal's last digit, is that decimal."""
     scaled, written = abs(value) / decimal.last, abs(decimal.value) / decimal.last
     if (value < 0) != (decimal.value < 0):
         return False
@@ -650,11 +650,11 @@ def _decimal_equals(decimal: Number, value: sympy.Expr, digits: int) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def expression(text: str) -> sympy.Expr:
-    """Reads LaTeX with latex2sympy, unevaluated; decimals are exact.
+    """Reads LaTeX with latex2sympy, unevaluated. Decimals become exact.
 
     Raises:
-        Unreadable: It reads nothing, or something that is no expression.
-        TooLarge: A number in it is.
+        Unreadable: The text cannot be parsed, or is not an expression.
+        TooLarge: The expression contains a number that is too large.
     """
     number = read_number(text.strip())
     if number is not None:
@@ -663,7 +663,7 @@ def expression(text: str) -> sympy.Expr:
         raise Unreadable("too long, or with a prime, which the parser leaves out")
     if _RUN_OF_NUMBERS.search(text):
         raise Unreadable("numbers side by side")
-    # For the parser `I` is the imaginary unit as well
+    # The parser would read `I` as the imaginary unit too
     if r"\Upsilon" in text:
         raise Unreadable("the letter that stands for I")
     text = _CAPITAL_I.sub(lambda m: m[1] or r"\Upsilon ", text)
@@ -687,7 +687,7 @@ def expression(text: str) -> sympy.Expr:
 
 
 def constant(text: str) -> sympy.Expr:
-    """An expression without variables."""
+    """Evaluates an expression without variables."""
     value = evaluate(expression(texts.without_unit(text)[0]))
     if value.free_symbols:
         raise Unreadable(text)
@@ -703,12 +703,12 @@ def _depth(text: str) -> int:
 
 
 def _check_size(parsed: sympy.Basic) -> None:
-    """Raises [`TooLarge`] where working it out would take too much."""
+    """Raises [`TooLarge`] if evaluation would take too much memory or time."""
     _bits(parsed)
 
 
 def _bits(node: sympy.Basic) -> float:
-    """About the binary logarithm of a bound on the absolute values of the numbers in an expression; symbols are small."""
+    """Estimates the base-2 logarithm of a bound on the absolute values in an expression. Symbols count as small."""
     if isinstance(node, sympy.Rational):
         return max(abs(int(node.p)).bit_length(), int(node.q).bit_length(), 1)
     if isinstance(node, sympy.Float):
@@ -748,13 +748,13 @@ def _bits(node: sympy.Basic) -> float:
 
 
 def evaluate(value: sympy.Expr) -> sympy.Expr:
-    """The expression, worked out."""
+    """Evaluates the expression."""
     _check_size(value)
     return value.doit()
 
 
 def expressions_equal(one: sympy.Expr, other: sympy.Expr) -> bool:
-    """Exactly; expressions with variables where they agree at random points."""
+    """Compares exactly. Expressions with variables are equal if they agree at random points."""
     if one == other and not one.has(sympy.nan, sympy.zoo):
         return True
     one, other = evaluate(one), evaluate(other)
@@ -772,7 +772,7 @@ def expressions_equal(one: sympy.Expr, other: sympy.Expr) -> bool:
 
 
 def _imaginary(one: sympy.Expr, other: sympy.Expr) -> tuple[sympy.Expr, sympy.Expr]:
-    """`i` is the imaginary unit."""
+    """Substitutes the imaginary unit for `i`."""
     return tuple(
         part.subs({symbol: sympy.I for symbol in part.free_symbols if symbol.name == "i"}).doit()
         for part in (one, other)
@@ -784,11 +784,11 @@ def _names(value: sympy.Expr) -> set[str]:
 
 
 def _samples(one: sympy.Expr, other: sympy.Expr):
-    """Pairs of values at random rational points: all variables positive, then of both signs where both values are real."""
+    """Pairs of values at random rational points: all variables positive, then both signs where both values are real."""
     names = sorted(_names(one) | _names(other))
     generator = random.Random(0)
     is_complex = one.has(sympy.I) or other.has(sympy.I)
-    whole = one.has(*_WHOLE) or other.has(*_WHOLE)  # factorials are of whole numbers
+    whole = one.has(*_WHOLE) or other.has(*_WHOLE)  # factorials need whole numbers
     for point in range(_POINTS):
         values = {
             name: sympy.Integer(generator.randrange(3, 40) + point)
@@ -830,7 +830,7 @@ def _is_zero(value: sympy.Expr) -> bool:
 
 
 def constants_equal(one: sympy.Expr, other: sympy.Expr) -> bool:
-    """Rational numbers exactly, others to 60 digits and then to 400; relative to their size."""
+    """Compares rational numbers exactly, others to 60 and then to 400 digits, relative to their size."""
     if one == other:
         return not (one.has(sympy.nan) or one.has(sympy.zoo))
     if one.is_Rational and other.is_Rational:
@@ -850,7 +850,7 @@ def constants_equal(one: sympy.Expr, other: sympy.Expr) -> bool:
             return True
         gap = abs(first - second)
         if min(abs(first), abs(second)) < sympy.Float(10) ** -50 and size < sympy.Float(10) ** -50:
-            # Next to zero digits are lost
+            # Near zero, digits are lost
             return sympy.simplify(one - other) == 0
         if gap > size * sympy.Float(10, 30) ** (10 - digits):
             return False

@@ -1,4 +1,4 @@
-"""The verdict on one answer, in a worker: [`verdict`]."""
+"""The verdict on one answer, computed in a worker: [`verdict`]."""
 
 import re
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from . import algebra, text
 from .notation import ascii_digits, closing, latex, trim
 
 
-_MAX_WORDS = 12  # of a solution that is a sentence, without mathematics
+_MAX_WORDS = 12  # limit for a solution that is a sentence without mathematics
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`correct` is `None` where there is no solution; the forms are for a reader and for a vote."""
+    """`correct` is `None` without a usable solution. `gold` and `answer` are forms for display and for votes."""
 
     correct: bool | None
     gold: str | None
@@ -25,7 +25,7 @@ class Comparison:
 
 
 def verdict(completion: str, solution: str) -> Comparison:
-    r"""Compares an answer with a solution, each alone in `\boxed{...}`, or in a text where math-verify finds it."""
+    r"""Compares an answer with a solution. Each is alone in `\boxed{...}`, or in a text where math-verify finds it."""
     gold = _inside(solution)
     if gold is None:
         gold = _found(solution, [])
@@ -44,7 +44,7 @@ def verdict(completion: str, solution: str) -> Comparison:
 
 
 def same(answer: str, gold: str, labels: bool = True) -> bool:
-    """If an answer is the solution; both without the marks around them. `labels`: they may have an option's letter."""
+    """True if the answer is the solution. Both are [`trim`]med. `labels`: allow an option's letter in front."""
     answer, gold = (text.scaled(text.without_base_ten(part)) for part in (answer, gold))
     known = text.same(answer, gold)
     if known is not None:
@@ -55,13 +55,13 @@ def same(answer: str, gold: str, labels: bool = True) -> bool:
     try:
         if algebra.texts_equal(latex(gold_value), latex(answer_value)):
             return True
-    except Exception:  # sympy raises many kinds; math-verify's timeout is none of them, and passes
+    except Exception:  # sympy raises many kinds; math-verify's timeout is not an Exception and passes through
         pass
     return labels and _labelled(answer, gold)
 
 
 def _labelled(answer: str, gold: str) -> bool:
-    """`(B) 204` against 204, and B against a solution `(B) 204`."""
+    """True for `(B) 204` against 204, and for B against a solution `(B) 204`."""
     bare = text.without_label(answer)
     wanted = text.without_label(gold)
     if wanted is not None:
@@ -75,7 +75,7 @@ def _labelled(answer: str, gold: str) -> bool:
 
 
 def _inside(boxed: str) -> str | None:
-    r"""The content of `\boxed{...}`, if that is all."""
+    r"""Content of `\boxed{...}`, if the text is nothing else."""
     prefix = r"\boxed{"
     if (
         boxed.startswith(prefix)
@@ -86,7 +86,7 @@ def _inside(boxed: str) -> str | None:
 
 
 def _in_answers() -> list:
-    """TRL's configuration for completions."""
+    """TRL's configuration for parsing completions."""
     return [
         LatexExtractionConfig(
             normalization_config=NormalizationConfig(units=True),
@@ -106,7 +106,7 @@ def _found(content: str, configuration: list) -> str | None:
 
 
 def shown(answer: str | None) -> str:
-    """One form for equal numbers, with the text: as TRL logs what math-verify parsed."""
+    """One form for equal numbers, followed by the text, in the format in which TRL logs what math-verify parsed."""
     if answer is None:
         return "[unparseable]"
     form = _form(answer)

@@ -1,20 +1,20 @@
 # ruff: noqa: RUF001, SIM905
-r"""One way to write an answer: Unicode, plain text and LaTeX dialects become the LaTeX that latex2sympy reads.
+r"""A common notation for answers: converts Unicode, plain text and LaTeX dialects to the LaTeX that latex2sympy reads.
 
-Nothing here is evaluated, and every pattern is linear in the length of the text.
+Nothing is evaluated here, and every pattern is linear in the length of the text.
 """
 
 import re
 import unicodedata
 
 
-# What may stand around an answer, longest first
+# What may surround an answer, longest first
 _SPACES = (r"\,", r"\;", r"\:", r"\!", r"\ ", r"\qquad", r"\quad", "~")
 _BEFORE = (r"\displaystyle", r"\(", r"\[", *_SPACES, r"\$", "$", "*", "`", "#")
 _DOLLARS = re.compile(r"\\?\$\s*[\d.]")
 _AFTER = (r"\)", r"\]", r"\\", *_SPACES, "$", "*", "`", ".", ",", ";", "。")
 
-# Characters that say nothing: byte-order marks, joiners, soft hyphens, carriage returns
+# Characters without meaning: byte-order marks, joiners, soft hyphens, carriage returns
 _INVISIBLE = dict.fromkeys([0xFEFF, 0x200B, 0x200C, 0x200D, 0x2060, 0xAD, 0x0D])
 # Full-width forms, spaces, dashes and quotes
 _ASCII = {
@@ -73,7 +73,7 @@ _COMMANDS = {
     "approxeq": r"\approx ", "thickapprox": r"\approx ", "simeq": r"\approx ", "thinspace": " ", "enspace": " ",
 }  # fmt: skip
 _COMMAND = re.compile(r"\\(" + "|".join(sorted(_COMMANDS, key=len, reverse=True)) + r")(?![A-Za-z])")
-# Names that plain text writes without a backslash
+# Names that plain text has without a backslash
 _FUNCTIONS = (
     "arcsin arccos arctan arcsec arccsc arccot sinh cosh tanh sin cos tan cot sec csc ln log exp sqrt cbrt abs "
     "floor ceil gcd lcm max min"
@@ -103,7 +103,7 @@ _MIXED = re.compile(
     r"|(?<![\d.,/^_\\A-Za-z)}])(\d+)(?:\s|\\ )+(\d+)\s*/\s*(\d+)(?![\d.])"
 )
 _THOUSANDS = re.compile(r"(?<![\d.])(\d{1,3})((?:(?:\{,\}|,\\!|\\[,;:! ])\d{3})+)(?!\d)")
-# A space in plain text: three digits each, and no numerator of a mixed number
+# Thousands separated by spaces in plain text: groups of three digits, none of which is a mixed number's numerator
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,^_\\}])(?<!\d )([1-9]\d{0,2})((?:(?:\s|~)\d{3})+)(?!\d|[ ~]\d|\s*/)")
 _DECIMAL_COMMA = re.compile(r"(\d)\{,\}(?=\d)")
 _TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
@@ -111,7 +111,7 @@ _DEGREES = re.compile(r"(\d+(?:\.\d+)?|\))\s*(?:\^\s*\{\s*\\circ\s*\}|\^\s*\\cir
 
 
 def ascii_digits(text: str) -> str:
-    """Digits of all scripts, full-width forms and the degree sign in ASCII; invisible characters are dropped."""
+    """Converts digits of all scripts, full-width forms and the degree sign to ASCII. Drops invisible characters."""
     if text.isascii():
         return text.replace("\r", "") if "\r" in text else text
     text = text.translate(_INVISIBLE).translate(_ASCII)
@@ -119,16 +119,16 @@ def ascii_digits(text: str) -> str:
 
 
 def trim(answer: str, currency: bool = False) -> str:
-    """An answer without the marks around it, in ASCII where that is another way to write the same.
+    """Strips the marks around an answer, and converts characters with an ASCII equivalent.
 
-    `currency`: with the sign for dollars before a number."""
+    `currency`: keep a dollar sign before a number."""
     answer = ascii_digits(answer).strip()
     while True:
         before = next((mark for mark in _BEFORE if answer.startswith(mark)), "")
         if currency and _DOLLARS.match(answer) and not (before == "$" and answer.count("$") > 1):
             before = ""
         after = next((mark for mark in _AFTER if answer[len(before) :].endswith(mark)), "")
-        # A currency, an empty delimiter, an ellipsis
+        # Keep a currency sign, an empty delimiter and an ellipsis
         if (after == "$" and answer.endswith(r"\$")) or (after == "." and answer.endswith((r"\right.", ".."))):
             after = ""
         if before in (r"\(", r"\[") and answer.endswith(r"\right" + after[1:]):
@@ -139,7 +139,7 @@ def trim(answer: str, currency: bool = False) -> str:
 
 
 def unicode_to_latex(text: str) -> str:
-    """Unicode mathematics as LaTeX: roots, fractions, exponents, relations, Greek letters, mathematical alphabets."""
+    """Converts Unicode mathematics to LaTeX: roots, fractions, exponents, relations, Greek and math alphabets."""
     if text.isascii():
         return text
     text = _RAISED_RUN.sub(lambda m: f"^{{{m[0].translate(_RAISED)}}}", text)
@@ -151,7 +151,7 @@ def unicode_to_latex(text: str) -> str:
 
 
 def _compatible(character: str) -> str:
-    """A fraction in one character, or a letter of a mathematical alphabet, in ASCII."""
+    """Converts a one-character fraction or a letter of a mathematical alphabet to ASCII."""
     if character.isascii():
         return character
     plain = unicodedata.normalize("NFKC", character)
@@ -162,10 +162,10 @@ def _compatible(character: str) -> str:
 
 
 def latex(text: str) -> str:
-    """An answer, [`trim`]med, in the LaTeX that the comparison reads."""
+    """Converts a [`trim`]med answer to the LaTeX that the comparison reads."""
     text = unicode_to_latex(text)
     text = _STYLE.sub(" ", text)
-    for _ in range(3):  # nested
+    for _ in range(3):  # may be nested
         text = _WRAPPER.sub(r"{\1}", _LETTER.sub(r" \1 ", text))
     text = _COMMAND.sub(lambda m: _COMMANDS[m[1]], text)
     text = _THOUSANDS.sub(lambda m: m[1] + re.sub(r"\D", "", m[2]), text)
@@ -186,7 +186,7 @@ def latex(text: str) -> str:
 
 
 def _exponent_number(text: str) -> str:
-    """A number of a program or of JSON: 1e-07, 2.04E2. `2e-3` may be 2e minus 3, and stays what it is."""
+    """Converts a number as programs and JSON write it: 1e-07, 2.04E2. `2e-3` may mean 2e minus 3, and is kept."""
     match = _EXPONENT_NUMBER.fullmatch(text)
     if match is None:
         return text
@@ -210,7 +210,7 @@ def _periodic(whole: str, fixed: str, period: str) -> str:
 
 
 def _endless(match: re.Match) -> str:
-    """0.333... where the last block is written three times, or one of two digits and more twice."""
+    """0.333... if the last block appears three times, or twice for a block of two or more digits."""
     block = _BLOCK.fullmatch(match[2])
     if block is None:
         return match[0]
@@ -233,7 +233,7 @@ def _name(match: re.Match) -> str:
 
 
 def closing(text: str, start: int, pair: str = "()") -> int:
-    """Where the bracket that opens at `start` closes; -1 if it does not."""
+    """Position where the bracket that opens at `start` closes. -1 if it does not."""
     depth = 0
     for position in range(start, len(text)):
         depth += (text[position] == pair[0]) - (text[position] == pair[1])
@@ -243,8 +243,7 @@ def closing(text: str, start: int, pair: str = "()") -> int:
 
 
 def _calls(text: str) -> str:
-    """sqrt(3), exp(16), abs(x): functions of plain text whose argument LaTeX writes in braces. At most 50, as each is a
-    scan."""
+    """Converts calls in plain text, such as sqrt(3) and abs(x), to LaTeX with braces. At most 50, as each is a scan."""
     for _ in range(50):
         match = _CALL.search(text)
         if match is None:
@@ -259,7 +258,7 @@ def _calls(text: str) -> str:
 
 
 def _powers(text: str) -> str:
-    """x^10, x^-1 and x^(1/2) have the exponents that plain text means."""
+    """Puts braces around exponents in plain text: x^10, x^-1, x^(1/2)."""
     position = 0
     for _ in range(100):
         match = _POWER.search(text, position)
@@ -278,7 +277,7 @@ def _powers(text: str) -> str:
 
 
 def _trigonometric_degrees(text: str) -> str:
-    r"""Degrees as radians in an expression with trigonometric functions: `\sin 70^\circ`."""
+    r"""Converts degrees to radians in an expression with trigonometric functions: `\sin 70^\circ`."""
     if not _TRIG.search(text):
         return text
     return _DEGREES.sub(

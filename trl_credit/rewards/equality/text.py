@@ -1,7 +1,7 @@
 # ruff: noqa: SIM905
 r"""Kinds of answers that need no algebra: words, option letters, clock times, numbers in another base, units.
 
-Each rule of [`same`] says right, wrong, or `None`: not its kind.
+Each rule of [`same`] returns right, wrong, or `None` if the answers are not of its kind.
 """
 
 import re
@@ -15,7 +15,7 @@ _TEXT = (
 )
 _WRAP = re.compile(_TEXT + r"\s*\{([^{}]*)\}")
 _SPACE = re.compile(r"(?:(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|~|\s)+")
-# Outer punctuation; a point before digits, a factorial and a prime say something
+# Outer punctuation. Excludes a point before digits, a factorial and a prime, which carry meaning
 _BEFORE = ' ,;:?"`*$#'
 _AFTER = ' .,;:?"`*$'
 
@@ -31,7 +31,7 @@ _ELEMENTS = frozenset(
 )
 _PHRASE_SPACE = re.compile(r"(?<=\d)(?=r\s*\d)|(?<=\dr)(?=\d)|\s+", re.IGNORECASE)
 _BETWEEN = re.compile(r"(?<![a-z\\_^])\d\s+((?:[^\W\d_]+[\s-]+){1,4})(?=[-+]?\d)")
-# Between numbers, what is mathematics or a list
+# Words between numbers that are part of mathematics or of a list
 _PHRASE_WORDS = frozenset(
     (
         "and or if for mod modulo times plus minus over choose divided multiplied by x e i pi sqrt cbrt sin cos tan cot "
@@ -122,7 +122,7 @@ _TAIL = re.compile(
     r"\s*(?:\^\s*\{?\s*(?P<power>-?\d)\s*\}?|(?P<sign>[²³]))?\s*\.?",
     re.DOTALL,
 )
-# Words after a number that are no units
+# Words after a number that are not units
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE_WORD = re.compile("|".join(_SCALES), re.IGNORECASE)
 _SCALED = re.compile(rf"((?:\\?\$|[€£¥₹])?\s*[-+]?[\d.,]+)\s*({'|'.join(_SCALES)})\b(.*)", re.IGNORECASE)
@@ -147,7 +147,7 @@ _CURRENCY = {
 
 
 def unwrapped(text: str) -> str:
-    r"""A text without `\text{...}` and the like, with single spaces."""
+    r"""Removes `\text{...}` and similar commands, and collapses spaces."""
     text = text.replace("{:}", ":").replace("{,}", ",")
     for _ in range(4):
         text, count = _WRAP.subn(r" \1 ", text)
@@ -157,17 +157,17 @@ def unwrapped(text: str) -> str:
 
 
 def key(text: str) -> str:
-    """The same for the same text: spaces, outer punctuation and text commands are folded, and nothing else."""
+    """Key that is equal for equal text. Folds spaces, outer punctuation and text commands, and nothing else."""
     text = unwrapped(unicode_to_latex(ascii_digits(text))).lstrip(_BEFORE).rstrip(_AFTER)
     text = re.sub(r"\\(?:left|right|displaystyle)(?![a-z])", "", text)
     text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
-    # A space counts only between two words, or between two numbers
+    # A space counts only between two words or two numbers
     text = re.sub(r" (?=[^\w\\]|_)|(?<=[^\w]) ", "", text)
     return text
 
 
 def same(answer: str, gold: str) -> bool | None:
-    """Right or wrong, if it takes no algebra to say; `None` if it does. Both are [`trim`]med."""
+    """True or False if this can be decided without algebra, else `None`. Both are [`trim`]med."""
     gold_key, answer_key = key(gold), key(answer)
     if gold_key and answer_key == gold_key:
         return True
@@ -175,17 +175,17 @@ def same(answer: str, gold: str) -> bool | None:
         result = rule(answer, gold)
         if result is not None:
             return result
-    # In mathematics R is not r
+    # Case counts in mathematics (R is not r), but not in text
     return bool(gold_key) and answer_key.casefold() == gold_key.casefold() if is_text(gold) else None
 
 
 def _constant(answer: str, gold: str) -> bool | None:
-    """The imaginary unit is not the option I."""
+    """The imaginary unit `i` is not the option `I`."""
     return False if (unwrapped(answer), unwrapped(gold)) == ("i", "I") else None
 
 
 def _literal(answer: str, gold: str) -> bool | None:
-    """Dates, telephone numbers, addresses and versions, which look like arithmetic, are what they are."""
+    """Dates, telephone numbers, addresses and versions look like arithmetic, but are compared as text."""
     one, other = (unwrapped(part).strip(_BEFORE).rstrip(".") for part in (answer, gold))
     one, other = (re.sub(r"[{}]", "", part) for part in (one, other))
     if not _LITERAL.fullmatch(one) and not _LITERAL.fullmatch(other):
@@ -196,7 +196,7 @@ def _literal(answer: str, gold: str) -> bool | None:
 
 
 def _formula(answer: str, gold: str) -> bool | None:
-    r"""Chemical formulas: `H₂O`, `H_2O` and `\ce{H2O}` are one, `NO2` and `N2O` are two; a letter's case counts."""
+    r"""Chemical formulas: `H₂O`, `H_2O` and `\ce{H2O}` are equal, `NO2` and `N2O` are not. Case counts."""
     one, other = (_molecule(part) for part in (answer, gold))
     if other.casefold() in ("no", "yes"):
         return None
@@ -211,7 +211,7 @@ def _molecule(text: str) -> str:
 
 
 def _is_formula(text: str) -> bool:
-    """Two capitals at least; of elements, or with counts, which no product has after its letters."""
+    """At least two capitals, and either only elements or counts, which no product has after its letters."""
     if len(text) > 100 or not _MOLECULE.fullmatch(text) or len(re.findall("[A-Z]", text)) < 2:
         return False
     return bool(re.search(r"[A-Za-z]\d", text)) or all(
@@ -220,7 +220,7 @@ def _is_formula(text: str) -> bool:
 
 
 def _phrase(answer: str, gold: str) -> bool | None:
-    """Words between numbers, `5 out of 8` and `3 R 2`, are no product."""
+    """Words between numbers, as in `5 out of 8` and `3 R 2`, are not a product."""
     one, other = (_PHRASE_SPACE.sub(" ", unwrapped(part)).casefold() for part in (answer, gold))
     inside = _BETWEEN.findall(other)
     if not any(_PHRASE_WORDS.isdisjoint(words.split()) for words in inside):
@@ -242,7 +242,7 @@ def _options(answer: str, gold: str) -> bool | None:
     if _RUN.fullmatch(plain) and len(set(plain)) == len(plain):
         listed = _listed(given)
         if listed is None:
-            return False  # not `key`'s
+            return False  # without falling back to `key`
         return sorted(listed) == sorted(plain) if list(plain) == sorted(plain) else listed == list(plain)
     golds = _listed(plain)
     if golds is not None:
@@ -256,7 +256,7 @@ _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 
 
 def _word_set(answer: str, gold: str) -> bool | None:
-    r"""A solution `\{red, blue\}` is the words in any order; without braces their order counts."""
+    r"""Compares a solution `\{red, blue\}` with words in any order. Without braces, order counts."""
 
     def words(text: str) -> set[str]:
         inner = _SET.fullmatch(text)
@@ -270,7 +270,7 @@ def _word_set(answer: str, gold: str) -> bool | None:
 
 
 def _listed(text: str) -> list[str] | None:
-    """The letters of a list of options, `A, B and D`."""
+    """Letters in a list of options such as `A, B and D`."""
     inner = text.replace("\\{", "").replace("\\}", "").strip(" {}")
     if inner.startswith("(") and inner.endswith(")") and inner.count("(") == 1:
         inner = inner[1:-1]
@@ -278,9 +278,9 @@ def _listed(text: str) -> list[str] | None:
 
 
 def option(text: str) -> str | None:
-    """The one option that an answer names, with its text or a reason: `(B) 4`, `B: blue`, `B because C is not valid`.
+    """The one option that an answer names, perhaps with text or a reason: `(B) 4`, `B: blue`, `B because C is wrong`.
 
-    `None` for none and for several: `D/H`, `A or B`, `(A) 3 (B) 4`.
+    `None` if it names none or several: `D/H`, `A or B`, `(A) 3 (B) 4`.
     """
     match = _LABEL.match(text)
     if match is None:
@@ -308,12 +308,11 @@ _SAID = re.compile(
 
 
 def without_label(text: str) -> str | None:
-    r"""An answer without the letter of its option or the words before it: `\textbf{(B)} 204`, `the answer is 204`."""
+    r"""Removes an option's letter or words in front of an answer: `\textbf{(B)} 204`, `the answer is 204`."""
     plain = unwrapped(text)
     match = _LABELLED.match(plain) or _SAID.match(plain)
     if match is None or _ANOTHER.search(plain[match.end() :]):
         return None
-    # The commands of what follows stay
     rest = plain[match.end() :].strip()
     return rest or None
 
@@ -327,12 +326,12 @@ def _clock(answer: str, gold: str) -> bool | None:
         return False
     if want[1] is None or got[1] == want[1]:
         return got[0] == want[0] or (want[1] is not None and _minutes(got) == _minutes(want))
-    # The afternoon in 24 hours
+    # An answer may give an afternoon time in 24 hours
     return got[1] is None and got[0][0] > 12 and _minutes(got) == _minutes(want)
 
 
 def clock(text: str) -> tuple[tuple[int, int, int], str | None] | None:
-    """Hours, minutes and seconds as they are written, and "a" or "p"."""
+    """Hours, minutes and seconds as written, and "a" or "p" (am, pm)."""
     match = _CLOCK.fullmatch(unwrapped(ascii_digits(text)).strip(" $*"))
     if match is None:
         return None
@@ -345,7 +344,7 @@ def _minutes(time: tuple[tuple[int, int, int], str | None]) -> tuple[int, int, i
 
 
 def in_base(text: str) -> tuple[str, int] | None:
-    r"""The digits and the base of `1011_2`, `(1A3)_{16}`, `1011_{\text{two}}`, `1011 (base 2)`."""
+    r"""Digits and base of `1011_2`, `(1A3)_{16}`, `1011_{\text{two}}` or `1011 (base 2)`."""
     plain = unwrapped(text).replace(r"\(", "").replace(r"\)", "").strip(" $*.")
     plain = re.sub(r"\{ ?([^{}]*?) ?\}", r"{\1}", plain).replace(" _", "_").replace(r"\_", "_")
     match = _BASE.fullmatch(plain) or _IN_BASE.fullmatch(plain)
@@ -368,12 +367,12 @@ def _base(answer: str, gold: str) -> bool | None:
             return bool(re.fullmatch("[0-9A-F]+", plain)) and (plain.lstrip("0") or "0") == want[0]
         return got == want
     if got is not None and got[1] != 10:
-        return False  # the number in another base than the one asked for
+        return False  # not in the base that was asked for
     return None
 
 
 def scaled(text: str) -> str:
-    """`5 million` as a power of ten."""
+    """Converts `5 million` to a power of ten."""
     if not _SCALE_WORD.search(text):
         return text
     match = _SCALED.fullmatch(unwrapped(text))
@@ -381,13 +380,13 @@ def scaled(text: str) -> str:
 
 
 def without_base_ten(text: str) -> str:
-    """A number without its base, if that is ten."""
+    """Removes the base of a number if it is ten."""
     found = in_base(text) if "_" in text or "base" in text else None
     return found[0] if found is not None and found[1] == 10 else text
 
 
 def is_text(gold: str) -> bool:
-    """If a solution is words, which are no product of variables: `no`, `the sequence is bounded`, `ACB`."""
+    """True if a solution is words and not a product of variables: `no`, `the sequence is bounded`, `ACB`."""
     value, _ = without_unit(gold)
     plain = re.sub(_TEXT + r"\s*\{\s*(?:and|or|,|if|for|mod)\s*\}", ",", value)
     for match in _WRAP.finditer(plain):
@@ -401,13 +400,13 @@ def is_text(gold: str) -> bool:
     if not words:
         return False
     if re.search(r"[\d+*/^=<>|()\[\]]", re.sub(r"[^\W\d_]+\d+", "", plain)):
-        # In a formula, letters side by side are a product
+        # In a formula, adjacent letters are a product
         return any(len(re.sub(r"\d", "", word)) > 4 or not word.isascii() for word in words)
     return not all(_PRODUCT.fullmatch(word) for word in words)
 
 
 def without_unit(text: str) -> tuple[str, str | None]:
-    r"""A value and its unit, in one form for one unit: `35 \text{ cm}` is `35` and `cm`, `\$18` is `18` and `usd`."""
+    r"""Splits a value from its unit, in canonical form: `35 \text{ cm}` is `35` and `cm`, `\$18` is `18` and `usd`."""
     text = text.strip()
     for sign, unit in _CURRENCY.items():
         if text.startswith(sign) and len(text) > len(sign):
@@ -432,7 +431,7 @@ def without_unit(text: str) -> tuple[str, str | None]:
             "i",
         ):
             return text, None
-        # Letters after a number may be a product: 5m, 2xy. A word is none, and a unit with a space is none
+        # Letters after a number may be a product (5m, 2xy). A word is not, nor is a unit after a space
         number = _PLAIN_NUMBER.fullmatch(value)
         if len(bare) == 1 and not (known and match["gap"] and number):
             return text, None
@@ -483,7 +482,7 @@ def _unit(words: str, power: str | None) -> str:
 
 
 def units_differ(one: str | None, other: str | None, strict: bool = False) -> bool:
-    """If both are known, and not the same: 35 cm and 35 m; `strict`: also if they are other words, 3 cats and 3 dogs."""
+    """True if both units are known and differ (35 cm, 35 m). `strict`: also if other words differ (3 cats, 3 dogs)."""
     if strict and one and other:
         return one.rstrip("s") != other.rstrip("s")
     if one is None or other is None or one == other:
@@ -495,7 +494,7 @@ def units_differ(one: str | None, other: str | None, strict: bool = False) -> bo
 
 
 def _qualifiers(unit: str) -> tuple[set[str], set[str]]:
-    """The units and the other words of a phrase, `?km north`, in the singular."""
+    """The units and the other words, in the singular, of a phrase such as `?km north`."""
     units, others = set(), set()
     words = [word for word in re.findall(r"[^\W\d_]+|\d", unit) if word not in _FILLERS]
     for word in words:
