@@ -66,9 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command. On an error, prints one line and exits with 2."""
     prepare_terminal()
     arguments = _parser().parse_args(argv)
-    for package in ("scipy", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            _fail(f"CreditBench needs {package}: pip install 'trl-credit[analysis]'")
+    if importlib.util.find_spec("matplotlib") is None:
+        _fail("CreditBench needs matplotlib: pip install 'trl-credit[analysis]'")
     if arguments.model is None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch

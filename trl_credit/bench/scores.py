@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from ..statistics.paired import interval
+
 
 METRICS = ("auroc", "ap", "mass", "ratio", "rank")
 CONFIDENCE = 0.95
@@ -75,14 +77,12 @@ def summary(values: Iterable[float]) -> dict[str, float]:
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """Mean of a - b over the same items, with Student's t interval at 95 %."""
-    from scipy import stats
-
-    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    result = summary(difference)
-    n, mean, error = result["n"], result["mean"], result["stderr"]
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * error if n > 1 else math.inf
-    return {"difference": mean, "low": mean - half, "high": mean + half, "n": n}
+    """Mean of a - b over the same items, with Student's t interval at 95 %. Items that are not finite are left out."""
+    differences = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    differences = differences[np.isfinite(differences)]
+    mean, low, high = interval(differences, CONFIDENCE) if len(differences) else (math.nan, None, None)
+    low, high = (-math.inf, math.inf) if low is None else (low, high)
+    return {"difference": mean, "low": low, "high": high, "n": len(differences)}
 
 
 def compare_with_baselines(

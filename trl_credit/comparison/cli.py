@@ -84,9 +84,8 @@ def _compare(argv: list[str]) -> None:
     from .plan import make_plan, write_plan
     from .run import in_process, run_all
 
-    for name in ("scipy", "matplotlib"):  # check now, not after hours of training
-        if importlib.util.find_spec(name) is None:
-            _fail(f"the statistics and pictures need {name}: pip install 'trl-credit[analysis]'")
+    if importlib.util.find_spec("matplotlib") is None:  # check now, not after hours of training
+        _fail("the pictures need matplotlib: pip install 'trl-credit[analysis]'")
     from .results import read_runs
 
     arguments, overrides = parser().parse_known_args(argv)

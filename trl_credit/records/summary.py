@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy
 
 from ..methods.ops import UNIFORM_FRACTION
 from .record import CompletionCredit
@@ -112,17 +113,11 @@ def histograms(records: Sequence[CompletionCredit], edges: np.ndarray = LOG2_EDG
     return result
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1 for the lowest. Equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
 def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
     """Rank correlation. `None` if either input is constant."""
     if first.size < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
-    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
+    return float(scipy.stats.spearmanr(first, second).statistic)
 
 
 def summarise(records: Iterable[CompletionCredit]) -> dict[str, MethodSummary]:

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 
 ALPHA = 0.05
-# Beyond this number (16 seeds), sign flips are sampled
+# Random sign flips, where there are too many to try them all
 MOST_FLIPS = 2**16
+_CHUNK = 2**20  # numbers held at once while resampling
 
 
 def smoothed(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
@@ -49,7 +50,7 @@ def band(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarra
     half = np.full(len(counts), np.nan)
     some = counts > 1
     n = counts[some]
-    half[some] = stats.t.ppf((1 + level) / 2, n - 1) * np.sqrt(squares[some] / (n - 1) / n)
+    half[some] = scipy.stats.t.ppf((1 + level) / 2, n - 1) * np.sqrt(squares[some] / (n - 1) / n)
     return mean, mean - half, mean + half
 
 
@@ -65,28 +66,42 @@ def first_reached(curve: np.ndarray, target: float) -> float:
     return float(places[0] + 1) if len(places) else math.inf
 
 
-def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
-    """Two-sided p-value for differences symmetric about 0: the share of sign flips whose mean is as far from 0.
-
-    All 2^S flips for up to 16 differences, else `MOST_FLIPS` random ones plus the observed one.
+def sign_flip_p(
+    differences: Sequence[float],
+    exact: int = 16,
+    resamples: int = MOST_FLIPS,
+    generator: np.random.Generator | None = None,
+) -> float:
+    """Two-sided p of differences being symmetric about 0: the share of sign flips whose sum is as far from 0.
 
     Args:
-        differences: (S,) differences.
-        seed: Seed of the random flips.
+        differences: (S,) differences. Those that are 0 change nothing.
+        exact: Number of nonzero differences up to which all their flips are tried.
+        resamples: Number of random flips for more of them. The observed differences count as one more, so that p is
+            never 0.
+        generator: Generator of the random flips; by default seeded with 0.
     """
     differences = np.asarray(differences, float)
-    if len(differences) < 2 or not differences.any():
-        return 1.0
-    found = stats.permutation_test(
-        (differences / 2, -differences / 2),
-        lambda a, b, axis: (a - b).mean(axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=MOST_FLIPS,
-        batch=4096,
-        random_state=np.random.default_rng(seed),
-    )
-    return float(found.pvalue)
+    nonzero = differences[differences != 0]
+    count = len(nonzero)
+
+    def as_extreme(signs: np.ndarray) -> int:
+        return int((np.abs(signs @ nonzero) >= abs(nonzero.sum()) - 1e-9).sum())  # allows for rounding
+
+    if count <= exact:
+        flips = np.arange(2**count)
+        return as_extreme(2 * (flips[:, None] >> np.arange(count) & 1) - 1) / len(flips)
+    generator = np.random.default_rng(0) if generator is None else generator
+    extreme = 1
+    for rows in chunks(resamples, count):
+        extreme += as_extreme(2 * generator.integers(2, size=(rows, count), dtype=np.int8) - 1)
+    return extreme / (resamples + 1)
+
+
+def chunks(rows: int, columns: int) -> list[int]:
+    """Numbers of rows that split a (rows, columns) array into chunks of at most `_CHUNK` numbers each."""
+    size = max(1, _CHUNK // columns)
+    return [min(size, rows - start) for start in range(0, rows, size)]
 
 
 def signed_ranks(before: Sequence[float], after: Sequence[float]) -> np.ndarray:
@@ -95,7 +110,7 @@ def signed_ranks(before: Sequence[float], after: Sequence[float]) -> np.ndarray:
     both = np.isinf(before) & np.isinf(after)
     with np.errstate(invalid="ignore"):
         differences = np.where(both, 0.0, after - before)
-    return np.sign(differences) * stats.rankdata(np.abs(differences))
+    return np.sign(differences) * scipy.stats.rankdata(np.abs(differences))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

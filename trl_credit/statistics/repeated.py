@@ -4,7 +4,6 @@ Everywhere, `correct` holds the outcomes of the samples of P problems: a (P, n) 
 arrays of (n_i,) if the numbers of samples differ. All problems have equal weight. Results are float64.
 """
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -14,9 +13,10 @@ from statistics import NormalDist
 
 import numpy as np
 
+from .paired import chunks, sign_flip_p
+
 
 _EXACT_FLIPS = 12  # nonzero differences for which all 2^12 sign flips are tried
-_CHUNK = 2**20  # numbers held at once while resampling
 _HALVED = 896  # up to this many samples, if half are drawn, every count has a probability above 1e-270
 
 
@@ -297,16 +297,8 @@ def paired_difference(
         tail = _expanded_tail(level, count)
         low, high = np.quantile(_resampled_means(differences, resamples, bootstrap), [tail, 1 - tail]).tolist()
 
-    nonzero = differences[differences != 0]  # zeros change nothing
-    if len(nonzero) <= _EXACT_FLIPS:
-        signs = np.array(list(itertools.product([-1, 1], repeat=len(nonzero))))
-        extreme, flips = _as_extreme(signs @ nonzero, nonzero), len(signs)
-    else:
-        extreme, flips = 1, resamples + 1
-        for r in _chunks(resamples, len(nonzero)):
-            signs = 2 * permutation.integers(2, size=(r, len(nonzero)), dtype=np.int8) - 1
-            extreme += _as_extreme(signs @ nonzero, nonzero)
-    return PairedDifference(float(differences.mean()), low, high, extreme / flips, count)
+    p_value = sign_flip_p(differences, _EXACT_FLIPS, resamples, permutation)
+    return PairedDifference(float(differences.mean()), low, high, p_value, count)
 
 
 def combined_difference(
@@ -435,7 +427,7 @@ def _resampled_means(differences: np.ndarray, resamples: int, generator: np.rand
     """(resamples,) means of bootstrap samples of the (P,) differences."""
     count = len(differences)
     return np.concatenate(
-        [differences[generator.integers(count, size=(r, count))].mean(1) for r in _chunks(resamples, count)]
+        [differences[generator.integers(count, size=(r, count))].mean(1) for r in chunks(resamples, count)]
     )
 
 
@@ -454,17 +446,6 @@ def _expanded_tail(level: float, count: int) -> float:
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
     )
     return normal.cdf(-t * math.sqrt(count / freedom))
-
-
-def _as_extreme(sums: np.ndarray, differences: np.ndarray) -> int:
-    """Number of sums at least as far from zero as that of the differences, allowing for rounding."""
-    return int((np.abs(sums) >= abs(differences.sum()) - 1e-9).sum())
-
-
-def _chunks(rows: int, columns: int) -> list[int]:
-    """Numbers of rows of the chunks of a (rows, columns) array, with up to `_CHUNK` numbers each."""
-    size = max(1, _CHUNK // columns)
-    return [min(size, rows - start) for start in range(0, rows, size)]
 
 
 def _differences(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:

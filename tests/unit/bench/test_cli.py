@@ -63,7 +63,7 @@ def test_a_model_without_tokenizer(tmp_path, bench_model, capsys):
 
 
 def test_missing_packages(monkeypatch, capsys):
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "scipy" else object())
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         cli.main([])
-    assert "CreditBench needs scipy: pip install 'trl-credit[analysis]'" in capsys.readouterr().err
+    assert "CreditBench needs matplotlib: pip install 'trl-credit[analysis]'" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trl_credit.statistics import paired
 from trl_credit.statistics import repeated as estimators
 from trl_credit.statistics.repeated import (
     average,
@@ -349,7 +350,7 @@ def test_expanded_percentiles(problems, quantile):
 def test_in_pieces(chunk, monkeypatch):
     a, b = samples(0, 41, 4), samples(1, 41, 4)
     whole = paired_difference(a, b, resamples=1000)
-    monkeypatch.setattr(estimators, "_CHUNK", chunk)
+    monkeypatch.setattr(paired, "_CHUNK", chunk)
     pieces = paired_difference(a, b, resamples=1000)
     assert (pieces.low, pieces.high) == (whole.low, whole.high)
     assert pieces.p_value == pytest.approx(whole.p_value, abs=0.05)
