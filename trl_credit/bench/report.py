@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.text import safe, safe_lines, safe_text, without_folders
+from ..report.figure import new_figure, plain, save, tidy
 
 
 # Series differ in marker and line style, not only in colour
@@ -197,11 +198,6 @@ def plot_all(results: Mapping[str, Any], folder: Path) -> list[str]:
     Raises:
         ValueError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-    except ImportError as error:
-        raise ValueError("the pictures need matplotlib: pip install 'trl-credit[analysis]'") from error
     figures = {"auroc": _plot_auroc(results)}
     if results.get("sweeps"):
         figures["sweeps"] = _plot_sweeps(results)
@@ -209,19 +205,14 @@ def plot_all(results: Mapping[str, Any], folder: Path) -> list[str]:
         figures["drift"] = _plot_drift(results)
     if "gradients" in results:
         figures["gradients"] = _plot_gradients(results)
-    with matplotlib.rc_context({"svg.hashsalt": "trl-credit"}):  # makes the files reproducible
-        for name, figure in figures.items():
-            FigureCanvasAgg(figure)
-            figure.savefig(folder / f"{name}.png", dpi=130)
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    for name, figure in figures.items():
+        save(figure, folder / f"{name}.png")
+        save(figure, folder / f"{name}.svg")
     return list(figures)
 
 
 def _figure(rows: int, columns: int, width: float, height: float, **kwargs: Any):
-    # Without pyplot, which would keep the figure and the backend for the life of the process
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
@@ -229,12 +220,6 @@ def _grid(number: int) -> tuple[int, int]:
     """Rows and columns of a grid with at most five columns and the fewest empty places."""
     rows = -(-number // 5)
     return rows, -(-number // rows)
-
-
-def _tidy(axis, grid: str = "both") -> None:
-    axis.grid(axis=grid, color="#e4e6e8", linewidth=0.7)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _style(place: int) -> dict[str, Any]:
@@ -248,8 +233,7 @@ def _style(place: int) -> dict[str, Any]:
 
 
 def _short(label: str) -> str:
-    # matplotlib would read text between dollar signs as a formula
-    return "\n".join(textwrap.wrap(safe(label).replace("$", r"\$"), 30, break_long_words=True))
+    return "\n".join(textwrap.wrap(plain(label), 30, break_long_words=True))
 
 
 def _plot_auroc(results: Mapping[str, Any]):
@@ -284,7 +268,7 @@ def _plot_auroc(results: Mapping[str, Any]):
         axis.set_yticks(range(len(labels)), [_short(label) for label in labels], fontsize=8)
         axis.set_xlim(-0.03, 1.03)
         axis.tick_params(labelbottom=True)
-        _tidy(axis)
+        tidy(axis)
     axes[0, 0].invert_yaxis()
     figure.supxlabel("AUROC of the weights against the deciding tokens, 95 % interval", fontsize=9)
     # Wrapped, because a narrow figure would cut it off
@@ -313,7 +297,7 @@ def _plot_sweeps(results: Mapping[str, Any]):
                     **_style(place),
                 )
             axis.axhline(0.5 if metric == "auroc" else 1, color="#1c2126", linewidth=0.8, linestyle=":")
-            _tidy(axis)
+            tidy(axis)
         axes[0, column].set_title(f"{_short(sweep['method'])}\n{sweep['parameter']}", fontsize=9)
         axes[1, column].set_xticks(range(len(sweep["values"])), [str(v) for v in sweep["values"]], fontsize=7.5)
         axes[1, column].set_xlabel(sweep["parameter"], fontsize=9)
@@ -347,7 +331,7 @@ def _plot_drift(results: Mapping[str, Any]):
         axis.set_title(names[place], fontsize=9)
         axis.set_xticks(range(len(steps)), steps)
         axis.tick_params(labelbottom=True)
-        _tidy(axis)
+        tidy(axis)
     for place in range(len(names)):
         axes.flat[place].set_xlabel("uniform GRPO updates before", fontsize=8)
     figure.supylabel("AUROC", fontsize=9)
@@ -391,7 +375,7 @@ def _plot_gradients(results: Mapping[str, Any]):
         axis.invert_yaxis()
     variance.tick_params(labelleft=False)
     for axis in (curve, bias, variance):
-        _tidy(axis)
+        tidy(axis)
     handles, texts = curve.get_legend_handles_labels()
     figure.legend(handles, [_short(t) for t in texts], loc="outside lower center", ncols=5, fontsize=8)
     return figure

@@ -7,8 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .._util.text import command_without_folders, safe, without_folders
+from .._util.text import command_without_folders, without_folders
 from ..report import svg
+from ..report.figure import new_figure, plain, save, tidy
 from ..report.page import finite, write_page
 
 
@@ -258,22 +259,14 @@ def plot_learning_curves(path: Path, comparison: Mapping[str, Any]) -> None:
     Raises:
         ValueError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise ValueError("the picture needs matplotlib: pip install 'trl-credit[analysis]'") from error
-
     from .results import shown_value
 
-    # Without pyplot, which would keep the figure and the backend for the life of the process
     window, methods = comparison["window"], comparison["methods"]
     drawn = [(place, method) for place, method in enumerate(methods) if method["curves"].get("reward")]
     columns = 2 if len(drawn) > 3 and all(len(method["label"]) <= 22 for _, method in drawn) else 1
-    figure = Figure(figsize=(8, 4 + 0.2 * math.ceil(len(drawn) / columns)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 4 + 0.2 * math.ceil(len(drawn) / columns))
+    from matplotlib.ticker import MaxNLocator
+
     axis = figure.subplots()
     for place, method in drawn:
         curve = {key: _floats(values) for key, values in method["curves"]["reward"].items()}
@@ -282,7 +275,7 @@ def plot_learning_curves(path: Path, comparison: Mapping[str, Any]) -> None:
         axis.fill_between(updates, curve["low"], curve["high"], color=colour, alpha=0.13, linewidth=0)
         axis.plot(updates, curve["mean"], color=colour, linewidth=1.8, marker="o" if len(updates) == 1 else None,
                   linestyle=(0, tuple(float(part) / 1.8 for part in dashes.split())) if dashes else "-",
-                  label=_plain(_legend(method, shown_value)))  # fmt: skip
+                  label=plain(_legend(method, shown_value)))  # fmt: skip
     limits = limits_of([method["curves"]["reward"] for _, method in drawn])
     if limits is not None and limits[0] < limits[1]:
         axis.set_ylim(limits[0] - 0.03 * (limits[1] - limits[0]), limits[1] + 0.03 * (limits[1] - limits[0]))
@@ -293,18 +286,13 @@ def plot_learning_curves(path: Path, comparison: Mapping[str, Any]) -> None:
     axis.set_xlabel("update")
     axis.set_ylabel("reward" if window == 1 else f"reward, mean of {window} updates")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(axis="y", color="#e4e6e8", linewidth=0.7)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    tidy(axis, "y")
     most = max((len(method["seeds"]) for _, method in drawn), default=0)
     band = f", bands: {100 * comparison['level']:g} % intervals over {most} seeds" if most > 1 else ", one seed"
     axis.set_title(f"Learning curves{band}", fontsize=10.5, loc="left")
     if drawn:
         figure.legend(fontsize=8.5, frameon=False, ncols=columns, loc="outside lower left", handlelength=3.6)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "trl-credit"}):
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    save(figure, path)
 
 
 def _legend(method: Mapping[str, Any], shown) -> str:
@@ -312,11 +300,6 @@ def _legend(method: Mapping[str, Any], shown) -> str:
 
     label = method["label"] if len(method["label"]) <= 48 else method["label"][:47] + "…"
     return f"{label}: mean {shown(BY_NAME['mean_reward'], method['quantities'].get('mean_reward'))}"
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib can write and does not read as a formula."""
-    return safe(text).replace("$", r"\$")
 
 
 def _floats(values: Sequence[float | None]) -> list[float]:

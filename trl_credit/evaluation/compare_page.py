@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._util.text import safe, without_folders
+from .._util.text import without_folders
+from ..report.figure import new_figure, plain, save, tidy
 from ..report.page import finite, percent, points, write_page
 from . import charts
 
@@ -82,21 +83,14 @@ def plot_comparison(path: Path, comparison: dict) -> None:
     Raises:
         ValueError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-        from matplotlib.ticker import FuncFormatter
-    except ImportError as error:
-        raise ValueError("the picture needs matplotlib: pip install 'trl-credit[eval]'") from error
-
     tasks = [(name, _drawable(metrics)) for name, metrics in (comparison.get("tasks") or {}).items()]
     tasks = [(name, rows) for name, rows in tasks if rows] or [("no problems in common", [])]
     most = max(len(rows) for _, rows in tasks)
     width = min(max(8.0, 1.6 + 0.19 * most), 14.0)
-    # Without pyplot, which would keep the figure and the backend for the life of the process
-    figure = Figure(figsize=(width, 1.1 + 3.4 * len(tasks)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, 1.1 + 3.4 * len(tasks))
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter
+
     kinds = {"up": ("#0a66a8", "^", "B better"), "down": ("#c2560c", "v", "A better"), "same": ("#77808a", "o", "same")}
     for axis, (name, rows) in zip(figure.subplots(len(tasks), 1, squeeze=False)[:, 0], tasks, strict=True):
         small = len(rows) > 150
@@ -112,9 +106,7 @@ def plot_comparison(path: Path, comparison: dict) -> None:
         axis.set_xlim(-0.8, max(len(rows), 1) - 0.2)
         axis.set_ylabel("B minus A, points")
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f}" if value else "0"))
-        axis.grid(axis="y", color="#e4e6e8", linewidth=0.7)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis, "y")
         # Label every problem only if the numbers stay readable
         if len(rows) <= 70:
             axis.set_xticks(
@@ -126,27 +118,20 @@ def plot_comparison(path: Path, comparison: dict) -> None:
         else:
             axis.set_xticks([])
             axis.set_xlabel(f"{len(rows)} problems, sorted by difference")
-        axis.set_title(_plain(name), fontsize=10, loc="left")
+        axis.set_title(plain(name), fontsize=10, loc="left")
     figure.suptitle("\n".join(textwrap.wrap(headline(comparison), int(11 * width))), fontsize=11, x=0.01, ha="left")
     handles = [
         Line2D([], [], color=colour, marker=marker, linestyle="none", label=label)
         for colour, marker, label in kinds.values()
     ]
     runs = [_short(f"{side.upper()}: {_name(comparison.get(side) or {})}", int(8 * width)) for side in "ab"]
-    figure.legend(handles=handles, title="\n".join(map(_plain, runs)), title_fontsize=8, fontsize=8, frameon=False, ncols=3,
+    figure.legend(handles=handles, title="\n".join(map(plain, runs)), title_fontsize=8, fontsize=8, frameon=False, ncols=3,
                   loc="outside lower left", alignment="left")  # fmt: skip
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def _name(run: Mapping[str, Any]) -> str:
     return str(run.get("name") or run.get("model") or "?")
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib can write and does not read as a formula."""
-    return safe(text).replace("$", r"\$")
 
 
 def _short(text: str, most: int) -> str:

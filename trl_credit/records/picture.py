@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..report.figure import new_figure, save
 from ..report.page import clean, visible
 from .record import CompletionCredit
 from .summary import labels, usable
@@ -38,13 +39,6 @@ def plot_credit(path: str | Path | None, record: CompletionCredit) -> Figure:
     Raises:
         ValueError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise ValueError("the picture needs matplotlib: pip install 'trl-credit[analysis]'") from error
-
     count = len(record.tokens)
     drawn = {
         label: np.where(record.mask, np.asarray(record.weights[label], np.float64), np.nan)
@@ -52,11 +46,11 @@ def plot_credit(path: str | Path | None, record: CompletionCredit) -> Figure:
         if usable(record.weights.get(label), record.mask) is not None
     }
     starts = _starts(drawn, count)
-    # Without pyplot, which would keep the figure and the backend for the life of the process
     # All rows have the same number of tokens
     row = ROW if count > ROW * ROWS else max(1, -(-count // len(starts)))
-    figure = Figure(figsize=(max(7.0, 1.2 + 0.36 * row), 1.3 + 2.5 * len(starts)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(7.0, 1.2 + 0.36 * row), 1.3 + 2.5 * len(starts))
+    from matplotlib.patches import Patch
+
     highest = max([1.0, *(float(np.nanmax(values)) for values in drawn.values())])
     width = 0.84 / max(1, len(drawn))
     for axis, start in zip(figure.subplots(len(starts), 1, squeeze=False)[:, 0], starts, strict=True):
@@ -92,8 +86,7 @@ def plot_credit(path: str | Path | None, record: CompletionCredit) -> Figure:
             text.set_parse_math(False)
     figure.suptitle(_title(record, bool(drawn)), fontsize=11)
     if path is not None:
-        # Fixed resolution: the file is for a screen, whatever the user's settings
-        figure.savefig(path, dpi=120)
+        save(figure, path)
     return figure
 
 

@@ -68,5 +68,5 @@ def test_picture_without_matplotlib(tmp_path, monkeypatch):
         return original(name, *rest, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"pip install 'trl-credit\[eval\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'trl-credit\[analysis\]'"):
         plot_comparison(tmp_path / "a.png", make_comparison())
