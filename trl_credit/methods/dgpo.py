@@ -6,14 +6,15 @@
     w_t = T * softmax_t(s_t / tau) over the mask         # kappa = 1, tau = 0.5
 
 The loss is PPO-clip without a KL term; pi_ref is the frozen initial policy. At the first step pi_theta = pi_ref, so all
-weights are 1. The paper's training settings: learning rate 1e-6, weight decay 0.1, clip 0.2, 16 completions per prompt.
+weights are 1. Training settings of the paper: learning rate 1e-6, weight decay 0.1, clip 0.2, 16 completions per
+prompt.
 
 Known weakness: with a vocabulary of 150k, s is between 1e-4 and 1e-2, and at tau = 0.5 the weights are effectively
 uniform. `credit/weight_std` and `credit/effective_fraction` show it. Use a smaller `temperature`, or
 `temperature: adaptive`.
 
-Reference: DGPO: Distribution-Guided Policy Optimization for Fine-Grained Credit Assignment (arXiv 2605.03327; not one of
-the three other papers called DGPO).
+Reference: DGPO: Distribution-Guided Policy Optimization for Fine-Grained Credit Assignment (arXiv 2605.03327; three
+other papers are called DGPO).
 Differences from the paper are numbered in [`DGPO.differences`].
 """
 
@@ -33,10 +34,10 @@ ADAPTIVE = "adaptive"
 # Effective token fraction of GCPO's weights with its defaults, in the limit of long completions
 EFFECTIVE_FRACTION = 0.63
 
-# Squared Hellinger distances up to this size are rounding error of the two forwards, which an adaptive temperature would
-# amplify. Two batches of different shapes give up to 1e-11 in float32 (135M parameters); left pads on one side give 5e-7 in
-# bfloat16. In float32 and float64 the floor is an eighth of the square of GCPO's: the distance between log-probs that
-# differ by GCPO's floor on every token.
+# Squared Hellinger distances up to this size are rounding error of the two forwards, which an adaptive temperature
+# would amplify. Two batches of different shapes give up to 1e-11 in float32 (135M parameters); left pads on one side
+# give 5e-7 in bfloat16. In float32 and float64 the floor is an eighth of the square of GCPO's: the distance between
+# log-probs that differ by GCPO's floor on every token.
 _NOISE_FLOOR = {torch.float64: 1e-19, torch.float32: 1e-9, torch.float16: 1e-7, torch.bfloat16: 1e-5}
 
 

@@ -5,11 +5,11 @@
     p_t = rank(c_t) / T                                  # rank 1 = lowest contrast, within the completion
     w_t = T * p_t^a / sum_s p_s^a,   a = ln(1 - top_mass) / ln(1 - top_fraction) - 1
 
-x- is a negative prompt, by default the question plus a note to generate an incorrect answer. The tokens whose probability
-changes most when asked for a wrong answer are the tokens that decide the answer. With `divergence: full`, c_t is
-KL(pi(. | x) || pi(. | x-)) over the whole vocabulary, as in the paper. Both sides come from the live policy at the update
-step, without gradient, at the rollout temperature. With the defaults, the top 40 % of the tokens get 80 % of the
-completion's advantage, and the largest weight is about 3.15.
+x- is a negative prompt, by default the question plus a note to generate an incorrect answer. The tokens whose
+probability changes most when asked for a wrong answer are the tokens that decide the answer. With `divergence: full`,
+c_t is KL(pi(. | x) || pi(. | x-)) over the whole vocabulary, as in the paper. Both sides come from the live policy at
+the update step, without gradient, at the rollout temperature. With the defaults, the top 40 % of the tokens get 80 % of
+the completion's advantage, and the largest weight is about 3.15.
 
 Reference: Guidance Contrastive Token Credit Assignment for Discrete Policy Optimization (arXiv 2605.29198); official code
 github.com/jacklishufan/gcpo, `compute_importance_weights`. Its training settings: clip 0.2 / 0.28, token-mean loss,
@@ -227,8 +227,8 @@ class GCPO(CreditMethod):
         return rank_weights(contrasts, inputs.mask, self.top_fraction, self.top_mass)
 
     def is_uniform(self, metrics: Mapping[str, float]) -> bool | None:
-        """Also checks the fraction of tokens with a contrast above the noise floor: a few such tokens are enough for
-        ranks to spread the weights."""
+        """Also checks the fraction of tokens with a contrast above the noise floor, because ranks spread the weights
+        however small the contrasts are."""
         fraction = metrics.get("credit/contrast_fraction")
         if fraction is None or math.isnan(fraction):
             return super().is_uniform(metrics)
