@@ -234,9 +234,9 @@ class DGPO(CreditMethod):
         )
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
-        """`hellinger`: mean squared Hellinger distance d_t. `normalized_entropy`: mean g_t. With `temperature: adaptive`
-        also `temperature`, the mean of the finite temperatures, and `hellinger_fraction`, the fraction of tokens with a
-        distance above the noise floor."""
+        """`hellinger`: mean squared Hellinger distance d_t. `normalized_entropy`: mean g_t. With `temperature:
+        adaptive` also `temperature`, the mean of the finite temperatures, and `hellinger_fraction`, the fraction of
+        tokens with a distance above the noise floor."""
         values = {
             "hellinger": inputs.signals[self._signal],
             "normalized_entropy": normalized_entropy(inputs.policy_entropy, inputs.vocab_size),

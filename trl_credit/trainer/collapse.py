@@ -15,8 +15,8 @@ PATIENCE = 20
 
 
 class CollapseWatch:
-    """If a method other than `uniform` collapses to uniform weights for 20 updates in a row, warns once and says what to
-    change ([`~trl_credit.CreditMethod.is_uniform`], [`~trl_credit.CreditMethod.remedy`]).
+    """If a method other than `uniform` collapses to uniform weights for 20 updates in a row, warns once and says what
+    to change ([`~trl_credit.CreditMethod.is_uniform`], [`~trl_credit.CreditMethod.remedy`]).
 
     Updates without weighted completions do not count. An update is uniform if all its micro-batches are, so it is
     counted when the next update starts.

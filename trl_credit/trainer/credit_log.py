@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 DEFAULT_COMPLETIONS = 4
-# Batch keys that identify a completion and its reward until it is shown, and the columns added to TRL's completions table
+# Batch keys for a completion's number and reward, and the columns added to TRL's completions table
 ROW, REWARD = "credit_log/row", "credit_log/reward"
 FRACTION_COLUMN, TOP_COLUMN = "credit/effective_fraction", "credit/top_tokens"
 _TOP_TOKENS = 5
@@ -59,8 +59,8 @@ class CreditLog(TrainerCallback):
 
     It reuses the update's own credit pass and computes no signals. The main process writes
     `OUTPUT_DIR/credit/step-N.html` (see [`~trl_credit.records.page.write_credit_report`]) and `step-N.parquet` (see
-    [`~trl_credit.records.record.to_table`]). wandb and trackio get the page; TensorBoard gets a picture if matplotlib is
-    installed. With `log_completions`, TRL's completions table gets the columns `credit/effective_fraction` and
+    [`~trl_credit.records.record.to_table`]). wandb and trackio get the page; TensorBoard gets a picture if matplotlib
+    is installed. With `log_completions`, TRL's completions table gets the columns `credit/effective_fraction` and
     `credit/top_tokens` (the heaviest tokens and their weights), empty for completions without credit in that update.
 
     Only completions of the main process are shown, if possible half with a positive and half with a negative advantage.

@@ -5,8 +5,9 @@ from trl import GRPOConfig
 from ..methods import CreditMethod
 
 
-# Losses with a gradient through the importance ratio. A sequence-level ratio's gradient sums the completion's log-probs,
-# so token advantages with mean A_i have the same effect as A_i. `cispo` detaches the ratio and `vespo` ignores the level.
+# Losses with a gradient through the importance ratio. A sequence-level ratio's gradient sums the completion's
+# log-probs, so token advantages with mean A_i have the same effect as A_i. `cispo` detaches the ratio and `vespo`
+# ignores the level.
 RATIO_GRADIENT_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "sapo", "luspo")
 
 
@@ -32,7 +33,7 @@ def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
 
 
 def _composition(args: GRPOConfig, aux_loss: bool) -> str | None:
-    """The reason if the loss depends on which rows share a micro-batch and on rows without an advantage, else `None`."""
+    """The reason if the loss depends on which rows share a micro-batch and on zero-advantage rows, else `None`."""
     if args.entropy_coef != 0.0 or args.use_adaptive_entropy:
         return "the entropy bonus is a mean over each micro-batch's tokens."
     if args.top_entropy_quantile < 1.0:

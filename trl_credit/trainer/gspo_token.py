@@ -6,10 +6,10 @@ have the same effect as A_i. GSPO-token keeps the value but gives each token its
     s_i    = exp(mean_t (log pi(y_t) - log pi_old(y_t)))
     s_i,t  = sg[s_i] * pi(y_t) / sg[pi(y_t)]
 
-Clipping acts on the value s_i, so it treats all tokens of a completion alike if their advantages have the same sign. The
-gradient of token t is s_i * A_i,t * grad log pi(y_t). TRL's token-level loss computes exactly that if the old policy's
-log-probs are replaced. Their mean distance from the live policy's stays the true one, so TRL's off-policy mask keeps the
-same completions.
+Clipping acts on the value s_i, so it treats all tokens of a completion alike if their advantages have the same sign.
+The gradient of token t is s_i * A_i,t * grad log pi(y_t). TRL's token-level loss computes exactly that if the old
+policy's log-probs are replaced. Their mean distance from the live policy's stays the true one, so TRL's off-policy mask
+keeps the same completions.
 """
 
 import torch
