@@ -1,4 +1,4 @@
-"""From a micro-batch to its token advantages: signals, then weights, then advantages."""
+"""Computes a micro-batch's token advantages: signals, then weights, then advantages."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .signals.models import causal_model, padding_affects_output, vocabulary_siz
 
 @dataclass(frozen=True)
 class StartedPass:
-    """A credit pass that waits for the policy's forward.
+    """A credit pass waiting for the policy's forward.
 
     Args:
-        batch: The micro-batch, of B rows.
-        plan: What it runs.
-        view: Its rows that need credit; `None` if no process has any.
-        own: What the signals' own forwards gave for those rows, (b, T, ...).
+        batch: The micro-batch of B rows.
+        plan: The micro-batch's plan.
+        view: The b rows that need credit; `None` if no process has any.
+        own: Results of the signals' own forwards for those rows, (b, T, ...).
     """
 
     batch: dict[str, Any]
@@ -35,16 +35,16 @@ class StartedPass:
 
 @dataclass(frozen=True)
 class CreditResult:
-    """The outcome of a credit pass.
+    """Result of a credit pass.
 
     Args:
-        inputs: What the method saw, of the b rows that need credit.
-        weights: (b, T) weights; `None` for a method without.
+        inputs: The method's inputs for the b rows that need credit.
+        weights: (b, T) weights; `None` if the method has none.
         row_advantages: (b, T) or (b,) token advantages of these rows.
-        token_advantages: (B, T) or (B,) of every row, scaled by the plan: what the loss reads. `None` if nothing needed
-            credit, so that the sequence advantages stay.
-        view: The b rows, with their sequence advantages; `None` if nothing needed credit.
-        unscored: Tokens on the mask whose log-prob under the sampler is not finite.
+        token_advantages: (B, T) or (B,) advantages of every row, scaled by the plan, for the loss. `None` if no row
+            needed credit; the loss then uses the sequence advantages.
+        view: The b rows with their sequence advantages; `None` if no row needed credit.
+        unscored: Number of tokens on the mask with a NaN or infinite sampler log-prob.
     """
 
     inputs: CreditInputs
@@ -58,16 +58,16 @@ class CreditResult:
 class CreditPass:
     """Computes the token advantages of micro-batches with one credit method.
 
-    Whoever builds one runs the hooks of its sources (see [`SignalSource`]) around the loading of the policy, and their
+    The caller must run the hooks of `sources` (see [`SignalSource`]): two around loading the policy, and
     `extend_rollout` on each generation batch.
 
     Args:
         method: The credit method.
         context: The policy, which may be loaded later.
-        cache_device: Where signals are kept between iterations; by default where they are computed.
+        cache_device: Device that keeps signals between iterations; by default the one that computes them.
 
     Attributes:
-        sources (`dict[Signal, SignalSource]`): What computes each signal that the method asks for.
+        sources (`dict[Signal, SignalSource]`): The source of each signal that the method requests.
 
     Example:
 
@@ -88,16 +88,16 @@ class CreditPass:
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """Of the policy's next-token distribution."""
+        """Number of the policy's logits."""
         return vocabulary_size(causal_model(self.context.accelerator.unwrap_model(self.context.model)))
 
     @functools.cached_property
     def padding_affects_output(self) -> str | None:
-        """Why padding may not be cut from forwards; see [`padding_affects_output`]."""
+        """The reason padding must stay in forwards, else `None`; see [`padding_affects_output`]."""
         return padding_affects_output(self.context.model.config.get_text_config())
 
     def start(self, model: nn.Module, batch: dict[str, Any], plan: UpdatePlan) -> StartedPass:
-        """Runs the signals' own forwards, without gradient and in eval mode, on the rows that need credit."""
+        """Runs the signals' own forwards on the rows that need credit, without gradient and in eval mode."""
         if not plan.any_credit:
             return StartedPass(batch, plan, None, {})
         view = self._view(batch, plan)
@@ -105,7 +105,7 @@ class CreditPass:
 
     @staticmethod
     def _view(batch: dict[str, Any], plan: UpdatePlan) -> dict[str, Any]:
-        """The rows that need credit; where this process has none, one with nothing in the loss."""
+        """The rows that need credit, or if this process has none, one row with no token in the loss."""
         if plan.credit_rows == list(range(len(batch["advantages"]))):
             return batch
         view = select(batch, plan.credit_rows or [0])
@@ -114,9 +114,9 @@ class CreditPass:
         return view
 
     def _own_forwards(self, model: nn.Module, view: dict[str, Any], plan: UpdatePlan) -> dict[Signal, torch.Tensor]:
-        """Results of each signal's own forwards for the rows of the view, (b, T, ...), zero where there are none.
+        """Results of each signal's own forwards for the rows of the view, (b, T, ...); zero if nothing was computed.
 
-        They run in groups of rows alike in length, without padding to the micro-batch's longest.
+        Forwards are batched by length, so that rows are not padded to the micro-batch's longest.
         """
         own = dict(plan.cache)
         place = {row: i for i, row in enumerate(plan.credit_rows)}
@@ -143,13 +143,13 @@ class CreditPass:
 
     @torch.no_grad()
     def finish(self, started: StartedPass, policy: PolicyForward) -> CreditResult:
-        """Turns the sequence advantages into token advantages, with the policy's forward of all rows of the batch.
+        """Turns the sequence advantages into token advantages, given the policy's forward of every row of the batch.
 
         Raises:
-            ValueError: The method's weights are not what it declares (checked once).
+            ValueError: The method's weights break the contract of a reweighting method (checked once).
         """
         batch, plan, view = started.batch, started.plan, started.view
-        if view is None:  # metrics there are all the same, of nothing
+        if view is None:  # still logged, over zero tokens
             none = policy.logps.new_zeros(1, 1)
             inputs = CreditInputs(
                 mask=none.bool(),
@@ -177,7 +177,7 @@ class CreditPass:
             self._checked = True
             check_weights(self.method, weights, inputs)
         row_advantages = every = self.method.token_advantages(view["advantages"], weights, inputs)
-        if view is not batch:  # the other rows' advantages are zero, or nothing of them is in the loss
+        if view is not batch:  # the other rows have a zero advantage or no token in the loss
             every = row_advantages.new_zeros(len(batch["advantages"]), *row_advantages.shape[1:])
             if plan.credit_rows:
                 every[plan.credit_rows] = row_advantages
@@ -186,15 +186,16 @@ class CreditPass:
         unscored = 0
         if "sampling_per_token_logps" in view:
             unscored = (~torch.isfinite(view["sampling_per_token_logps"]) & inputs.mask).sum()
-        # A copy, as the loss gets token advantages in the batch, which the view may be
+        # Copy the view: it may be the batch itself, whose advantages the trainer overwrites
         return CreditResult(inputs, weights, row_advantages, every, dict(view), unscored)
 
 
 def check_weights(method: CreditMethod, weights: torch.Tensor, inputs: CreditInputs) -> None:
-    """Refuses weights that are not what a reweighting method declares. What it makes of a NaN is not judged.
+    """Checks the weights of a reweighting method. Completions with a NaN or infinite input are not checked.
 
     Raises:
-        ValueError: They are not (B, T) without gradient, >= 0, 0 off the mask and of mean 1 over each completion's mask.
+        ValueError: The weights are not (B, T) without gradient, >= 0, 0 off the mask and of mean 1 over each
+            completion's mask.
     """
     name, mask, shape = method.name, inputs.mask, tuple(inputs.mask.shape)
     if weights.shape != mask.shape or weights.requires_grad:

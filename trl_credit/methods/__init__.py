@@ -1,6 +1,6 @@
-"""Credit methods: which tokens of a completion earned its advantage.
+"""Credit methods: how a completion's advantage is distributed over its tokens.
 
-A new method is one module with a [`CreditMethod`] subclass and one line in [`TABLE`].
+To add a method, write a module with a [`CreditMethod`] subclass and add one line to [`TABLE`].
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The base of credit methods: parameters, the signals they need, and a pure function of (B, T) tensors."""
+"""Base class of credit methods: parameters, required signals, and a pure function from (B, T) tensors to weights."""
 
 import math
 import types
@@ -23,7 +23,7 @@ __getattr__ = moved_names(__name__)
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a method comes from: title, arXiv id and BibTeX entry."""
+    """The paper that defines a method: title, arXiv id and BibTeX entry."""
 
     title: str
     id: str
@@ -42,18 +42,18 @@ def _matches(value: Any, hint: Any) -> bool:
 
 @dataclass(frozen=True)
 class CreditMethod(ABC):
-    """Base of all credit methods; subclasses are frozen dataclasses whose fields are the method's parameters.
+    """Base of all credit methods. Subclasses are frozen dataclasses whose fields are the method's parameters.
 
-    Most methods *reweight*: they implement [`weights`], non-negative and with mean 1 over each completion's mask, and
-    the token advantage is `A_i * w_i,t`. A method that is not of this form sets `reweights = False`, may return `None`
-    for the weights, and overrides [`token_advantages`].
+    Most methods *reweight*: [`weights`] returns non-negative weights with mean 1 over each completion's mask, and the
+    token advantage is `A_i * w_i,t`. Any other method sets `reweights = False` and overrides [`token_advantages`]; its
+    [`weights`] may return `None`.
 
     Class attributes:
         name: The name in recipes and on the command line.
         paper: Citation, for `trl-credit methods` and the model card.
-        differences: What differs from the paper or its official code, one sentence each, in order.
-        reweights: Whether weights have mean 1 over each completion, so that anything that sums the ratio over the
-            completion would cancel them.
+        differences: Differences from the paper or its official code, one sentence each, in order.
+        reweights: True if the weights have mean 1 over each completion. A sequence-level ratio would then cancel them,
+            because its gradient sums over the completion.
     """
 
     name: ClassVar[str]
@@ -81,57 +81,58 @@ class CreditMethod(ABC):
         self.validate()
 
     def validate(self) -> None:  # noqa: B027 (most methods have nothing to check)
-        """Raises `ValueError` for parameters out of range; types have been checked already."""
+        """Raises `ValueError` if a parameter is out of range. Types are already checked."""
 
     def require(self, condition: bool, field: str, rule: str) -> None:
         if not condition:
             raise ValueError(f"credit method {self.name!r}: `{field}` must be {rule}, got {getattr(self, field)!r}.")
 
     def signals(self) -> tuple[Signal, ...]:
-        """The signals beyond the policy's own log-probs and entropy that the trainer must compute."""
+        """Signals the trainer must compute, besides the policy's own log-probs and entropy."""
         return ()
 
     @abstractmethod
     def weights(self, inputs: CreditInputs) -> torch.Tensor | None:
-        """(B, T) float weights: >= 0, 0 off the mask, mean 1 over each completion's mask, no gradient.
+        """Returns (B, T) float weights: >= 0, 0 off the mask, mean 1 over each completion's mask, no gradient.
 
-        Those of a completion depend on its own inputs only: which others are in the micro-batch is the trainer's choice.
+        A completion's weights may depend only on its own inputs, because the trainer chooses which rows share a
+        micro-batch.
         """
 
     def token_advantages(
         self, advantages: torch.Tensor, weights: torch.Tensor | None, inputs: CreditInputs
     ) -> torch.Tensor:
-        """The advantages that enter TRL's loss, (B, T) or (B,), from the (B,) sequence advantages."""
+        """Turns the (B,) sequence advantages into the (B, T) or (B,) advantages that TRL's loss uses."""
         return advantages.unsqueeze(1) * weights.to(advantages.dtype)
 
     @property
     def credits_zero_advantage(self) -> bool:
-        """True if completions whose advantage is zero still get token advantages, so that none may be skipped."""
+        """True if completions with zero advantage can still get token advantages and so must not be skipped."""
         return not self.reweights or type(self).token_advantages is not CreditMethod.token_advantages
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
-        """(B, T) quantities to log as `credit/<name>`, each averaged over the mask's finite entries."""
+        """(B, T) tensors to log as `credit/<name>`, each averaged over the finite entries on the mask."""
         return {}
 
     def is_uniform(self, metrics: Mapping[str, float]) -> bool | None:
-        """True if the method was uniform in effect, which defeats its purpose.
+        """True if the weights were effectively uniform, which defeats the method's purpose.
 
         Args:
-            metrics: Of some completions: `credit/effective_fraction`, and those of [`metrics`] as `credit/<name>`.
+            metrics: Averages over some completions: `credit/effective_fraction`, and [`metrics`] as `credit/<name>`.
 
         Returns:
-            `None` where that cannot be said: nothing was weighted, or the method has no weights.
+            `None` if unknown: no completion was weighted, or the method has no weights.
         """
         fraction = metrics.get("credit/effective_fraction")
         return None if fraction is None or math.isnan(fraction) else fraction > UNIFORM_FRACTION
 
     def remedy(self, inputs: CreditInputs) -> str:
-        """The advice for a method that is uniform in effect on `inputs`: the end of a sentence."""
+        """Advice for when the weights are effectively uniform on `inputs`, phrased to end a sentence."""
         return f"`trl-credit methods {self.to_dict()['method']}` shows its parameters."
 
     def to_dict(self) -> dict[str, Any]:
-        """The mapping that `build_credit` turns back into this method: its name (a dotted path for a class that is
-        not registered) and every parameter."""
+        """The mapping from which `build_credit` rebuilds this method: every parameter, and the method's name (a dotted
+        path if the class is not registered)."""
         from .registry import METHODS
 
         cls = type(self)
@@ -140,7 +141,7 @@ class CreditMethod(ABC):
 
     @classmethod
     def from_mapping(cls, parameters: Mapping[str, Any]) -> "CreditMethod":
-        """Builds the method from a mapping of its parameters; unknown and missing keys are errors."""
+        """Builds the method from a mapping of its parameters. Unknown or missing keys raise `ValueError`."""
         known = {field.name: field for field in fields(cls)}
         for key in parameters:
             if key not in known:

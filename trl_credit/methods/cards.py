@@ -1,5 +1,7 @@
-"""Cards of methods: parameters, citation, differences. Registered methods are read from their source, which takes
-milliseconds; importing them takes torch and TRL."""
+"""Method cards: parameters, citation, differences from the paper.
+
+Registered methods are parsed from source, which takes milliseconds, because importing them would import torch and TRL.
+"""
 
 import ast
 import dataclasses
@@ -14,7 +16,7 @@ from .table import TABLE
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """A parameter of a method, in words."""
+    """A method's parameter as text."""
 
     name: str
     type: str
@@ -24,16 +26,16 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """A method in words.
+    """A method's description as text.
 
     Args:
-        name: In recipes.
+        name: The method's name in recipes.
         summary: One line.
-        formulas: From the module's docstring; may be empty.
-        paper_id: Of arXiv.
-        citation: BibTeX.
-        parameters: Its fields.
-        differences: From the paper or its official code.
+        formulas: The formulas in the module's docstring; may be empty.
+        paper_id: arXiv id.
+        citation: BibTeX entry.
+        parameters: The method's fields.
+        differences: Differences from the paper or its official code.
     """
 
     name: str
@@ -46,10 +48,10 @@ class Card:
 
 
 def card_of(name: str) -> Card:
-    """The card of a registered method, or of the class that a path leads to.
+    """The card of a registered method, or of the class at a dotted path.
 
     Raises:
-        ValueError: There is no such method.
+        ValueError: No such method.
     """
     if name in TABLE:
         module, cls = TABLE[name]
@@ -124,6 +126,6 @@ def _formulas(doc: str) -> str:
 
 
 def _meanings(doc: str) -> dict[str, str]:
-    """Of a docstring's `Args:`, by name."""
+    """Descriptions under a docstring's `Args:`, by argument name."""
     found: Any = re.findall(r"^    (\w+): ((?:.|\n(?!    \w+: |\S))*)", doc, flags=re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in found}

@@ -1,4 +1,4 @@
-"""Several methods on the same inputs."""
+"""Runs several methods on the same inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from .registry import build_credit
 
 @dataclass(frozen=True)
 class AllSignals(CreditMethod):
-    """Asks for what several methods ask for, and gives every completion's advantage to all its tokens.
+    """Requests the signals of several methods; each token gets its completion's advantage unchanged.
 
     Args:
         methods: The methods, as mappings.
@@ -35,7 +35,7 @@ class AllSignals(CreditMethod):
 
 
 def labelled(methods: Sequence[str | Mapping | CreditMethod]) -> dict[str, CreditMethod]:
-    """Methods by a label: the name, and where several have the same name the parameters in which they differ."""
+    """Methods by label: the name, plus the parameters that differ if several methods share it."""
     built = [build_credit(method) for method in methods]
     labels: dict[str, CreditMethod] = {}
     for method in built:
@@ -54,14 +54,14 @@ def labelled(methods: Sequence[str | Mapping | CreditMethod]) -> dict[str, Credi
 
 
 def inputs_of(method: CreditMethod, inputs: CreditInputs) -> CreditInputs:
-    """One method's part of inputs that have the signals of several."""
+    """The inputs with only the signals that `method` requests."""
     return replace(inputs, signals={signal: inputs.signals[signal] for signal in method.signals()})
 
 
 def credit_of(
     methods: Mapping[str, CreditMethod], inputs: CreditInputs, advantages: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(B, T) weights and (B, T) token advantages by the methods' labels; methods without weights have none."""
+    """(B, T) weights and (B, T) token advantages by method label. Methods without weights have no weights entry."""
     weights, token_advantages = {}, {}
     for label, method in methods.items():
         seen = inputs_of(method, inputs)

@@ -1,16 +1,17 @@
-"""DGPO: credit by how far, and how freely, the policy has moved from its reference.
+"""DGPO: credit by the policy's distance from its reference, scaled by the policy's entropy.
 
     d_t = 1 - sum_v sqrt(pi_theta(v) * pi_ref(v))        # squared Hellinger distance, in [0, 1]
     g_t = H(pi_theta) / ln |V|                           # normalised entropy, in [0, 1]
     s_t = d_t * g_t^kappa
     w_t = T * softmax_t(s_t / tau) over the mask         # kappa = 1, tau = 0.5
 
-The loss is PPO-clip without a KL term; pi_ref is the frozen initial policy. At the first step pi_theta = pi_ref, so the
-weights are 1. Training settings of the paper: learning rate 1e-6, weight decay 0.1, clip 0.2, 16 completions per prompt.
+The loss is PPO-clip without a KL term; pi_ref is the frozen initial policy. At the first step pi_theta = pi_ref, so all
+weights are 1. Training settings of the paper: learning rate 1e-6, weight decay 0.1, clip 0.2, 16 completions per
+prompt.
 
-Known weakness: with a vocabulary of 150k, s is of order 1e-4 to 1e-2, and at tau = 0.5 the weights are uniform in all but
-name. `credit/weight_std` and `credit/effective_fraction` show it; a smaller `temperature`, or `temperature: adaptive`, is
-the way out.
+Known weakness: with a vocabulary of 150k, s is between 1e-4 and 1e-2, and at tau = 0.5 the weights are effectively
+uniform. `credit/weight_std` and `credit/effective_fraction` show it. Use a smaller `temperature`, or
+`temperature: adaptive`.
 
 Reference: DGPO: Distribution-Guided Policy Optimization for Fine-Grained Credit Assignment (arXiv 2605.03327; three
 other papers are called DGPO).
@@ -30,25 +31,25 @@ from .ops import at_least_float32, effective_token_fraction, mean_one
 
 
 ADAPTIVE = "adaptive"
-# Of GCPO's weights with its defaults, in the limit of long completions
+# Effective token fraction of GCPO's weights with its defaults, in the limit of long completions
 EFFECTIVE_FRACTION = 0.63
 
-# Squared Hellinger distances up to this size are rounding of the two forwards: with an adaptive temperature they must not
-# be told apart. Two batches of different shapes give up to 1e-11 in float32 (135M parameters), left pads on one side 5e-7 in
-# bfloat16. In float32 and float64 it is an eighth of the square of GCPO's floor: what log-probs that differ by that much on
-# every token amount to.
+# Squared Hellinger distances up to this size are rounding error of the two forwards, which an adaptive temperature
+# would amplify. Two batches of different shapes give up to 1e-11 in float32 (135M parameters); left pads on one side
+# give 5e-7 in bfloat16. In float32 and float64 the floor is an eighth of the square of GCPO's: the distance between
+# log-probs that differ by GCPO's floor on every token.
 _NOISE_FLOOR = {torch.float64: 1e-19, torch.float32: 1e-9, torch.float16: 1e-7, torch.bfloat16: 1e-5}
 
 
 def normalized_entropy(entropy: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """g_t of the module docstring from (B, T) entropies in nats; rounding below 0 is cut off."""
+    """Computes g_t (see the module docstring) from (B, T) entropies in nats. Rounding below 0 is clamped."""
     return at_least_float32(entropy).clamp(min=0.0) / math.log(vocab_size)
 
 
 def dgpo_scores(
     squared_hellinger: torch.Tensor, entropy: torch.Tensor, vocab_size: int, entropy_exponent: float = 1.0
 ) -> torch.Tensor:
-    """s_t of the module docstring: (B, T), at least float32."""
+    """Computes s_t (see the module docstring): (B, T), at least float32."""
     return at_least_float32(squared_hellinger) * normalized_entropy(entropy, vocab_size).pow(entropy_exponent)
 
 
@@ -73,8 +74,8 @@ def dgpo_weights(
     Args:
         squared_hellinger: (B, T) squared Hellinger distance between policy and reference, in [0, 1].
         entropy: (B, T) entropy of the policy's next-token distribution, nats.
-        mask: (B, T), non-zero on the tokens that enter the loss.
-        vocab_size: Size of the distribution that is softmaxed, at least 2.
+        mask: (B, T), non-zero on the tokens in the loss.
+        vocab_size: Number of logits in the softmax, at least 2.
         temperature: tau of the softmax over the completion's tokens.
         entropy_exponent: kappa, the exponent of the normalised entropy.
 
@@ -87,21 +88,21 @@ def dgpo_weights(
 
 
 def adaptive_temperature(scores: torch.Tensor, mask: torch.Tensor, effective_fraction: float) -> torch.Tensor:
-    """The temperature at which each completion's softmax weights have a chosen effective token fraction.
+    """Finds the temperature at which each completion's softmax weights have the given effective token fraction.
 
-    The effective fraction exp(H(w / T)) / T falls from 1 (uniform) as the temperature falls, so it is found by
-    bisection; it cannot fall below the share of tokens that tie for the highest score.
+    The effective fraction exp(H(w / T)) / T falls from 1 (uniform) as the temperature falls, so bisection finds it. It
+    cannot fall below the fraction of tokens that tie for the highest score.
 
     Args:
         scores: (B, T) scores s_t.
-        mask: (B, T), non-zero on the tokens that enter the loss.
-        effective_fraction: The fraction to reach, in (0, 1).
+        mask: (B, T), non-zero on the tokens in the loss.
+        effective_fraction: Target fraction, in (0, 1).
 
     Returns:
-        (B, 1) temperatures; infinite (uniform weights) where a completion's scores do not differ.
+        (B, 1) temperatures, infinite (uniform weights) if a completion's scores are all equal.
     """
     mask, dtype = mask.bool(), scores.dtype
-    # Not every accelerator has float64, with which the result does not depend on how a sum is rounded
+    # float64 makes the result independent of how sums round, but not every accelerator has it
     scores = scores.to(torch.float64 if scores.device.type in ("cpu", "cuda") else dtype)
     scores = torch.where(mask & torch.isfinite(scores), scores, 0.0)
     highest = torch.where(mask, scores, -torch.inf).amax(-1, keepdim=True)
@@ -120,18 +121,18 @@ def adaptive_temperature(scores: torch.Tensor, mask: torch.Tensor, effective_fra
 
 @dataclass(frozen=True)
 class DGPO(CreditMethod):
-    """Credit by the distance from the reference policy, gated by entropy.
+    """Credit by the distance from the reference policy, scaled by the policy's entropy.
 
     Args:
-        temperature: tau of the softmax over a completion's tokens; smaller is sharper. Or `adaptive`: for each
-            completion the one at which the effective token fraction is `effective_fraction`. Not in the paper, which
-            leaves the choice of tau to future work.
+        temperature: tau of the softmax over a completion's tokens; smaller is sharper. `adaptive` picks a tau for each
+            completion so that its effective token fraction is `effective_fraction`. `adaptive` is not in the paper,
+            which leaves the choice of tau to future work.
         entropy_exponent: kappa, the exponent of the normalised entropy; 0 switches the entropy gate off.
-        reference: Path or hub id of the reference policy. By default it is the policy's initial weights (with PEFT:
-            the adapters switched off, or a copy of a pretrained adapter). Name it in a second-stage run, whose initial
-            weights are the first stage's result, and where the model to resume is itself the checkpoint.
-        effective_fraction: With `temperature: adaptive`, in (0, 1): exp(H(w / T)) / T of each completion's weights. By
-            default 0.63, which is that of GCPO's weights.
+        reference: Path or hub id of the reference policy. By default the policy's initial weights (with PEFT: the
+            adapters switched off, or a copy of a pretrained adapter). Set it for a second-stage run, whose initial
+            weights are the first stage's result, and if the model you load is itself a checkpoint to continue from.
+        effective_fraction: With `temperature: adaptive`, the target exp(H(w / T)) / T of each completion's weights, in
+            (0, 1). The default of 0.63 matches GCPO's weights.
     """
 
     temperature: float | str = 0.5
@@ -233,9 +234,9 @@ class DGPO(CreditMethod):
         )
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
-        """`hellinger`: mean squared Hellinger distance d_t; `normalized_entropy`: mean g_t; with `temperature: adaptive`
-        also `temperature`, the mean of the (finite) temperatures found, and `hellinger_fraction`, the share of
-        tokens whose distance is above the rounding noise."""
+        """`hellinger`: mean squared Hellinger distance d_t. `normalized_entropy`: mean g_t. With `temperature:
+        adaptive` also `temperature`, the mean of the finite temperatures, and `hellinger_fraction`, the fraction of
+        tokens with a distance above the noise floor."""
         values = {
             "hellinger": inputs.signals[self._signal],
             "normalized_entropy": normalized_entropy(inputs.policy_entropy, inputs.vocab_size),

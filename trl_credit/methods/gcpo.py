@@ -1,18 +1,18 @@
-"""GCPO: credit by the contrast between the prompt and a negative prompt.
+"""GCPO: credit by how much a negative prompt changes each token's log-prob.
 
     u_t = clamp(log pi(y_t | x-, y_<t) - log pi(y_t | x, y_<t), -20, 20)
     c_t = min(exp(u_t) - u_t - 1, 10)                    # pointwise estimate of KL(pi(. | x) || pi(. | x-))
     p_t = rank(c_t) / T                                  # rank 1 = lowest contrast, within the completion
     w_t = T * p_t^a / sum_s p_s^a,   a = ln(1 - top_mass) / ln(1 - top_fraction) - 1
 
-x- is a negative prompt (by default the question with the note that an incorrect answer be generated): tokens whose
-probability changes most when a wrong answer is asked for are the tokens that decide the answer. With
-`divergence: full`, c_t is KL(pi(. | x) || pi(. | x-)) over the whole vocabulary, as the paper writes it. Both sides come
-from the live policy of the update step, without gradient, at the rollout temperature. With the defaults, the top 40 % of the
-tokens get 80 % of the completion's advantage and the largest weight is about 3.15.
+x- is a negative prompt, by default the question plus a note to generate an incorrect answer. The tokens whose
+probability changes most when asked for a wrong answer are the tokens that decide the answer. With `divergence: full`,
+c_t is KL(pi(. | x) || pi(. | x-)) over the whole vocabulary, as in the paper. Both sides come from the live policy at
+the update step, without gradient, at the rollout temperature. With the defaults, the top 40 % of the tokens get 80 % of
+the completion's advantage, and the largest weight is about 3.15.
 
 Reference: Guidance Contrastive Token Credit Assignment for Discrete Policy Optimization (arXiv 2605.29198); official code
-github.com/jacklishufan/gcpo, `compute_importance_weights`. Training settings there: clip 0.2 / 0.28, token-mean loss,
+github.com/jacklishufan/gcpo, `compute_importance_weights`. Its training settings: clip 0.2 / 0.28, token-mean loss,
 learning rate 1e-6, weight decay 0.01, no KL term, 8 completions per prompt.
 
 Differences from the official code are numbered in [`GCPO.differences`].
@@ -32,27 +32,27 @@ from .inputs import CreditInputs
 from .ops import UNIFORM_FRACTION, at_least_float32, mean_one
 
 
-# Log-prob differences |u| up to this size are rounding: the same prompt with 1 to 64 more left pads moves a token's
-# log-prob by as much on models of 1M to 135M parameters (`benchmarks/noise_floor.py` measures it).
+# Log-prob differences |u| up to this size (nats) are rounding error: 1 to 64 extra left pads on the same prompt move a
+# token's log-prob this much on models of 1M to 135M parameters (measured by `benchmarks/noise_floor.py`).
 _NOISE_FLOOR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 
 DIVERGENCES = ("sampled", "full")
 
 
 def noise_floor_of(dtype: torch.dtype) -> float:
-    """The noise floor, in nats, of log-probs from forwards in `dtype`; that of bfloat16 for other dtypes."""
+    """Noise floor, in nats, of log-probs computed in `dtype`. Unlisted dtypes get bfloat16's."""
     return _NOISE_FLOOR.get(dtype, _NOISE_FLOOR[torch.bfloat16])
 
 
 def contrast(
     policy_logps: torch.Tensor, negative_logps: torch.Tensor, noise_floor: float | None = None
 ) -> torch.Tensor:
-    """The pointwise KL estimate c_t of the module docstring.
+    """Computes the pointwise KL estimate c_t (see the module docstring).
 
     Args:
         policy_logps: (B, T) log-probs under the prompt, nats.
         negative_logps: (B, T) log-probs of the same tokens under the negative prompt, nats.
-        noise_floor: Differences |u| up to it count as 0 (exact ties). By default that of `policy_logps`' dtype.
+        noise_floor: Differences |u| up to this count as 0 (exact ties). By default the floor of `policy_logps`' dtype.
 
     Returns:
         (B, T) contrasts in [0, 10], at least float32; NaN where an input is NaN or both are infinite.
@@ -60,17 +60,17 @@ def contrast(
     if noise_floor is None:
         noise_floor = noise_floor_of(policy_logps.dtype)
     u = (at_least_float32(negative_logps) - at_least_float32(policy_logps)).clamp(-20.0, 20.0)
-    # expm1 keeps the small contrasts: exp(u) - u - 1 loses them all below |u| ~ 4e-4 in float32
+    # expm1 keeps small contrasts: in float32, exp(u) - u - 1 loses all of them below |u| ~ 4e-4
     return torch.where(u.abs() <= noise_floor, u * 0.0, (torch.expm1(u) - u).clamp(max=10.0))
 
 
 def full_contrast(divergence: torch.Tensor, noise_floor: float) -> torch.Tensor:
-    """The contrast c_t of `divergence: full`.
+    """Computes the contrast c_t with `divergence: full`.
 
     Args:
         divergence: (B, T) KL(pi(. | x) || pi(. | x-)), nats.
-        noise_floor: As of [`contrast`]: log-probs that differ by it on every token are at a divergence of half its
-            square, and divergences up to that count as 0 (exact ties).
+        noise_floor: As in [`contrast`]. Log-probs that differ by the floor on every token have a divergence of half its
+            square, so divergences up to that count as 0 (exact ties).
 
     Returns:
         (B, T) contrasts, at least float32.
@@ -80,14 +80,14 @@ def full_contrast(divergence: torch.Tensor, noise_floor: float) -> torch.Tensor:
 
 
 def average_ranks(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Ranks within each row's mask, 1 = lowest; ties share the average of their ranks.
+    """Ranks values within each row's mask, 1 = lowest. Ties share their average rank.
 
     Args:
         values: (B, T) finite floats.
         mask: (B, T) bool.
 
     Returns:
-        (B, T) ranks in `values`' dtype; off the mask they are meaningless.
+        (B, T) ranks in `values`' dtype, meaningless off the mask.
     """
     values = torch.where(mask, values, torch.inf).contiguous()
     ordered = values.sort(-1).values
@@ -97,11 +97,11 @@ def average_ranks(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def rank_weights(contrasts: torch.Tensor, mask: torch.Tensor, top_fraction: float, top_mass: float) -> torch.Tensor:
-    """The weights w_t of the module docstring.
+    """Computes the weights w_t (see the module docstring).
 
     Args:
         contrasts: (B, T) contrasts c_t.
-        mask: (B, T) bool, the tokens that enter the loss.
+        mask: (B, T) bool, the tokens in the loss.
         top_fraction: See [`gcpo_weights`].
         top_mass: See [`gcpo_weights`].
 
@@ -130,9 +130,9 @@ def gcpo_weights(
     Args:
         policy_logps: (B, T) log-probs of the completion's tokens under the prompt, nats.
         negative_logps: (B, T) log-probs of the same tokens under the negative prompt, nats.
-        mask: (B, T), non-zero on the tokens that enter the loss.
-        top_fraction: Share of the tokens, those of highest contrast, that get ...
-        top_mass: ... this share of the weight (in the limit of long completions).
+        mask: (B, T), non-zero on the tokens in the loss.
+        top_fraction: Fraction of a completion's tokens, those with the highest contrast, that get `top_mass`.
+        top_mass: Fraction of the weight that the top tokens get, in the limit of long completions.
         noise_floor: See [`contrast`].
 
     Returns:
@@ -147,16 +147,16 @@ def gcpo_weights(
 
 @dataclass(frozen=True)
 class GCPO(CreditMethod):
-    """Credit by the contrast with a negative prompt.
+    """Credit by how much a negative prompt changes each token's log-prob.
 
     Args:
-        negative_prompt: The negative prompt x-: `wrong_answer` (the prompt with the note that an incorrect answer be
-            generated), `empty` (a bare instruction), `blank_image` (the same text with white images), `column` (the
+        negative_prompt: The negative prompt x-: `wrong_answer` (the prompt plus a note to generate an incorrect
+            answer), `empty` (a bare instruction), `blank_image` (the same text with white images), `column` (the
             dataset's column `negative_prompt`), or your own text in which `{prompt}` stands for the prompt.
-        top_fraction: Share of each completion's tokens, those of highest contrast, that get ...
-        top_mass: ... this share of its advantage.
-        divergence: `sampled`, the estimate at the sampled token, or `full`, the divergence over the whole vocabulary,
-            which costs two products with the output head more.
+        top_fraction: Fraction of each completion's tokens, those with the highest contrast, that get `top_mass`.
+        top_mass: Fraction of the completion's advantage that the top tokens get.
+        divergence: `sampled` is the estimate at the sampled token; `full` is the divergence over the whole vocabulary,
+            at the cost of two more products with the output head.
     """
 
     negative_prompt: str = "wrong_answer"
@@ -222,13 +222,13 @@ class GCPO(CreditMethod):
         return contrast(inputs.policy_logps, signal, noise_floor)
 
     def weights(self, inputs: CreditInputs) -> torch.Tensor:
-        # An infinite log-prob has a contrast all the same, but not one to trust
+        # An infinite log-prob yields a finite contrast, because u is clamped, but not a trustworthy one
         contrasts = self._contrast(inputs).masked_fill(inputs.nonfinite, torch.nan)
         return rank_weights(contrasts, inputs.mask, self.top_fraction, self.top_mass)
 
     def is_uniform(self, metrics: Mapping[str, float]) -> bool | None:
-        """Ranks spread whatever there is, so contrasts above the noise floor are looked at too: the share of the tokens
-        that have one."""
+        """Also checks the fraction of tokens with a contrast above the noise floor, because ranks spread the weights
+        however small the contrasts are."""
         fraction = metrics.get("credit/contrast_fraction")
         if fraction is None or math.isnan(fraction):
             return super().is_uniform(metrics)
@@ -244,8 +244,8 @@ class GCPO(CreditMethod):
         )
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
-        """`contrast`: mean contrast c_t (nats); `contrast_fraction`: share of tokens whose contrast is above the noise
-        floor, which shows collapse where rank weights cannot (their spread is constant by construction)."""
+        """`contrast`: mean contrast c_t (nats). `contrast_fraction`: fraction of tokens with a contrast above the noise
+        floor. It shows collapse when rank weights cannot, since their spread is constant by construction."""
         values = self._contrast(inputs)
         above = torch.where(values.isnan(), values, (values > 0).to(values.dtype))
         return {"contrast": values, "contrast_fraction": above}

@@ -1,4 +1,4 @@
-"""The inputs of a credit method, for one micro-batch."""
+"""Inputs of a credit method for one micro-batch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ from ..signals.base import Signal
 
 @dataclass(frozen=True)
 class CreditInputs:
-    """The tensors of one micro-batch of B completions of at most T tokens, none of which carries a gradient.
+    """Tensors of one micro-batch: B completions of at most T tokens. None carries a gradient.
 
     Args:
-        mask: (B, T) bool, the tokens that enter the loss: completion mask * tool mask, truncated completions out.
+        mask: (B, T) bool, the tokens in the loss: completion mask * tool mask, without masked truncated completions.
         policy_logps: (B, T) float32, nats; log-probs of the sampled tokens under the live policy at the rollout
             temperature. Meaningless off the mask.
         policy_entropy: (B, T) float32, nats; entropy of the live policy's next-token distribution.
-        vocab_size: Size |V| of the distribution that is softmaxed.
+        vocab_size: Number of logits |V| in the softmax.
         signals: Each requested [`Signal`] with its (B, T) tensor.
         compute_dtype: The dtype of the policy's forward (bfloat16 under bf16 autocast): it sets the rounding noise.
     """
@@ -45,7 +45,7 @@ class CreditInputs:
 
     @property
     def nonfinite(self) -> torch.Tensor:
-        """(B, T) bool: tokens on the mask whose log-prob, entropy or some requested signal is NaN or infinite."""
+        """(B, T) bool, tokens on the mask with a NaN or infinite log-prob, entropy or requested signal."""
         bad = torch.zeros_like(self.mask)
         for tensor in (self.policy_logps, self.policy_entropy, *self.signals.values()):
             bad |= ~torch.isfinite(tensor)

@@ -1,4 +1,4 @@
-"""The credit metrics of one micro-batch, over all processes."""
+"""Credit metrics of one micro-batch across all processes."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from .ops import effective_token_fraction
 
 
 def remedy_if_uniform(method: CreditMethod, inputs: CreditInputs, weights: torch.Tensor | None) -> str | None:
-    """The advice for a method that is uniform in effect on some completions; `None` if it is not."""
+    """The method's advice if its weights are effectively uniform on these inputs, else `None`."""
     return method.remedy(inputs) if method.is_uniform(credit_metrics(method, inputs, weights)) else None
 
 
@@ -20,22 +20,22 @@ def credit_metrics(
     extra_nonfinite: torch.Tensor | int = 0,
     gather: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
 ) -> dict[str, float]:
-    """Metrics over the micro-batch of all processes, by name; one collective.
+    """Metrics of a micro-batch across all processes, by name. Makes one collective call.
 
-    `credit/weight_std` and `credit/weight_max` are over the tokens on the mask, `credit/effective_fraction` is the mean
-    over completions of exp(H(w / T)) / T, `credit/nonfinite_tokens` counts tokens with a NaN or infinite signal or
-    sampler log-prob. The method's own are means over the tokens on the mask whose value is finite; NaN (which TRL leaves
-    out of its averages) where there are none.
+    `credit/weight_std` and `credit/weight_max` cover the tokens on the mask. `credit/effective_fraction` is the mean
+    over completions of exp(H(w / T)) / T. `credit/nonfinite_tokens` counts tokens with a NaN or infinite log-prob,
+    entropy, signal or sampler log-prob. The method's own metrics are means over the finite values on the mask, or NaN
+    if there are none (TRL leaves NaN out of its averages).
 
     Args:
         method: The method.
         inputs: Its inputs.
-        weights: (B, T) weights of mean 1 over each completion's mask, if the method has weights.
-        extra_nonfinite: Tokens to add to the count.
-        gather: Gathers over processes; by default there is one.
+        weights: (B, T) weights of mean 1 over each completion's mask, or `None` if the method has no weights.
+        extra_nonfinite: Number of tokens to add to `credit/nonfinite_tokens`.
+        gather: Gathers a tensor from all processes; the default is for a single process.
     """
     mask = inputs.mask
-    # float64 where the device has it, so that one process and several agree on long batches
+    # float64 where the device supports it, so that one process and several agree on long batches
     dtype = torch.float64 if mask.device.type in ("cpu", "cuda") else torch.float32
 
     def masked_sum(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""Operations on weights that methods share."""
+"""Weight operations shared by the methods."""
 
 import torch
 
 
-# Weights whose effective token fraction is above this are uniform in effect
+# Weights with an effective token fraction above this count as uniform
 UNIFORM_FRACTION = 0.999
 
 
@@ -15,16 +15,16 @@ def mean_one(scores: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor | Non
     """Scales non-negative scores to mean 1 over each completion's mask.
 
     Args:
-        scores: (B, T) float, non-negative where they count.
+        scores: (B, T) float, non-negative on the mask.
         mask: (B, T) bool.
-        valid: (B, 1) bool; completions for which it is False get uniform weights (1 on the mask) instead.
+        valid: (B, 1) bool. Completions that are False get uniform weights (1 on the mask).
 
     Returns:
-        (B, T) weights, 0 off the mask. A completion whose mask is empty gets zeros.
+        (B, T) weights, 0 off the mask. Scores whose sum is zero or not finite give uniform weights.
     """
     scores = torch.where(mask, scores, 0.0)
     highest = scores.amax(-1, keepdim=True) if scores.size(-1) else scores.sum(-1, keepdim=True)
-    scores = scores / torch.where(highest > 0, highest, 1.0)  # neither the sum nor its inverse may overflow
+    scores = scores / torch.where(highest > 0, highest, 1.0)  # keeps the sum and its inverse from overflowing
     total, count = scores.sum(-1, keepdim=True), mask.sum(-1, keepdim=True)
     usable = torch.isfinite(total) & (total > 0)
     if valid is not None:
@@ -34,7 +34,7 @@ def mean_one(scores: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor | Non
 
 
 def effective_token_fraction(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """exp(H(w / T)) / T of each completion, (B,): 1 for uniform weights, 1 / T with all weight on one token."""
+    """(B,) exp(H(w / T)) / T of each completion: 1 for uniform weights, 1 / T if one token has all the weight."""
     mask = mask.bool()
     count = mask.sum(-1).clamp(min=1)
     share = torch.where(mask, weights, 0.0) / count.unsqueeze(-1)

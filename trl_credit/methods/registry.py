@@ -1,4 +1,4 @@
-"""Credit methods by name."""
+"""Looks up and builds credit methods by name."""
 
 import importlib
 import json
@@ -17,10 +17,11 @@ METHODS: dict[str, type[CreditMethod]] = {
 
 
 def get_method_class(name: str) -> type[CreditMethod]:
-    """The method class of a registered name or of a path: `my_package.my_module.MyMethod` or `my_file.py:MyMethod`.
+    """The class of a registered method or of a path: `my_package.my_module.MyMethod` or `my_file.py:MyMethod`.
 
     Raises:
-        ValueError: Unknown name (with the nearest known one), or a path that does not lead to a `CreditMethod`.
+        ValueError: Unknown name (the message suggests the nearest one), a path that cannot be loaded or is not a
+            `CreditMethod` subclass, or a class without `name` and `paper`.
     """
     if name in METHODS:
         return METHODS[name]
@@ -38,15 +39,16 @@ def get_method_class(name: str) -> type[CreditMethod]:
 
 
 def build_credit(credit: "str | Mapping[str, Any] | CreditMethod") -> CreditMethod:
-    """Builds a credit method from what users write.
+    """Builds a credit method from the user's specification.
 
     Args:
-        credit: A name or dotted path (`"dgpo"`), a mapping (`{"method": "dgpo", "temperature": 0.5}`), the same as JSON
-            text, or a method object, which is returned as it is.
+        credit: A name (`"dgpo"`) or path of a class, a mapping (`{"method": "dgpo", "temperature": 0.5}`), that mapping
+            as JSON text, or a method object, which is returned unchanged.
 
     Raises:
-        ValueError: Bad JSON; unknown method or parameter (the nearest known one is named); value out of range.
-        TypeError: Something else than text, a mapping or a method; a parameter of the wrong type.
+        ValueError: Invalid JSON, unknown method or parameter (the message suggests the nearest one), a missing
+            parameter, or a value out of range.
+        TypeError: `credit` is not text, a mapping or a method, or a parameter has the wrong type.
     """
     if isinstance(credit, CreditMethod):
         return credit

@@ -1,6 +1,6 @@
-"""The registered credit methods: one line for each, its name and where it is."""
+"""The registered credit methods, one line each."""
 
-# Name -> module of this package and class
+# Name -> (module in this package, class)
 TABLE: dict[str, tuple[str, str]] = {
     "uniform": (".uniform", "Uniform"),
     "gcpo": (".gcpo", "GCPO"),

@@ -1,8 +1,8 @@
-"""Uniform credit: every token of a completion has the completion's advantage, as in GRPO and DAPO.
+"""Uniform credit: every token gets its completion's advantage, as in GRPO and DAPO.
 
     w_i,t = 1 on the mask
 
-The advantages are handed to TRL's loss untouched, so training is TRL's `GRPOTrainer` to the last bit.
+TRL's loss gets the advantages unchanged, so training is bit-identical to TRL's `GRPOTrainer`.
 
 Reference: DeepSeekMath (arXiv 2402.03300). DAPO (arXiv 2503.14476), Dr. GRPO, GSPO and CISPO are settings of TRL's own
 loss on top of it (`loss_type`, `epsilon_high`, `importance_sampling_level`, ...).
@@ -19,7 +19,7 @@ from .inputs import CreditInputs
 
 @dataclass(frozen=True)
 class Uniform(CreditMethod):
-    """The sequence advantage on every token (GRPO, DAPO and TRL's other losses). It has no parameters."""
+    """The sequence advantage on every token (GRPO, DAPO and TRL's other losses). No parameters."""
 
     name = "uniform"
     paper = Paper(
@@ -35,7 +35,7 @@ class Uniform(CreditMethod):
             "}"
         ),
     )
-    # Mean-1 weights that are all 1 have nothing that a sequence-level ratio could cancel: with it this is GSPO.
+    # All weights are 1, so a sequence-level ratio has nothing to cancel: with one, this is GSPO.
     reweights = False
 
     @property

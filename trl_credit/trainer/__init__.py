@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer with token-level credit, and its configuration."""
+"""TRL's GRPOTrainer with token-level credit, and its config."""
 
 from typing import TYPE_CHECKING
 

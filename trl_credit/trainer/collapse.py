@@ -1,4 +1,4 @@
-"""Notices, once, that a credit method has been uniform in effect for many updates."""
+"""Warns once if a credit method's weights stay effectively uniform for many updates."""
 
 import math
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from ..methods import CreditInputs, CreditMethod
 
 logger = get_logger(__name__)
 
-# Updates in a row
+# Consecutive uniform updates before the warning
 PATIENCE = 20
 
 
 class CollapseWatch:
-    """Warns once when a method other than `uniform` has been uniform in effect for 20 updates in a row, and says what to
-    change ([`~trl_credit.CreditMethod.is_uniform`], [`~trl_credit.CreditMethod.remedy`]).
+    """If a method other than `uniform` collapses to uniform weights for 20 updates in a row, warns once and says what
+    to change ([`~trl_credit.CreditMethod.is_uniform`], [`~trl_credit.CreditMethod.remedy`]).
 
-    Updates in which nothing was weighted do not count. An update counts as uniform if each of its micro-batches was, which
-    is known when the next one begins.
+    Updates without weighted completions do not count. An update is uniform if all its micro-batches are, so it is
+    counted when the next update starts.
     """
 
     def __init__(self, method: CreditMethod, patience: int = PATIENCE):
@@ -33,12 +33,12 @@ class CollapseWatch:
         self._inputs: CreditInputs | None = None
 
     def see(self, update: int, metrics: Mapping[str, float], inputs: CreditInputs) -> None:
-        """Looks at a micro-batch.
+        """Records a micro-batch.
 
         Args:
-            update: Number of the update that it belongs to.
+            update: Number of its update.
             metrics: Its credit metrics.
-            inputs: What the method saw, from which it says what to change.
+            inputs: The method's inputs, from which it derives its advice.
         """
         uniform = None if self._warned else self._method.is_uniform(metrics)
         if uniform is None:
@@ -48,7 +48,7 @@ class CollapseWatch:
             self._update, self._uniform = update, True
         self._uniform &= uniform
         self._fraction = metrics["credit/effective_fraction"]
-        if uniform and inputs.mask.any():  # a process without completions has a placeholder
+        if uniform and inputs.mask.any():  # not the placeholder of a process without completions
             self._inputs = inputs
 
     def _end_update(self) -> None:
@@ -69,7 +69,7 @@ class CollapseWatch:
         self._inputs = None
 
     def state_dict(self) -> dict[str, int]:
-        """State from which a resumed run continues."""
+        """State for checkpoints."""
         return {"streak": self._streak + (self._update is not None and self._uniform), "warned": int(self._warned)}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""The trainer's configuration: the credit method and the optimizations of an update."""
+"""The trainer's config: the credit method and the optimizations of the update."""
 
 import json
 from dataclasses import dataclass, field
@@ -15,50 +15,52 @@ from .exactness import IMPORTANCE_SAMPLING_LEVELS, check_credit, skip_refusal
 @dataclass
 class CreditGRPOConfig(GRPOExtrasConfig):
     r"""
-    Configuration of the [`CreditGRPOTrainer`]: every field of [`~trl.GRPOConfig`] and [`GRPOExtrasConfig`], the credit
-    method, and two optimizations of the update.
+    Config of the [`CreditGRPOTrainer`]: every field of [`~trl.GRPOConfig`] and [`GRPOExtrasConfig`], plus the credit
+    method and two optimizations of the update.
 
     Parameters:
         credit (`str` or `dict[str, Any]` or [`CreditMethod`], *optional*):
             The credit method: a name (`"dgpo"`), a mapping of the name and parameters (`{"method": "dgpo",
             "temperature": 0.5}`, as JSON on the command line), or a method object. `method` may be the path of
             your own class. `trl-credit methods` lists the names and `trl-credit methods NAME` the parameters. If unset,
-            the trainer's preset: `uniform` for [`CreditGRPOTrainer`]. After `__init__` it is the full mapping.
+            the trainer's preset: `uniform` for [`CreditGRPOTrainer`]. If set, `__init__` expands it to the full
+            mapping.
         skip_zero_advantage (`bool`, *optional*):
-            Whether completions whose advantage is exactly zero (all right or all wrong in their group), or of which no
-            token is in the loss, are left out of the update's forward and backward. The loss keeps the denominators of
-            the full batch, so the gradient is the same up to rounding. An error where such completions do carry
-            gradient or statistics: with a KL penalty, an entropy bonus, `top_entropy_quantile`, an MoE auxiliary loss
-            or a method that credits them all the same. If unset: on wherever it is exact, except with `uniform`, which
-            is TRL bit for bit. Rows are neither left out nor regrouped where some prompts of a generation batch have images
-            and others none: their processes must all run the vision tower. With active dropout other masks are drawn.
+            Whether to leave completions out of the update's forward and backward if their advantage is exactly zero
+            (their group is all right or all wrong) or none of their tokens is in the loss. The loss keeps the
+            denominators of the full batch, so the gradient is the same up to rounding. It is an error if such
+            completions still contribute gradient or statistics: with a KL penalty, an entropy bonus,
+            `top_entropy_quantile`, an MoE auxiliary loss, or a method that credits them anyway. If unset: on wherever
+            it is exact, except with `uniform`, which is TRL bit for bit. If only some prompts of a generation batch
+            have images, rows are neither left out nor regrouped, because all processes must run the vision tower. With
+            active dropout, different masks are drawn.
         trim_padding (`bool`, *optional*):
-            Whether each micro-batch is cut to its own longest prompt and completion, and rows are regrouped to the
-            micro-batches that an optimizer step takes from one generation batch by length. The gradient is the same up
-            to rounding. Where the composition of micro-batches enters the result (an entropy bonus,
-            `top_entropy_quantile`, an MoE auxiliary loss, active dropout, `bnpo` with a KL penalty), they are cut and
-            not regrouped, with a warning if the field is set. In half precision, the prompts' padding stays where the loss
-            compares with log-probs of before the update, whose rounding it decides. An error for models whose outputs
-            depend on padding (without rotary embeddings, or with ones that scale with the length). If unset: on
-            wherever it is exact, except with `uniform`.
+            Whether to cut each micro-batch to its own longest prompt and completion, and to regroup rows by length
+            among the micro-batches that an optimizer step takes from one generation batch. The gradient is the same up
+            to rounding. If the loss depends on which rows share a micro-batch (an entropy bonus,
+            `top_entropy_quantile`, an MoE auxiliary loss, active dropout, `bnpo` with a KL penalty), padding is trimmed
+            but rows are not regrouped, with a warning if the field is set. In half precision, prompts keep their
+            padding if the loss compares with log-probs from before the update, because padding affects their rounding.
+            It is an error for models whose outputs depend on padding (no rotary embeddings, or ones that scale with
+            the length). If unset: on wherever it is exact, except with `uniform`.
         credit_cache_gib (`float`, *optional*):
-            With `num_iterations > 1`: GiB per process in which signals that do not change between iterations (the
-            reference's hidden states) are kept after the first; what does not fit is computed again, as
-            `credit/kept_fraction` shows. 0 keeps nothing. If unset: 4.
+            With `num_iterations > 1`: GiB per process for keeping signals that do not change between iterations (the
+            reference's hidden states) after the first iteration. Signals that do not fit are recomputed;
+            `credit/kept_fraction` shows how many fit. 0 keeps nothing. If unset: 4.
         credit_cache_device (`str`, *optional*):
-            Where they are kept: `"cpu"`, or if unset the device that computed them.
+            Where those signals are kept: `"cpu"`, or if unset the device that computed them.
         importance_sampling_level (`str`, *optional*, defaults to `"token"`):
-            TRL's `"token"` and `"sequence"`, and `"sequence_token"` (GSPO-token): the sequence's ratio with each token's
-            gradient, so that token advantages matter. Clipping acts on the sequence's ratio; TRL's `clip_ratio/*` are then
-            shares of tokens, so that a long completion counts more than with `"sequence"`. KL bias correction multiplies
-            with the sequence's ratio.
+            TRL's `"token"` and `"sequence"`, or `"sequence_token"` (GSPO-token): the sequence's ratio with each token's
+            gradient, so that token advantages matter. Clipping acts on the sequence's ratio. TRL's `clip_ratio/*` are
+            then fractions of tokens, so a long completion counts more than with `"sequence"`. KL bias correction
+            multiplies by the sequence's ratio.
         credit_log_steps (`int`, *optional*):
-            Every so many updates, write the token credit of a few of the update's completions as a page and a parquet file
-            to `OUTPUT_DIR/credit`, and send it to the trackers that show HTML or pictures; see
-            [`~trl_credit.trainer.credit_log.CreditLog`]. With `log_completions` it must be a multiple of `logging_steps`, as
-            TRL's table of completions gets columns. If unset: never.
+            Every this many updates, write the token credit of a few of the update's completions to `OUTPUT_DIR/credit`
+            as a page and a parquet file, and send it to trackers that show HTML or pictures; see
+            [`~trl_credit.trainer.credit_log.CreditLog`]. With `log_completions` it must be a multiple of
+            `logging_steps`, because it adds columns to TRL's completions table. If unset: never.
         credit_log_completions (`int`, *optional*):
-            How many completions. If unset: 4.
+            Number of completions to write. If unset: 4.
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit"]
@@ -98,7 +100,7 @@ class CreditGRPOConfig(GRPOExtrasConfig):
         metadata={"help": "Where such signals are kept: `cpu`, or if unset the device that computed them."},
     )
 
-    # TRL's and transformers', of which more can be said
+    # Redeclared to add a value to TRL's field
     importance_sampling_level: one_of(*IMPORTANCE_SAMPLING_LEVELS) = field(
         default="token",
         metadata={

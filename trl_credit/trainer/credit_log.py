@@ -1,4 +1,4 @@
-"""Token credit of a few completions, written and sent to the trackers while a run trains."""
+"""Writes the token credit of a few completions during training and sends it to the trackers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 DEFAULT_COMPLETIONS = 4
-# What is kept of a completion until it is shown, and the columns that TRL's table of completions gets
+# Batch keys for a completion's number and reward, and the columns added to TRL's completions table
 ROW, REWARD = "credit_log/row", "credit_log/reward"
 FRACTION_COLUMN, TOP_COLUMN = "credit/effective_fraction", "credit/top_tokens"
 _TOP_TOKENS = 5
@@ -38,7 +38,7 @@ _TOP_TOKENS = 5
 
 @dataclass
 class _Seen:
-    """One completion of a micro-batch: its row of the batch, of the method's inputs and of what came out."""
+    """One completion of a micro-batch: its row of the batch, of the method's inputs and of the results."""
 
     batch: dict[str, Any]
     inputs: CreditInputs
@@ -57,13 +57,13 @@ class _Seen:
 class CreditLog(TrainerCallback):
     """Every `credit_log_steps` updates, shows the token credit of a few completions of that update.
 
-    Nothing is computed for it: what the update's own credit pass had is kept and shown. On the main process:
+    It reuses the update's own credit pass and computes no signals. The main process writes
     `OUTPUT_DIR/credit/step-N.html` (see [`~trl_credit.records.page.write_credit_report`]) and `step-N.parquet` (see
-    [`~trl_credit.records.record.to_table`]); wandb and trackio get the page, TensorBoard a picture (with matplotlib).
-    With `log_completions`, TRL's table of completions gets the columns `credit/effective_fraction` and
-    `credit/top_tokens` (the heaviest tokens and their weights), empty for completions that had no credit in that update.
+    [`~trl_credit.records.record.to_table`]). wandb and trackio get the page; TensorBoard gets a picture if matplotlib
+    is installed. With `log_completions`, TRL's completions table gets the columns `credit/effective_fraction` and
+    `credit/top_tokens` (the heaviest tokens and their weights), empty for completions without credit in that update.
 
-    The completions are the main process's, as many with a positive as with a negative advantage where there are.
+    Only completions of the main process are shown, if possible half with a positive and half with a negative advantage.
     """
 
     def __init__(self, trainer: CreditGRPOTrainer, steps: int, completions: int):
@@ -79,12 +79,12 @@ class CreditLog(TrainerCallback):
 
     @property
     def wants(self) -> bool:
-        """True if the current update is to be shown."""
+        """True if the current update should be shown."""
         trainer = self._trainer
         return trainer.model.training and (trainer.state.global_step + 1) % self._steps == 0
 
     def extend_rollout(self, prompts: list, batch: dict[str, Any]) -> None:
-        """Numbers the completions of a generation batch, and keeps their rewards (the weighted sums)."""
+        """Numbers the completions of a generation batch and stores their rewards (the weighted sums) in it."""
         trainer = self._trainer
         self._prompts, self._logged = prompts, list(trainer._logs["completion"])
         rows = len(batch["advantages"])
@@ -100,11 +100,11 @@ class CreditLog(TrainerCallback):
         batch[REWARD] = rewards[start : start + rows].to(device)
 
     def see(self, batch: dict[str, Any], result: CreditResult) -> None:
-        """Keeps what a micro-batch's credit pass had, if the update is one to show.
+        """Keeps a micro-batch's credit if the current update should be shown.
 
         Args:
-            batch: What the loss reads.
-            result: Of the credit pass.
+            batch: The micro-batch that the loss reads.
+            result: Result of its credit pass.
         """
         if result.view is None or not self.wants:
             return
@@ -123,7 +123,7 @@ class CreditLog(TrainerCallback):
                 if (advantages[row] > 0) != sign or not mask.any():
                     continue
                 tokens = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
-                if tokens not in kept:  # the same completion twice shows nothing more
+                if tokens not in kept:  # skip duplicates
                     kept.append(tokens)
                     self._seen.append(self._row(row, batch, inputs, weights, token_advantages))
 
@@ -179,11 +179,11 @@ class CreditLog(TrainerCallback):
             return
         try:
             self._write(seen, state.global_step)
-        except Exception as error:  # a run must not end for a picture, whatever the disk, the trackers or a method do
+        except Exception as error:  # a failing disk, tracker or method must not end the run
             logger.warning("Cannot write or send the token credit of update %d: %s", state.global_step, error)
 
     def _chosen(self) -> list[_Seen]:
-        """Half of them with a positive advantage, where there are so many of both."""
+        """The completions to show: half with a positive advantage if there are enough of both signs."""
         up = [seen for seen in self._seen if seen.advantage > 0]
         down = [seen for seen in self._seen if seen.advantage <= 0]
         half = max(self._completions - len(down), min(len(up), -(-self._completions // 2)))
@@ -193,7 +193,7 @@ class CreditLog(TrainerCallback):
         columns, self._columns = self._columns, {}
         trainer = self._trainer
         if not self._logged or list(trainer._logs["completion"]) != self._logged:
-            return  # an evaluation's completions have taken their place, or the batch is of before a resume
+            return  # an evaluation has replaced the completions, or the batch is from before a resume
         total = len(self._logged)
         rows = total // trainer.accelerator.num_processes
         offset = trainer.accelerator.process_index * rows
@@ -204,7 +204,7 @@ class CreditLog(TrainerCallback):
         self._table, self._table_step = table, trainer.state.global_step
 
     def columns(self) -> dict[str, list]:
-        """The columns for the table that is logged now: those of this update, or none."""
+        """Columns for the completions table if they belong to the current update, else none."""
         return self._table if self._trainer.state.global_step == self._table_step else {}
 
     def _write(self, seen: list[_Seen], step: int) -> None:
@@ -259,7 +259,7 @@ class CreditLog(TrainerCallback):
         )
 
     def _source(self, seen: _Seen) -> dict[str, Any]:
-        """The prompt before the chat template, where it is there (not in a batch that was resumed) and text."""
+        """The prompt before the chat template, if it is text and known (a resumed batch has none)."""
         row = seen.batch[ROW].item() if ROW in seen.batch else len(self._prompts)
         if row >= len(self._prompts):
             return {}
@@ -268,7 +268,7 @@ class CreditLog(TrainerCallback):
         return {SOURCE_PROMPT: prompt} if texts else {}
 
     def _track(self, page: Path, record, step: int) -> None:
-        """Sends the page to the trackers that show HTML, a picture to the one that does not."""
+        """Sends the page to wandb and trackio, and a picture to TensorBoard, which cannot show HTML."""
         report_to = self._trainer.args.report_to
         if "wandb" in report_to:
             import wandb

@@ -1,17 +1,17 @@
-"""Refuses settings that would cancel token credit or make an optimization inexact."""
+"""Rejects settings that would cancel token credit or make an optimization inexact."""
 
 from trl import GRPOConfig
 
 from ..methods import CreditMethod
 
 
-# Losses whose gradient goes through the importance ratio. Taken over the sequence, the ratio's gradient sums the
-# completion's log-probs, so advantages of mean 1 x A_i per token act as A_i. `cispo` detaches the ratio and `vespo`
+# Losses with a gradient through the importance ratio. A sequence-level ratio's gradient sums the completion's
+# log-probs, so token advantages with mean A_i have the same effect as A_i. `cispo` detaches the ratio and `vespo`
 # ignores the level.
 RATIO_GRADIENT_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "sapo", "luspo")
 
 
-# TRL's and GSPO-token's
+# TRL's levels, and GSPO-token
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence", "sequence_token")
 
 
@@ -33,7 +33,7 @@ def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
 
 
 def _composition(args: GRPOConfig, aux_loss: bool) -> str | None:
-    """Why the loss depends on which rows share a micro-batch and on rows without an advantage, if it does."""
+    """The reason if the loss depends on which rows share a micro-batch and on zero-advantage rows, else `None`."""
     if args.entropy_coef != 0.0 or args.use_adaptive_entropy:
         return "the entropy bonus is a mean over each micro-batch's tokens."
     if args.top_entropy_quantile < 1.0:
@@ -44,7 +44,7 @@ def _composition(args: GRPOConfig, aux_loss: bool) -> str | None:
 
 
 def skip_refusal(args: GRPOConfig, method: CreditMethod | None = None, aux_loss: bool = False) -> str | None:
-    """Why leaving out rows whose advantage is zero would not be exact; `None` if it is.
+    """The reason if skipping rows with zero advantage would not be exact, else `None`.
 
     Args:
         args: The configuration.
@@ -59,7 +59,7 @@ def skip_refusal(args: GRPOConfig, method: CreditMethod | None = None, aux_loss:
 
 
 def regroup_refusal(args: GRPOConfig, aux_loss: bool = False, dropout: bool = False) -> str | None:
-    """Why regrouping rows among micro-batches would not be exact; `None` if it is.
+    """The reason if regrouping rows among micro-batches would not be exact, else `None`.
 
     Args:
         args: The configuration.

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer with token-level credit: where credit enters TRL's step, and nothing else."""
+"""TRL's GRPOTrainer with token-level credit: only the hooks that put credit into TRL's training step."""
 
 import contextlib
 import copy
@@ -46,63 +46,64 @@ from .gspo_token import sequence_token_old_logps
 
 logger = get_logger(__name__)
 
-# What signals that are kept between iterations may take in a process, unless `credit_cache_gib` says otherwise
+# Default of `credit_cache_gib`: GiB per process for signals kept between iterations
 DEFAULT_CACHE_GIB = 4.0
 
 
 class CreditGRPOTrainer(GRPOExtrasTrainer):
     """
-    [`~trl.GRPOTrainer`] in which a credit method decides how much of a completion's advantage each token gets.
+    [`~trl.GRPOTrainer`] with a credit method, which decides how much of a completion's advantage each token gets.
 
     It takes every argument of [`~trl.GRPOTrainer`]. `args` may be a [`CreditGRPOConfig`], whose `credit` names the
-    method, or a plain [`~trl.GRPOConfig`], which means the trainer's preset (`uniform` here, which is TRL's trainer to
-    the last bit).
+    method, or a plain [`~trl.GRPOConfig`], which selects the trainer's preset (here `uniform`, bit-identical to TRL's
+    trainer).
 
-    Rollouts, rewards, sequence advantages, loss, metrics and optimizer steps are TRL's. At each update step the signals
-    that the method asked for are computed without gradient, and the method turns the sequence advantages into token
-    advantages when the loss's own forward has given the live policy's log-probs; TRL's loss reads them from a copy of
-    its batch.
+    Rollouts, rewards, sequence advantages, loss, metrics and optimizer steps are TRL's. At each update step the trainer
+    computes the method's signals without gradient. When the loss's own forward has produced the live policy's
+    log-probs, the method turns the sequence advantages into token advantages. TRL's loss reads them from a copy of its
+    batch.
 
-    Completions whose advantage is zero need no token credit: the signals' forwards leave them out, and with
-    `skip_zero_advantage` so does the update. `trim_padding` saves the padding. See [`CreditGRPOConfig`].
+    Completions with zero advantage need no token credit. The signals' forwards leave them out, and with
+    `skip_zero_advantage` so does the update. `trim_padding` saves computation on padding. See [`CreditGRPOConfig`].
 
     Besides TRL's metrics it logs, in training and evaluation, over the completions that need credit:
-    `credit/weight_std`, `credit/weight_max` (of each micro-batch, averaged over them), `credit/effective_fraction` (1 =
-    uniform), `credit/nonfinite_tokens` (per micro-batch, over all processes) and the method's own; `None`, as TRL logs,
-    where there are none. Once per generation batch it logs `credit/skipped_fraction`, the share of completions for which
-    no credit was computed, and `credit/near_zero_advantages`, the number of completions whose advantage is so small that
-    it is rounding but is not zero, so that they were not.
+    `credit/weight_std`, `credit/weight_max` (the maximum of each micro-batch, averaged over micro-batches),
+    `credit/effective_fraction` (1 = uniform), `credit/nonfinite_tokens` (per micro-batch, over all processes) and the
+    method's own metrics. If no completion needs credit, they are `None`, as in TRL. Once per generation batch it logs
+    `credit/skipped_fraction`, the fraction of completions without credit, and `credit/near_zero_advantages`, the number
+    of completions whose advantage is only rounding error but not exactly zero, so that they were not skipped.
 
     Differences from TRL, with every method:
 
-    1. Under FSDP2 an output head that is a sharding unit of its own (as accelerate makes of the untied head of a
-       vision-language model) is gathered before the loss. TRL's fused head never calls the module, so that nothing
-       gathers it, and gathers the weight itself in a way whose backward does not add up the processes' gradients: each
-       process would train its shard of the head on its own completions only.
-    2. An update whose loss or gradient norm is not finite is skipped, and parameters that are not finite end the run
+    1. Under FSDP2, an output head that is its own sharding unit (as accelerate makes the untied head of a
+       vision-language model) is gathered before the loss. TRL's fused head never calls the module, so nothing gathers
+       it. TRL gathers the weight itself, but the backward of that does not sum gradients over processes: each process
+       would train its shard of the head on its own completions only.
+    2. An update whose loss or gradient norm is not finite is skipped, and non-finite parameters end the run
        ([`~trl_credit.extras.nonfinite.NonfiniteGuardMixin`]).
-    3. A reward function that returns a NaN, an infinity or more than float32 holds, or hangs, is an error, or its
-       completion is excluded ([`~trl_credit.extras.reward_guard.RewardGuardMixin`]); `None` stands for no reward, as in TRL,
-       which takes a NaN for it.
-    4. A resumed run is the one that was not stopped, and SIGTERM may save it ([`~trl_credit.extras.resume.ResumeMixin`]).
+    3. If a reward function hangs, or returns NaN, infinity or a value too large for float32, that is an error or the
+       completion is excluded ([`~trl_credit.extras.reward_guard.RewardGuardMixin`]). As in TRL, `None` means no reward;
+       TRL treats NaN that way, too.
+    4. Resuming reproduces the uninterrupted run, and SIGTERM can save a checkpoint
+       ([`~trl_credit.extras.resume.ResumeMixin`]).
     5. A run that trains nothing is an error ([`~trl_credit.extras.effect.EffectMixin`]).
 
-    A method other than `uniform` that has been uniform in effect for 20 updates is said to be, once, with what to change
-    ([`~trl_credit.trainer.collapse.CollapseWatch`]); `credit_log_steps` shows completions with their token credit
+    If a method other than `uniform` collapses to uniform weights for 20 updates, the run warns once and says what to
+    change ([`~trl_credit.trainer.collapse.CollapseWatch`]). `credit_log_steps` shows completions with their token credit
     ([`~trl_credit.trainer.credit_log.CreditLog`]).
 
-    Dynamic sampling is described in [`~trl_credit.extras.dynamic_sampling.DynamicSamplingMixin`].
+    [`~trl_credit.extras.dynamic_sampling.DynamicSamplingMixin`] describes dynamic sampling.
 
     Attributes:
         credit_method (`CreditMethod`): The method in use.
         credit_pass (`CreditPass`): Computes the token advantages.
-        credit_observers (`list`): Functions that are called after each credit pass with the micro-batch that the loss reads
-            and the [`~trl_credit.credit_pass.CreditResult`].
+        credit_observers (`list`): Functions called after each credit pass with the micro-batch that the loss reads and
+            the [`~trl_credit.credit_pass.CreditResult`].
 
     Raises:
         ValueError: Unknown method or parameter, settings that would cancel the method's token credit, a method that
-            disagrees with a preset trainer, or data that a signal cannot work with; all before the model is loaded,
-            except where the tokenizer is needed.
+            disagrees with a preset trainer, or data that a signal cannot work with. Raised before the model is loaded,
+            except for checks that need the tokenizer.
 
     Example:
 
@@ -119,7 +120,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
     ```
     """
 
-    # The method that a subclass stands for; `None` takes any, with `uniform` as the default
+    # The only method a preset trainer allows; `None` allows any and defaults to `uniform`
     _preset: ClassVar[type[CreditMethod] | None] = None
 
     @functools.wraps(GRPOTrainer.__init__)
@@ -132,7 +133,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         self.credit_method = self._resolve_credit(training_args)
         check_credit(self.credit_method, training_args)
         if isinstance(training_args, CreditGRPOConfig) and training_args.credit is None:
-            training_args = copy.copy(training_args)  # the preset is this trainer's, not the caller's config's
+            training_args = copy.copy(training_args)  # leave the caller's config unchanged
             training_args.credit = self.credit_method.to_dict()
         arguments["args"] = training_args
         check_arguments(type(self), arguments)  # before a signal copies a model
@@ -147,7 +148,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
 
         for source in self.credit_pass.sources.values():
             source.before_trainer_init(self, arguments)
-        # TRL refuses `sync_ref_model` without its own KL reference; a signal may have one to synchronise
+        # TRL rejects `sync_ref_model` without a KL reference of its own, but a signal may have a reference to sync
         follows = training_args.sync_ref_model and any(
             source.follows_policy for source in self.credit_pass.sources.values()
         )
@@ -158,7 +159,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             training_args.sync_ref_model = training_args.sync_ref_model or follows
         self._sequence_token = self.importance_sampling_level == "sequence_token"
         if self._sequence_token:
-            self.importance_sampling_level = "token"  # with old log-probs that make it so
+            self.importance_sampling_level = "token"  # `sequence_token_old_logps` turns it into GSPO-token
             if not self._off_policy:
                 logger.warning(
                     "`importance_sampling_level='sequence_token'` has no effect here: every update is made with the policy "
@@ -195,7 +196,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         return method
 
     def _resolve_savings(self) -> Savings:
-        """The savings to make: those asked for, by default all that are exact here, and none for TRL's own trainer."""
+        """Optimizations to use: the configured ones, else all that are exact here, or none with `uniform`."""
         args = self.args
         default = type(self.credit_method) is not Uniform
         skip, trim = getattr(args, "skip_zero_advantage", None), getattr(args, "trim_padding", None)
@@ -220,14 +221,14 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         return Savings(
             skip_zero_advantage=skip,
             trim_padding=trim,
-            # Less left padding is other rounding, which in half precision would show as ratios that are not 1
+            # Trimming left padding changes rounding, which in half precision would make ratios differ from 1
             keep_old_prompts=self.forward_dtype.itemsize < 4,
             regroup=trim and not no_regroup,
         )
 
     @property
     def _kept_bytes_per_token(self) -> int:
-        """Of the signals that do not change between the iterations over a generation batch."""
+        """Bytes per token of the signals that stay the same between iterations over a generation batch."""
         return sum(source.bytes_per_token(self) for source in self.credit_pass.sources.values())
 
     @property
@@ -238,11 +239,11 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             self.use_vllm and self.vllm_importance_sampling_correction
         )
 
-    # What signals need to know: PolicyContext
+    # The PolicyContext that signals see
 
     @property
     def tokenizer(self):
-        """The tokenizer, also where `processing_class` is a processor."""
+        """The tokenizer, even if `processing_class` is a processor."""
         return self._tokenizer
 
     @property
@@ -256,7 +257,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
 
     @property
     def context_length(self) -> int | None:
-        """The most tokens of prompt and completion that the policy's positions allow, with RoPE scaling counted in."""
+        """Maximum tokens of prompt plus completion that the policy's positions allow, including RoPE scaling."""
         config = self.model.config.get_text_config()
         length, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
         if length is None or "factor" not in rope:
@@ -265,13 +266,13 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
 
     @property
     def forward_dtype(self) -> torch.dtype:
-        """The dtype in which the policy's forward computes."""
+        """Dtype of the policy's forward."""
         mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}
         return mixed.get(self.accelerator.mixed_precision, self.accelerator.unwrap_model(self.model).dtype)
 
     @property
     def head_dtype(self) -> torch.dtype:
-        """The dtype in which the policy's output head computes."""
+        """Dtype of the policy's output head."""
         return torch.float32 if self.args.cast_lm_head_to_fp32 else self.forward_dtype
 
     def policy_logps_and_entropies(self, *args, **kwargs):
@@ -304,7 +305,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
     def _prepare_inputs(self, generation_batch):
         buffered = self._buffered_inputs
         if self.model.training and self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
-            for batch in buffered or []:  # what was kept for them is not needed beside the next generation
+            for batch in buffered or []:  # free kept signals before the next generation
                 batch[PLAN].cache.clear()
         inputs = super()._prepare_inputs(generation_batch)
         if not self.model.training:
@@ -315,9 +316,9 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         return inputs
 
     def _planned(self, batches: list[dict[str, Any]], savings: Savings) -> list[dict[str, Any]]:
-        """TRL's micro-batches as they will be run, each with its plan."""
+        """The micro-batches to run, made from TRL's, each with its plan."""
         args = self.args
-        # A forward of few tokens takes as long as one of so many: an accelerator must be filled, and shards be gathered
+        # Fixed cost of a forward, in tokens: small forwards leave an accelerator idle and still gather all shards
         overhead = 32 if self.accelerator.device.type == "cpu" else 512
         if self.is_fsdp_enabled or (
             self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
@@ -331,9 +332,9 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             savings=savings,
             every_row=self.credit_method.credits_zero_advantage,
             loss_type=self.loss_type,
-            # Slices of a generation batch that fall in the same optimizer step, whatever the step and the iteration
+            # Largest window that always falls within one optimizer step, at every step and iteration
             window=math.gcd(args.gradient_accumulation_steps, args.steps_per_generation, len(batches)),
-            overhead=0 if self.is_deepspeed_enabled else overhead,  # under which all micro-batches run anyway
+            overhead=0 if self.is_deepspeed_enabled else overhead,  # DeepSpeed runs every micro-batch anyway
             forward_overhead=overhead,
             max_forwards=1 if self.credit_pass.padding_affects_output else MAX_FORWARDS,
             pad_to_multiple_of=self.pad_to_multiple_of,
@@ -344,7 +345,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             self._metrics["train" if self.model.training else "eval"][name].append(value)
         return batches
 
-    # Update: the signals' own forwards, then TRL's loss, whose policy forward completes the token advantages
+    # Update: the signals' own forwards, then TRL's loss. Its policy forward completes the token advantages
 
     def _compute_loss(self, model, inputs):
         if PLAN not in inputs:
@@ -352,8 +353,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         batch = dict(inputs)  # TRL reuses its buffered inputs, so token advantages go into a copy
         plan = batch.pop(PLAN)
         if not plan.any_rows and not self.accelerator.sync_gradients and not self.is_deepspeed_enabled:
-            # Nothing here on any process; the step's last micro-batch runs all the same, for gradients that are zero
-            # and not missing
+            # No process has rows here. The step's last micro-batch still runs, so that gradients are zero, not missing
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         mode = "train" if self.model.training else "eval"
         logged = {name: len(values) for name, values in self._metrics[mode].items()}
@@ -367,7 +367,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             self._weight_metrics(self._metrics[mode], logged, plan)
 
     def _unshard_output_head(self, model: nn.Module) -> None:
-        """Makes FSDP2 reduce the output head's gradient: see the first difference from TRL."""
+        """Makes FSDP2 reduce the output head's gradient (difference 1 from TRL, see the class docstring)."""
         if not self.is_fsdp_enabled or not torch.is_grad_enabled():
             return
         head = causal_model(self.accelerator.unwrap_model(model)).get_output_embeddings()
@@ -376,10 +376,11 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
 
     @contextlib.contextmanager
     def _own_rows_only(self, plan: UpdatePlan):
-        """Lets TRL gather one value per row, and sum over processes, when processes have different numbers of rows.
+        """Lets TRL gather per-row values, and sum over processes, when processes have different numbers of rows.
 
-        Missing rows and placeholders count as NaN, which TRL leaves out, or add nothing. TRL's loss calls the accelerator
-        itself, so its two methods are replaced meanwhile. It may go when TRL's loss gathers unequal numbers of rows.
+        Missing rows and placeholders gather as NaN, which TRL leaves out, and reduce as zero. TRL's loss calls the
+        accelerator directly, so this temporarily replaces `gather` and `reduce`. Remove it once TRL's loss gathers
+        unequal numbers of rows.
         """
         accelerator = self.accelerator
         gather, reduce = accelerator.gather, accelerator.reduce
@@ -404,8 +405,8 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
 
     @staticmethod
     def _weight_metrics(metrics: dict[str, list[float]], logged: dict[str, int], plan: UpdatePlan) -> None:
-        """Weights what a micro-batch has logged with its share of the tokens: TRL averages over micro-batches, which with
-        rows regrouped by length would count the tokens of short completions more."""
+        """Weights a micro-batch's metrics by its share of the tokens. TRL averages over micro-batches, which would
+        overweight the tokens of short completions once rows are regrouped by length."""
         for name, values in metrics.items():
             start = logged.get(name, 0)
             if not plan.any_rows:
@@ -459,7 +460,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         try:
             super().log(logs, start_time)
         finally:
-            for column in columns:  # they are of this update, and TRL's own go on
+            for column in columns:  # they describe this update only; TRL's own columns accumulate
                 del self._logs["extra"][column]
 
     # Checkpoints
@@ -489,10 +490,11 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             self._collapse.load_state_dict(state["collapse"])
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        """Writes TRL's card with the credit method.
+        """Writes TRL's model card plus the credit method.
 
-        A card is shared, and TRL links what it is given to the hub. Hence a data set that is no hub id (a file, a folder, a
-        generated task) is named in the text, by its last name, and left out of the metadata, as is a local base model.
+        TRL links the names it gets to the hub, and cards are shared. So a dataset without a hub id (a file, a folder, a
+        generated task) appears only in the text, by its last path component, and not in the metadata; the same goes for
+        a local base model.
         """
         on_hub = hub_id(dataset_name) if isinstance(dataset_name, str) else dataset_name
         super().create_model_card(model_name=model_name, dataset_name=on_hub, tags=tags)
