@@ -8,8 +8,15 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 from pathlib import Path
 
 import pytest
+import support.typecheck  # noqa: F401
 import torch
-from helpers import save_tiny_model
+from jaxtyping import install_import_hook
+
+
+# Modules whose shapes are checked at each call. `CreditInputs` checks its own, with messages for users
+SHAPED = ["methods.base", "methods.dgpo", "methods.gcpo", "methods.ops", "methods.uniform", "trainer.gspo_token"]
+with install_import_hook([f"trl_credit.{name}" for name in SHAPED], "support.typecheck.check"):
+    from helpers import save_tiny_model
 
 
 # Modules with fixtures that several folders share

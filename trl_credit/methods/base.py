@@ -9,6 +9,8 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from .._util.imports import dotted_path
 from .._util.moved import moved_names
@@ -92,7 +94,7 @@ class CreditMethod(ABC):
         return ()
 
     @abstractmethod
-    def weights(self, inputs: CreditInputs) -> torch.Tensor | None:
+    def weights(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"] | None:
         """Returns (B, T) float weights: >= 0, 0 off the mask, mean 1 over each completion's mask, no gradient.
 
         A completion's weights may depend only on its own inputs, because the trainer chooses which rows share a
@@ -100,8 +102,11 @@ class CreditMethod(ABC):
         """
 
     def token_advantages(
-        self, advantages: torch.Tensor, weights: torch.Tensor | None, inputs: CreditInputs
-    ) -> torch.Tensor:
+        self,
+        advantages: Float[Tensor, " batch"],
+        weights: Float[Tensor, "batch tokens"] | None,
+        inputs: CreditInputs,
+    ) -> Float[Tensor, "batch tokens"] | Float[Tensor, " batch"]:
         """Turns the (B,) sequence advantages into the (B, T) or (B,) advantages that TRL's loss uses."""
         return advantages.unsqueeze(1) * weights.to(advantages.dtype)
 

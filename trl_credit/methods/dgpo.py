@@ -22,6 +22,8 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
 
 from ..signals.base import Signal
 from ..signals.reference import ReferenceHellinger
@@ -41,19 +43,26 @@ EFFECTIVE_FRACTION = 0.63
 _NOISE_FLOOR = {torch.float64: 1e-19, torch.float32: 1e-9, torch.float16: 1e-7, torch.bfloat16: 1e-5}
 
 
-def normalized_entropy(entropy: torch.Tensor, vocab_size: int) -> torch.Tensor:
+def normalized_entropy(entropy: Float[Tensor, "batch tokens"], vocab_size: int) -> Float[Tensor, "batch tokens"]:
     """Computes g_t (see the module docstring) from (B, T) entropies in nats. Rounding below 0 is clamped."""
     return at_least_float32(entropy).clamp(min=0.0) / math.log(vocab_size)
 
 
 def dgpo_scores(
-    squared_hellinger: torch.Tensor, entropy: torch.Tensor, vocab_size: int, entropy_exponent: float = 1.0
-) -> torch.Tensor:
+    squared_hellinger: Float[Tensor, "batch tokens"],
+    entropy: Float[Tensor, "batch tokens"],
+    vocab_size: int,
+    entropy_exponent: float = 1.0,
+) -> Float[Tensor, "batch tokens"]:
     """Computes s_t (see the module docstring): (B, T), at least float32."""
     return at_least_float32(squared_hellinger) * normalized_entropy(entropy, vocab_size).pow(entropy_exponent)
 
 
-def _softmax_weights(scores: torch.Tensor, mask: torch.Tensor, inverse_temperature: float | torch.Tensor):
+def _softmax_weights(
+    scores: Float[Tensor, "batch tokens"],
+    mask: Bool[Tensor, "batch tokens"],
+    inverse_temperature: float | Float[Tensor, "batch 1"],
+) -> Float[Tensor, "batch tokens"]:
     finite = torch.isfinite(scores) | ~mask
     scores = torch.where(mask & finite, scores, -torch.inf)
     top = scores.amax(-1, keepdim=True)
@@ -62,13 +71,13 @@ def _softmax_weights(scores: torch.Tensor, mask: torch.Tensor, inverse_temperatu
 
 
 def dgpo_weights(
-    squared_hellinger: torch.Tensor,
-    entropy: torch.Tensor,
-    mask: torch.Tensor,
+    squared_hellinger: Float[Tensor, "batch tokens"],
+    entropy: Float[Tensor, "batch tokens"],
+    mask: Shaped[Tensor, "batch tokens"],
     vocab_size: int,
-    temperature: float = 0.5,
+    temperature: float | Float[Tensor, "batch 1"] = 0.5,
     entropy_exponent: float = 1.0,
-) -> torch.Tensor:
+) -> Float[Tensor, "batch tokens"]:
     """DGPO's token weights (arXiv 2605.03327).
 
     Args:
@@ -76,7 +85,7 @@ def dgpo_weights(
         entropy: (B, T) entropy of the policy's next-token distribution, nats.
         mask: (B, T), non-zero on the tokens in the loss.
         vocab_size: Number of logits in the softmax, at least 2.
-        temperature: tau of the softmax over the completion's tokens.
+        temperature: tau of the softmax over the completion's tokens, for all or one for each completion.
         entropy_exponent: kappa, the exponent of the normalised entropy.
 
     Returns:
@@ -87,7 +96,9 @@ def dgpo_weights(
     return _softmax_weights(scores, mask.bool(), 1.0 / temperature)
 
 
-def adaptive_temperature(scores: torch.Tensor, mask: torch.Tensor, effective_fraction: float) -> torch.Tensor:
+def adaptive_temperature(
+    scores: Float[Tensor, "batch tokens"], mask: Shaped[Tensor, "batch tokens"], effective_fraction: float
+) -> Float[Tensor, "batch 1"]:
     """Finds the temperature at which each completion's softmax weights have the given effective token fraction.
 
     The effective fraction exp(H(w / T)) / T falls from 1 (uniform) as the temperature falls, so bisection finds it. It
@@ -193,15 +204,15 @@ class DGPO(CreditMethod):
     def signals(self) -> tuple[Signal, ...]:
         return (self._signal,)
 
-    def _distance(self, inputs: CreditInputs) -> torch.Tensor:
+    def _distance(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"]:
         return self._above_noise(inputs) if self._adaptive else inputs.signals[self._signal]
 
-    def _above_noise(self, inputs: CreditInputs) -> torch.Tensor:
+    def _above_noise(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"]:
         distance = inputs.signals[self._signal]
         floor = _NOISE_FLOOR.get(inputs.compute_dtype, _NOISE_FLOOR[torch.bfloat16])
         return torch.where(torch.isfinite(distance) & (distance <= floor), 0.0, distance)
 
-    def _temperature(self, inputs: CreditInputs) -> float | torch.Tensor:
+    def _temperature(self, inputs: CreditInputs) -> float | Float[Tensor, "batch 1"]:
         if not self._adaptive:
             return self.temperature
         fraction = EFFECTIVE_FRACTION if self.effective_fraction is None else self.effective_fraction
@@ -223,7 +234,7 @@ class DGPO(CreditMethod):
             )
         return f"lower `temperature` to about {sharper.median().item():.1g}, or use `temperature: {ADAPTIVE}`."
 
-    def weights(self, inputs: CreditInputs) -> torch.Tensor:
+    def weights(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"]:
         return dgpo_weights(
             self._distance(inputs),
             inputs.policy_entropy,

@@ -23,6 +23,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
 
 from .._util.text import nearest
 from ..signals.base import Signal
@@ -45,8 +47,10 @@ def noise_floor_of(dtype: torch.dtype) -> float:
 
 
 def contrast(
-    policy_logps: torch.Tensor, negative_logps: torch.Tensor, noise_floor: float | None = None
-) -> torch.Tensor:
+    policy_logps: Float[Tensor, "batch tokens"],
+    negative_logps: Float[Tensor, "batch tokens"],
+    noise_floor: float | None = None,
+) -> Float[Tensor, "batch tokens"]:
     """Computes the pointwise KL estimate c_t (see the module docstring).
 
     Args:
@@ -64,7 +68,7 @@ def contrast(
     return torch.where(u.abs() <= noise_floor, u * 0.0, (torch.expm1(u) - u).clamp(max=10.0))
 
 
-def full_contrast(divergence: torch.Tensor, noise_floor: float) -> torch.Tensor:
+def full_contrast(divergence: Float[Tensor, "batch tokens"], noise_floor: float) -> Float[Tensor, "batch tokens"]:
     """Computes the contrast c_t with `divergence: full`.
 
     Args:
@@ -79,7 +83,9 @@ def full_contrast(divergence: torch.Tensor, noise_floor: float) -> torch.Tensor:
     return torch.where(divergence <= noise_floor**2 / 2, divergence * 0.0, divergence)
 
 
-def average_ranks(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def average_ranks(
+    values: Float[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens"]:
     """Ranks values within each row's mask, 1 = lowest. Ties share their average rank.
 
     Args:
@@ -96,7 +102,12 @@ def average_ranks(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (lower + upper + 1).to(values.dtype) / 2
 
 
-def rank_weights(contrasts: torch.Tensor, mask: torch.Tensor, top_fraction: float, top_mass: float) -> torch.Tensor:
+def rank_weights(
+    contrasts: Float[Tensor, "batch tokens"],
+    mask: Bool[Tensor, "batch tokens"],
+    top_fraction: float,
+    top_mass: float,
+) -> Float[Tensor, "batch tokens"]:
     """Computes the weights w_t (see the module docstring).
 
     Args:
@@ -118,13 +129,13 @@ def rank_weights(contrasts: torch.Tensor, mask: torch.Tensor, top_fraction: floa
 
 
 def gcpo_weights(
-    policy_logps: torch.Tensor,
-    negative_logps: torch.Tensor,
-    mask: torch.Tensor,
+    policy_logps: Float[Tensor, "batch tokens"],
+    negative_logps: Float[Tensor, "batch tokens"],
+    mask: Shaped[Tensor, "batch tokens"],
     top_fraction: float = 0.4,
     top_mass: float = 0.8,
     noise_floor: float | None = None,
-) -> torch.Tensor:
+) -> Float[Tensor, "batch tokens"]:
     """GCPO's token weights (arXiv 2605.29198; official `compute_importance_weights`).
 
     Args:
@@ -215,13 +226,13 @@ class GCPO(CreditMethod):
     def signals(self) -> tuple[Signal, ...]:
         return (self._signal,)
 
-    def _contrast(self, inputs: CreditInputs) -> torch.Tensor:
+    def _contrast(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"]:
         signal, noise_floor = inputs.signals[self._signal], noise_floor_of(inputs.compute_dtype)
         if self.divergence == "full":
             return full_contrast(signal, noise_floor)
         return contrast(inputs.policy_logps, signal, noise_floor)
 
-    def weights(self, inputs: CreditInputs) -> torch.Tensor:
+    def weights(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"]:
         # An infinite log-prob yields a finite contrast, because u is clamped, but not a trustworthy one
         contrasts = self._contrast(inputs).masked_fill(inputs.nonfinite, torch.nan)
         return rank_weights(contrasts, inputs.mask, self.top_fraction, self.top_mass)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from ..signals.base import Signal
 
@@ -22,11 +24,11 @@ class CreditInputs:
         compute_dtype: The dtype of the policy's forward (bfloat16 under bf16 autocast): it sets the rounding noise.
     """
 
-    mask: torch.Tensor
-    policy_logps: torch.Tensor
-    policy_entropy: torch.Tensor
+    mask: Bool[Tensor, "batch tokens"]
+    policy_logps: Float[Tensor, "batch tokens"]
+    policy_entropy: Float[Tensor, "batch tokens"]
     vocab_size: int
-    signals: Mapping[Signal, torch.Tensor] = field(default_factory=dict)
+    signals: Mapping[Signal, Float[Tensor, "batch tokens"]] = field(default_factory=dict)
     compute_dtype: torch.dtype = torch.float32
 
     def __post_init__(self):
@@ -44,7 +46,7 @@ class CreditInputs:
                 raise ValueError(f"{name} carries a gradient; credit must not: detach it.")
 
     @property
-    def nonfinite(self) -> torch.Tensor:
+    def nonfinite(self) -> Bool[Tensor, "batch tokens"]:
         """(B, T) bool, tokens on the mask with a NaN or infinite log-prob, entropy or requested signal."""
         bad = torch.zeros_like(self.mask)
         for tensor in (self.policy_logps, self.policy_entropy, *self.signals.values()):

@@ -1,17 +1,23 @@
 """Weight operations shared by the methods."""
 
 import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
 
 
 # Weights with an effective token fraction above this count as uniform
 UNIFORM_FRACTION = 0.999
 
 
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+def at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def mean_one(scores: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+def mean_one(
+    scores: Float[Tensor, "batch tokens"],
+    mask: Bool[Tensor, "batch tokens"],
+    valid: Bool[Tensor, "batch 1"] | None = None,
+) -> Float[Tensor, "batch tokens"]:
     """Scales non-negative scores to mean 1 over each completion's mask.
 
     Args:
@@ -33,7 +39,9 @@ def mean_one(scores: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor | Non
     return torch.where(mask, weights, 0.0)
 
 
-def effective_token_fraction(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def effective_token_fraction(
+    weights: Float[Tensor, "batch tokens"], mask: Shaped[Tensor, "batch tokens"]
+) -> Float[Tensor, " batch"]:
     """(B,) exp(H(w / T)) / T of each completion: 1 for uniform weights, 1 / T if one token has all the weight."""
     mask = mask.bool()
     count = mask.sum(-1).clamp(min=1)

@@ -11,7 +11,8 @@ loss on top of it (`loss_type`, `epsilon_high`, `importance_sampling_level`, ...
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from .base import CreditMethod, Paper
 from .inputs import CreditInputs
@@ -42,12 +43,14 @@ class Uniform(CreditMethod):
     def credits_zero_advantage(self) -> bool:
         return False
 
-    def weights(self, inputs: CreditInputs) -> torch.Tensor:
+    def weights(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"]:
         return inputs.mask.float()
 
     def is_uniform(self, metrics: Mapping[str, float]) -> None:
         """Never reported as collapsed: uniform is intended."""
         return
 
-    def token_advantages(self, advantages: torch.Tensor, weights: torch.Tensor, inputs: CreditInputs) -> torch.Tensor:
+    def token_advantages(
+        self, advantages: Float[Tensor, " batch"], weights: Float[Tensor, "batch tokens"], inputs: CreditInputs
+    ) -> Float[Tensor, " batch"]:
         return advantages

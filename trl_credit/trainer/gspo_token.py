@@ -13,9 +13,15 @@ keeps the same completions.
 """
 
 import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
 
 
-def sequence_token_old_logps(logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def sequence_token_old_logps(
+    logps: Float[Tensor, "batch tokens"],
+    old_logps: Float[Tensor, "batch tokens"],
+    mask: Shaped[Tensor, "batch tokens"],
+) -> Float[Tensor, "batch tokens"]:
     """Computes old log-probs that turn a token-level ratio exp(logps - old) into GSPO-token's.
 
     Args:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from support.inputs import make_inputs, mapped
 
 from trl_credit import METHODS, CreditInputs, build_credit
@@ -194,3 +195,11 @@ def test_metrics_are_global(method):
     assert expected["credit/weight_std"] == pytest.approx((spread - 1).square().mean().sqrt().item(), rel=1e-6)
     assert expected["credit/weight_max"] == pytest.approx(spread.max().item())
     assert expected["credit/nonfinite_tokens"] == 3
+
+
+def test_shapes_and_dtypes_are_checked_in_the_tests():
+    """By conftest.py, in every call of the methods' functions."""
+    weights, mask = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    for wrong in ((weights[0], mask), (weights, mask[:, :2]), (weights.long(), mask), (weights, mask.float())):
+        with pytest.raises(TypeCheckError):
+            mean_one(*wrong)
