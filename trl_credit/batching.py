@@ -131,8 +131,8 @@ def cut_width(length: int, pad_to_multiple_of: int | None) -> int:
 def cut(batch: dict[str, Any], pad_to_multiple_of: int | None = None, *, prompts: bool = True) -> dict[str, Any]:
     """Removes the columns that are padding in every row.
 
-    At least two completion columns stay, because TRL reads a one-column tensor as one value per completion. Image tokens
-    in a completion stay even if it is masked out of the loss (tools return images).
+    At least two completion columns stay, because TRL reads a one-column tensor as one value per completion. Image
+    tokens in a completion stay even if it is masked out of the loss (tools return images).
 
     Args:
         batch: The batch.

@@ -202,7 +202,7 @@ class EffectMixin:
                 f"`learning_rate` ({self.args.learning_rate}) too small for the parameters' dtype, and a warmup that is "
                 "longer than the run."
             )
-            if updates == 1 and self.args.warmup_steps:  # a one-update trial of a recipe: with warmup the first rate is 0
+            if updates == 1 and self.args.warmup_steps:  # a recipe's trial: warmup starts at rate 0
                 logger.warning(why)
                 return
         else:

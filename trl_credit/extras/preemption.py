@@ -16,9 +16,9 @@ PREEMPTED = 143
 class PreemptionCallback(TrainerCallback):
     """Makes SIGTERM end the run after the update in progress, with a checkpoint.
 
-    Replaces transformers' own callback for three reasons: that one may save between an update's forward and its step and
-    so lose the gradient; processes that get the signal at different times would not save together; and the run would
-    end with exit code 0, as if it had finished.
+    Replaces transformers' own callback for three reasons: that one may save between an update's forward and its step
+    and so lose the gradient; processes that get the signal at different times would not save together; and the run
+    would end with exit code 0, as if it had finished.
     """
 
     # The instance that currently handles the signal

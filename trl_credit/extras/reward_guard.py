@@ -54,8 +54,8 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         if not over and time.monotonic() >= deadline:
             raise _TimeUp
 
-    # Not SIGALRM, which reward functions use themselves. The timer thread interrupts code that waits. Code that holds the
-    # interpreter, such as a backtracking regex, gets the signal from the kernel after each second of CPU time
+    # Not SIGALRM, which reward functions use themselves. The timer thread interrupts code that waits. Code that holds
+    # the interpreter, such as a backtracking regex, gets the signal from the kernel after each second of CPU time
     previous = signal.signal(signal.SIGVTALRM, interrupt)
     timer = threading.Timer(seconds, signal.pthread_kill, (threading.get_ident(), signal.SIGVTALRM))
     timer.daemon = True
@@ -81,8 +81,8 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 class GuardedReward:
     """Wraps a reward function: a failure raises an error that names the completion, or excludes that completion.
 
-    If a call fails as a whole, the completions are retried one by one to find the bad ones. It is always an error if the
-    call fails but no single completion does, or if every completion fails and they belong to several prompts.
+    If a call fails as a whole, the completions are retried one by one to find the bad ones. It is always an error if
+    the call fails but no single completion does, or if every completion fails and they belong to several prompts.
 
     Args:
         function: A reward function as TRL accepts it.
@@ -320,8 +320,8 @@ class RewardGuardMixin:
     A function with a parameter `opened_tags` gets, for each completion, the thinking tag at the end of the rendered
     prompt, which the completion therefore lacks, or an empty string.
 
-    With `on_reward_error="exclude"`, a completion on which any reward function fails has no reward: it does not count in
-    its group's mean and has no advantage. `rewards/NAME/excluded` logs the number of such completions per scoring.
+    With `on_reward_error="exclude"`, a completion on which any reward function fails has no reward: it does not count
+    in its group's mean and has no advantage. `rewards/NAME/excluded` logs the number of such completions per scoring.
     Rewards whose statistics would overflow float32 ([`largest_rewards`]) are failures, too.
     """
 
