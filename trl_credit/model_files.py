@@ -1,4 +1,4 @@
-"""The files that a user's `model` names: folder, hub id, adapter, embedded model."""
+"""Resolves a user's `model` to files: a folder, hub id, adapter or the embedded model."""
 
 import hashlib
 import logging
@@ -102,7 +102,7 @@ class LocalModel:
         )
 
     def context(self) -> int | None:
-        """Tokens of the context, if the configuration tells."""
+        """Context length in tokens, if the config states it."""
         return getattr(self.config().get_text_config(), "max_position_embeddings", None)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def resolve_model(name: str | None) -> str:
 
 
 def base_of_adapter(adapter: str, revision: str | None = None) -> str | None:
-    """The path or hub id of an adapter's base model; `None` for what is no adapter.
+    """The path or hub id of an adapter's base model; `None` if it is not an adapter.
 
     Raises:
         ValueError: The adapter names none, or one that is not there.
