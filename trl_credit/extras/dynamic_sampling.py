@@ -41,7 +41,7 @@ class Rollout:
     tool_images: list
     environment: str | None
     added: dict[str, Any]  # fields that a rollout function added to the dataset row
-    logged: dict[str, Any] = field(default_factory=dict)  # columns that reward functions logged for the completions table
+    logged: dict[str, Any] = field(default_factory=dict)  # completions-table columns, by reward functions
 
     @property
     def generated_tokens(self) -> int:

@@ -2,9 +2,9 @@
 
 A run stopped after any update and resumed from its checkpoint reproduces the parameters and metrics of the
 uninterrupted run, bit for bit with transformers generation. TRL and transformers save parameters, optimizer, scheduler
-and random states. This module also saves, per process and without pickle, the unfinished generation batch, TRL's step counter,
-metrics not yet logged, dynamic sampling's prompt stream, the adaptive entropy coefficient, and a reference model that
-follows the policy. After the first epoch it also advances the sampler to the right pass.
+and random states. This module also saves, per process and without pickle, the unfinished generation batch, TRL's step
+counter, metrics not yet logged, dynamic sampling's prompt stream, the adaptive entropy coefficient, and a reference
+model that follows the policy. After the first epoch it also advances the sampler to the right pass.
 [`~trl_credit.extras.checkpoints`] checks that a checkpoint's files are present and undamaged.
 """
 
