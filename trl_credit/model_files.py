@@ -23,8 +23,8 @@ _STATE = {
     *("trainer_state.json", "optimizer.pt", "scheduler.pt", "training_args.bin"),
     *("all_results.json", "train_results.json", "eval_results.json", "run.json", "results.json"),
 }
-# Of a weights file: its length, and this many blocks of this many bytes, the first and the last among them. Training
-# changes every block; reading 65 GB of a 32B model in whole would take minutes.
+# A weights file is hashed by its length and this many blocks of this many bytes, including the first and the last.
+# Training changes every block, and reading all 65 GB of a 32B model would take minutes.
 _BLOCKS, _BLOCK = 64, 1 << 16
 
 

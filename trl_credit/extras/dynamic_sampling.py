@@ -68,11 +68,11 @@ class DynamicSamplingMixin:
     owns the groups. Groups may span processes. All processes see all rewards, so they agree on the rounds. Only groups
     with images replace groups with images.
 
-    Logged once per generation batch: `dynamic_sampling/rounds` (the first included), `prompts_drawn`, `kept` (of them, in
-    the range and in the batch), `too_easy`, `too_hard` and `unscored` (drawn and outside the range), `surplus` (in the
-    range, but no longer needed), `left` (groups of the batch that are outside the range, as no round is left),
-    `discarded_tokens` (generated and thrown away), `drawn_reward` (mean over all that was drawn: TRL's `reward` is of the
-    batch, from which the easy and the hard groups are gone) and `passes` over the data.
+    Logged once per generation batch: `dynamic_sampling/rounds` (including the first), `prompts_drawn`, `kept` (drawn,
+    in the range and in the batch), `too_easy`, `too_hard` and `unscored` (drawn but outside the range), `surplus` (in
+    the range but not needed), `left` (groups of the batch that are still outside the range after the last round),
+    `discarded_tokens` (generated but not used), `drawn_reward` (mean over everything drawn; TRL's `reward` covers only
+    the batch, without the replaced easy and hard groups) and `passes` over the data.
 
     Everything else that TRL logs is of the final batch, except: `num_tokens` counts every token generated; scalars that
     reward functions log are means over all rounds; tool calls of a batch with replacements are counted from its

@@ -45,11 +45,11 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class NonfiniteGuardMixin:
     """Skips an update whose loss or gradient norm is not finite, on every process.
 
-    Parameters and optimizer state stay unchanged; the learning-rate schedule continues. Under DeepSpeed its own overflow
-    check skips the step (unless its config switches that off). In fp16 the loss scaler does, and since it often meets
-    infinite gradients, an update counts there only if its loss is not finite. `nonfinite_updates` logs the number so
-    far, once there is one. The micro-batches of the first of several in a row are written to
-    `output_dir/nonfinite_batch`, one file per process; read them with [`~trl_credit.extras.checkpoints.load_tree`].
+    Parameters and optimizer state stay unchanged; the learning-rate schedule continues. Under DeepSpeed its own
+    overflow check skips the step (unless its config switches that off). In fp16 the loss scaler does, and since it
+    often meets infinite gradients, an update counts there only if its loss is not finite. `nonfinite_updates` logs the
+    number so far, once there is one. The micro-batches of the first of several in a row are written to
+    `output_dir/nonfinite_batch`, one file per process; [`~trl_credit.extras.checkpoints.load_tree`] reads them.
 
     The guard checks all parameters before the first update and the trained ones after each update. A NaN or an infinity
     ends the run before the parameters are saved or used to generate, so the last checkpoint is an earlier one.
