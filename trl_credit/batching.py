@@ -1,7 +1,7 @@
-"""Which rows and columns an update needs: pure index plans over TRL's batches.
+"""Plans which rows and columns of TRL's batches an update runs. Pure index computations.
 
-A *batch* here is what TRL buffers: tensors of one row per completion (prompts padded on the left, completions on the
-right), lists of one entry per completion, and scalars.
+A *batch* here is one that TRL buffers: tensors with one row per completion (prompts left-padded, completions
+right-padded), lists with one entry per completion, and scalars.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from ._trl import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 
-# What TRL's batches hold per token: of the prompt (padded on the left), of the completion (padded on the right), of both
+# Per-token batch keys: of the prompt (left-padded), of the completion (right-padded), of both concatenated
 PROMPT_KEYS = ("prompt_ids", "prompt_mask")
 COMPLETION_KEYS = (
     "completion_ids",
@@ -29,42 +29,41 @@ COMPLETION_KEYS = (
     "importance_sampling_ratio",
 )
 SEQUENCE_KEYS = ("token_type_ids", "mm_token_type_ids")
-# What a signal adds per token of the completion starts so
+# Prefix of batch keys that signals add with one column per completion token
 COMPLETION_PREFIX = "completion/"
-# What goes with `pixel_values`, and is nothing without it
+# `pixel_values` and the keys that are meaningless without it
 IMAGE_KEYS = (
     "pixel_values", "image_grid_thw", "image_position_ids", "pixel_attention_mask", "spatial_shapes", "image_sizes",
     "num_images", "num_tiles",
 )  # fmt: skip
 
-# Losses by what a row's term is divided by: the micro-batch's rows, its tokens, or the tokens of the generation batch
+# Losses whose denominator is the micro-batch's rows, or its tokens. All others divide by the generation batch's tokens
 ROW_MEAN_LOSSES = ("grpo", "sapo", "luspo", "dr_grpo")
 TOKEN_MEAN_LOSSES = ("bnpo",)
 
-# Advantages below this are taken for rounding: eight equal rewards of 0.7 come out at 6e-4
+# Nonzero advantages smaller than this count as rounding error: eight equal rewards of 0.7 give 6e-4
 NEAR_ZERO = 1e-3
-# The most forwards that a signal makes for one micro-batch
+# Maximum forwards of a signal per micro-batch
 MAX_FORWARDS = 8
 
 
 @dataclass
 class UpdatePlan:
-    """The work of one micro-batch in one process. All processes agree on what differs between them.
+    """The work of one micro-batch in one process.
 
     Args:
-        credit_rows: Rows that need token credit, because their advantage is not zero.
-        forwards: For each signal with forwards of its own, the rows of each of them; every process makes equally many,
-            so some may be empty.
-        rows: The completions that this process has in this micro-batch; with none, its one row is a placeholder.
+        credit_rows: Rows that need token credit, normally those with a nonzero advantage.
+        forwards: The rows of each forward, for each signal with its own forwards. All processes run equally many, so
+            some lists may be empty.
+        rows: Number of completions that this process has in this micro-batch. If 0, its one row is a placeholder.
         any_rows: Whether any process has a completion in this micro-batch.
         any_credit: Whether any process has rows that need credit.
-        most_rows: The most rows that this micro-batch has in any process.
-        scale: (B,) what the token advantages are multiplied by, so that rows left out or moved to other micro-batches
-            do not change the loss's denominators; `None` for 1.
-        share: The micro-batch's share of the tokens, relative to the mean micro-batch of its optimizer step: what its
-            metrics are weighted by.
-        keep: Whether signals that do not change between iterations are kept after the first.
-        cache: Those signals' forwards.
+        most_rows: Maximum of `rows` over processes.
+        scale: (B,) factors for the token advantages that undo changes of the loss's denominators by rows left out or
+            moved to other micro-batches; `None` for 1.
+        share: The micro-batch's tokens relative to the mean micro-batch of its optimizer step. Weights its metrics.
+        keep: Whether to keep signals that do not change between iterations after the first.
+        cache: The kept forwards of those signals.
     """
 
     credit_rows: list[int]
@@ -89,7 +88,7 @@ def token_counts(batch: dict[str, Any]) -> np.ndarray:
 
 
 def concatenate(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One batch of the rows of several that are padded alike."""
+    """Concatenates the rows of batches with equal padding."""
     if len(batches) == 1:
         return batches[0]
     batches = [split_pixel_values_by_grid(batch) for batch in batches]
@@ -106,7 +105,7 @@ def concatenate(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def select(batch: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    """A batch of some rows of another, in the order of `rows`."""
+    """A batch of the given rows, in the order of `rows`."""
     batch = split_pixel_values_by_grid(batch)
     index = torch.as_tensor(rows, dtype=torch.long)
 
@@ -118,27 +117,27 @@ def select(batch: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         return value
 
     picked = unsplit_pixel_values_by_grid({key: pick(value) for key, value in batch.items()})
-    if picked.get("num_images") is not None and not sum(picked["num_images"]):  # models take no empty tensor of images
+    if picked.get("num_images") is not None and not sum(picked["num_images"]):  # models reject an empty image tensor
         picked = {key: value for key, value in picked.items() if key not in IMAGE_KEYS}
     return picked
 
 
 def cut_width(length: int, pad_to_multiple_of: int | None) -> int:
-    """Columns that `length` tokens need, at least one."""
+    """Number of columns for `length` tokens, rounded up to the multiple; at least one."""
     multiple = pad_to_multiple_of or 1
     return max(-(-int(length) // multiple), 1) * multiple
 
 
 def cut(batch: dict[str, Any], pad_to_multiple_of: int | None = None, *, prompts: bool = True) -> dict[str, Any]:
-    """A batch without the columns that are padding in every row.
+    """Removes the columns that are padding in every row.
 
-    Two completion columns stay: TRL takes a tensor of one column for one value per completion. Images may stand in a
-    completion that is out of the loss (tools return them); their tokens stay with them.
+    At least two completion columns stay, because TRL reads a one-column tensor as one value per completion. Image
+    tokens in a completion stay even if it is masked out of the loss (tools return images).
 
     Args:
         batch: The batch.
-        pad_to_multiple_of: TRL's.
-        prompts: Whether the prompts' padding goes too.
+        pad_to_multiple_of: TRL's setting.
+        prompts: Whether to cut the prompts' padding too.
     """
     prompt_width, completion_width = batch["prompt_ids"].size(1), batch["completion_ids"].size(1)
     longest_prompt, longest_completion = token_counts(batch).max(0)
@@ -163,9 +162,9 @@ def cut(batch: dict[str, Any], pad_to_multiple_of: int | None = None, *, prompts
 
 
 def placeholder_row(batch: dict[str, Any]) -> dict[str, Any]:
-    """The cheapest row of a batch with nothing in the loss: what a process runs where it has no row but must keep step.
+    """The cheapest row of a batch, masked out of the loss. A process without rows runs it to stay in step.
 
-    Where there are images it has some, so that every process runs the vision tower.
+    If the batch has images, the row has some too, so that every process runs the vision tower.
     """
     lengths = token_counts(batch).sum(-1)
     if any(batch.get("num_images") or []):
@@ -179,7 +178,7 @@ def placeholder_row(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def mixes_images(batch: dict[str, Any]) -> bool:
-    """True if some rows have images and others none."""
+    """True if some but not all rows have images."""
     return batch.get("num_images") is not None and 0 < sum(map(bool, batch["num_images"])) < len(batch["num_images"])
 
 
@@ -187,15 +186,15 @@ def mixes_images(batch: dict[str, Any]) -> bool:
 
 
 def partition(lengths: np.ndarray, groups: int, max_rows: int, overhead: float) -> list[list[int]]:
-    """Deals rows to groups such that padding each group to its longest prompt and completion costs little.
+    """Groups rows so that padding each group to its longest prompt and completion costs little.
 
-    Rows are sorted by length; of the ways to cut this order into runs, dynamic programming finds the cheapest.
+    Sorts rows by length and finds the cheapest way to cut that order into runs by dynamic programming.
 
     Args:
         lengths: (N, 2) tokens of each row's prompt and completion, N <= groups * max_rows.
-        groups: The most groups there may be.
-        max_rows: The most rows of a group.
-        overhead: What a group costs besides its tokens, in tokens.
+        groups: Maximum number of groups.
+        max_rows: Maximum rows per group.
+        overhead: Fixed cost of a group, in tokens.
 
     Returns:
         At most `groups` lists of row indices, the shortest rows first.
@@ -207,7 +206,7 @@ def partition(lengths: np.ndarray, groups: int, max_rows: int, overhead: float) 
     prompts, completions = lengths[order].T
     max_rows = min(max_rows, count)
 
-    # cost[size][end]: of the group of `size` rows that ends before row `end`
+    # cost[size][end]: cost of a group of `size` rows that ends before row `end`
     cost = np.full((max_rows + 1, count + 1), np.inf)
     longest_prompt, longest_completion = np.zeros(count + 1), np.zeros(count + 1)
     for size in range(1, max_rows + 1):
@@ -239,11 +238,11 @@ def row_scales(
 ) -> list[np.ndarray]:
     """Factors for the rows' advantages that keep each row's gradient unchanged.
 
-    Every loss of TRL is positively homogeneous in the advantages, so a change of its denominator is undone there.
+    Every TRL loss is positively homogeneous in the advantages, so scaling them undoes a change of its denominator.
 
     Args:
         loss_type: TRL's `loss_type`.
-        groups: The rows of each new micro-batch, as indices into the old ones laid end to end.
+        groups: The rows of each new micro-batch, as indices into the concatenated old ones.
         tokens: (N,) tokens of each old row in the loss.
         rows_per_batch: Rows of each old micro-batch.
 
@@ -266,12 +265,12 @@ def row_scales(
 
 @dataclass(frozen=True)
 class Savings:
-    """Which exact savings an update makes.
+    """The exact optimizations that an update uses.
 
     Args:
         skip_zero_advantage: Leave out rows whose advantage is exactly zero.
         trim_padding: Cut each micro-batch to its own longest prompt and completion.
-        keep_old_prompts: Leave the prompts' padding where the batch holds log-probs of before the update.
+        keep_old_prompts: Keep the prompts' padding if the batch holds log-probs from before the update.
         regroup: Regroup the rows of an optimizer step among its micro-batches by length.
     """
 
@@ -282,13 +281,13 @@ class Savings:
 
 
 def loss_mask(batch: dict[str, Any]) -> torch.Tensor:
-    """(B, T) bool, the tokens that enter the loss; truncated completions are out of TRL's completion mask already."""
+    """(B, T) bool, the tokens in the loss. TRL's completion mask already excludes truncated completions if asked to."""
     mask = batch["completion_mask"].bool()
     return mask if "tool_mask" not in batch else mask & batch["tool_mask"].bool()
 
 
 def _has_gradient(batch: dict[str, Any], every_row: bool = False) -> np.ndarray:
-    """(B,) bool: rows with a token in the loss and an advantage (or any, with `every_row`)."""
+    """(B,) bool, rows with a token in the loss and, unless `every_row`, a nonzero advantage."""
     occupied = loss_mask(batch).any(-1)
     return (occupied if every_row else occupied & (batch["advantages"] != 0)).cpu().numpy()
 
@@ -300,18 +299,18 @@ def regroup_rows(
     overhead: float,
     pad_to_multiple_of: int | None = None,
 ) -> list[tuple[dict[str, Any], torch.Tensor | None, bool]]:
-    """The micro-batches of one window with the savings made.
+    """Applies the optimizations to the micro-batches of one window.
 
     Args:
-        batches: Micro-batches of equally many rows that fall in the same optimizer step.
-        savings: What to save.
+        batches: Micro-batches with equal numbers of rows, in the same optimizer step.
+        savings: The optimizations.
         loss_type: TRL's `loss_type`.
-        overhead: What a micro-batch costs besides its tokens, in tokens.
-        pad_to_multiple_of: TRL's.
+        overhead: Fixed cost of a micro-batch, in tokens.
+        pad_to_multiple_of: TRL's setting.
 
     Returns:
-        As many micro-batches, those without rows first, each with its rows' scales (`None` for 1) and whether it has
-        rows. One without rows is a placeholder of one row with nothing in the loss.
+        Equally many micro-batches, after regrouping those without rows first, each with its rows' scales (`None` for 1)
+        and whether it has rows. A micro-batch without rows is a one-row placeholder with no token in the loss.
     """
     if not (savings.skip_zero_advantage or savings.trim_padding or savings.regroup):
         return [(batch, None, True) for batch in batches]
@@ -357,26 +356,26 @@ def plan_updates(
     kept_bytes_per_token: int = 0,
     budget_bytes: float = 0.0,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Plans the updates of a generation batch: who runs which rows, agreed on by all processes in one collective.
+    """Plans the updates of a generation batch. One collective makes all processes agree on the plan.
 
     Args:
         batches: TRL's micro-batches of this process.
-        signal_lengths: For each signal with forwards of its own, what gives the (B, 2) tokens of prompt and completion
-            that it reads of each row.
+        signal_lengths: For each signal with its own forwards, a function that returns the (B, 2) prompt and completion
+            tokens it reads for each row.
         gather: Concatenates a tensor over the processes.
-        savings: The savings to make.
+        savings: The optimizations to use.
         every_row: Whether rows without an advantage need credit too ([`CreditMethod.credits_zero_advantage`]).
         loss_type: TRL's `loss_type`.
         window: Micro-batches of one optimizer step, among which rows may be regrouped.
-        overhead: What a micro-batch costs besides its tokens, in tokens.
-        forward_overhead: The same of a signal's forward.
-        max_forwards: The most forwards that a signal makes for one micro-batch.
-        pad_to_multiple_of: TRL's.
-        kept_bytes_per_token: What signals that are kept between iterations take; 0 if none is.
-        budget_bytes: What they may take in a process.
+        overhead: Fixed cost of a micro-batch, in tokens.
+        forward_overhead: Fixed cost of a signal's forward, in tokens.
+        max_forwards: Maximum forwards of a signal per micro-batch.
+        pad_to_multiple_of: TRL's setting.
+        kept_bytes_per_token: Bytes per token of signals kept between iterations; 0 if none is kept.
+        budget_bytes: Bytes that kept signals may use per process.
 
-    Where some rows have images and others none, none is left out or regrouped: a process with a group of rows without images
-    would not run the vision tower, for which the others wait where it is sharded.
+    If only some rows have images, no row is left out or regrouped: a process with a group without images would not run
+    the vision tower, and with a sharded tower the other processes would wait for it.
 
     Returns:
         The micro-batches to run, each with an [`UpdatePlan`] under the key `PLAN`, and the metrics of the plan.
@@ -394,7 +393,7 @@ def plan_updates(
     plans, numbers = [], []
     for batch, scale, has_rows in regrouped:
         credit_rows = np.flatnonzero(_has_gradient(batch, every_row)) if has_rows else np.arange(0)
-        if mixed:  # a row without images could not stand in for one with
+        if mixed:  # every row runs, so that every process runs the vision tower
             credit_rows = np.arange(len(batch["advantages"]))
         forwards = {}
         for signal, lengths_of in signal_lengths.items():
@@ -430,24 +429,24 @@ def plan_updates(
     return [{**batch, PLAN: plan} for (batch, _, _), plan in zip(regrouped, plans, strict=True)], metrics
 
 
-# Fields of a plan as checkpoints have them, which keep the names of release 0.1
+# Names of plan fields in checkpoints, unchanged since release 0.1
 _SAVED_AS = {"any_rows": "live", "any_credit": "credited"}
 
 
 def encode_plan(plan: UpdatePlan) -> dict[str, Any]:
-    """A plan as a checkpoint has it."""
+    """Encodes a plan for a checkpoint."""
     values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
     values["forwards"] = list(plan.forwards.values())
-    del values["cache"]  # computed again
+    del values["cache"]  # recomputed after a resume
     return {_SAVED_AS.get(name, name): value for name, value in values.items()}
 
 
 def decode_plan(values: dict[str, Any], signals: list) -> UpdatePlan:
-    """The plan that a checkpoint has.
+    """Decodes a plan from a checkpoint.
 
     Args:
-        values: What [`encode_plan`] returned.
-        signals: The signals with forwards of their own, in the order of that time.
+        values: The result of [`encode_plan`].
+        signals: The signals with their own forwards, in the order they had when the plan was encoded.
     """
     names = {saved: name for name, saved in _SAVED_AS.items()}
     values = {names.get(name, name): value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""From what a recipe names as data to the columns that TRL and the rewards read."""
+"""Turns a recipe's data source into the columns that TRL and the rewards read."""
 
 import csv
 import dataclasses
@@ -346,7 +346,7 @@ class _Reader:
         return {_FLAGS: flags}
 
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The columns of a row that can be used."""
+        """The columns of a usable row."""
         made = {}
         if self.rewrites:
             problem = self._problem(row)
@@ -363,7 +363,7 @@ def _has_images(names: Sequence[str]) -> bool:
 
 
 def _pruned(prompt: Any) -> Any:
-    """A prompt without the nulls that Arrow writes for keys that other messages have."""
+    """Drops the nulls that Arrow adds to messages for keys that only other messages have."""
     if not isinstance(prompt, list):
         return prompt
     return [{k: v for k, v in m.items() if v is not None or k == "content"} for m in prompt if isinstance(m, dict)]
@@ -436,7 +436,7 @@ def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
 def _without_reserved(
     dataset: Dataset | IterableDataset, names: Sequence[str], reader: _Reader
 ) -> Dataset | IterableDataset:
-    """Without the columns whose names TRL gives to arguments of its own."""
+    """Drops the columns named like TRL's own arguments."""
     taken = sorted(TRAINER_ARGUMENTS & set(names))
     if unread := [name for name in taken if name not in (reader.problem_column, reader.answer_column)]:
         logger.warning(

@@ -1,4 +1,4 @@
-"""One reader of a row's problem and answer, so that training and evaluation see the same.
+"""Reads a row's problem and answer, identically in training and evaluation.
 
 A field is a column or, within mappings, a dotted path (`reward_model.ground_truth`). A problem is text or a conversation;
 an answer is text, a number, or a list of those. Nothing is ever turned into its Python repr: a value that cannot be read
@@ -373,7 +373,7 @@ def gold_of(answers: Sequence[str], match: AnswerMatch | None) -> str | list[str
 
 
 def _in_list(answer: str) -> str:
-    """An answer as an item of a list: without dollars around it or commas in a number, and 3.0 as 3."""
+    """Normalises an answer for a list: strips surrounding dollars and commas in numbers, and writes 3.0 as 3."""
     if len(answer) > 2 and answer[0] == answer[-1] == "$" and answer.count("$") == 2:
         answer = answer[1:-1].strip()
     answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)

@@ -1,4 +1,4 @@
-"""The files that a user's `model` names: folder, hub id, adapter, embedded model."""
+"""Resolves a user's `model` to files: a folder, hub id, adapter or the embedded model."""
 
 import hashlib
 import logging
@@ -23,8 +23,8 @@ _STATE = {
     *("trainer_state.json", "optimizer.pt", "scheduler.pt", "training_args.bin"),
     *("all_results.json", "train_results.json", "eval_results.json", "run.json", "results.json"),
 }
-# Of a weights file: its length, and this many blocks of this many bytes, the first and the last among them. Training
-# changes every block; reading 65 GB of a 32B model in whole would take minutes.
+# A weights file is hashed by its length and this many blocks of this many bytes, including the first and the last.
+# Training changes every block, and reading all 65 GB of a 32B model would take minutes.
 _BLOCKS, _BLOCK = 64, 1 << 16
 
 
@@ -102,7 +102,7 @@ class LocalModel:
         )
 
     def context(self) -> int | None:
-        """Tokens of the context, if the configuration tells."""
+        """Context length in tokens, if the config states it."""
         return getattr(self.config().get_text_config(), "max_position_embeddings", None)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def resolve_model(name: str | None) -> str:
 
 
 def base_of_adapter(adapter: str, revision: str | None = None) -> str | None:
-    """The path or hub id of an adapter's base model; `None` for what is no adapter.
+    """The path or hub id of an adapter's base model; `None` if it is not an adapter.
 
     Raises:
         ValueError: The adapter names none, or one that is not there.

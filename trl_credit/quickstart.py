@@ -23,7 +23,7 @@ EVAL_PROBLEMS = 512
 
 
 def train(credit: dict[str, Any], output_dir: Path, max_steps: int, seed: int) -> dict[str, Any]:
-    """Trains and evaluates one method; returns what the table and the picture show."""
+    """Trains and evaluates one method; returns the values for the table and the picture."""
     from transformers import PrinterCallback, TrainerCallback
 
     from .model_files import embedded_model_path

@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
-    """Trains, saves and (if asked) pushes a recipe; returns the trainer. What is wrong with the recipe or its data is
-    said in one line, with exit status 2, before a model is loaded wherever that can be known. A run that trains nothing,
-    or whose numbers are not finite, saves no model and exits with status 1."""
+    """Trains, saves and (if asked) pushes a recipe; returns the trainer. Errors in the recipe or its data print one
+    line and exit with status 2, if possible before a model is loaded. A run that trains nothing, or whose numbers are
+    not finite, saves no model and exits with status 1."""
     prepare_terminal()
     log_to_terminal()
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # TRL sets it

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are complete or absent: atomic writes, and reads that drop truncated rows."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ class RunFolderError(Exception):
 
 
 def write_atomically(path: Path, lines: Iterable[str]) -> None:
-    """Writes a text file so that it is there as a whole or not at all.
+    """Writes a text file atomically.
 
     Raises:
         RunFolderError: It cannot be written.

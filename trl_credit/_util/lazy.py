@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are asked for."""
+"""Package names that are imported on first use."""
 
 import importlib
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer with dynamic sampling, exact resume and guards; it knows nothing of credit."""
+"""TRL's GRPOTrainer with dynamic sampling, exact resume and guards, independent of credit."""
 
 from typing import TYPE_CHECKING
 

@@ -47,7 +47,7 @@ class DamagedError(ValueError):
 
 
 def write_manifest(checkpoint: Path) -> None:
-    """Records the files of a checkpoint that is written, at once or not at all. The model card may be edited later."""
+    """Atomically records the files of a finished checkpoint, except the model card, which may be edited later."""
     files = {
         path.relative_to(checkpoint).as_posix(): [path.stat().st_size, _checksum(path)]
         for path in sorted(checkpoint.rglob("*"))
@@ -59,10 +59,10 @@ def write_manifest(checkpoint: Path) -> None:
 
 
 def check_files(checkpoint: Path) -> None:
-    """Looks whether a checkpoint was written to its end and is still as it was. It reads little of each file.
+    """Checks that a checkpoint is complete and unchanged. Reads little of each file.
 
     Raises:
-        DamagedError: Of a file that is missing, has another size or does not open.
+        DamagedError: The checkpoint is incomplete, or a file is missing, changed or does not open.
     """
     try:
         _check_files(checkpoint)
@@ -94,7 +94,7 @@ def is_model_only(checkpoint: Path) -> bool:
 
 
 def _checksum(path: Path) -> int:
-    """Of both ends: a file that was cut and filled with zeros, or whose header changed, has another."""
+    """Checksum of both ends of a file: detects a truncated, zero-filled file and a changed header."""
     with path.open("rb") as file:
         value = zlib.crc32(file.read(_END))
         size = path.stat().st_size
@@ -105,7 +105,7 @@ def _checksum(path: Path) -> int:
 
 
 def _check_recorded(checkpoint: Path) -> list[str]:
-    """The files that the manifest records, if there is one: what else lies there is the user's."""
+    """Checks and returns the files in the manifest, if it exists. Other files are the user's."""
     path = checkpoint / MANIFEST_NAME
     if not path.exists():
         return []
@@ -186,7 +186,7 @@ def _check_shards(checkpoint: Path, name: str) -> None:
 
 
 def _optimizer(checkpoint: Path) -> bool:
-    """One file, or with sharded FSDP a folder or a file of each process."""
+    """True if optimizer state exists: one file, or with sharded FSDP a folder or one file per process."""
     return any(checkpoint.glob(f"{OPTIMIZER_NAME}.*")) or any(checkpoint.glob(f"{OPTIMIZER_NAME}_*"))
 
 
@@ -268,7 +268,7 @@ def _check_distributed(folder: Path) -> None:
 
 
 def save_tree(path: Path, tree: Any) -> None:
-    """Writes nested mappings and lists of tensors, numbers, text and `None` as one safetensors file, at once or not at all.
+    """Atomically writes nested mappings and lists of tensors, numbers, text and `None` as one safetensors file.
 
     Raises:
         TypeError: A value of another type, named by its place.
@@ -324,7 +324,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run, or `None`; newer ones that are not whole are named in a warning."""
+    """The newest complete checkpoint of a run, or `None`. Warns about newer incomplete ones."""
     found = []
     for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         number = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
@@ -341,14 +341,14 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | None:
-    """The path of the checkpoint that `resume_from_checkpoint` asks for, `None` for the beginning.
+    """Resolves `resume_from_checkpoint` to the path of a checkpoint, or `None` to start from the beginning.
 
     Args:
-        asked: A path; `True` or "true" for the last whole checkpoint; "auto" for that one or else the beginning.
-        output_dir: Of the run.
+        asked: A path; `True` or "true" for the last complete checkpoint; "auto" for that one, else the beginning.
+        output_dir: Output folder of the run.
 
     Raises:
-        ResumeError: There is none, or it is not whole; the file is named.
+        ResumeError: The checkpoint does not exist or is incomplete; the message names the file.
     """
     word = str(asked).lower()
     if asked is None or word in ("false", "none"):

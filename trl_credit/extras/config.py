@@ -22,18 +22,18 @@ class GRPOExtrasConfig(GRPOConfig):
             length stays what `max_steps` or the epochs make it; passes over the data are logged. If unset: no, and the three
             fields below are errors; with `False` they are left unread.
         dynamic_sampling_max_rounds (`int`, *optional*):
-            The most rounds for one generation batch, the first included; groups that are still to be replaced then stay,
-            with the advantage they have. If unset: 10.
+            Maximum rounds per generation batch, including the first. Groups not replaced by then stay, with the
+            advantage they have. If unset: 10.
         dynamic_sampling_reward (`str`, *optional*):
-            Name of the reward function whose mean over the group decides. If unset, groups are replaced whose rewards are
-            all the same.
+            Name of the reward function whose mean over the group decides. If unset, groups with equal rewards are
+            replaced.
         dynamic_sampling_range (`list[float]`, *optional*):
-            `[low, high]`: groups are kept whose mean of that reward lies strictly between. If unset: 0 and 1.
+            `[low, high]`: a group is kept if its mean of that reward lies strictly between. If unset: 0 and 1.
         on_reward_error (`str`, *optional*, defaults to `"raise"`):
-            What a reward function that raises, hangs, or returns something other than one number (finite in float32) or
-            `None` for each completion does: `"raise"` ends the run with an error that names the function and the
-            completion; `"exclude"` leaves the completion out of its group and counts it. Where a function fails on all
-            completions of several prompts, or on several together but on none alone, it is an error all the same.
+            What happens if a reward function raises, hangs, or returns something other than one number (finite in
+            float32) or `None` per completion: `"raise"` ends the run with an error that names the function and the
+            completion; `"exclude"` leaves the completion out of its group and counts it. A function that fails on all
+            completions of several prompts, or on several together but on none alone, is always an error.
         reward_timeout (`float`, *optional*, defaults to `800.0`):
             Seconds that a reward function may take for a batch of completions, and as many to find the completion on which
             it hangs; 0 for no limit.

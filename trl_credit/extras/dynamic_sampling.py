@@ -29,7 +29,7 @@ DEFAULT_MAX_ROUNDS = 10
 
 @dataclass
 class Rollout:
-    """One completion as TRL generated it, with what scoring added."""
+    """One completion as TRL generated it, plus what scoring added."""
 
     prompt: Any
     prompt_ids: list[int]
@@ -40,8 +40,8 @@ class Rollout:
     images: list | None
     tool_images: list
     environment: str | None
-    added: dict[str, Any]  # to the dataset row, by a rollout function
-    logged: dict[str, Any] = field(default_factory=dict)  # columns of the completions table, by reward functions
+    added: dict[str, Any]  # fields that a rollout function added to the dataset row
+    logged: dict[str, Any] = field(default_factory=dict)  # completions-table columns, by reward functions
 
     @property
     def generated_tokens(self) -> int:
@@ -49,10 +49,10 @@ class Rollout:
 
 
 class _RoundScored(Exception):  # noqa: N818 (no error)
-    """Leaves TRL's rollout of a further round when its completions are scored: nothing after that is needed.
+    """Exits TRL's rollout of a further round once its completions are scored; the rest is not needed.
 
-    TRL generates, scores and computes log-probs in one method, which only an exception can leave in the middle. It may go
-    when TRL has a method of its own for the first half (`test_the_rollout_is_prepared_before_it_is_generated`).
+    TRL generates, scores and computes log-probs in one method, and only an exception can leave it midway. Remove this
+    once TRL has a separate method for the first half (`test_the_rollout_is_prepared_before_it_is_generated`).
     """
 
     def __init__(self, rollouts: list[Rollout], rewards: torch.Tensor):
@@ -61,18 +61,18 @@ class _RoundScored(Exception):  # noqa: N818 (no error)
 
 
 class DynamicSamplingMixin:
-    """Dynamic sampling in TRL's rollout, for every credit method and with every way to generate.
+    """Dynamic sampling in TRL's rollout, for every credit method and generation backend.
 
-    Prompts come from a [`PromptStream`] and no longer from the dataloader, which still counts the steps. A round draws as
-    many prompts as there are groups to replace, rounded up so that every process generates equally many completions, and
-    processes share the work evenly whoever owned the groups; groups may lie across processes. All processes see all
-    rewards, so that they agree on the rounds. Groups with images are replaced by groups with images only.
+    Prompts come from a [`PromptStream`] instead of the dataloader, which still counts the steps. A round draws one
+    prompt per group to replace, rounded up so that every process generates equally many completions, whichever process
+    owns the groups. Groups may span processes. All processes see all rewards, so they agree on the rounds. Only groups
+    with images replace groups with images.
 
-    Logged once per generation batch: `dynamic_sampling/rounds` (the first included), `prompts_drawn`, `kept` (of them, in
-    the range and in the batch), `too_easy`, `too_hard` and `unscored` (drawn and outside the range), `surplus` (in the
-    range, but no longer needed), `left` (groups of the batch that are outside the range, as no round is left),
-    `discarded_tokens` (generated and thrown away), `drawn_reward` (mean over all that was drawn: TRL's `reward` is of the
-    batch, from which the easy and the hard groups are gone) and `passes` over the data.
+    Logged once per generation batch: `dynamic_sampling/rounds` (including the first), `prompts_drawn`, `kept` (drawn,
+    in the range and in the batch), `too_easy`, `too_hard` and `unscored` (drawn but outside the range), `surplus` (in
+    the range but not needed), `left` (groups of the batch that are still outside the range after the last round),
+    `discarded_tokens` (generated but not used), `drawn_reward` (mean over everything drawn; TRL's `reward` covers only
+    the batch, without the replaced easy and hard groups) and `passes` over the data.
 
     Everything else that TRL logs is of the final batch, except: `num_tokens` counts every token generated; scalars that
     reward functions log are means over all rounds; tool calls of a batch with replacements are counted from its
@@ -121,12 +121,12 @@ class DynamicSamplingMixin:
             vars(self).pop("_calculate_rewards", None)
 
     def _metrics_of_generation(self) -> dict[str, list[float]]:
-        """The metrics that TRL logs when it generates."""
+        """The metrics that TRL logs during generation."""
         metrics = self._metrics["train"].items()
         return {name: list(values) for name, values in metrics if name.startswith(("completions/", "tools/"))}
 
     def _local_examples(self, drawn: list) -> list[dict]:
-        """This process's rows of the groups of the prompts drawn."""
+        """This process's rows for the drawn prompts' groups."""
         rows = len(drawn) * self.num_generations // self.accelerator.num_processes
         first = rows * self.accelerator.process_index
         return [self._prompt_stream.example(drawn[i // self.num_generations]) for i in range(first, first + rows)]
@@ -142,7 +142,7 @@ class DynamicSamplingMixin:
         rollouts, rewards = self._scored(inputs, prompts, generated)
         environments = getattr(self, "_batch_environments", None)
         groups, rewards = self._further_rounds(rollouts, rewards)
-        # TRL asks for them next. On the instance, as a subclass's override would shape them a second time
+        # TRL asks for the rewards next. Set on the instance: a subclass's override would shape them a second time
         # (test_rewards_that_a_subclass_makes)
         self._calculate_rewards = lambda *_: rewards
         start = self.accelerator.process_index * len(rollouts)
@@ -178,7 +178,7 @@ class DynamicSamplingMixin:
     # One round
 
     def _scored(self, inputs: list[dict], prompts: list, generated: tuple) -> tuple[list[Rollout], torch.Tensor]:
-        """This process's completions and the (N, F) rewards of all processes'."""
+        """This process's scored completions, and the (N, F) rewards of all processes' completions."""
         prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images = generated
         added = [
             {

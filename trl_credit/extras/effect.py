@@ -1,4 +1,4 @@
-"""A run that trains nothing is an error: too little data, nothing trainable, no gradient, no parameter that moves."""
+"""Raises if a run trains nothing: too little data, nothing trainable, no gradient, or no parameter that changes."""
 
 import logging
 from typing import Any
@@ -22,11 +22,11 @@ class NothingTrainedError(RuntimeError):
 
 
 def check_rows(dataset: Any, args) -> None:
-    """Refuses a dataset of which TRL would drop every row, as it takes whole generation batches only.
+    """Checks that the dataset fills a generation batch; otherwise TRL, which uses only full ones, would drop every row.
 
     Args:
-        dataset: The training data; one without a length passes.
-        args (`GRPOConfig`): The configuration.
+        dataset: The training data; not checked if it has no length.
+        args (`GRPOConfig`): The config.
 
     Raises:
         ValueError: The rows do not fill one generation batch.
@@ -45,7 +45,7 @@ def check_rows(dataset: Any, args) -> None:
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Refuses a model of which no parameter would be trained.
+    """Checks that the model has a parameter to train.
 
     Raises:
         NothingTrainedError: No parameter requires a gradient, or only those of adapters that are not active.
@@ -69,12 +69,11 @@ def check_trainable(model: nn.Module) -> None:
 
 
 class EffectMixin:
-    """Ends a run that trains nothing with an error, as early as it can be known.
+    """Raises as early as possible if a run trains nothing.
 
-    Before the first generation: a dataset that fills no generation batch, and a model without a trainable parameter.
-    In the first update: trained parameters that no gradient reaches. At the end: a run that made no update, whose
-    updates all had no gradient, or whose parameters are to the bit what they were. `learning_rate: 0` may be on purpose
-    and is a warning.
+    Before the first generation: the dataset does not fill a generation batch, or the model has no trainable parameter.
+    In the first update: no gradient reaches any trained parameter. At the end: the run made no update, no update had a
+    gradient, or every parameter is bit-identical to its start. `learning_rate: 0` may be on purpose and only warns.
 
     Raises:
         ValueError: From `train`: too few rows.
@@ -84,7 +83,7 @@ class EffectMixin:
     _updates_with_gradient = 0
 
     def set_initial_training_values(self, args, dataloader):
-        # The first that happens when the data are there, and their sampler may be a subclass's own
+        # The first hook after the data are loaded; their sampler may be a subclass's own
         if has_length(dataloader) and len(dataloader) == 0:
             check_rows(self.train_dataset, self.args)
             raise NothingTrainedError("The training data give no batch: no update can be made.")
@@ -93,11 +92,11 @@ class EffectMixin:
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         check_trainable(self.accelerator.unwrap_model(self.model))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        # Of the part before a checkpoint nothing is known until its state is read: it may well have trained something
+        # Until the checkpoint's state is read, assume that the run trained something before it
         self._resumed = resume_from_checkpoint is not None
         self._updates_with_gradient = int(self._resumed)
         self._reached = False
-        # Completions; with a token in the loss; with an advantage
+        # Counts of all completions, those with a token in the loss, and those with an advantage
         self._completions_seen = torch.zeros(3, device=self.accelerator.device)
         rates = [group.get("initial_lr", group.get("lr")) for group in self.optimizer.param_groups]
         self._learns = self.is_deepspeed_enabled or any(rate != 0 for rate in rates)
@@ -140,10 +139,10 @@ class EffectMixin:
 
     def _check_reached(self) -> None:
         self._reached = True
-        if self.is_deepspeed_enabled:  # which keeps them elsewhere
+        if self.is_deepspeed_enabled:  # DeepSpeed keeps gradients elsewhere
             return
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        reached = any(parameter.grad is not None for parameter in parameters)  # of a shard here, perhaps none
+        reached = any(parameter.grad is not None for parameter in parameters)  # a process's shards may have none
         if not self.accelerator.reduce(torch.tensor(int(reached), device=self.accelerator.device), reduction="sum"):
             names = {id(parameter): name for name, parameter in self.model.named_parameters()}
             first = next((names[id(parameter)] for parameter in parameters if id(parameter) in names), None)
@@ -158,7 +157,7 @@ class EffectMixin:
         super()._run_epoch(**kwargs)
         resumes = kwargs["resume_from_checkpoint"] is not None and kwargs["epoch"] == kwargs["epochs_trained"]
         if self.state.global_step == before and not resumes:
-            # A stream that ends before its first update would be begun again and again
+            # Otherwise a stream that ends before its first update would restart forever
             self.control.should_training_stop = True
 
     def train(self, *args, **kwargs):
@@ -203,7 +202,7 @@ class EffectMixin:
                 f"`learning_rate` ({self.args.learning_rate}) too small for the parameters' dtype, and a warmup that is "
                 "longer than the run."
             )
-            if updates == 1 and self.args.warmup_steps:  # whose first update has a rate of zero: a trial of a recipe
+            if updates == 1 and self.args.warmup_steps:  # a recipe's trial: warmup starts at rate 0
                 logger.warning(why)
                 return
         else:
@@ -224,7 +223,7 @@ class EffectMixin:
 
     @torch.no_grad()
     def _bits(self) -> list[int]:
-        """A checksum of each trained parameter's part here; two runs of bits that differ in one place have not the same."""
+        """A checksum of this process's part of each trained parameter. Changing any single word changes it."""
         sums = []
         for _, parameter in self.model.named_parameters():
             part = local_part(parameter)

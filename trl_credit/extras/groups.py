@@ -18,20 +18,20 @@ def classify_groups(
     bounds: tuple[float, float] = (0.0, 1.0),
     every_function: bool = False,
 ) -> np.ndarray:
-    """Which groups teach something.
+    """Classifies each group by whether its rewards provide a learning signal.
 
     Args:
-        rewards: (N, F) rewards of N completions, group after group, by F reward functions; NaN where one gave none.
+        rewards: (N, F) rewards of N completions, group after group, by F reward functions; NaN for no reward.
         weights: (F,) weights of the functions.
-        num_generations: Completions of a group.
-        column: The function whose mean over the group decides; `None` for the rewards' variance.
-        bounds: A group is kept where that mean lies strictly between them.
+        num_generations: Completions per group.
+        column: Index of the function whose group mean decides. If `None`, groups with varying rewards are kept.
+        bounds: With `column`, a group is kept if that mean lies strictly between these.
         every_function: Whether one function that varies within the group is enough, even if the weighted sum does not
             (TRL's `multi_objective_aggregation="normalize_then_sum"`).
 
     Returns:
-        (N / num_generations,) of `KEPT`, `TOO_EASY`, `TOO_HARD` or `UNSCORED` (no completion has a reward). Without a
-        function to go by, groups whose rewards are all the same are too easy if that reward is positive, else too hard.
+        (N / num_generations,) of `KEPT`, `TOO_EASY`, `TOO_HARD` or `UNSCORED` (no completion has a reward). Without
+        `column`, groups with equal rewards are too easy if their reward is positive, else too hard.
     """
     groups = np.asarray(rewards, dtype=np.float64).reshape(-1, num_generations, len(weights))
     scored = ~np.isnan(groups)
@@ -52,6 +52,6 @@ def classify_groups(
 
 
 def total_rewards(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """(N,) weighted sums of (N, F) rewards; NaN where no function gave one."""
+    """(N,) weighted sums of (N, F) rewards; NaN if no function gave a reward."""
     totals = (rewards * weights.to(rewards.device)).nansum(-1)
     return totals.masked_fill(rewards.isnan().all(-1), math.nan)

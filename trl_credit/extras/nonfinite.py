@@ -33,7 +33,7 @@ def nonfinite_names(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> lis
     parts = [(name, part) for name, part in parts if part.dtype in _DTYPES and part.numel()]
     if not parts:
         return []
-    # Both are NaN where anything is, and of all that answers this, on a CPU, torch is fastest at them
+    # A NaN anywhere makes both extremes NaN, and on a CPU this is torch's fastest test
     extremes = [value.to(parts[0][1].device) for _, part in parts for value in torch.aminmax(part)]
     finite = torch.stack(extremes).isfinite().view(-1, 2).all(-1)
     return [] if finite.all() else [name for (name, _), good in zip(parts, finite.tolist(), strict=True) if not good]
@@ -45,14 +45,14 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class NonfiniteGuardMixin:
     """Skips an update whose loss or gradient norm is not finite, on every process.
 
-    Parameters and optimizer state stay as they are; the learning-rate schedule goes on. Under DeepSpeed its own overflow
-    check skips the step (unless its configuration switches that off), and in fp16 the loss scaler does, for which
-    infinite gradients are nothing unusual: there an update counts only if its loss is not finite. `nonfinite_updates` is
-    logged, the number so far, once there is one. The micro-batches of the first of several in a row are written to
-    `output_dir/nonfinite_batch`, one file per process, to be read with [`~trl_credit.extras.checkpoints.load_tree`].
+    Parameters and optimizer state stay unchanged; the learning-rate schedule continues. Under DeepSpeed its own
+    overflow check skips the step (unless its config switches that off). In fp16 the loss scaler does, and since it
+    often meets infinite gradients, an update counts there only if its loss is not finite. `nonfinite_updates` logs the
+    number so far, once there is one. The micro-batches of the first of several in a row are written to
+    `output_dir/nonfinite_batch`, one file per process; [`~trl_credit.extras.checkpoints.load_tree`] reads them.
 
-    After each update the trained parameters are looked at, and before the first one all parameters: a NaN or an infinity
-    in them ends the run before it is saved or generated with. The last checkpoint is the one before.
+    The guard checks all parameters before the first update and the trained ones after each update. A NaN or an infinity
+    ends the run before the parameters are saved or used to generate, so the last checkpoint is an earlier one.
 
     Raises:
         FloatingPointError: From `train`, after `max_nonfinite_updates` such updates in a row, or for a parameter that is

@@ -1,4 +1,4 @@
-"""SIGTERM ends a run after its update, with a checkpoint."""
+"""On SIGTERM, finishes the current update, saves a checkpoint and ends the run."""
 
 import os
 import signal
@@ -9,19 +9,19 @@ import torch
 from transformers import TrainerCallback
 
 
-# Of a process that was asked to end (SIGTERM) and has saved its state: 128 + 15, what a shell reports for the signal
+# Exit code after SIGTERM once the state is saved: 128 + 15, as a shell reports the signal
 PREEMPTED = 143
 
 
 class PreemptionCallback(TrainerCallback):
     """Makes SIGTERM end the run after the update in progress, with a checkpoint.
 
-    transformers' own callback is not used, for three reasons: it may save between the forward and the step of an update,
-    whose gradient is then lost; processes that get the signal at different times would not save together; and the run
-    ends with exit code 0, as if it were finished.
+    Replaces transformers' own callback for three reasons: that one may save between an update's forward and its step
+    and so lose the gradient; processes that get the signal at different times would not save together; and the run
+    would end with exit code 0, as if it had finished.
     """
 
-    # The one that handles the signal now
+    # The instance that currently handles the signal
     _installed: ClassVar["PreemptionCallback | None"] = None
 
     def __init__(self, accelerator):
@@ -48,7 +48,7 @@ class PreemptionCallback(TrainerCallback):
             control.should_save = control.should_training_stop = self.stopped = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.stopped and state.epoch % 1:  # what is due at an epoch's end is not due in the middle of one
+        if self.stopped and state.epoch % 1:  # stopped mid-epoch: skip what is due at an epoch's end
             control.should_log = control.should_evaluate = control.should_save = False
 
     def restore(self) -> None:
@@ -59,8 +59,8 @@ class PreemptionCallback(TrainerCallback):
             self._previous = None
 
 
-# A child, as reward functions fork them to run code, ends when it is told to. Python discards the signals that a new child
-# got before it could handle any, so SIGTERM waits until the previous handler is back.
+# Forked children (reward functions fork them to run code) must end on SIGTERM. Python discards signals that a new child
+# gets before it can handle any, so SIGTERM is blocked until the child has restored the previous handler.
 _forking = threading.local()
 
 

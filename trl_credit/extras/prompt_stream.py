@@ -1,4 +1,4 @@
-"""Prompts in the order of TRL's sampler, as many as are asked for."""
+"""Draws any number of prompts in the order of TRL's sampler."""
 
 import copy
 import logging
@@ -13,11 +13,11 @@ logger = logging.getLogger(__name__)
 
 
 class PromptStream:
-    """The prompts of a training set, in the order in which TRL would take them, one by one and pass after pass.
+    """The prompts of a training set in TRL's order, one by one, pass after pass.
 
     Args:
         dataset: The training set.
-        batch_size: Prompts of a generation batch; TRL leaves out those at the end of a pass that do not fill one.
+        batch_size: Prompts per generation batch. TRL drops the prompts at the end of a pass that do not fill one.
         shuffle: TRL's `shuffle_dataset`.
         seed: TRL's `seed`.
     """
@@ -44,7 +44,7 @@ class PromptStream:
 
     @property
     def passes(self) -> float:
-        """Passes made over the data; whole ones only while a pass's length is not known."""
+        """Passes over the data so far; only whole passes while a pass's length is unknown."""
         used = self._position - len(self._deferred)
         return self._pass + (used / self._pass_length if self._pass_length else 0.0)
 
@@ -52,11 +52,11 @@ class PromptStream:
         """The next `count` prompts: indices of a map-style dataset, rows of an iterable one.
 
         Args:
-            count: How many.
-            tried: Indices to leave for later, as this generation batch has had them.
+            count: Number of prompts.
+            tried: Indices to defer, because this generation batch has already used them.
 
         Returns:
-            Fewer than `count` if the data has no more that were not tried.
+            The prompts, fewer than `count` if the data has no more untried ones.
         """
         drawn: list = []
         begun = False
@@ -84,11 +84,11 @@ class PromptStream:
         return drawn
 
     def example(self, prompt) -> dict[str, Any]:
-        """The dataset row of a prompt that was drawn, a new object at each call."""
+        """The dataset row of a drawn prompt, as a new object at each call."""
         return self._dataset[prompt] if self._indexed else copy.deepcopy(prompt)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is, as plain numbers."""
+        """The stream's position, for checkpoints."""
         return {
             "size": len(self._dataset) if self._indexed else None,
             "pass": self._pass,
@@ -98,7 +98,7 @@ class PromptStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where another stream over the same data was; over other data it begins anew, with a warning."""
+        """Moves to a saved position. If the dataset's size has changed, warns and starts from the beginning."""
         if self._indexed and state["size"] != len(self._dataset):
             logger.warning(
                 "The training set has %d rows, and had %s when the checkpoint was saved: prompts are drawn from the start.",

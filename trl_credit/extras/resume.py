@@ -1,11 +1,11 @@
-"""Exact resume: what TRL does not save, checkpoints that are whole or not there, and a node that is taken away.
+"""Exact resume: saves the state that TRL does not, refuses incomplete checkpoints, and handles preemption.
 
-A run that is stopped after any update and resumed from its checkpoint makes the parameters and metrics of the run that was
-never stopped, bit for bit with transformers generation. TRL and transformers save parameters, optimizer, scheduler and
-random states; beside them this module saves, per process and without pickle, the generation batch whose updates are not
-over, TRL's step counter, metrics that were not logged yet, the stream of dynamic sampling, the adaptive entropy
-coefficient and a reference model that follows the policy. Beyond the first pass over the data it takes the sampler to the
-pass it was in. [`~trl_credit.extras.checkpoints`] says whether a checkpoint's files are there and whole.
+A run stopped after any update and resumed from its checkpoint reproduces the parameters and metrics of the
+uninterrupted run, bit for bit with transformers generation. TRL and transformers save parameters, optimizer, scheduler
+and random states. This module also saves, per process and without pickle, the unfinished generation batch, TRL's step
+counter, metrics not yet logged, dynamic sampling's prompt stream, the adaptive entropy coefficient, and a reference
+model that follows the policy. After the first epoch it also advances the sampler to the right pass.
+[`~trl_credit.extras.checkpoints`] checks that a checkpoint's files are present and undamaged.
 """
 
 import json
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 REFERENCE_NAME = "credit_reference_{}.safetensors"
 
-# What must be as it was for a generation batch to be continued
+# Settings that must be unchanged for a generation batch to continue
 _BATCH_SETTINGS = (
     "world_size",
     "per_device_train_batch_size",
@@ -55,7 +55,7 @@ _BATCH_SETTINGS = (
 
 
 class ResumeMixin:
-    """Checkpoints from which TRL's trainer resumes exactly; see the module."""
+    """Makes TRL's trainer resume exactly from its checkpoints; see the module docstring."""
 
     _checkpoint_state: dict[str, Any] | None = None  # of the checkpoint that is being resumed from
     _saved_step: int | None = None
@@ -73,19 +73,19 @@ class ResumeMixin:
             self.add_callback(self._preemption)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """[`~transformers.Trainer.train`], which resumes from whole checkpoints only, and exactly.
+        """[`~transformers.Trainer.train`] that resumes exactly, and only from complete checkpoints.
 
         Args:
-            resume_from_checkpoint: The path of a checkpoint; `True` for the last whole one in `output_dir`; `"auto"` for
-                that one if there is one, else the beginning.
+            resume_from_checkpoint: Path of a checkpoint; `True` for the last complete one in `output_dir`; `"auto"` for
+                that one if it exists, else start from the beginning.
 
-        A checkpoint of `save_only_model` has no optimizer, schedule or random state. The run goes on from its step, with
-        the learning rate and the data of that step and a new optimizer; a warning says so.
+        A checkpoint saved with `save_only_model` has no optimizer, schedule or random state. The run continues from its
+        step with that step's learning rate and data but a new optimizer, and warns about it.
 
         Raises:
-            ResumeError: The checkpoint is not whole, there is none, or it holds the model only, from which DeepSpeed and
-                FSDP cannot go on.
-            SystemExit: With code 143, after SIGTERM with `enable_jit_checkpoint`: the checkpoint is written.
+            ResumeError: The checkpoint is incomplete, does not exist, or holds only the model, from which DeepSpeed and
+                FSDP cannot resume.
+            SystemExit: With code 143, after SIGTERM with `enable_jit_checkpoint`, once the checkpoint is written.
         """
         checkpoint, model_only, error = None, False, None
         if self.accelerator.is_main_process:  # others may see a shared folder later
@@ -182,7 +182,7 @@ class ResumeMixin:
         return state
 
     def _table_to_save(self) -> str | None:
-        """The completions table of the last generation batch, which TRL writes at each logging step; no images."""
+        """The last generation batch's completions table, which TRL writes at each logging step, without images."""
         if not self.log_completions:
             return None
         logs = {name: list(values) for name, values in self._logs.items() if isinstance(values, deque)}
@@ -252,7 +252,7 @@ class ResumeMixin:
         return prepared
 
     def _forward_schedule(self) -> None:
-        """Takes the learning-rate schedule, of which nothing was saved, to the update that is resumed from."""
+        """Advances the learning-rate schedule, which was not saved, to the resumed update."""
         if self.is_deepspeed_enabled:  # which keeps schedules of its own
             return
         if isinstance(self.lr_scheduler, (torch.optim.lr_scheduler.ReduceLROnPlateau, GreedyLR)):
@@ -266,7 +266,7 @@ class ResumeMixin:
                 self.lr_scheduler.step()
 
     def _load_rng_state(self, checkpoint):
-        # transformers calls this when it has gone to where the run was, right before the first update
+        # transformers calls this after skipping to the run's position, right before the first update
         super()._load_rng_state(checkpoint)
         state = self._checkpoint_state
         if state is None:

@@ -1,4 +1,4 @@
-"""Reward functions that raise, hang, or return what is no reward: who it was, on which completion, and what then."""
+"""Guards reward functions: names the function and completion that raised, hung or returned a non-reward."""
 
 import asyncio
 import contextlib
@@ -25,9 +25,9 @@ from ..rewards.thinking import OPENED_TAGS, opened_tag
 from .config import default_of
 
 
-logger = logging.getLogger(__name__)  # of every process: each has completions of its own
+logger = logging.getLogger(__name__)  # logs on every process: each has its own completions
 
-# What stands for an excluded completion until TRL has gathered the rewards: a function's own infinity is an error
+# Marks an excluded completion until TRL has gathered the rewards. No clash: infinite rewards are errors
 _EXCLUDED = math.inf
 
 _LARGEST = torch.finfo(torch.float32).max
@@ -38,13 +38,13 @@ class RewardError(RuntimeError):
 
 
 class _TimeUp(BaseException):
-    """Not an `Exception`, which a reward function may catch."""
+    """Not an `Exception`, because a reward function may catch those."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raises `TimeoutError` in the main thread when the time is up; code that neither returns to Python nor looks for
-    signals ends the process half a minute later, with a traceback that shows it."""
+    """Raises `TimeoutError` in the main thread when the time is up. If code neither returns to Python nor checks for
+    signals, the process ends 30 s later with a traceback of it."""
     if not seconds or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -54,8 +54,8 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         if not over and time.monotonic() >= deadline:
             raise _TimeUp
 
-    # Not SIGALRM, which reward functions use themselves. The thread wakes what waits; what computes and holds the
-    # interpreter, as a search that backtracks, gets the signal from the kernel at each second of its time
+    # Not SIGALRM, which reward functions use themselves. The timer thread interrupts code that waits. Code that holds
+    # the interpreter, such as a backtracking regex, gets the signal from the kernel after each second of CPU time
     previous = signal.signal(signal.SIGVTALRM, interrupt)
     timer = threading.Timer(seconds, signal.pthread_kill, (threading.get_ident(), signal.SIGVTALRM))
     timer.daemon = True
@@ -73,23 +73,23 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         timer.cancel()
-        timer.join()  # or its signal might meet the handler of before, which may be to die
+        timer.join()  # or its signal could reach the previous handler, which may end the process
         faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGVTALRM, previous)
 
 
 class GuardedReward:
-    """A reward function whose failures are errors that name the completion, or exclude it.
+    """Wraps a reward function: a failure raises an error that names the completion, or excludes that completion.
 
-    Where a call fails as a whole, the completions are tried one by one to find the one it was. A call that fails though none
-    of them does alone, or on completions of several prompts and all of them, is the function's fault and an error.
+    If a call fails as a whole, the completions are retried one by one to find the bad ones. It is always an error if
+    the call fails but no single completion does, or if every completion fails and they belong to several prompts.
 
     Args:
-        function: As TRL takes them.
-        name: As in TRL's metrics.
-        exclude: Whether completions on which it fails are left out of their groups, instead of ending the run.
-        timeout: Seconds that a call may take, and all the calls one by one together: each has half of what is left, at least
-            a second.
+        function: A reward function as TRL accepts it.
+        name: Its name in TRL's metrics.
+        exclude: Whether to exclude completions on which it fails from their groups, instead of ending the run.
+        timeout: Seconds for a call, and again for all one-by-one calls together: each gets half of the remaining time,
+            but at least a second.
     """
 
     def __init__(self, function: Callable, name: str, *, exclude: bool, timeout: float | None):
@@ -108,7 +108,7 @@ class GuardedReward:
         return rewards
 
     def _calls(self, kwargs: dict[str, Any], rewards: list[float | None]) -> Iterator["_Call"]:
-        """The calls to make, for functions of both kinds; when they are made, the rewards are there."""
+        """Yields the calls to make, for sync and async functions, and then fills `rewards`."""
         count = len(kwargs["completions"])
         if not self.asks_for_tags:
             kwargs = {name: value for name, value in kwargs.items() if name != OPENED_TAGS}
@@ -127,7 +127,7 @@ class GuardedReward:
                     checked += calls[i].checked(1)
                 except Exception as problem_of_one:
                     checked.append(f"{type(problem_of_one).__name__}: {problem_of_one}")
-                    calls[i] = _Call({}, None)  # what it logged before it failed is not kept
+                    calls[i] = _Call({}, None)  # discard what it logged before failing
                 if isinstance(checked[i], str) and not self.exclude:
                     break
         failed = [i for i, value in enumerate(checked) if isinstance(value, str)]
@@ -149,7 +149,7 @@ class GuardedReward:
 
 
 class AsyncGuardedReward(GuardedReward):
-    """The same of an `async` function."""
+    """[`GuardedReward`] for an `async` function."""
 
     async def __call__(self, **kwargs) -> list[float | None]:
         rewards: list[float | None] = []
@@ -165,12 +165,12 @@ class AsyncGuardedReward(GuardedReward):
     async def _awaited(self, kwargs: dict[str, Any]) -> Any:
         try:
             return await self.function(**kwargs)
-        except SystemExit as error:  # in the task itself: beyond it, it would end the loop that TRL waits for
+        except SystemExit as error:  # outside the task it would end the event loop that TRL waits for
             raise _as_failure(error) from error
 
 
 def _as_failure(error: BaseException) -> Exception:
-    """A function that ends the process has failed: the run would end with its exit code, 0 perhaps."""
+    """Turns `SystemExit` into a failure: otherwise the run would end with its exit code, perhaps 0."""
     if isinstance(error, SystemExit):
         failure = RuntimeError(f"it called sys.exit({error.code!r})")
         failure.__cause__ = error
@@ -179,7 +179,7 @@ def _as_failure(error: BaseException) -> Exception:
 
 
 class _Call:
-    """One call: its keyword arguments and seconds, and then its result or its exception. What the function logs is kept
+    """One call: its keyword arguments and time limit, then its result or exception. Holds back what the function logs
     until the call is known to be good."""
 
     def __init__(self, kwargs: dict[str, Any], timeout: float | None):
@@ -193,7 +193,7 @@ class _Call:
             self.kwargs["log_metric"] = lambda name, value: self.metrics.append((name, value))
 
     def checked(self, expected: int) -> list[float | str | None]:
-        """The rewards as numbers, or what is wrong with one; raises what is wrong with all."""
+        """Each reward as a number, `None` or text that describes its problem. Raises if the whole call failed."""
         if self.error is not None:
             raise self.error
         rewards = self.result
@@ -225,7 +225,7 @@ class _Call:
 
     @staticmethod
     def pass_on(calls: list["_Call"], kwargs: dict[str, Any]) -> None:
-        """Logs what one call for all completions, or one for each, has logged."""
+        """Passes on the logs of the calls: one for all completions, or one for each."""
         for column in {column: None for call in calls for column in call.columns}:
             parts = [call.columns.get(column, [None]) for call in calls]
             kwargs["log_extra"](column, [value for part in parts for value in part])
@@ -279,21 +279,21 @@ def check_reward_functions(functions: Any) -> None:
 
 
 def largest_rewards(count: int, weights: torch.Tensor) -> torch.Tensor:
-    """How large rewards may be for TRL to compute their groups' statistics, which square them, in float32.
+    """Largest rewards for which TRL's group statistics, which square them, stay finite in float32.
 
-    Where a square overflows, TRL's standard deviation is infinite and every advantage of the group zero.
+    If a square overflows, TRL's standard deviation is infinite and every advantage of the group is zero.
 
     Args:
-        count: Rewards of which means are taken.
-        weights: (F,), `reward_weights`.
+        count: Number of rewards per mean.
+        weights: (F,) `reward_weights`.
 
     Returns:
-        (F,), of each function. A few times less than what overflows in the worst case.
+        (F,) limit for each function, a few times below the worst-case overflow.
     """
     return math.sqrt(_LARGEST / (4 * count)) / (weights.double().abs() * len(weights)).clamp(min=1.0)
 
 
-# Columns of the data cannot have these names: TRL passes both, and Python refuses the call
+# Forbidden column names: TRL passes both as arguments, too, and Python rejects the duplicate
 _TAKEN = ("prompts", "completions")
 
 
@@ -317,12 +317,12 @@ def check_columns(functions: Any, train_dataset: Any, eval_dataset: Any = None) 
 class RewardGuardMixin:
     """Guards the trainer's reward functions; see [`GuardedReward`].
 
-    A function with a parameter `opened_tags` gets, for each completion, the thinking tag that the rendered prompt ends with
-    and that the completion therefore lacks, or an empty text.
+    A function with a parameter `opened_tags` gets, for each completion, the thinking tag at the end of the rendered
+    prompt, which the completion therefore lacks, or an empty string.
 
-    With `on_reward_error="exclude"` a completion on which any reward function fails has no reward at all: it is left out
-    of its group's mean and has no advantage. `rewards/NAME/excluded` is logged, their number in a scoring. Rewards whose
-    statistics would overflow float32 ([`largest_rewards`]) are failures, too.
+    With `on_reward_error="exclude"`, a completion on which any reward function fails has no reward: it does not count
+    in its group's mean and has no advantage. `rewards/NAME/excluded` logs the number of such completions per scoring.
+    Rewards whose statistics would overflow float32 ([`largest_rewards`]) are failures, too.
     """
 
     def __init__(self, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer with every extra, and no credit."""
+"""TRL's GRPOTrainer with every extra but no credit."""
 
 import functools
 import inspect
@@ -22,7 +22,7 @@ _SIGNATURE = inspect.signature(GRPOTrainer.__init__)
 
 
 def bind_arguments(trainer: GRPOTrainer, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of TRL's trainer by name, with its defaults."""
+    """Binds arguments to the parameter names of TRL's trainer and applies its defaults."""
     bound = _SIGNATURE.bind(trainer, *args, **kwargs)
     bound.apply_defaults()
     arguments = dict(bound.arguments)
@@ -31,13 +31,13 @@ def bind_arguments(trainer: GRPOTrainer, args: tuple, kwargs: dict[str, Any]) ->
 
 
 def default_output_dir(model: Any, suffix: str) -> str:
-    """Where TRL puts a run that has no configuration."""
+    """TRL's default output folder for a run without a config."""
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     return f"{name.split('/')[-1]}-{suffix}"
 
 
 def check_arguments(trainer_class: type, arguments: dict[str, Any]) -> None:
-    """Raises `ValueError` for data, rewards or settings that the extras cannot work with; loads nothing."""
+    """Raises `ValueError` for data, rewards or settings that the extras cannot work with. Loads no model."""
     check_reward_functions(arguments["reward_funcs"])
     check_columns(arguments["reward_funcs"], arguments["train_dataset"], arguments["eval_dataset"])
     check_dynamic_sampling(trainer_class, arguments)
@@ -50,8 +50,8 @@ class GRPOExtrasTrainer(
     [`~trl.GRPOTrainer`] with dynamic sampling, exact resume, preemption, and guards against NaN, failing rewards and runs
     that train nothing.
 
-    It takes every argument of [`~trl.GRPOTrainer`]. `args` may be a [`GRPOExtrasConfig`], or TRL's own configuration, for
-    which the guards have their defaults. Without an incident, parameters and metrics are TRL's to the last bit.
+    It takes every argument of [`~trl.GRPOTrainer`]. `args` may be a [`GRPOExtrasConfig`] or TRL's own config; with the
+    latter, the guards use their defaults. Unless a guard intervenes, parameters and metrics are bit-identical to TRL's.
 
     Raises:
         ValueError: Data, rewards or settings that cannot work, before the model is loaded.

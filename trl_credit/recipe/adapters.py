@@ -1,4 +1,4 @@
-"""Training goes on with a LoRA adapter."""
+"""Continues training from a LoRA adapter."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Evaluation within a training run, with the trainer's own generation engine."""
+"""Evaluates during training, with the trainer's own generation engine."""
 
 import contextlib
 import json

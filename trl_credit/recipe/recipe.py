@@ -1,4 +1,4 @@
-"""From a recipe's fields to the trainer's arguments."""
+"""Turns a recipe's fields into the trainer's arguments."""
 
 import json
 from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""The fold of [`compare_distributions`] as a Triton kernel: each tile of logits is read once.
+"""The fold of [`compare_distributions`] as a Triton kernel that reads each tile of logits once.
 
-It is for CUDA (and XPU) tensors, and for CPU tensors with `TRITON_INTERPRET=1`.
+Works on CUDA and XPU tensors, and on CPU tensors with `TRITON_INTERPRET=1`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if is_triton_available():
 
     @triton.jit
     def _tanh(h):
-        # Exponentials cancel for small h, where the result is wanted to a relative error: the series does not
+        # Exponentials cancel for small h, where the result needs a small relative error; the series does not
         s = h * h
         series = h * (1 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * (62 / 2835)))))
         e = tl.exp(-2 * tl.abs(h))
@@ -43,7 +43,7 @@ if is_triton_available():
         REVERSE_KL: tl.constexpr,  # noqa: N803
         BLOCK: tl.constexpr,  # noqa: N803
     ):
-        # One program per token, whose columns of a tile fit its registers; `_fold_rows` says what the steps are for
+        # One program per token: its columns of a tile fit in registers. `_fold_rows` explains the steps
         token = tl.program_id(0).to(tl.int64)
         columns = tl.arange(0, BLOCK)
         inside = columns < num_columns
@@ -97,7 +97,7 @@ def fold_triton(
     floor: float,
     ratio_limit: float,
 ) -> None:
-    """`_fold` of divergence.py, which states the arguments and has the constants; `x` and `y` are not overwritten."""
+    """`_fold` of divergence.py (see there for arguments and constants), but `x` and `y` are not overwritten."""
     with torch.cuda.device_of(x):  # where Triton launches
         _fold_kernel[(x.size(0),)](
             x,

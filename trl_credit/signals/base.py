@@ -1,4 +1,4 @@
-"""Signals: (B, T) tensors that a credit method asks for and the trainer computes once, whoever asks."""
+"""Signals: (B, T) tensors that credit methods request. The trainer computes each one once, even if methods share it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Signal(ABC):
-    """Describes a tensor that a method asks for. Equal parameters make equal signals, which methods share.
+    """Describes a tensor that a method requests. Signals with equal parameters are equal, and methods share them.
 
     Class attributes:
-        title: What it is called where its values are shown; by default the class's name.
+        title: Display name; by default the class's name.
     """
 
     title: ClassVar[str] = ""
@@ -42,7 +42,7 @@ class Signal(ABC):
 
 
 def signal_titles(signals: Sequence[Signal]) -> dict[Signal, str]:
-    """Signals by what they are called where they are shown; parameters are added where two have the same title."""
+    """Display name of each signal: its title, plus its parameters if two signals have the same title."""
     titles = [signal.title for signal in signals]
     return {
         signal: signal.title if titles.count(signal.title) == 1 else f"{signal.title}: {signal!r}" for signal in signals
@@ -50,60 +50,65 @@ def signal_titles(signals: Sequence[Signal]) -> dict[Signal, str]:
 
 
 class SignalSource:
-    """Computes one signal. The trainer calls the hooks in this order; each does nothing by default.
+    """Computes one signal. The trainer calls the hooks in the order below.
 
-    The first two run once. `extend_rollout` runs once per generation batch and may add entries, one per completion, to
-    the batch that TRL buffers: tensors or lists with one entry per completion; the name of a tensor with one column per
-    completion token starts with `completion/`, so that it is cut with them. `forward` and `compute` run at each
-    update step: `forward` makes the signal's own forward, without gradient and in eval mode, before the loss's; it runs
-    once for each group of rows that are alike in length, and only for rows that need credit. `compute` runs when the
-    policy's forward is there. Every process runs the same hooks equally often, so they may use collectives.
+    `before_trainer_init` and `after_trainer_init` run once and do nothing by default.
+
+    `extend_rollout` runs once per generation batch. It may add tensors or lists with one entry per completion to the
+    batch that TRL buffers. If a tensor has one column per completion token, its name must start with `completion/`, so
+    that trimming cuts it too.
+
+    `forward` and `compute` run at each update step. `forward` runs before the loss's forward, without gradient and in
+    eval mode, once per group of rows of similar length and only on rows that need credit. `compute` runs after the
+    policy's forward.
+
+    All processes call the same hooks equally often, so hooks may use collectives.
     """
 
-    # Whether there is a `forward`
+    # True if the signal has its own `forward`
     has_forward = False
 
-    # Whether `compute` needs the policy's hidden states, and whether `sync_ref_model` is for this signal
+    # True if `compute` needs the policy's hidden states
     needs_hidden_states = False
+    # True if the signal's reference is one that `sync_ref_model` updates
     follows_policy = False
     # Dataset columns that must survive `remove_unused_columns`
     columns: tuple[str, ...] = ()
 
     def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
-        """Before TRL's `__init__`, with the arguments that it will get; they may be changed in place."""
+        """Runs before TRL's `__init__` with its arguments, which may be changed in place."""
 
     def after_trainer_init(self, context: PolicyContext) -> None:
-        """After TRL's `__init__`: model, tokenizer and accelerator are there."""
+        """Runs after TRL's `__init__`, when model, tokenizer and accelerator exist."""
 
     def extend_rollout(
         self, context: PolicyContext, examples: list[dict], prompts: list, batch: dict[str, Any]
     ) -> None:
-        """Adds to `batch`, from the dataset rows and the prompts as generated from (images and tools included)."""
+        """Adds entries to `batch`, given the dataset rows and the prompts as generated from (with images and tools)."""
 
     def lengths(self, batch: dict[str, Any]) -> np.ndarray:
-        """(B, 2) tokens of prompt and completion that `forward` reads for each row."""
+        """(B, 2) number of prompt and completion tokens that `forward` reads for each row."""
         return token_counts(batch)
 
     def bytes_per_token(self, context: PolicyContext) -> int:
-        """Bytes per token of `forward`'s result, if it stays the same between the iterations over a generation batch (so
-        that it can be kept); 0 if it changes."""
+        """Bytes per token of `forward`'s result if iterations over a generation batch can reuse it, 0 if it changes."""
         return 0
 
     def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        """The signal's own forward: (b, t, ...) for the `b` rows and `t` completion columns of `batch`."""
+        """Runs the signal's own forward. Returns (b, t, ...) for the b rows and t completion columns of `batch`."""
         raise NotImplementedError
 
     def compute(
         self, context: PolicyContext, batch: dict[str, Any], own: torch.Tensor | None, policy: PolicyForward
     ) -> torch.Tensor:
-        """The (B, T) signal, from what `forward` gave for the same rows, (B, T, ...)."""
+        """Returns the (B, T) signal. `own` is `forward`'s (B, T, ...) result for the same rows."""
         return own
 
 
 @dataclass(frozen=True)
 class PolicyForward:
-    """The live policy's forward of the update step: (B, T) float32 log-probs and entropies in nats, detached, and the
-    (B, T, H) hidden states that the head turns into the tokens' logits, if some signal needs them."""
+    """The live policy's forward at the update step: detached (B, T) float32 log-probs and entropies in nats, and, if a
+    signal needs them, the (B, T, H) hidden states from which the head computes the tokens' logits."""
 
     logps: torch.Tensor
     entropy: torch.Tensor

@@ -1,4 +1,4 @@
-"""The view of the policy that signals get."""
+"""The interface through which signals see the policy."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from .models import HiddenStates
 
 
 class PolicyContext(Protocol):
-    """The policy as signals see it. [`CreditGRPOTrainer`] is one; whatever else has these members may stand in for it.
+    """The policy as signals see it. [`CreditGRPOTrainer`] implements it; any object with these members works.
 
     Attributes:
-        model: The policy, wrapped as it is trained.
-        args: The trainer's configuration.
-        accelerator: Accelerate's.
+        model: The policy, wrapped for training.
+        args: The trainer's config.
+        accelerator: The `Accelerator`.
         temperature: The rollout temperature.
         processing_class: The tokenizer or processor.
         tokenizer: The tokenizer.
         train_dataset: The training data.
         environment_factories: TRL's environments, if any.
-        max_completion_length: In tokens.
-        pad_to_multiple_of: TRL's.
+        max_completion_length: TRL's setting, in tokens.
+        pad_to_multiple_of: TRL's setting.
         ref_model: TRL's reference model, if it has one.
         is_vision: Whether the policy is a vision-language model.
         is_deepspeed_enabled: Whether DeepSpeed runs the policy.
-        is_fsdp_enabled: Whether FSDP does.
-        context_length: The most tokens of prompt and completion, or `None`.
-        forward_dtype: In which the policy computes.
-        head_dtype: In which its output head computes.
-        policy_hidden_states: Takes the policy's hidden states, where a signal needs them.
+        is_fsdp_enabled: Whether FSDP runs the policy.
+        context_length: Maximum tokens of prompt plus completion; `None` if unlimited.
+        forward_dtype: Dtype of the policy's forward.
+        head_dtype: Dtype of its output head.
+        policy_hidden_states: Captures the policy's hidden states; `None` if no signal needs them.
     """
 
     model: nn.Module

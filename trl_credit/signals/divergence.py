@@ -1,4 +1,4 @@
-"""Statistics of two next-token distributions, from hidden states and output heads."""
+"""Statistics of two next-token distributions, computed from hidden states and output heads."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from .._trl import maybe_gather_lm_head_ctx
 from ._triton import fold_triton, use_triton
 
 
-# What `compare_distributions` computes
+# Statistics that `compare_distributions` can compute
 STATISTICS = ("squared_hellinger", "bhattacharyya", "entropy", "kl", "reverse_kl")
 
 # Tokens whose hidden states are gathered and converted at a time
 _TOKENS = 4096
-# (tokens, vocabulary) of the two tiles of logits that exist at once: what the matrix product needs to be at full speed
+# (tokens, vocabulary) size of a tile of logits, of which two exist at once: large enough for full matmul speed
 _CPU_TILE = (512, 2048)
 _GPU_TILE = (2048, 4096)
-# Tokens that a CPU does the rest for at a time, so that tiles and scratch space stay in its cores' caches
+# Tokens that a CPU processes at a time after the matmul, so that tiles and scratch space stay in its caches
 _CACHED_ROWS = 128
 
-# The maximum of a block without a finite logit, so that differences of maxima are not NaN; a float32 value
+# Maximum of a block without a finite logit, so that differences of maxima are not NaN; exact in float32
 _LOWEST = -(2.0**100)
-# A root of a probability counts as at least exp(-36) of the block's largest, which keeps its square above the slow
-# denormal numbers and makes its product with an infinite log-ratio infinite
+# Square roots of probabilities are at least exp(-36) times the block's largest. That keeps their squares above slow
+# denormals and makes the product with an infinite log-ratio infinite
 _FLOOR = -36.0
-# Finite stand-in for the log-ratio of a token that one side cannot emit; its product with exp(2 * _FLOOR) is nothing
+# Finite stand-in for the log-ratio of a token that one side cannot emit; negligible times exp(2 * _FLOOR)
 _RATIO_LIMIT = 1e5
 
 
@@ -47,7 +47,7 @@ class Head:
     softcap: float | None = None
 
     def rounded(self, dtype: torch.dtype, columns: slice = slice(None)) -> Head:
-        """The head of part of the vocabulary, its weight rounded to `dtype` and held in float32 where products need that."""
+        """The head for part of the vocabulary, its weight rounded to `dtype`, but stored in float32 except on CUDA."""
         weight = self.weight[columns].to(dtype)
         bias = None if self.bias is None else self.bias[columns].float()
         return replace(self, weight=weight if weight.device.type == "cuda" else weight.float(), bias=bias)
@@ -55,9 +55,9 @@ class Head:
     def logits(
         self, hidden_states: torch.Tensor, dtype: torch.dtype, divisor: float = 1.0, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """(N, V) float32 logits of (N, H) hidden states, divided by `divisor`, in `out` if given.
+        """(N, V) float32 logits of (N, H) hidden states, divided by `divisor`, written to `out` if given.
 
-        The inputs are rounded to `dtype`, the product is not: it is accumulated and kept in float32.
+        Inputs are rounded to `dtype`; the product is accumulated and kept in float32.
         """
         if out is None:
             out = hidden_states.new_empty(hidden_states.size(0), self.weight.size(0), dtype=torch.float32)
@@ -75,7 +75,7 @@ class Head:
 
 
 def logit_scale(config: PreTrainedConfig) -> float:
-    """The factor by which a model's forward scales its head's output (architectures name it differently)."""
+    """The factor that a model's forward applies to its head's output. Its name differs between architectures."""
     config = config.get_text_config()
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         if getattr(config, name, None) is not None:
@@ -88,8 +88,8 @@ def logit_scale(config: PreTrainedConfig) -> float:
 
 @contextlib.contextmanager
 def gathered_head(model: nn.Module, module: nn.Module | None = None) -> Iterator[Head]:
-    """The output head of a transformers model (or another `module` in its place), whole, also where ZeRO-3 or FSDP2 has
-    sharded it. Every process must enter."""
+    """Yields the full output head of a transformers model, or `module` instead, gathered if ZeRO-3 or FSDP2 sharded it.
+    All processes must enter."""
     module = model.get_output_embeddings() if module is None else module
     weight, bias = module.weight, getattr(module, "bias", None)
     with maybe_gather_lm_head_ctx(weight, bias):
@@ -113,15 +113,15 @@ def compare_distributions(
 ) -> dict[str, torch.Tensor]:
     """Distances between the next-token distributions p and q of two models, in one pass over the vocabulary.
 
-    Logits exist for one tile of tokens and vocabulary at a time. A block of the vocabulary yields its mass under p and
-    q and the statistics of p and q given that block; the chain rule over blocks then gives those of the whole:
+    Logits exist for only one tile of tokens and vocabulary at a time. Each block of the vocabulary yields its mass
+    under p and q and the statistics of p and q within that block. The chain rule over blocks then gives the totals:
 
         entropy(p)  = entropy(P) + sum_k P_k entropy(p_k)
         KL(p || q)  = KL(P || Q) + sum_k P_k KL(p_k || q_k)
         H2(p, q)    = H2(P, Q) + sum_k sqrt(P_k Q_k) H2(p_k, q_k)
 
-    with P, Q the distributions over blocks and p_k, q_k those within block k. Nothing is ever rescaled, and as no term
-    is negative, nothing cancels where p and q are nearly equal.
+    P, Q are the distributions over blocks and p_k, q_k those within block k. Nothing is rescaled, and since no term is
+    negative, nothing cancels when p and q are nearly equal.
 
     Args:
         hidden_p: (B, T, H_p) hidden states of one model.
@@ -131,13 +131,13 @@ def compare_distributions(
         mask: (B, T) bool; only these tokens are computed.
         outputs: What to compute, of `STATISTICS`: "squared_hellinger" 1 - sum_v sqrt(p_v q_v), "bhattacharyya"
             sum_v sqrt(p_v q_v), "entropy" of p, "kl" KL(p || q), "reverse_kl" KL(q || p), in nats.
-        temperature: What the logits of both are divided by.
-        dtype: What hidden states and weights are rounded to before the product.
+        temperature: Divides the logits of both models.
+        dtype: Hidden states and weights are rounded to it before the product.
 
     Returns:
-        For each of `outputs` a (B, T) float32 tensor without gradient, 0 off the mask. KL is infinite where a token that
-        one side emits is impossible (logit -inf) for the other; NaN hidden states give NaN. From the same logits in
-        float64 they differ by at most 1e-6 + 4 eps max|logit| (KL by that relative to max(KL, 1)), and a squared
+        A (B, T) float32 tensor without gradient for each of `outputs`, 0 off the mask. KL is infinite if one side emits
+        a token that is impossible (logit -inf) for the other; NaN hidden states give NaN. The error against float64
+        from the same logits is at most 1e-6 + 4 eps max|logit| (for KL, relative to max(KL, 1)), and a squared
         Hellinger distance of 1e-8 has a relative error below 1e-2.
 
     Raises:
@@ -149,7 +149,7 @@ def compare_distributions(
     vocab_size = head_p.weight.size(0)
     if head_q.weight.size(0) != vocab_size:
         raise ValueError(f"The heads have different vocabulary sizes, {vocab_size} and {head_q.weight.size(0)}")
-    device = head_p.weight.device  # a model split across devices ends where its head is
+    device = head_p.weight.device  # with a model split across devices, the head's device
     results = {name: torch.zeros(mask.shape, dtype=torch.float32, device=mask.device) for name in outputs}
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for tokens in zip(*(places.split(_TOKENS) for places in mask.nonzero(as_tuple=True)), strict=True):
@@ -189,7 +189,7 @@ def _fold_vocabulary(
             rows = slice(start, min(start + height, num_tokens))
             shape = (rows.stop - rows.start, part_p.weight.size(0))
             x, y = tiles[:, : math.prod(shape)].view(2, *shape)
-            # Half the logits, whose exponentials are the roots of probabilities
+            # Half the logits: their exponentials are square roots of (unnormalised) probabilities
             part_p.logits(tokens_p[rows], dtype, 2 * temperature, out=x)
             part_q.logits(tokens_q[rows], dtype, 2 * temperature, out=y)
             fold(x, y, stats[:, rows, block], outputs)
@@ -202,10 +202,10 @@ def _fold(x: torch.Tensor, y: torch.Tensor, stats: torch.Tensor, outputs: Collec
     Args:
         x: (N, C) halves of the logits of p; overwritten.
         y: (N, C) halves of the logits of q; overwritten.
-        stats: (8, N), receives the maxima of x, the sums of exp(2 (x - maximum)), the same of y, and, of p and q given
-            the block, the squared Hellinger distance, the entropy of p without the logarithm of its sum, KL(p || q) and
-            KL(q || p), if in `outputs`.
-        outputs: As for [`compare_distributions`].
+        stats: (8, N), receives the maxima of x, the sums of exp(2 (x - maximum)), the same for y, and, if in `outputs`,
+            within the block: the squared Hellinger distance, the entropy of p without the logarithm of its sum,
+            KL(p || q) and KL(q || p).
+        outputs: As in [`compare_distributions`].
     """
     height = _CACHED_ROWS if x.device.type == "cpu" else x.size(0)
     scratch = x.new_empty(3, min(height, x.size(0)), x.size(1))
@@ -222,7 +222,7 @@ def _fold_rows(
     w: torch.Tensor,
     outputs: Collection[str],
 ) -> None:
-    """`_fold` for rows that stay in the cache; u, v and w are scratch space of the shape of x."""
+    """`_fold` for few enough rows to stay in the CPU cache; u, v and w are scratch space shaped like x."""
     max_p, max_q = (z.amax(1, keepdim=True).clamp_(min=_LOWEST) for z in (x, y))
     torch.sub(x, max_p, out=v).clamp_(min=_FLOOR)
     torch.exp(v, out=u)
@@ -232,18 +232,18 @@ def _fold_rows(
     torch.sub(y, max_q, out=v).clamp_(min=_FLOOR).exp_()
     sum_q = torch.mul(v, v, out=w).sum(1, keepdim=True)
     stats[:4] = torch.cat([max_p, sum_p, max_q, sum_q], 1).t()
-    # From here on the roots of the probabilities given the block
+    # From here on, u and v are square roots of the probabilities within the block
     u *= sum_p.rsqrt()
     v *= sum_q.rsqrt()
     if "squared_hellinger" in outputs or "bhattacharyya" in outputs:
         stats[4] = torch.sub(u, v, out=w).square_().sum(1) / 2
     if "kl" in outputs or "reverse_kl" in outputs:
-        # Half of log(q / p): exact where the two are close, and 0 instead of NaN for a token that neither can emit
+        # Half of log(q / p): accurate if p and q are close, and 0 instead of NaN for a token that neither can emit
         h = y.sub_(x).nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
         h += max_p - max_q + (sum_p / sum_q).log() / 2
         p, q = u.square_(), v.square_()
-        # (p + q) tanh(h) is q - p. It sums to 0, but for the rounding of p, q and h, which it takes out of the sums of
-        # p log(q / p): without it they are wrong to the first order, while KL is of the second.
+        # (p + q) tanh(h) is q - p, which sums to 0 except for the rounding of p, q and h. Adding it removes that
+        # rounding from the sums of p log(q / p): without it their error is first order, while KL is second order.
         difference = torch.tanh(h, out=x).mul_(torch.add(p, q, out=w)).sum(1)
         if "kl" in outputs:
             stats[6] = difference - 2 * torch.clamp(h, max=_RATIO_LIMIT, out=w).mul_(p).sum(1)
@@ -252,15 +252,15 @@ def _fold_rows(
 
 
 def _combine(stats: torch.Tensor, outputs: Collection[str]) -> dict[str, torch.Tensor]:
-    """(N,) float64 statistics of whole distributions, from the (8, N, blocks) ones that `_fold` makes."""
-    # Not every accelerator knows float64, which these few numbers need: the masses of blocks are subtracted
+    """(N,) float64 statistics of the whole distributions, from `_fold`'s (8, N, blocks) block statistics."""
+    # Subtracting block masses needs float64, which not every accelerator has: others move these few numbers to the CPU
     stats = stats.to(stats.device if stats.device.type == "cuda" else "cpu").double()
     max_p, sum_p, max_q, sum_q, hellinger, entropy, kl, reverse_kl = stats
     log_p, log_q = (
         torch.log_softmax((2 * top + total.log()).masked_fill((top == _LOWEST).all(1, keepdim=True), torch.nan), 1)
         for top, total in ((max_p, sum_p), (max_q, sum_q))
     )
-    # Never 0, lest a block's infinite KL be lost
+    # Never 0, because 0 times a block's infinite KL would be NaN
     p, q = (log_mass.clamp(min=-700).exp() for log_mass in (log_p, log_q))
     results = {}
     if "squared_hellinger" in outputs or "bhattacharyya" in outputs:

@@ -1,4 +1,4 @@
-"""Forwards of transformers models for their hidden states, sharded or not."""
+"""Runs transformers models, sharded or not, for their hidden states."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from .context import PolicyContext
 
 
-# Those among them that the model itself takes; the others tell TRL how to cut them
+# The keys that the model itself takes. The other two tell TRL how to split images
 MODEL_INPUT_KEYS = tuple(name for name in FORWARD_KEYS if name not in ("num_images", "num_tiles"))
 
 
 def vocabulary_size(model: nn.Module) -> int:
-    """Number of logits of a transformers model; also right where ZeRO-3 or FSDP2 has sharded the head."""
+    """Number of logits of a transformers model, even if ZeRO-3 or FSDP2 sharded its head."""
     head = model.get_output_embeddings()
     return getattr(head, "out_features", None) or model.config.get_text_config().vocab_size
 
 
 def causal_model(model: nn.Module) -> nn.Module:
-    """The transformers model inside: without PEFT."""
+    """The transformers model without its PEFT wrapper, if any."""
     return model.get_base_model() if is_peft_model(model) else model
 
 
 class HiddenStates:
-    """Takes what a model's backbone hands to its output head, without a forward of its own.
+    """Captures the hidden states that a model's backbone passes to its output head, without an extra forward.
 
-    The hook stays for good and is switched on and off: `torch.compile` does not notice hooks that come and go.
+    The hook is permanent and switched on and off, because `torch.compile` does not notice added or removed hooks.
     """
 
     def __init__(self, model: nn.Module):
@@ -58,13 +58,13 @@ class HiddenStates:
             self._on = False
 
     def pop(self, num_tokens: int) -> torch.Tensor:
-        """(B, T, H) hidden states that give the logits of the last `num_tokens` tokens; they are not kept."""
+        """Returns and forgets the (B, T, H) hidden states that predict the last `num_tokens` tokens."""
         states, self._states = self._states, None
         return states[:, -num_tokens - 1 : -1]
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The inputs of a model's forward from a batch: prompts and completions, images and token types."""
+    """Builds a model's forward inputs from a batch: prompts and completions, images and token types."""
     inputs = {
         "input_ids": torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
         "attention_mask": torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
@@ -78,15 +78,15 @@ def model_inputs(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
 def completion_hidden_states(
     context: PolicyContext, model: nn.Module, hidden_states: HiddenStates, batch: dict[str, Any]
 ) -> torch.Tensor:
-    """(B, T, H) hidden states of a model's backbone for the completions of a batch, in eval mode."""
+    """Computes a backbone's (B, T, H) hidden states for the completions of a batch, in eval mode."""
     with eval_mode(model), context.accelerator.autocast(), hidden_states.captured():
-        # Only the backbone's output is wanted; logits of one token are the fewest that can be asked for
+        # Only the backbone's output is needed; one token is the least that `logits_to_keep` can ask for
         model(**model_inputs(batch), logits_to_keep=1, use_cache=False)
     return hidden_states.pop(batch["completion_ids"].size(1))
 
 
 def check_backbone(model: nn.Module) -> None:
-    """Raises `ValueError` where [`completion_hidden_states`] would compute the logits of every token."""
+    """Raises `ValueError` if [`completion_hidden_states`] would compute the logits of every token."""
     if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
         raise ValueError(
             f"{type(model).__name__} has no `logits_to_keep`, so a forward for its hidden states would compute the "
@@ -105,16 +105,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def padding_affects_output(config: PretrainedConfig) -> str | None:
-    """Why a model's output on the tokens depends on their padding by more than rounding; `None` if it does not.
+    """The reason if padding changes a model's output on real tokens by more than rounding, else `None`.
 
-    TRL passes no positions, so that padding on the left shifts them: rotary embeddings, which are relative, do not mind,
-    unless they are scaled with the padded length.
+    TRL passes no positions, so left padding shifts them. Rotary embeddings are relative and unaffected, unless they are
+    scaled with the padded length.
 
     Args:
-        config: The text model's.
+        config: Config of the text model.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    # One mapping, or one for each kind of layer
+    # Either one mapping, or one per kind of layer
     mappings = [value for value in rope.values() if isinstance(value, dict)] or [rope]
     kinds = {mapping.get("rope_type") for mapping in mappings}
     if kinds == {None}:

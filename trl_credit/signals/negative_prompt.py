@@ -34,7 +34,7 @@ TEMPLATES = {
     "empty": "Answer the question.",
 }
 BUILT_IN = (*TEMPLATES, "blank_image", "column")
-# Rows looked at before training starts; later ones are checked as they come.
+# Rows checked before training starts; later ones are checked when they are generated
 _MAX_ROWS = 10_000
 
 
@@ -59,7 +59,7 @@ def _blank(image: Any) -> Image.Image:
 
 
 def _rewrite_text(content: str | list[dict], template: str) -> str | list[dict]:
-    """The content of a message with its text put through the template; images stay where they are."""
+    """Applies the template to a message's text (its last text part). Images stay in place."""
     if isinstance(content, str):
         return template.replace(SLOT, content)
     texts = [i for i, part in enumerate(content) if part.get("type") == "text"]
@@ -70,14 +70,14 @@ def _rewrite_text(content: str | list[dict], template: str) -> str | list[dict]:
 
 
 def negative_prompt_of(prompt: str | list[dict], negative_prompt: str, example: dict[str, Any]) -> str | list[dict]:
-    """The negative prompt x- of a prompt x, plain text or conversational; `prompt` is not changed.
+    """Returns the negative prompt x- of a prompt x, plain text or conversational. `prompt` is not modified.
 
-    In a conversation the last user message is rewritten; system prompts and earlier turns stay. `column` takes the
-    example's column `negative_prompt`: a text stands in the place of the prompt (of its last user message), a list of
-    messages replaces the conversation.
+    In a conversation only the last user message is rewritten. `column` reads the example's column `negative_prompt`: a
+    text replaces the prompt (in a conversation, its last user message); a list of messages replaces the conversation.
 
     Raises:
-        ValueError: The column is missing or empty, of another kind than the prompt, or there is no user message.
+        ValueError: The column is missing or empty, it holds messages for a plain-text prompt, the conversation has no
+            user message, or `blank_image` meets an image that is not a PIL image.
     """
     if negative_prompt == "column":
         value = example.get(COLUMN)
@@ -133,7 +133,7 @@ def _shortened(prompt: Any) -> str:
 
 @dataclass(frozen=True)
 class NegativePromptLogps(Signal):
-    """(B, T) float32 log-probs, in nats, of the completion's tokens under the live policy given the negative prompt, at
+    """(B, T) float32 log-probs, in nats, of the completion's tokens under the live policy after the negative prompt, at
     the rollout temperature.
 
     Args:
@@ -150,8 +150,8 @@ class NegativePromptLogps(Signal):
 
 @dataclass(frozen=True)
 class NegativePromptKL(Signal):
-    """(B, T) float32 KL(pi(. | x) || pi(. | x-)), in nats, of the live policy's next-token distributions given the
-    prompt and the negative prompt, at the rollout temperature.
+    """(B, T) float32 KL(pi(. | x) || pi(. | x-)), in nats, between the live policy's next-token distributions after the
+    prompt x and the negative prompt x-, at the rollout temperature.
 
     Args:
         negative_prompt: As for [`NegativePromptLogps`].
@@ -172,7 +172,7 @@ class _NegativePromptSource(SignalSource):
         self.negative_prompt = negative_prompt
         if negative_prompt == "column":
             self.columns = (COLUMN,)
-        # Two negative prompts are two signals with their own entries in TRL's batch
+        # Each negative prompt has its own entries in TRL's batch
         self._key = f"negative_prompt/{negative_prompt}"
         self._warned = False
 
@@ -208,7 +208,7 @@ class _NegativePromptSource(SignalSource):
         if limit is None or context.is_vision or isinstance(dataset, IterableDataset) or context.environment_factories:
             return
         if "prompt" not in dataset.column_names or not len(dataset):
-            return  # TRL says so
+            return  # TRL reports it
         rows = list(
             islice(dataset.select_columns([c for c in ("prompt", COLUMN) if c in dataset.column_names]), _MAX_ROWS)
         )
@@ -217,7 +217,7 @@ class _NegativePromptSource(SignalSource):
         length, prompt_length = (
             len(context.tokenize_prompts([prompt])[0][0]) for prompt in (negatives[longest], rows[longest]["prompt"])
         )
-        # What does not fit with the prompt itself is not the negative prompt's fault: TRL trains on it
+        # If the prompt itself does not fit either, TRL trains on it anyway, so the negative prompt is not to blame
         if prompt_length + context.max_completion_length <= limit < length + context.max_completion_length:
             raise ValueError(
                 f"The negative prompt of row {longest} has {length} tokens; with `max_completion_length` "
@@ -280,7 +280,7 @@ class _NegativePromptSource(SignalSource):
                     "negative prompt."
                 )
             pixel_values = blank.to(batch["pixel_values"])
-            # One entry per completion, as TRL splits its own before it shuffles the batch
+            # One entry per completion, as TRL splits its pixel values before shuffling the batch
             per_completion = split_pixel_values_by_grid({**batch, "pixel_values": pixel_values})["pixel_values"]
             batch[f"{self._key}/pixel_values"] = per_completion
 
@@ -290,7 +290,7 @@ class _NegativePromptSource(SignalSource):
         return lengths
 
     def _negative(self, context: PolicyContext, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with the negative prompts in the place of the prompts."""
+        """The batch with negative prompts instead of prompts."""
         negative = {key: batch[key] for key in ("completion_ids", "completion_mask", *FORWARD_KEYS) if key in batch}
         width = cut_width(max(batch[f"{self._key}/length"]), context.pad_to_multiple_of)
         negative["prompt_ids"] = batch[f"{self._key}/ids"][:, -width:]

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReferenceHellinger(Signal):
-    """(B, T) float32 squared Hellinger distance, in [0, 1], between the next-token distributions of the live policy and
-    of the reference policy, both at the rollout temperature.
+    """(B, T) float32 squared Hellinger distance, in [0, 1], between the next-token distributions of the live and the
+    reference policy, both at the rollout temperature.
 
     Args:
         reference: Path or hub id of the reference policy; by default the policy's initial weights.
@@ -49,7 +49,7 @@ class ReferenceHellinger(Signal):
 
 
 def _copied(model: PreTrainedModel) -> PreTrainedModel:
-    """A frozen copy of a model object, whole also where ZeRO-3 has partitioned its parameters."""
+    """A full copy of a model object, even if ZeRO-3 partitioned its parameters."""
     gathered = contextlib.nullcontext()
     if is_deepspeed_zero3_enabled():
         import deepspeed
@@ -57,23 +57,23 @@ def _copied(model: PreTrainedModel) -> PreTrainedModel:
         gathered = deepspeed.zero.GatheredParameters(list(model.parameters()))
     with gathered:
         copied = copy.deepcopy(model)
-    # An earlier trainer's patched forward would run the original's layers
+    # A forward patched by an earlier trainer would run the original model's layers
     vars(copied).pop("forward", None)
     return copied
 
 
 def _copy_to_reference_adapter(model) -> None:
-    """Copies the active adapter to a frozen one under TRL's name for it, `ref`."""
+    """Copies the active adapter to a frozen one named `ref`, as TRL names it."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     active = model.active_adapter
-    if "ref" not in model.peft_config:  # else it is of an earlier run
+    if "ref" not in model.peft_config:  # else an earlier run added it
         model.add_adapter("ref", model.peft_config[active])
     set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=active), adapter_name="ref")
 
 
 def _reference_head(policy: nn.Module) -> nn.Module:
-    """The output head of a PEFT policy's reference, which is another one if the head is trained (`modules_to_save`)."""
+    """The reference's output head for a PEFT policy: a separate one if the head is trained (`modules_to_save`)."""
     head = policy.get_output_embeddings()
     saved = getattr(head, "modules_to_save", None)
     if saved is None:
@@ -124,7 +124,7 @@ class _ReferenceSource(SignalSource):
         if self._from_policy:
             return
         if self.model is None and self.reference is None and context.ref_model is not None:
-            # TRL has loaded the same weights for its KL penalty (and keeps them in step with `sync_ref_model`)
+            # TRL has loaded the same weights for its KL penalty (and updates them with `sync_ref_model`)
             self.model = context.ref_model
             self._hidden_states = HiddenStates(context.accelerator.unwrap_model(self.model))
             return
@@ -156,7 +156,7 @@ class _ReferenceSource(SignalSource):
             context.add_callback(SyncRefModelCallback(ref_model=self.model, accelerator=context.accelerator))
 
     def _load(self, context: PolicyContext) -> PreTrainedModel:
-        """Loads the reference as TRL loads a model for a KL penalty: like the policy in dtype and attention."""
+        """Loads the reference as TRL loads a KL reference: with the policy's dtype and attention implementation."""
         args = context.args
         kwargs = dict(args.model_init_kwargs or {})
         if self.reference is not None:
@@ -178,7 +178,7 @@ class _ReferenceSource(SignalSource):
         return causal_model(model).config.get_text_config().hidden_size * context.head_dtype.itemsize
 
     def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        # In the head's dtype, which is what its product takes: autocast leaves them wider
+        # The head's product takes its own dtype; autocast leaves hidden states wider
         return self._states(context, model, batch).to(context.head_dtype)
 
     def _states(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:

@@ -89,8 +89,8 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
     5. A run that trains nothing is an error ([`~trl_credit.extras.effect.EffectMixin`]).
 
     If a method other than `uniform` collapses to uniform weights for 20 updates, the run warns once and says what to
-    change ([`~trl_credit.trainer.collapse.CollapseWatch`]). `credit_log_steps` shows completions with their token credit
-    ([`~trl_credit.trainer.credit_log.CreditLog`]).
+    change ([`~trl_credit.trainer.collapse.CollapseWatch`]). `credit_log_steps` shows completions with their token
+    credit ([`~trl_credit.trainer.credit_log.CreditLog`]).
 
     [`~trl_credit.extras.dynamic_sampling.DynamicSamplingMixin`] describes dynamic sampling.
 
