@@ -117,14 +117,14 @@ def _open(path: Path):
 
 
 def _check_text(path: Path, suffix: str) -> None:
-    """Raises `ValueError` for a file that is no UTF-8 or has no rows, or a JSONL file with a line that is no JSON.
+    """Raises `ValueError` for a file that is not UTF-8 or has no rows, or a JSONL file with a line that is not JSON.
 
     Readers of JSON take other encodings' bytes for UTF-8, and do not name the line that is wrong.
     """
     filled = False
     with _open(path) as file:
         first = file.readline()
-        # A list over several lines is no JSONL, though its name may say so
+        # A list over several lines is not JSONL, though its name may say so
         lines = suffix == ".jsonl" and first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{")
         for number, line in enumerate(itertools.chain([first], file), 1):
             try:
@@ -132,7 +132,7 @@ def _check_text(path: Path, suffix: str) -> None:
             except UnicodeDecodeError:
                 encoding = "UTF-16" if first.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
                 raise ValueError(
-                    f"line {number} is no UTF-8: save the file as UTF-8 (such as by iconv -f {encoding} -t UTF-8)."
+                    f"line {number} is not UTF-8: save the file as UTF-8 (such as by iconv -f {encoding} -t UTF-8)."
                 ) from None
             if not text.strip():
                 continue
@@ -145,7 +145,7 @@ def _check_text(path: Path, suffix: str) -> None:
                     if number == 1 and getattr(error, "lineno", 1) == 1 and text.strip() == "{":
                         lines = False  # one object over several lines
                         continue
-                    raise ValueError(f"line {number} is no JSON: {where}.") from None
+                    raise ValueError(f"line {number} is not JSON: {where}.") from None
                 if not isinstance(row, dict):
                     raise ValueError(f'line {number} is no object, such as {{"problem": ..., "answer": ...}}.')
     if not filled:

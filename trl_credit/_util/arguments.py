@@ -53,7 +53,7 @@ def parse_arguments(
         recipe = read_fields(argv[place + 1], types, file)
         argv = argv[:place] + argv[place + 2 :]
     if "--config" in argv:
-        raise ValueError(f"`--config` is there twice: one {file} has all fields, and the command line may change some.")
+        raise ValueError(f"`--config` is listed twice: one {file} has all fields, and the command line may change some.")
     on_line, left = parser.parse_known_args(argv)
     unknown = [text for text in left if text.startswith("--")]
     problem = unknown_fields(
@@ -105,7 +105,7 @@ def read_fields(
     except OSError as error:
         raise ValueError(f"`{setting}`: cannot read {str(path)!r}: {error.strerror} (from {Path.cwd()}).") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"`{setting}`: {str(path)!r} is no UTF-8 text (byte {error.start + 1}).") from None
+        raise ValueError(f"`{setting}`: {str(path)!r} is not UTF-8 text (byte {error.start + 1}).") from None
     except ValueError as error:
         message = str(error)
         if message.startswith("must be"):

@@ -65,7 +65,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise RunFolderError(f"There is no {path.name} in {path.parent}: is it the folder of a finished run?") from None
     except (ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path} is no JSON: {error}.") from error
+        raise RunFolderError(f"{path} is not JSON: {error}.") from error
 
 
 def read_lines(path: Path, repair: bool = False) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice in one mapping, of which YAML would keep the last."""
+    """Refuses a key that is listed twice in one mapping, of which YAML would keep the last."""
 
     yaml_implicit_resolvers: typing.ClassVar[dict] = {}
 
@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.tag != _TAG + "merge" and isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is listed twice", problem_mark=key.start_mark)
                 seen.add(key.value)
         super().flatten_mapping(node)
 

@@ -357,7 +357,7 @@ def _position_sentences(results: dict) -> list[str]:
         if task["position_profile"]["n"] > 1
     )
     return [
-        f"Position alone tells something on {', '.join(told)}: read those against the position rows."
+        f"Position alone is informative on {', '.join(told)}: compare with the position baselines there."
         if told
         else "Credit that is linear in the position scores at chance on every task.",
         f"A rule that has learned each task's places from its other items reaches an AUROC of: {profile}.",

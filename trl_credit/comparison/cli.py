@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             _compare(argv)
     except KeyboardInterrupt as error:
-        print("\nStopped. Finished runs are kept: the same command makes the rest.", file=sys.stderr)
+        print("\nStopped. Finished runs are saved. Run the same command to continue.", file=sys.stderr)
         raise SystemExit(143 if isinstance(error, Stopped) else 130) from error
 
 
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.error = _fail
     add = result.add_argument
-    add("--config", type=Path, required=True, help="recipe, whose `compare` may have methods, seeds and the rest")
+    add("--config", type=Path, required=True, help="recipe; its `compare` section may set methods, seeds, baseline and target_reward")
     add(
         "--methods",
         nargs="+",

@@ -150,7 +150,7 @@ def parse_seeds(value: Any) -> list[int]:
         raise ValueError(f"`seeds` must be a number of seeds or a list of seeds from 0, got {value!r}.")
     value = seeds
     if len(set(value)) < len(value):
-        raise ValueError(f"`seeds`: one is there twice: {', '.join(map(str, value))}.")
+        raise ValueError(f"`seeds`: one is listed twice: {', '.join(map(str, value))}.")
     return list(value)
 
 
@@ -196,7 +196,7 @@ def parse_methods(
             method = own
         credit = json.loads(json.dumps(method.to_dict()))
         if credit in asked:
-            raise ValueError(f"The method {label or method.name!r} is there twice.")
+            raise ValueError(f"The method {label or method.name!r} is listed twice.")
         if label is not None:
             labels[len(asked)] = label
         asked.append(credit)
@@ -289,7 +289,7 @@ def make_plan(
         if name in _VARIED:
             raise ValueError(f"`{name}` is what a comparison varies: use {_VARIED[name]}.")
         if name in _DECIDED:
-            raise ValueError(f"`{name}` has no effect in a comparison, which decides it itself.")
+            raise ValueError(f"`{name}` cannot be set in a comparison, which sets it itself.")
     recipe_credit = recipe.pop("credit", None)
     for name in ("seed", *_DECIDED):
         recipe.pop(name, None)
@@ -319,7 +319,7 @@ def make_plan(
             shown = "; ".join(f"`{name}`: {json.dumps(old)} there, {json.dumps(new)} now" for name, old, new in found)
             raise RunFolderError(
                 f"{output_dir} has a comparison with other settings: {shown}. Set another `--output_dir`, or use the "
-                "settings of before (methods and seeds may be added)."
+                "previous settings (methods and seeds may be added)."
             )
     plan.command = command_of(plan, config, output_dir)
     return plan

@@ -54,7 +54,7 @@ class EvalConfig:
     )
     recipe: str | None = _option(
         None,
-        "Recipe of a training run, for what is not set: its prompts (over the preset's), its `eval` mapping, and as model "
+        "Training recipe that fills in unset fields: its prompts (over the preset's), its `eval` mapping, and as model "
         "its `output_dir`.",
     )
     tasks: list[str] = field(
@@ -68,16 +68,16 @@ class EvalConfig:
     n: AtLeast1 = _option(32, "Samples per problem. Published AIME results have 32.")
     output_dir: str | None = _option(
         None,
-        "Folder of the run; an interrupted run goes on in it. By default outputs/eval/MODEL.",
+        "Output folder; the same command continues an interrupted run. By default outputs/eval/MODEL.",
     )
     preset: one_of(*PRESETS) = _option("default", f"Published settings: {', '.join(f'`{name}`' for name in PRESETS)}.")
     temperature: NonNegative | None = _option(None, "Softmax temperature; 0 is greedy. Default 1.0 (DAPO).")
     top_p: PositiveShare | None = _option(None, "Nucleus sampling. Default 0.7 (DAPO).")
     top_k: NonNegativeInt | None = _option(None, "Only the k likeliest tokens; 0 is all. Default 0.")
-    min_p: Share | None = _option(None, "Only tokens with this share of the likeliest one's probability. Default 0.")
-    repetition_penalty: Positive | None = _option(None, "Penalty on tokens that were seen; 1 is none. Default 1.")
+    min_p: Share | None = _option(None, "Drop tokens below this fraction of the top token's probability. Default 0.")
+    repetition_penalty: Positive | None = _option(None, "Repetition penalty; 1 disables it. Default 1.")
     max_tokens: AtLeast1 | None = _option(
-        None, "Most tokens of a completion; cut to what the model's context leaves. Default 20,480 (DAPO)."
+        None, "Token limit per completion, capped by the model's context. Default 20,480 (DAPO)."
     )
     stop: list[str] | None = _option(None, "Texts that end a completion.")
     system_prompt: str | None = _option(None, "System message; an empty text is none.")
@@ -137,7 +137,7 @@ class EvalConfig:
     concurrency: AtLeast1 = _option(64, "Requests at a time (server).")
     max_retries: NonNegativeInt = _option(6, "Retries of a request, with growing pauses (server).")
     request_timeout: Positive = _option(3600.0, "Seconds until a request is given up (server).")
-    extend: bool = _option(False, "Go on in a folder that has fewer samples per problem or fewer tasks than asked for.")
+    extend: bool = _option(False, "Add samples per problem, or tasks, to a finished run.")
     report: bool = _option(True, "Write report.html.")
 
     def __post_init__(self):

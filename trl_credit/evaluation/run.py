@@ -43,7 +43,7 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, signal_number: int, samples: int):
-        super().__init__(f"Stopped. {samples} samples were made and are kept: the same command makes the rest.")
+        super().__init__(f"Stopped. {samples} samples are saved. Run the same command to continue.")
         self.exit_code = 128 + signal_number
 
 
@@ -299,10 +299,10 @@ class _Run:
         if done:
             logger.info("%d of %d samples are there already.", len(done), len(self.requests))
             if name == "server":
-                logger.info("They are of the model that was served as %r then.", self.config.model)
+                logger.info("They came from the model that was served as %r at that time.", self.config.model)
         if self.sampling.temperature == 0 and self.config.n > 1:
             logger.warning(
-                "At temperature 0 the %d samples of a problem are alike: n = 1 says the same.", self.config.n
+                "At temperature 0 the %d samples of a problem are identical: use n = 1.", self.config.n
             )
         return done
 
@@ -312,7 +312,7 @@ class _Run:
         samples = folder.gather(self.requests)
         missing = sum(request.key not in samples for request in self.requests)
         if missing:
-            raise BackendError(f"{missing} of {len(self.requests)} samples are missing. The same command makes them.")
+            raise BackendError(f"{missing} of {len(self.requests)} samples are missing. Run the same command to generate them.")
         rows = judge_samples([samples[request.key] for request in self.requests], tasks)
         folder.finish(rows)
         preset = PRESETS[config.preset]
@@ -426,7 +426,7 @@ def judge_again(path: Path) -> dict[str, Any]:
         keys = [request.key for request in make_requests(tasks, settings["n"], settings["seed"])]
         found = {(row["task"], row["problem"], row["index"]): row for row in samples if is_sample(row)}
         if len(samples) != len(keys) or set(found) != set(keys) or not all(task.problems for task in tasks):
-            raise RunFolderError(f"{path} has not the {len(keys)} samples of its results: run its command again.")
+            raise RunFolderError(f"{path} does not contain the {len(keys)} samples of its results: run its command again.")
         data = results["fingerprint"].get("data", {})
         if changed := [task.name for task in tasks if data.get(task.name, task.sha256) != task.sha256]:
             raise RunFolderError(

@@ -117,7 +117,7 @@ class RunFolder:
             old = read_json(path)
             old = old.get("identity") if isinstance(old, dict) else None
             if not isinstance(old, dict) or not isinstance(old.get("tasks"), dict):
-                raise RunFolderError(f"{path} is not what a run writes: set another `output_dir`.")
+                raise RunFolderError(f"{path} was not written by a run: set another `output_dir`.")
             found = differences(redact(old), redact(identity))
             growth = [item for item in found if _grows(item, old, identity)]
             if found and replace:
@@ -126,7 +126,7 @@ class RunFolder:
                     other.unlink(missing_ok=True)
             elif found and not (extend and len(growth) == len(found)):
                 shown = "\n".join(f"  {name}: {_short(before)} -> {_short(after)}" for name, before, after in found)
-                way = "Set another `output_dir`, or use the settings of before"
+                way = "Set another `output_dir`, or use the previous settings"
                 way += " (`extend` makes the missing samples)." if len(growth) == len(found) else "."
                 raise RunFolderError(f"{self.path} holds a run with other settings or data:\n{shown}\n{way}")
         elif any(self.path.glob("samples*.jsonl")):

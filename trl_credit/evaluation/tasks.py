@@ -148,7 +148,7 @@ def load_tasks(config: EvalConfig) -> list[Task]:
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"`tasks`: {name!r} is there twice. Give one another name: NAME=SOURCE.")
+            raise ValueError(f"`tasks`: {name!r} is listed twice. Rename one: NAME=SOURCE.")
     return tasks
 
 

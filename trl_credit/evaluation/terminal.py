@@ -56,7 +56,7 @@ def show(results: dict[str, Any]) -> None:
             )
         left_out = [str(row["problem"]) for row in part["per_problem"] if row["correct"] is None]
         if left_out:
-            say(f"{safe(name)}: left out, as their answers cannot be verified against: {_first(left_out)}.")
+            say(f"{safe(name)}: left out: their answers cannot be verified against: {_first(left_out)}.")
         if part["unverified"]:
             say(f"{safe(name)}: verification timed out or failed on {part['unverified']} samples.")
     for note in results["settings"]["notes"]:
@@ -111,7 +111,7 @@ def show_comparison(comparison: dict[str, Any]) -> None:
             if numbers:
                 say(f"{safe(name)}: {direction}: problems {_first(numbers)}")
         if part["low"] is not None and part["low"] == part["high"]:
-            say(f"{safe(name)}: all problems differ by the same, so the interval says nothing.")
+            say(f"{safe(name)}: all problems differ by the same amount, so the interval is meaningless.")
     if comparison["left_out"]:
         say(f"Only in one of the runs, and left out: {safe(', '.join(comparison['left_out']))}.")
     if comparison["differences"]:

@@ -143,7 +143,7 @@ class InspectConfig:
                 f"{' and '.join(f'`{name}`' for name in given) or 'none'}."
             )
         if self.model is None and not self.completions:
-            raise ValueError("`model` is not set: whose completions are to be shown?")
+            raise ValueError("`model` is not set: name the model to generate with.")
         if self.reward_funcs and self.completions:
             if self.recipe is None:
                 raise ValueError("`reward_funcs` has no effect with `completions`, whose rewards are in the file.")

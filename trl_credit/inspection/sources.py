@@ -83,7 +83,7 @@ def _json_rows(path: Path) -> list[dict]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"`completions`: {str(path)!r} is no UTF-8 ({error.reason} at byte {error.start}).") from error
+        raise ValueError(f"`completions`: {str(path)!r} is not UTF-8 ({error.reason} at byte {error.start}).") from error
     # In JSONL every line is a value. Splits only at \n, because values may contain U+2028 and the like
     lines = [(1, text)] if path.suffix == ".json" else [(i, t) for i, t in enumerate(text.split("\n"), 1) if t.strip()]
     values = []
@@ -92,7 +92,7 @@ def _json_rows(path: Path) -> list[dict]:
             values.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"`completions`: {str(path)!r}, line {number + error.lineno - 1}, is no JSON: {error.msg} at character "
+                f"`completions`: {str(path)!r}, line {number + error.lineno - 1}, is not JSON: {error.msg} at character "
                 f"{error.colno}."
             ) from error
         except (ValueError, RecursionError) as error:  # numbers with thousands of digits, or equally deep nesting

@@ -48,7 +48,7 @@ def labelled(methods: Sequence[str | Mapping | CreditMethod]) -> dict[str, Credi
                 if name != "method" and any(other.get(name, method) != value for other in others)
             )
         if label in labels:
-            raise ValueError(f"The method {label!r} is there twice.")
+            raise ValueError(f"The method {label!r} is listed twice.")
         labels[label] = method
     return labels
 

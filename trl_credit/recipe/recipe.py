@@ -339,5 +339,5 @@ def load_rollout(path: str | None) -> Callable | None:
     except ImportError as error:
         raise ValueError(f"`rollout_func`: cannot load {path!r}: {error}") from error
     if not callable(function):
-        raise ValueError(f"`rollout_func`: {path!r} is no function, but {type(function).__name__}.")
+        raise ValueError(f"`rollout_func`: {path!r} is not a function, but {type(function).__name__}.")
     return function

@@ -214,7 +214,7 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
     known = REWARDS | REWARD_FACTORIES
     function = known[name] if name in known else _load(name, known)
     if not callable(function):
-        raise ValueError(f"`reward_funcs`: {name!r} is no function, but {type(function).__name__}.")
+        raise ValueError(f"`reward_funcs`: {name!r} is not a function, but {type(function).__name__}.")
     is_reward = name in REWARDS or (name not in REWARD_FACTORIES and takes_completions(function))
     if name not in known and "factory" in arguments and "factory" not in _parameters(function):
         is_reward = not check_value("factory", arguments.pop("factory"), Flag)
@@ -226,7 +226,7 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
             made = function(**arguments)
             if not callable(made):
                 raise ValueError(
-                    f"`reward_funcs`: {name!r} takes no `completions`, so that it was called to make a reward function; it "
+                    f"`reward_funcs`: {name!r} takes no `completions`, so it was called as a factory; it "
                     f"made {type(made).__name__}."
                 )
             return made

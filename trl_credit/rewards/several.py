@@ -89,4 +89,4 @@ def _together(group: Sequence[Judgement], solution: Solution) -> Judgement:
         failed = replace(failed, vote=f"{failed.vote} (wrong)")
     if len(solution) == 1 or failed.status != "judged":
         return failed
-    return replace(failed, reason=f"{failed.reason} Nor is it right by another of the {len(solution)} solutions.")
+    return replace(failed, reason=f"{failed.reason} It matches none of the {len(solution)} solutions.")

@@ -43,7 +43,7 @@ RAW = {
     "\x00\x7f": r"\x00\x7f",
     "a\u2028b": r"a\u2028b",
     "\ud800": r"\ud800",
-    "caf\udce9": r"caf\udce9",  # a path that is no UTF-8
+    "caf\udce9": r"caf\udce9",  # a path that is not UTF-8
 }
 
 HOSTILE = "".join(RAW) + "[/x]:100:"

@@ -61,7 +61,7 @@ def test_own_columns_and_formats(tmp_path):
         (["./missing.jsonl"], "`tasks`: there is no file"),
         (["reasoning_gym:chain_su"], "Did you mean 'chain_sum'"),
         (["trl_credit:x"], "`tasks`: unknown dataset"),
-        (["trl_credit:arithmetic", "trl_credit:arithmetic"], "is there twice"),
+        (["trl_credit:arithmetic", "trl_credit:arithmetic"], "is listed twice"),
     ],
 )
 def test_tasks_that_cannot_be_loaded(tasks, message):

@@ -56,8 +56,8 @@ def test_the_command_line_mends_a_recipe(tmp_path):
         ("", "the recipe must be a YAML mapping"),
         ("{}", "the recipe must be a YAML mapping"),
         ("- a", "the recipe must be a YAML mapping"),
-        ("seed: 1\nseed: 2", "not valid YAML: 'seed' is there twice (line 2"),
-        ("credit: {method: dgpo, method: gcpo}", "'method' is there twice (line 1"),
+        ("seed: 1\nseed: 2", "not valid YAML: 'seed' is listed twice (line 2"),
+        ("credit: {method: dgpo, method: gcpo}", "'method' is listed twice (line 1"),
         ("a:\n\tb: 1", "not valid YAML: found character"),
         ("seed: [", "not valid YAML"),
         ("1: 2", "a field's name must be text, got 1 on line 1"),
@@ -82,7 +82,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="cannot read"):
         Recipe.read(["--config", str(tmp_path)])
     assert Recipe.read(["--config", str(tmp_path / "bom.yaml")])[1].seed == 7
-    with pytest.raises(ValueError, match="`--config` is there twice"):
+    with pytest.raises(ValueError, match="`--config` is listed twice"):
         Recipe.read(["--config", str(tmp_path / "bom.yaml"), "--config", "b.yaml"])
 
 
@@ -92,7 +92,7 @@ def test_a_rollout_function_from_a_file(own_code):
     assert load_rollout("./own_rollout.py:rollout")([], None) == {}
     with pytest.raises(ValueError, match=r"`rollout_func`: cannot load .* Did you mean 'rollout'"):
         load_rollout("own_rollout.py:rolout")
-    with pytest.raises(ValueError, match="is no function, but int"):
+    with pytest.raises(ValueError, match="is not a function, but int"):
         load_rollout("own_rollout:number")
 
 

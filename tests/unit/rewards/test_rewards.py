@@ -51,10 +51,10 @@ def test_an_absolute_path(own_code, monkeypatch, tmp_path_factory):
         ("no_module:f", "No module named 'no_module'"),
         ("own_rewards.py", "'own_rewards.py' is a file: write own_rewards.py:NAME"),
         ("broken.py:f", "'broken.py' cannot be imported: SyntaxError"),
-        ("own_rewards.py:number", "is no function, but int"),
+        ("own_rewards.py:number", "is not a function, but int"),
         (
             "own_rewards.py:no_reward",
-            "takes no `completions`, so that it was called to make a reward function; it made int",
+            "takes no `completions`, so it was called as a factory; it made int",
         ),
         ("own_rewards.py:make", "missing 1 required positional argument: 'factor'"),
     ],

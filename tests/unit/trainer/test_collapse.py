@@ -5,9 +5,15 @@ import math
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from trl_credit import CreditInputs, build_credit
 from trl_credit.trainer.collapse import CollapseWatch
+
+
+@pytest.fixture(autouse=True)
+def accelerate_state():
+    PartialState()  # its logger wants one, as every trainer makes
 
 
 GCPO = {"method": "gcpo", "negative_prompt": "wrong! {prompt}"}

@@ -65,7 +65,7 @@ class ServerSettings:
         except (ValueError, TypeError, AttributeError):  # for example, the port is not a number
             valid = False
         if not valid:
-            raise ValueError(f"`base_url` must be as http://localhost:8000/v1, got {self.address!r}.")
+            raise ValueError(f"`base_url` must look like http://localhost:8000/v1, got {self.address!r}.")
         if not isinstance(self.model, str) or not self.model:
             raise ValueError(f"`model` must be the name of a served model, got {self.model!r}.")
         for name, kind, least in (
@@ -202,7 +202,7 @@ class ServerBackend(Backend):
             if error.status_code not in (404, 405, 500, 501):
                 raise BackendError(self._refusal(error)) from None
             logger.warning(
-                "%s/models answers %d: whether the model is served shows with the first request.",
+                "%s/models answered %d: only the first request will show that the model is served.",
                 redact_url(self._endpoint.rstrip("/")),
                 error.status_code,
             )
@@ -226,7 +226,7 @@ class ServerBackend(Backend):
             raise BackendError(f"{settings.address} does not serve {settings.model!r}. {hint}")
         if card is None:
             card = {}
-            logger.warning("%s does not list %r; it is asked for it all the same.", settings.address, settings.model)
+            logger.warning("%s does not list %r; trying anyway.", settings.address, settings.model)
         known = {key: card.get(key) for key in ("root", "parent", "max_model_len")}
         return {key: value for key, value in known.items() if isinstance(value, (str, int))}
 
@@ -266,7 +266,7 @@ class ServerBackend(Backend):
                         raise fatal
                     if in_a_row >= give_up_after:
                         raise BackendError(
-                            f"{settings.address} is dead: the last {in_a_row} requests all failed, {last}. Start it again. "
+                            f"{settings.address} is not responding: the last {in_a_row} requests failed, {last}. Restart it. "
                             f"{_KEPT}"
                         )
             finally:
@@ -336,7 +336,7 @@ class ServerBackend(Backend):
             return _generation(json.loads(answer.content))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {self._shown(str(error))}" if str(error) else type(error).__name__
-            raise _TransientError(f"The answer makes no sense ({reason}): {self._shown(answer.content)}") from None
+            raise _TransientError(f"Malformed answer ({reason}): {self._shown(answer.content)}") from None
 
     def _extra(self, sampling: SamplingSettings, neutral: bool | None = None) -> dict[str, Any]:
         """The fields that are not part of OpenAI's API. Neutral values are included only if `neutral`."""
