@@ -107,7 +107,7 @@ def load_splits(
     except (datasets.exceptions.DatasetsError, OSError, EOFError, ValueError, csv.Error) as error:
         cause = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         if path.is_dir() and cause.startswith("Couldn't cast"):
-            cause = f"its files have not the same columns: name one of them. {cause}"
+            cause = f"its files have different columns: name one of them. {cause}"
         raise ValueError(f"`{setting}`: cannot read {name!r}: {cause[:500]}") from error
     return loaded if isinstance(loaded, dict) else {"train": loaded}
 
@@ -132,7 +132,7 @@ def _check_text(path: Path, suffix: str) -> None:
             except UnicodeDecodeError:
                 encoding = "UTF-16" if first.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
                 raise ValueError(
-                    f"line {number} is not UTF-8: save the file as UTF-8 (such as by iconv -f {encoding} -t UTF-8)."
+                    f"line {number} is not UTF-8: save the file as UTF-8 (for example: iconv -f {encoding} -t UTF-8)."
                 ) from None
             if not text.strip():
                 continue
@@ -147,9 +147,9 @@ def _check_text(path: Path, suffix: str) -> None:
                         continue
                     raise ValueError(f"line {number} is not JSON: {where}.") from None
                 if not isinstance(row, dict):
-                    raise ValueError(f'line {number} is no object, such as {{"problem": ..., "answer": ...}}.')
+                    raise ValueError(f'line {number} is not an object such as {{"problem": ..., "answer": ...}}.')
     if not filled:
-        raise ValueError("it holds no rows.")
+        raise ValueError("it has no rows.")
 
 
 def _csv_options(path: Path, text_columns: Sequence[str | None]) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def _reasoning_gym(name: str, size: int, config: dict[str, Any], seed: int, sett
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
         raise ValueError(
-            f"`{setting}`: {'reasoning_gym:' + name!r} needs the package: pip install 'trl-credit[quickstart]'."
+            f"`{setting}`: {'reasoning_gym:' + name!r} needs its package: pip install 'trl-credit[quickstart]'."
         ) from error
     if name not in DATASETS:
         raise ValueError(f"`{setting}`: reasoning-gym has no task {name!r}. {nearest(name, DATASETS)}")
@@ -228,14 +228,14 @@ def prepare(
     if problem_column is None and "prompt" not in names:
         raise ValueError(
             f"`prompt`: the dataset has no column 'prompt'. {nearest('prompt', names)} Set `problem_column` to the column "
-            "of the problem's text or messages."
+            "that holds the problem's text or messages."
         )
     if problem_column is None:
         for name, value in (("system_prompt", system_prompt), ("prompt_template", prompt_template)):
             if value:
                 raise ValueError(
                     f"`{name}` has no effect without `problem_column`: the column `prompt` is used as it is. Set "
-                    "`problem_column: prompt` to make the prompts of it."
+                    "`problem_column: prompt` to build the prompts from it."
                 )
     if prompt_template is not None and "{problem}" not in prompt_template:
         raise ValueError(f"`prompt_template` must contain the slot {{problem}}, got {prompt_template!r}.")
@@ -384,7 +384,7 @@ def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
     unusable = np.flatnonzero(flags & _UNUSABLE)
     if len(unusable):
         logger.warning(
-            "%d of %d rows have an empty problem or answer and are left out, the first is row %d.",
+            "%d of %d rows have an empty problem or answer and are left out (first: row %d).",
             len(unusable),
             count,
             unusable[0],
@@ -394,17 +394,17 @@ def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
     conversations = count - len(unusable) - len(having(_TEXT))
     if len(having(_TEXT)) and conversations and reader.problem_column is None:
         raise ValueError(
-            f"`prompt` holds texts (as row {having(_TEXT)[0]}) and conversations: set `problem_column: prompt`, which makes "
-            "conversations of the texts."
+            f"`prompt` holds both texts (for example row {having(_TEXT)[0]}) and conversations: set "
+            "`problem_column: prompt` to turn the texts into conversations."
         )
     if reader.problem_column is None and reader.plain and conversations:
         raise ValueError(
             "`plain_prompts` has no effect without `problem_column`: the column `prompt` holds messages. Set "
-            "`problem_column: prompt` to make texts of them."
+            "`problem_column: prompt` to turn them into texts."
         )
     if len(having(_ANSWERED)):
         logger.warning(
-            "%d of %d conversations in %r end with the assistant's turn, the answer: it is left out of the prompt.",
+            "%d of %d conversations in %r end with the assistant's turn, the answer: that turn is left out of the prompt.",
             len(having(_ANSWERED)),
             conversations,
             problem,
@@ -412,12 +412,12 @@ def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
     if len(leaks := having(_LEAKS)):
         if len(leaks) == count - len(unusable):
             raise ValueError(
-                f"Every conversation in {problem!r} states the answer in a turn of the assistant, before the last message "
-                "of the user: the prompts would hold what is to be found."
+                f"Every conversation in {problem!r} states the answer in a turn of the assistant, before the user's last "
+                "message: the prompts would contain the answer."
             )
         logger.warning(
-            "%d conversations in %r state the answer in a turn of the assistant before the last message of the user, the "
-            "first is row %d: their prompts hold what is to be found.",
+            "%d conversations in %r state the answer in a turn of the assistant before the user's last message (first: row "
+            "%d): their prompts contain the answer.",
             len(leaks),
             problem,
             leaks[0],
@@ -430,7 +430,7 @@ def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
         logger.warning("%d conversations keep their own system message instead of `system_prompt`.", own)
     for name, source in (("prompt", reader.problem_column), ("solution", answer)):
         if source is not None and source != name and name in dataset.column_names:
-            logger.warning("The data's column `%s` is replaced by what is made of %r.", name, source)
+            logger.warning("The data's column `%s` is replaced by values built from %r.", name, source)
 
 
 def _without_reserved(
@@ -440,8 +440,8 @@ def _without_reserved(
     taken = sorted(TRAINER_ARGUMENTS & set(names))
     if unread := [name for name in taken if name not in (reader.problem_column, reader.answer_column)]:
         logger.warning(
-            "Left out of the data, as TRL passes arguments of these names to reward functions: %s. Rename what a reward "
-            "function is to read.",
+            "Dropped columns (TRL passes arguments with these names to reward functions): %s. Rename any that a reward "
+            "function should read.",
             ", ".join(f"`{name}`" for name in unread),
         )
     return dataset.remove_columns(taken) if taken else dataset
@@ -455,7 +455,7 @@ def _prepare_stream(
         raise ValueError("The dataset has no rows.")
     flags = reader.check(first, 0)[_FLAGS]
     if flags & _ANSWERED:
-        logger.warning("Conversations end with the assistant's turn, the answer: it is left out of the prompt.")
+        logger.warning("Conversations end with the assistant's turn, the answer: that turn is left out of the prompt.")
     if flags & _OWN_SYSTEM and reader.system:
         logger.warning("Conversations keep their own system message instead of `system_prompt`.")
     reader = dataclasses.replace(reader, rewrites=bool(flags & _REWRITTEN) or reader.problem_column is not None)
@@ -467,7 +467,7 @@ def _prepare_stream(
             return not reader.check(row, -1)[_FLAGS] & _UNUSABLE
         except ValueError as error:
             if not said:
-                logger.warning("A row of the stream is left out (as will be others like it): %s", error)
+                logger.warning("A row of the stream is left out, as will be others like it: %s", error)
                 said = True
             return False
 

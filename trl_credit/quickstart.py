@@ -145,9 +145,9 @@ def report(results: dict[str, dict]) -> None:
     for name, result in results.items():
         if result["credit"]["method"] != "uniform" and result["effective_fraction"] > UNIFORM_FRACTION:
             text = (
-                f"{name}: the weights are uniform in all but name (effective fraction "
-                f"{result['effective_fraction']:.5f}), so this run is GRPO's. `trl-credit methods "
-                f"{result['credit']['method']}` shows the parameters that sharpen them."
+                f"{name}: the weights were effectively uniform (effective fraction {result['effective_fraction']:.5f}), so "
+                f"this run is plain GRPO. `trl-credit methods {result['credit']['method']}` shows the parameters that "
+                "sharpen them."
             )
             console.print(safe_text(safe(text)))
     console.print("One seed: differences of a few points between methods are noise.")

@@ -74,14 +74,14 @@ def check_files(checkpoint: Path) -> None:
 
 def _check_files(checkpoint: Path) -> None:
     if (checkpoint / _INCOMPLETE_NAME).exists():
-        raise DamagedError("was not written to its end")
+        raise DamagedError("is incomplete")
     try:
         TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     except (OSError, ValueError, TypeError) as error:
         # transformers writes it last, when all processes are done
         recorded = (checkpoint / MANIFEST_NAME).exists()
         problem = f": its {TRAINER_STATE_NAME} is damaged or missing" * recorded
-        raise DamagedError(f"was not written to its end{problem}") from error
+        raise DamagedError(f"is incomplete{problem}") from error
     recorded = _check_recorded(checkpoint)
     _check_needed(checkpoint)
     for name in recorded or [path.relative_to(checkpoint).as_posix() for path in sorted(checkpoint.rglob("*"))]:
@@ -119,10 +119,10 @@ def _check_recorded(checkpoint: Path) -> list[str]:
         if not file.is_file():
             raise DamagedError(f"is damaged: {name} is missing")
         if file.stat().st_size != size:
-            raise DamagedError(f"is damaged: {name} has {file.stat().st_size} bytes and was written with {size}")
+            raise DamagedError(f"is damaged: {name} has {file.stat().st_size} bytes, but {size} were written")
         if _checksum(file) != checksum:
             raise DamagedError(
-                f"is damaged: {name} is not as it was written (if you changed it on purpose, remove {MANIFEST_NAME})"
+                f"is damaged: {name} has changed since it was written (if you changed it on purpose, remove {MANIFEST_NAME})"
             )
     return list(recorded)
 
@@ -202,7 +202,7 @@ def _deepspeed(checkpoint: Path) -> bool:
     except OSError as error:
         raise DamagedError("is damaged: DeepSpeed's file latest is missing") from error
     if not folder.is_dir() or folder == checkpoint:
-        raise DamagedError(f"is damaged: {folder.name or 'the folder that latest names'} is missing")
+        raise DamagedError(f"is damaged: {folder.name or 'the folder named in latest'} is missing")
     # Of ZeRO-3 a model state for each process, else one; without ZeRO the optimizer is in it
     names = {path.name for path in folder.iterdir()}
     pattern = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_(model|optim)_states\.pt")
@@ -245,10 +245,10 @@ def _check_archive(path: Path) -> None:
     if begins[:1] == b"\x80":  # torch's format of before 1.6, which has no table of contents
         return
     if begins != b"PK\x03\x04":
-        raise zipfile.BadZipFile("not an archive of torch")
+        raise zipfile.BadZipFile("not a torch archive")
     with zipfile.ZipFile(path) as archive:  # whose table of contents is at the end
         if not archive.namelist():
-            raise zipfile.BadZipFile("nothing in it")
+            raise zipfile.BadZipFile("the archive is empty")
 
 
 def _check_distributed(folder: Path) -> None:
@@ -264,7 +264,7 @@ def _check_distributed(folder: Path) -> None:
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")
         if (folder / name).stat().st_size < end:
-            raise ValueError(f"{name} is cut")
+            raise ValueError(f"{name} is truncated")
 
 
 def save_tree(path: Path, tree: Any) -> None:
@@ -334,7 +334,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
         try:
             check_files(path)
         except DamagedError as problem:
-            logger.warning("%s %s: it is left alone, and an earlier one is looked for.", path, problem)
+            logger.warning("%s %s: skipping it and trying an earlier one.", path, problem)
         else:
             return path
     return None
@@ -357,8 +357,8 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
         found = last_complete_checkpoint(output_dir)
         if found is None and word == "true":
             raise ResumeError(
-                f"`resume_from_checkpoint`: there is no whole checkpoint in {output_dir!r}. Use 'auto' to start from the "
-                "beginning where there is none."
+                f"`resume_from_checkpoint`: there is no complete checkpoint in {output_dir!r}. Use 'auto' to start "
+                "from the beginning if there is none."
             )
         return found and str(found)
     path = Path(str(asked))
@@ -367,10 +367,10 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
         try:
             check_files(path)
         except DamagedError as error:
-            problem = str(error).replace("was not written", "is not a checkpoint that was written", 1)
+            problem = str(error).replace("is incomplete", "is not a complete checkpoint", 1)
         else:
             return str(path)
     raise ResumeError(
-        f"`resume_from_checkpoint`: {asked!r} {problem}. Use 'auto' for the last whole one in `output_dir`, or else the "
-        "beginning."
+        f"`resume_from_checkpoint`: {asked!r} {problem}. Use 'auto' for the last complete one in `output_dir`, or the "
+        "beginning if there is none."
     )

@@ -49,8 +49,8 @@ class GRPOExtrasConfig(GRPOConfig):
     dynamic_sampling: bool | None = field(
         default=None,
         metadata={
-            "help": "true or false: replace groups that teach nothing by groups of fresh prompts, in further rounds of "
-            "generation (DAPO). If unset: no."
+            "help": "true or false: replace groups without a training signal with groups of fresh prompts, in further "
+            "rounds of generation (DAPO). If unset: no."
         },
     )
 
@@ -58,29 +58,30 @@ class GRPOExtrasConfig(GRPOConfig):
         Annotated[Whole, Ge(2), Rule("at least 2, as the first round replaces nothing")] | None
     ) = field(
         default=None,
-        metadata={"help": "The most rounds for one generation batch, the first included. If unset: 10."},
+        metadata={"help": "Maximum rounds per generation batch, including the first. If unset: 10."},
     )
 
     dynamic_sampling_reward: str | None = field(
         default=None,
         metadata={
             "help": "Name of the reward function whose mean over the group decides, as in the metric `rewards/NAME/mean`. "
-            "If unset: groups are replaced whose rewards are all the same."
+            "If unset: groups whose rewards are all equal are replaced."
         },
     )
 
     dynamic_sampling_range: list[float] | None = field(
         default=None,
         metadata={
-            "help": "LOW HIGH: groups are kept whose mean of `dynamic_sampling_reward` lies strictly between. If unset: 0 1."
+            "help": "LOW HIGH: keep groups whose mean of `dynamic_sampling_reward` lies strictly between LOW and HIGH. If "
+            "unset: 0 1."
         },
     )
 
     on_reward_error: one_of("raise", "exclude") = field(
         default="raise",
         metadata={
-            "help": "What a reward function that raises, hangs or returns no reward does: `raise` an error that names the "
-            "completion, or `exclude` the completion and count it. After a failed call completions are tried one by one."
+            "help": "If a reward function raises, hangs or returns no reward: `raise` an error that names the completion, "
+            "or `exclude` the completion and count it. After a failed call, completions are tried one by one."
         },
     )
 
@@ -96,7 +97,7 @@ class GRPOExtrasConfig(GRPOConfig):
     max_nonfinite_updates: AtLeast1 = field(
         default=5,
         metadata={
-            "help": "Updates whose loss or gradient norm is not finite are skipped; after so many in a row the run ends."
+            "help": "Updates with a non-finite loss or gradient norm are skipped; after this many in a row the run ends."
         },
     )
 
@@ -108,8 +109,8 @@ class GRPOExtrasConfig(GRPOConfig):
     resume_from_checkpoint: Annotated[str | None, Unchecked] = field(
         default=None,
         metadata={
-            "help": "`auto`: the last whole checkpoint of `output_dir`, or the beginning. `true`: that one, or an error. Or "
-            "the path of one, which must be whole."
+            "help": "`auto`: the last complete checkpoint in `output_dir`, or the beginning if there is none. `true`: that "
+            "checkpoint, or an error. Or the path of a complete checkpoint."
         },
     )
 
@@ -142,8 +143,8 @@ class GRPOExtrasConfig(GRPOConfig):
             return
         if self.dynamic_sampling_reward is None:
             raise ValueError(
-                f"`dynamic_sampling_range` ({bounds!r}) needs `dynamic_sampling_reward`: the reward function whose mean it "
-                "is about."
+                f"`dynamic_sampling_range` ({bounds!r}) needs `dynamic_sampling_reward`: the reward function whose mean "
+                "it bounds."
             )
         if not (len(bounds) == 2 and bounds[0] < bounds[1]):
             raise ValueError(f"`dynamic_sampling_range` must be two numbers, the lower first, got {bounds!r}.")

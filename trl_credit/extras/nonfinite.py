@@ -73,7 +73,7 @@ class NonfiniteGuardMixin:
         self._checked_step = self.state.global_step
         self._check_parameters(
             self.model.named_parameters(),
-            "before the first update: the model that was loaded is damaged, or overflows in its dtype",
+            "before the first update: the loaded model is damaged, or overflows in its dtype",
         )
         return prepared
 
@@ -119,7 +119,7 @@ class NonfiniteGuardMixin:
         names = list(dict.fromkeys(gather_object(names)))
         more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
         raise FloatingPointError(
-            f"The parameter {names[0]!r}{more} not finite {when}. The run ends, and nothing of it is saved from here on."
+            f"The parameter {names[0]!r}{more} not finite {when}. The run ends, and nothing more is saved."
         )
 
     def _skip_update(self, model) -> None:
@@ -133,14 +133,14 @@ class NonfiniteGuardMixin:
             tree = {"global_step": self.state.global_step, "batches": batches}
             save_tree(folder / f"rank_{self.accelerator.process_index}.safetensors", tree)
         most = getattr(self.args, "max_nonfinite_updates", default_of("max_nonfinite_updates"))
-        message = f"The loss or the gradient norm of update {self.state.global_step + 1} is not finite: it is skipped."
+        message = f"Update {self.state.global_step + 1} has a non-finite loss or gradient norm and is skipped."
         if self._nonfinite_in_row < most:
             logger.warning(message)
             return
         raise FloatingPointError(
-            f"{message} It is number {most} in a row (`max_nonfinite_updates`), so the run ends. The batch of the first of "
-            f"them is in {str(folder)!r}; the parameters are those before it. Usual causes are a learning rate that is too "
-            "high, half precision, and a NaN in the model that was loaded."
+            f"{message} It is number {most} in a row (`max_nonfinite_updates`), so the run ends. The first one's batch is "
+            f"in {str(folder)!r}; the parameters are those from before it. Usual causes are a learning rate that is too "
+            "high, half precision, and a NaN in the loaded model."
         )
 
     def _plain_batch(self, batch: dict[str, Any]) -> dict[str, Any]:

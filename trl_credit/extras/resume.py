@@ -94,9 +94,9 @@ class ResumeMixin:
                 model_only = checkpoint is not None and is_model_only(Path(checkpoint))
                 if model_only and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
                     raise ResumeError(
-                        f"`resume_from_checkpoint`: {checkpoint!r} holds the model only (`save_only_model`), from which "
-                        f"{'DeepSpeed' if self.is_deepspeed_enabled else 'FSDP'} cannot go on. Start anew with it as "
-                        "`model_name_or_path`, in another `output_dir`, and without `save_only_model`."
+                        f"`resume_from_checkpoint`: {checkpoint!r} holds only the model (`save_only_model`), which "
+                        f"{'DeepSpeed' if self.is_deepspeed_enabled else 'FSDP'} cannot resume. Start a new run from it: "
+                        "pass it as `model_name_or_path`, with another `output_dir` and without `save_only_model`."
                     )
             except Exception as caught:  # whatever it is, the other processes must not wait for it
                 error = str(caught) or type(caught).__name__
@@ -105,9 +105,9 @@ class ResumeMixin:
             raise ResumeError(error)
         if model_only:
             logger.warning(
-                "%s holds the model only (`save_only_model`). The run goes on from its update, with the learning rate and "
-                "the data of that update, but with a new optimizer, new random states and a new generation batch: it is "
-                "not the run that was stopped.",
+                "%s holds only the model (`save_only_model`). The run continues from its update, with that update's "
+                "learning rate and data, but with a new optimizer, new random states and a new generation batch: it will "
+                "not reproduce the run that was stopped.",
                 checkpoint,
             )
         elif checkpoint is not None:
@@ -218,8 +218,8 @@ class ResumeMixin:
             path = checkpoint / STATE_NAME.format(0)
         if not path.exists():
             logger.warning(
-                "%s has no %s: it was not saved by this trainer. Parameters and optimizer are resumed, but the run will not "
-                "be the one that was stopped: a new generation batch is made, and prompts may repeat.",
+                "%s has no %s: it was not saved by this trainer. Parameters and optimizer are restored, but the run will "
+                "not reproduce the one that was stopped: it generates a new batch, and prompts may repeat.",
                 checkpoint,
                 path.name,
             )
@@ -256,9 +256,7 @@ class ResumeMixin:
         if self.is_deepspeed_enabled:  # which keeps schedules of its own
             return
         if isinstance(self.lr_scheduler, (torch.optim.lr_scheduler.ReduceLROnPlateau, GreedyLR)):
-            logger.warning(
-                "The learning rate depends on what was measured before, which was not saved: it begins anew."
-            )
+            logger.warning("The schedule depends on past metrics that were not saved, so it restarts.")
             return
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # before the optimizer's
@@ -283,7 +281,7 @@ class ResumeMixin:
         self._load_references(Path(checkpoint), "world_size" in changed)
         if changed:
             logger.warning(
-                "%s changed since the checkpoint was saved: its generation batch is not continued, a new one is made.",
+                "%s changed since the checkpoint was saved: its generation batch is dropped and a new one is generated.",
                 ", ".join(f"`{name}`" for name in changed),
             )
             return
@@ -317,8 +315,8 @@ class ResumeMixin:
             return
         if self._sharded and world_size_changed:
             raise ValueError(
-                "`sync_ref_model`: the reference was saved in the shards of another number of processes. Resume with as "
-                "many as saved it."
+                "`sync_ref_model`: the reference was saved in shards, by a different number of processes. Resume with "
+                "that number."
             )
         rank = self.accelerator.process_index if self._sharded else 0
         saved = load_tree(checkpoint / REFERENCE_NAME.format(rank))
