@@ -44,7 +44,7 @@ from .toy import arithmetic as task
 logger = logging.getLogger(__name__)
 
 _FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
-# A few seconds: a worker of the verifier parses about a thousand a second
+# Takes a few seconds: a verifier worker parses about a thousand per second
 _MAX_ANSWERS_CHECKED = 2_000
 
 
@@ -59,21 +59,22 @@ def load_splits(
     seed: int = 42,
     text_columns: Sequence[str | None] = (),
 ) -> dict[str, Dataset | IterableDataset]:
-    """The splits of a dataset; sources without splits give one called `train`.
+    """Loads the splits of a dataset; sources without splits give one called `train`.
 
     Args:
-        name: A JSON, JSONL, parquet, CSV or TSV file (in UTF-8; with `.gz` too), a folder (saved by `Dataset.save_to_disk`,
-            or of data files), a hub id, `reasoning_gym:TASK`, or `trl_credit:arithmetic` (the quickstart's task).
+        name: A JSON, JSONL, parquet, CSV or TSV file (in UTF-8, optionally `.gz`), a folder (saved by
+            `Dataset.save_to_disk`, or of data files), a hub id, `reasoning_gym:TASK`, or `trl_credit:arithmetic` (the
+            quickstart's task).
         setting: The field that error messages name.
         config: Configuration of a hub dataset.
         streaming: Whether to stream it.
         generated_size: Rows of a generated task.
         generated_config: Arguments of a generated task.
         seed: Seed of a generated task.
-        text_columns: Columns of a CSV file that keep their text: `007`, `1.50` and `None` are answers, no numbers or nulls.
+        text_columns: Columns of a CSV file to keep as text: `007`, `1.50` and `None` are answers, not numbers or nulls.
 
     Raises:
-        ValueError: No such file, a file that cannot be read, an unknown task or wrong arguments.
+        ValueError: The file does not exist or cannot be read, or the task or its arguments are wrong.
     """
     kind, _, rest = name.partition(":")
     if kind == "trl_credit":
@@ -119,12 +120,12 @@ def _open(path: Path):
 def _check_text(path: Path, suffix: str) -> None:
     """Raises `ValueError` for a file that is not UTF-8 or has no rows, or a JSONL file with a line that is not JSON.
 
-    Readers of JSON take other encodings' bytes for UTF-8, and do not name the line that is wrong.
+    JSON readers would read other encodings as UTF-8, and do not name the bad line.
     """
     filled = False
     with _open(path) as file:
         first = file.readline()
-        # A list over several lines is not JSONL, though its name may say so
+        # A list over several lines is not JSONL, whatever the file's name
         lines = suffix == ".jsonl" and first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{")
         for number, line in enumerate(itertools.chain([first], file), 1):
             try:
@@ -155,7 +156,7 @@ def _check_text(path: Path, suffix: str) -> None:
 def _csv_options(path: Path, text_columns: Sequence[str | None]) -> dict[str, Any]:
     with _open(path) as file:
         header = file.readline().decode("utf-8-sig")
-    # Where numbers have commas, columns have semicolons
+    # Locales with decimal commas separate columns by semicolons
     delimiter = next((mark for mark in ("\t", ";") if mark in header and "," not in header), ",")
     names = next(csv.reader([header], delimiter=delimiter), [])
     if len(set(names)) < len(names):
@@ -164,7 +165,7 @@ def _csv_options(path: Path, text_columns: Sequence[str | None]) -> dict[str, An
     kept = {name: str for name in names if name in text_columns}
     if not kept:
         return {"sep": delimiter}
-    # pandas takes `None` and `NA` for nulls in columns with a converter, too
+    # pandas reads `None` and `NA` as nulls even in columns with a converter
     nulls = {name: sorted(STR_NA_VALUES) for name in names if name not in kept}
     return {"sep": delimiter, "converters": kept, "keep_default_na": False, "na_values": nulls or None}
 
@@ -187,7 +188,7 @@ def _reasoning_gym(name: str, size: int, config: dict[str, Any], seed: int, sett
 
 
 def _text_or_none(answer: Any) -> str | None:
-    return None if answer is None else str(answer)  # some tasks have no one answer
+    return None if answer is None else str(answer)  # some tasks have no single answer
 
 
 def prepare(
@@ -200,25 +201,26 @@ def prepare(
     prompt_template: str | None = None,
     plain_prompts: bool = False,
 ) -> Dataset | IterableDataset:
-    """Gives a dataset the columns `prompt` and, with an answer column, `solution`; its own columns stay.
+    """Adds the columns `prompt` and, with an answer column, `solution`; the dataset's own columns stay.
 
-    A conversation is taken as it is, without the assistant's turns at its end: they hold the answer. Rows without a problem
-    or an answer are left out, and counted. Columns that have the name of an argument of TRL's to reward functions
-    (`completions`) are left out, and named.
+    A conversation is used as is, without the assistant's turns at its end, which hold the answer. Rows without a
+    problem or an answer are dropped and counted. Columns named like an argument that TRL passes to reward functions
+    (`completions`) are dropped, with a warning that names them.
 
     Args:
         dataset: The rows.
-        problem_column: Field of the problem, text or a conversation (see [`fields.read_problem`]), from which the prompt is
-            made; within mappings a dotted path. By default the column `prompt`.
+        problem_column: Field of the problem, text or a conversation (see [`fields.read_problem`]), from which the
+            prompt is built; within mappings a dotted path. By default the column `prompt`.
         answer_column: Field of the answer, likewise (see [`fields.read_answers`]).
-        answer_match: Of several answers in a list, `any` makes `solution` a list of texts, one of which must be given; `all`
-            makes it one text, the list that must be given. By default several are an error.
-        system_prompt: System message of the prompts; conversations with one of their own keep it.
-        prompt_template: Text with the slot `{problem}`, around the text or the last user's message.
-        plain_prompts: Make prompts of plain text instead of messages (base models, models without a chat template).
+        answer_match: If the answer is a list of several, `any` makes `solution` a list of texts, one of which must be
+            given; `all` makes it one text, the list that must be given. By default, several answers are an error.
+        system_prompt: System message of the prompts; conversations with their own system message keep it.
+        prompt_template: Text with the slot `{problem}`, around the text or the last user message.
+        plain_prompts: Whether to make plain-text prompts instead of messages (base models, models without a chat
+            template).
 
     Raises:
-        ValueError: A field is missing or cannot be read one way only, or a setting would have no effect.
+        ValueError: A field is missing or has no single reading, or a setting would have no effect.
     """
     first = next(iter(dataset), None)
     names = dataset.column_names or list(first or {})
@@ -251,10 +253,10 @@ def prepare(
         return _prepare_stream(dataset, reader, first, names)
 
     result, failure = None, None
-    with PartialState().main_process_first():  # the others read its cache
+    with PartialState().main_process_first():  # the other processes read its cache
         try:
             result = _prepare_rows(dataset, reader)
-        except ValueError as error:  # of every process alike; raised here, it would leave the others waiting
+        except ValueError as error:  # the same on every process; raised here, it would leave the others waiting
             failure = error
     if failure is not None:
         raise failure
@@ -273,7 +275,7 @@ def _prepare_rows(dataset: Dataset, reader: "_Reader") -> Dataset:
     return kept.map(reader.columns) if rewrites or reader.answer_column is not None else kept
 
 
-# Of a row: what there is to say about it
+# Flags that describe a row
 _UNUSABLE, _REWRITTEN, _ANSWERED, _LEAKS, _OWN_SYSTEM, _TEXT = (1 << i for i in range(6))
 _FLAGS = "trl_credit_flags"
 _CODE = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, fields.__file__))).hexdigest()
@@ -281,8 +283,8 @@ _CODE = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, f
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Makes the columns of a row; see [`prepare`]. `rewrites`: whether the column `prompt` must be written. `code` makes
-    the cache of `datasets`, which goes by a function's name and values, one of this code."""
+    """Builds the columns of a row; see [`prepare`]. `rewrites` says if the column `prompt` must be written. `code` ties
+    the cache of `datasets`, whose key is a function's name and values, to this version of the code."""
 
     problem_column: str | None
     answer_column: str | None
@@ -304,10 +306,10 @@ class _Reader:
         return make_prompt(problem, template=self.template, system=self.system, plain=self.plain)
 
     def check(self, row: Mapping[str, Any], index: int) -> dict[str, int]:
-        """Flags for the report on a row.
+        """Flags that describe a row, for the report.
 
         Raises:
-            ValueError: A field cannot be read; with the setting, the column and the row.
+            ValueError: A field cannot be read; the message names the setting, the column and the row.
         """
         flags, answers = 0, None
         setting, column = "problem_column", self.problem_column or "prompt"
@@ -340,7 +342,7 @@ class _Reader:
             if not self.images or flags & _ANSWERED:
                 flags |= _REWRITTEN * (prompt != _pruned(row.get("prompt")))
         except KeyError:
-            return {_FLAGS: flags | _UNUSABLE}  # a mapping without the field, as one of other rows has
+            return {_FLAGS: flags | _UNUSABLE}  # a mapping that lacks the field, which other rows have
         except ValueError as error:
             raise ValueError(f"`{setting}`: row {index} of {column!r}, counted from 0, {error}.") from None
         return {_FLAGS: flags}
@@ -370,10 +372,11 @@ def _pruned(prompt: Any) -> Any:
 
 
 def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
-    """Says what is left out of the rows.
+    """Warns about what is left out of the rows.
 
     Raises:
-        ValueError: Nothing is left, or what was asked for has no effect.
+        ValueError: No row is left, a setting has no effect, prompts are both text and conversations, or every prompt
+            would contain the answer.
     """
     count, problem, answer = len(dataset), reader.problem_column or "prompt", reader.answer_column
     columns = " or ".join(f"`{column}`" for column in (problem, answer) if column)
@@ -450,7 +453,7 @@ def _without_reserved(
 def _prepare_stream(
     dataset: IterableDataset, reader: _Reader, first: Mapping[str, Any] | None, names: Sequence[str]
 ) -> IterableDataset:
-    """The same of a stream, of which only the first row is known: others that cannot be read are left out, and said once."""
+    """[`prepare`] for a stream: only its first row is known, and unreadable later rows are dropped with one warning."""
     if first is None:
         raise ValueError("The dataset has no rows.")
     flags = reader.check(first, 0)[_FLAGS]
@@ -478,7 +481,7 @@ def _prepare_stream(
 
 
 def check_solutions(dataset: Dataset | IterableDataset, rewards: Sequence[Callable]) -> None:
-    """Raises `ValueError` if this package's rewards would read a column `solution` of the data's own that is no text."""
+    """Raises `ValueError` if this package's rewards would read the data's own column `solution` and it is not text."""
     ours = [reward for reward in rewards if inspect.unwrap(_function(reward)).__module__.startswith(f"{__package__}.")]
     if not any("solution" in required_columns(reward) for reward in ours):
         return
@@ -497,7 +500,7 @@ def _function(reward: Callable) -> Callable:
 def report_unparsable(dataset: Dataset | IterableDataset, reward: Callable) -> int:
     """Warns about solutions that a math reward cannot parse, with their count and an example; returns the count.
 
-    It gives `None` for their completions: only other rewards, if there are any, score them.
+    The reward gives their completions `None`, so only other rewards, if any, score them.
 
     Raises:
         ValueError: None of them parses.

@@ -18,7 +18,7 @@ from ._util.text import nearest
 logger = logging.getLogger(__name__)
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-# What a training run or an evaluation leaves beside the model
+# Files that training or evaluation leaves beside the model
 _STATE = {
     *("trainer_state.json", "optimizer.pt", "scheduler.pt", "training_args.bin"),
     *("all_results.json", "train_results.json", "eval_results.json", "run.json", "results.json"),
@@ -35,8 +35,8 @@ class LocalModel:
     Args:
         path: Folder or hub id of the (base) model.
         adapter: Folder or hub id of the adapter, or `None`.
-        revision: Revision of what the user named.
-        trust_remote_code: Whether to run code that comes with it.
+        revision: Revision of the model or adapter that the user named.
+        trust_remote_code: Whether to run code shipped with it.
     """
 
     path: str
@@ -67,7 +67,7 @@ class LocalModel:
             found.tokenizer()
         except (OSError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if reason.endswith(":"):  # transformers goes on with a list
+            if reason.endswith(":"):  # transformers continues with a list
                 reason = "no tokenizer can be made of its files; copy tokenizer.json and tokenizer_config.json there."
             raise ValueError(
                 f"`model`: {name!r} is neither a folder with a model (or LoRA adapter) and its tokenizer nor one that the "
@@ -106,7 +106,7 @@ class LocalModel:
         return getattr(self.config().get_text_config(), "max_position_embeddings", None)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Identifies weights and tokenizer, wherever they are."""
+        """Identifies weights and tokenizer, independent of where they are stored."""
         found = {"model": _fingerprint(self.path, self.base_revision)}
         if self.adapter:
             found["adapter"] = _fingerprint(self.adapter, self.revision)
@@ -114,7 +114,7 @@ class LocalModel:
 
 
 def _fingerprint(path: str, revision: str | None) -> str:
-    """`sha256:` of a folder's files, or `hub:` and the commit."""
+    """`sha256:` of a folder's files, or `hub:` with the repository and commit."""
     if not LocalModel.is_local(path):
         file = next(
             filter(
@@ -146,14 +146,14 @@ def _fingerprint(path: str, revision: str | None) -> str:
 
 
 def _offsets(size: int) -> list[int]:
-    """Where the blocks of a file begin: all of a small one."""
+    """Offsets of a file's blocks, which cover all of a small file."""
     last = max(0, size - _BLOCK)
     if size <= _BLOCKS * _BLOCK:
         return list(range(0, size, _BLOCK))
     return [last * i // (_BLOCKS - 1) for i in range(_BLOCKS)]
 
 
-# Where the embedded model of this and earlier releases is, in an installation
+# The embedded model's place in an installation, in this and earlier releases
 _EMBEDDED = (("trl_credit", "toy", "model"), ("trl_credit", "quickstart", "model"))
 
 
@@ -184,7 +184,7 @@ def base_of_adapter(adapter: str, revision: str | None = None) -> str | None:
     """The path or hub id of an adapter's base model; `None` if it is not an adapter.
 
     Raises:
-        ValueError: The adapter names none, or one that is not there.
+        ValueError: The adapter names no base model, or one that does not exist.
     """
     if not find_adapter_config_file(adapter, revision=revision):
         return None
@@ -195,7 +195,7 @@ def base_of_adapter(adapter: str, revision: str | None = None) -> str | None:
             f"`model_name_or_path`: cannot read adapter_config.json in {adapter!r}: {str(error).splitlines()[0]}"
         ) from error
     if base and not Path(base).exists() and Path(base).parts[-3:] in _EMBEDDED:
-        return embedded_model_path()  # of another installation
+        return embedded_model_path()  # the path is from another installation
     try:
         return resolve_model(base)
     except ValueError:
@@ -207,8 +207,8 @@ def base_of_adapter(adapter: str, revision: str | None = None) -> str | None:
 
 
 def check_model(model: str, train_dataset, **kwargs) -> None:
-    """Raises `ValueError` unless the configuration and tokenizer of the model, or of an adapter's base model, can be loaded
-    (with the keyword arguments of `from_pretrained`) and fit the prompts."""
+    """Raises `ValueError` unless the config and tokenizer of the model, or of an adapter's base model, load (with these
+    `from_pretrained` arguments) and fit the prompts."""
     base = base_of_adapter(model, kwargs.get("revision"))
     try:
         if base is None:

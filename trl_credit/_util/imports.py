@@ -22,8 +22,9 @@ def is_dotted(text: str) -> bool:
 
 
 def load_dotted(path: str) -> Any:
-    """Loads the object at `package.module.name`, `package.module:name` or `FILE.py:name`. Modules and files may also be in
-    the working directory.
+    """Loads the object at `package.module.name`, `package.module:name` or `FILE.py:name`.
+
+    Modules and files may also be in the working directory.
 
     Raises:
         ImportError: The module or file does not exist, cannot be imported, or lacks the object (the message names the

@@ -196,8 +196,8 @@ def close_field(name: str, known: Collection[str]) -> str | None:
     """The field that a misspelt name means: it differs in few letters, and does not just look alike."""
     text = name.lower().replace("-", "_")
     for candidate in difflib.get_close_matches(text, sorted(known), n=5, cutoff=0.8):
-        # `num_processes` does not mean `num_iterations`, but `dataset_configs` may mean `dataset_config`: each word must
-        # agree up to a letter or two
+        # `num_processes` does not mean `num_iterations`, but `dataset_configs` may mean `dataset_config`: each word
+        # must agree up to a letter or two
         ours, theirs = text.split("_"), candidate.split("_")
         if (
             _digits(text) == _digits(candidate)

@@ -13,8 +13,8 @@ from ..model_files import LocalModel, base_of_adapter
 def continue_adapter(
     arguments: dict[str, Any], model_args: ModelConfig, keep_init_kwargs: bool = False
 ) -> dict[str, Any]:
-    """If the model is an adapter, puts it, loaded on its base model, into the trainer's arguments to train it further. A
-    reference or a KL penalty then compares with the adapter's current weights.
+    """If the model is an adapter, puts it, loaded on its base model, into the trainer's arguments, to train it further.
+    A reference or a KL penalty then compares with the adapter's current weights.
 
     Args:
         arguments: From `trainer_arguments`.
