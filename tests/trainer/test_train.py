@@ -1,4 +1,4 @@
-"""`trl_credit.train` from start to end."""
+"""`trl_credit.train`, end to end."""
 
 import json
 

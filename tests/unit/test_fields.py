@@ -1,4 +1,4 @@
-"""Problems and answers as people's files hold them: one reading for training, evaluation and inspection."""
+"""Problems and answers as users' files hold them, read alike by training, evaluation and inspection."""
 
 import json
 from decimal import Decimal

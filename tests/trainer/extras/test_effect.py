@@ -1,4 +1,4 @@
-"""A run that trains nothing is an error, as early as it can be known."""
+"""A run that trains nothing fails as early as possible."""
 
 import logging
 

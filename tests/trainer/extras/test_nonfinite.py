@@ -1,4 +1,4 @@
-"""A NaN of the policy skips the update."""
+"""A NaN from the policy skips the update."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""A resumed run is bit for bit the run that was never stopped."""
+"""A resumed run equals the uninterrupted run, bit for bit."""
 
 import shutil
 

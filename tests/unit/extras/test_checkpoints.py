@@ -1,4 +1,4 @@
-"""Files of checkpoints."""
+"""Checkpoint files."""
 
 import json
 import random

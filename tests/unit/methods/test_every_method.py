@@ -1,4 +1,4 @@
-"""One suite for every registered method, the way a new method is held to it without writing a test."""
+"""One suite for every registered method; a new method is covered without writing a test."""
 
 import dataclasses
 
