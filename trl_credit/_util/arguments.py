@@ -53,7 +53,9 @@ def parse_arguments(
         recipe = read_fields(argv[place + 1], types, file)
         argv = argv[:place] + argv[place + 2 :]
     if "--config" in argv:
-        raise ValueError(f"`--config` is listed twice: one {file} has all fields, and the command line may change some.")
+        raise ValueError(
+            f"`--config` is listed twice: one {file} has all fields, and the command line may change some."
+        )
     on_line, left = parser.parse_known_args(argv)
     unknown = [text for text in left if text.startswith("--")]
     problem = unknown_fields(
