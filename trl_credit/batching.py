@@ -340,29 +340,11 @@ def regroup_rows(
 PLAN = "credit_plan"
 
 
-def plan_updates(
-    batches: Sequence[dict[str, Any]],
-    signal_lengths: dict[Hashable, Callable[[dict[str, Any]], np.ndarray]],
-    gather: Callable[[torch.Tensor], torch.Tensor],
-    *,
-    savings: Savings,
-    every_row: bool,
-    loss_type: str,
-    window: int,
-    overhead: float,
-    forward_overhead: float,
-    max_forwards: int = MAX_FORWARDS,
-    pad_to_multiple_of: int | None = None,
-    kept_bytes_per_token: int = 0,
-    budget_bytes: float = 0.0,
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Plans the updates of a generation batch. One collective makes all processes agree on the plan.
+@dataclass(frozen=True)
+class PlanSettings:
+    """What a plan of updates depends on, besides the batches.
 
     Args:
-        batches: TRL's micro-batches of this process.
-        signal_lengths: For each signal with its own forwards, a function that returns the (B, 2) prompt and completion
-            tokens it reads for each row.
-        gather: Concatenates a tensor over the processes.
         savings: The optimizations to use.
         every_row: Whether rows without an advantage need credit too ([`CreditMethod.credits_zero_advantage`]).
         loss_type: TRL's `loss_type`.
@@ -373,6 +355,34 @@ def plan_updates(
         pad_to_multiple_of: TRL's setting.
         kept_bytes_per_token: Bytes per token of signals kept between iterations; 0 if none is kept.
         budget_bytes: Bytes that kept signals may use per process.
+    """
+
+    savings: Savings
+    every_row: bool
+    loss_type: str
+    window: int
+    overhead: float
+    forward_overhead: float
+    max_forwards: int = MAX_FORWARDS
+    pad_to_multiple_of: int | None = None
+    kept_bytes_per_token: int = 0
+    budget_bytes: float = 0.0
+
+
+def plan_updates(
+    batches: Sequence[dict[str, Any]],
+    signal_lengths: dict[Hashable, Callable[[dict[str, Any]], np.ndarray]],
+    gather: Callable[[torch.Tensor], torch.Tensor],
+    settings: PlanSettings,
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Plans the updates of a generation batch. One collective makes all processes agree on the plan.
+
+    Args:
+        batches: TRL's micro-batches of this process.
+        signal_lengths: For each signal with its own forwards, a function that returns the (B, 2) prompt and completion
+            tokens it reads for each row.
+        gather: Concatenates a tensor over the processes.
+        settings: The same in every process.
 
     If only some rows have images, no row is left out or regrouped: a process with a group without images would not run
     the vision tower, and with a sharded tower the other processes would wait for it.
@@ -380,6 +390,7 @@ def plan_updates(
     Returns:
         The micro-batches to run, each with an [`UpdatePlan`] under the key `PLAN`, and the metrics of the plan.
     """
+    savings, window, every_row = settings.savings, settings.window, settings.every_row
     advantages = torch.cat([batch["advantages"] for batch in batches])
     near_zero = (advantages != 0) & (advantages.abs() < NEAR_ZERO)
     teaching = sum(int(_has_gradient(batch, every_row).sum()) for batch in batches)
@@ -388,7 +399,13 @@ def plan_updates(
         savings = replace(savings, skip_zero_advantage=False, regroup=False)
     regrouped = []
     for start in range(0, len(batches), window):
-        regrouped += regroup_rows(batches[start : start + window], savings, loss_type, overhead, pad_to_multiple_of)
+        regrouped += regroup_rows(
+            batches[start : start + window],
+            savings,
+            settings.loss_type,
+            settings.overhead,
+            settings.pad_to_multiple_of,
+        )
 
     plans, numbers = [], []
     for batch, scale, has_rows in regrouped:
@@ -398,12 +415,12 @@ def plan_updates(
         forwards = {}
         for signal, lengths_of in signal_lengths.items():
             lengths = lengths_of(batch)[credit_rows]
-            most_forwards = 1 if mixed else max_forwards
-            runs = partition(lengths, most_forwards, max(len(credit_rows), 1), forward_overhead)
+            most_forwards = 1 if mixed else settings.max_forwards
+            runs = partition(lengths, most_forwards, max(len(credit_rows), 1), settings.forward_overhead)
             forwards[signal] = [credit_rows[run].tolist() for run in runs]
         plans.append(UpdatePlan(credit_rows.tolist(), forwards, rows=len(batch["advantages"]) * has_rows, scale=scale))
         tokens = int(loss_mask(batch).sum()) if has_rows else 0
-        size = len(credit_rows) * batch["completion_ids"].size(1) * kept_bytes_per_token
+        size = len(credit_rows) * batch["completion_ids"].size(1) * settings.kept_bytes_per_token
         numbers.append([plans[-1].rows, tokens, len(credit_rows), size, *map(len, forwards.values())])
 
     local = [len(advantages), teaching, int(near_zero.sum()), *(number for row in numbers for number in row)]
@@ -413,10 +430,10 @@ def plan_updates(
     most, tokens = gathered.max(0), gathered[:, :, 1].sum(0)
     windows = tokens.reshape(-1, window), most[:, 0].astype(bool).reshape(-1, window)
     mean_tokens = (windows[0].sum(1) / windows[1].sum(1).clip(min=1)).repeat(window)
-    within_budget = np.cumsum(most[:, 3]) <= budget_bytes
+    within_budget = np.cumsum(most[:, 3]) <= settings.budget_bytes
     for i, plan in enumerate(plans):
         plan.most_rows, plan.any_rows, plan.any_credit = int(most[i, 0]), bool(most[i, 0]), bool(most[i, 2])
-        plan.keep = bool(kept_bytes_per_token and within_budget[i])
+        plan.keep = bool(settings.kept_bytes_per_token and within_budget[i])
         if (savings.skip_zero_advantage or savings.regroup) and mean_tokens[i]:
             plan.share = float(tokens[i] / mean_tokens[i])
         for signal, count in zip(plan.forwards, most[i, 4:], strict=True):
@@ -424,7 +441,7 @@ def plan_updates(
     metrics = {"credit/near_zero_advantages": float(near_zero)}
     skips = signal_lengths or savings.skip_zero_advantage
     metrics["credit/skipped_fraction"] = 1 - teaching / rows if skips else 0.0
-    if kept_bytes_per_token:
+    if settings.kept_bytes_per_token:
         metrics["credit/kept_fraction"] = float(np.mean([plan.keep for plan in plans]))
     return [{**batch, PLAN: plan} for (batch, _, _), plan in zip(regrouped, plans, strict=True)], metrics
 

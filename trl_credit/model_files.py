@@ -45,33 +45,43 @@ class LocalModel:
     trust_remote_code: bool = False
 
     @classmethod
-    def find(cls, name: str | None, revision: str | None = None, trust_remote_code: bool = False) -> "LocalModel":
-        """Finds the files that a user's `model` names.
+    def find(
+        cls,
+        name: str | None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        field: str = "model",
+        tokenizer: bool = True,
+    ) -> "LocalModel":
+        """Finds the files that a user's setting names.
+
+        Args:
+            name: A folder, a hub id or `trl_credit:quickstart`.
+            revision: Revision of the model or adapter.
+            trust_remote_code: Whether to run code shipped with it.
+            field: The setting, for messages.
+            tokenizer: Whether it must have a tokenizer.
 
         Raises:
             ValueError: There is no such model, or it has no configuration or tokenizer.
         """
+        path = resolve_model(name, field)
         try:
-            path = resolve_model(name)
-        except ValueError as error:
-            raise ValueError(str(error).replace("`model_name_or_path`", "`model`")) from None
-        try:
-            base = base_of_adapter(path, revision)
-        except ValueError as error:
-            raise ValueError(str(error).replace("`model_name_or_path`", "`model`", 1)) from None
+            base = base_of_adapter(path, revision, field)
         except OSError as error:
-            raise ValueError(f"`model`: {name!r} cannot be read: {str(error).strip().splitlines()[0]}") from error
+            raise ValueError(f"`{field}`: {name!r} cannot be read: {str(error).strip().splitlines()[0]}") from error
+        found = cls(base or path, path if base else None, revision, trust_remote_code)
         try:
-            found = cls(base or path, path if base else None, revision, trust_remote_code)
             found.config()
-            found.tokenizer()
-        except (OSError, ValueError) as error:
+            if tokenizer:
+                found.tokenizer()
+        except Exception as error:  # tokenizers raise many kinds of errors
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if reason.endswith(":"):  # transformers continues with a list
                 reason = "no tokenizer can be made of its files; copy tokenizer.json and tokenizer_config.json there."
             raise ValueError(
-                f"`model`: {name!r} is neither a folder with a model (or LoRA adapter) and its tokenizer nor one that the "
-                f"hub gives: {reason}"
+                f"`{field}`: {name!r} is neither a folder with a model (or LoRA adapter){' and its tokenizer' * tokenizer} "
+                f"nor one that the hub gives: {reason}"
             ) from error
         return found
 
@@ -90,16 +100,21 @@ class LocalModel:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The adapter's own tokenizer, if it was saved with one, else the base model's."""
+        return self._of_adapter_or_base(AutoTokenizer)
+
+    def processor(self) -> PreTrainedTokenizerBase | ProcessorMixin:
+        """The processor of a vision-language model, or the tokenizer of another, found like [`tokenizer`]."""
+        return self._of_adapter_or_base(AutoProcessor)
+
+    def _of_adapter_or_base(self, kind: Any) -> Any:
         if self.adapter:
             try:
-                return AutoTokenizer.from_pretrained(
+                return kind.from_pretrained(
                     self.adapter, revision=self.revision, trust_remote_code=self.trust_remote_code
                 )
             except (OSError, ValueError):
                 logger.info("The adapter has no tokenizer: the base model's is used.")
-        return AutoTokenizer.from_pretrained(
-            self.path, revision=self.base_revision, trust_remote_code=self.trust_remote_code
-        )
+        return kind.from_pretrained(self.path, revision=self.base_revision, trust_remote_code=self.trust_remote_code)
 
     def context(self) -> int | None:
         """Context length in tokens, if the config states it."""
@@ -162,25 +177,25 @@ def embedded_model_path() -> str:
     return str(files("trl_credit.toy") / "model")
 
 
-def resolve_model(name: str | None) -> str:
+def resolve_model(name: str | None, field: str = "model_name_or_path") -> str:
     """The path or hub id of `model_name_or_path`; `trl_credit:quickstart` is the embedded model."""
     if not name:
-        raise ValueError("`model_name_or_path` is not set.")
+        raise ValueError(f"`{field}` is not set.")
     if name.startswith("trl_credit:"):
         if name != "trl_credit:quickstart":
-            raise ValueError(f"`model_name_or_path`: unknown {name!r}. {nearest(name, ['trl_credit:quickstart'])}")
+            raise ValueError(f"`{field}`: unknown {name!r}. {nearest(name, ['trl_credit:quickstart'])}")
         return embedded_model_path()
     path = Path(name).expanduser()
     if path.is_file():
-        raise ValueError(f"`model_name_or_path`: {name!r} is a file: name its folder.")
+        raise ValueError(f"`{field}`: {name!r} is a file: name its folder.")
     if path.exists():
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"`model_name_or_path`: there is no folder {name!r} (looked from {Path.cwd()}).")
+        raise ValueError(f"`{field}`: there is no folder {name!r} (looked from {Path.cwd()}).")
     return name
 
 
-def base_of_adapter(adapter: str, revision: str | None = None) -> str | None:
+def base_of_adapter(adapter: str, revision: str | None = None, field: str = "model_name_or_path") -> str | None:
     """The path or hub id of an adapter's base model; `None` if it is not an adapter.
 
     Raises:
@@ -192,7 +207,7 @@ def base_of_adapter(adapter: str, revision: str | None = None) -> str | None:
         base = PeftConfig.from_pretrained(adapter, revision=revision).base_model_name_or_path
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"`model_name_or_path`: cannot read adapter_config.json in {adapter!r}: {str(error).splitlines()[0]}"
+            f"`{field}`: cannot read adapter_config.json in {adapter!r}: {str(error).splitlines()[0]}"
         ) from error
     if base and not Path(base).exists() and Path(base).parts[-3:] in _EMBEDDED:
         return embedded_model_path()  # the path is from another installation
@@ -201,31 +216,14 @@ def base_of_adapter(adapter: str, revision: str | None = None) -> str | None:
     except ValueError:
         problem = f"names the base model {base!r}, which is not there" if base else "does not name its base model"
         raise ValueError(
-            f"`model_name_or_path`: the adapter {adapter!r} {problem} (looked from {Path.cwd()}). Set "
+            f"`{field}`: the adapter {adapter!r} {problem} (looked from {Path.cwd()}). Set "
             "`base_model_name_or_path` in its adapter_config.json."
         ) from None
 
 
-def check_model(model: str, train_dataset, **kwargs) -> None:
-    """Raises `ValueError` unless the config and tokenizer of the model, or of an adapter's base model, load (with these
-    `from_pretrained` arguments) and fit the prompts."""
-    base = base_of_adapter(model, kwargs.get("revision"))
-    try:
-        if base is None:
-            AutoConfig.from_pretrained(model, **kwargs)
-            processing_class = AutoProcessor.from_pretrained(model, **kwargs)
-        else:
-            AutoConfig.from_pretrained(base, **kwargs | {"revision": None})
-            try:
-                processing_class = AutoProcessor.from_pretrained(model, **kwargs)
-            except (OSError, ValueError):
-                processing_class = AutoProcessor.from_pretrained(base, **kwargs | {"revision": None})
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"`model_name_or_path`: {model!r} is neither a local folder with a model and its tokenizer nor one that the "
-            f"hub gives: {reason}"
-        ) from error
+def check_model(model: str, train_dataset, revision: str | None = None, trust_remote_code: bool = False) -> None:
+    """Raises `ValueError` unless the model's config and tokenizer load and fit the prompts."""
+    processing_class = LocalModel.find(model, revision, trust_remote_code, "model_name_or_path").processor()
     images = [name for name in ("image", "images") if name in (train_dataset.column_names or ())]
     if images and not isinstance(processing_class, ProcessorMixin):
         raise ValueError(

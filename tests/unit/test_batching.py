@@ -14,6 +14,7 @@ from support.batching import CREDIT, text_batch
 from trl_credit import METHODS, CreditGRPOConfig
 from trl_credit.batching import (
     PLAN,
+    PlanSettings,
     Savings,
     concatenate,
     cut,
@@ -176,10 +177,8 @@ def test_rows_with_and_without_images_stay_together():
     savings = Savings(skip_zero_advantage=True, trim_padding=True, regroup=True)
 
     def plan(batch):
-        (planned,), metrics = plan_updates(
-            [batch], {"signal": token_counts}, lambda x: x, savings=savings, every_row=False, loss_type="dapo", window=1,
-            overhead=0, forward_overhead=0,
-        )  # fmt: skip
+        settings = PlanSettings(savings, every_row=False, loss_type="dapo", window=1, overhead=0, forward_overhead=0)
+        (planned,), metrics = plan_updates([batch], {"signal": token_counts}, lambda x: x, settings)
         return planned, metrics["credit/skipped_fraction"]
 
     planned, skipped = plan(batch)

@@ -43,6 +43,8 @@ def command(*words: str) -> str:
         command("methods"),
         command("methods", "gcpo"),
         command("methods", "gpco"),
+        command("train", "--config", "no/such/recipe.yaml"),
+        command("train", "--credit", "gpco"),
     ],
     ids=lambda code: code.splitlines()[-1].strip(),
 )

@@ -9,7 +9,7 @@ from typing import Any
 from .._trl import TrlParser
 from .retired import unknown_fields
 from .settings import checked, types_of, yaml_types_of
-from .yaml import load_mapping
+from .yaml import read_mapping
 
 
 def parse_arguments(
@@ -102,14 +102,4 @@ def read_fields(
         ValueError: The file cannot be read, or is not a mapping of fields to values.
     """
     hints = {name: hint for kind in types for name, hint in yaml_types_of(kind).items()}
-    try:
-        return load_mapping(Path(path).expanduser().read_text(encoding="utf-8-sig"), hints)
-    except OSError as error:
-        raise ValueError(f"`{setting}`: cannot read {str(path)!r}: {error.strerror} (from {Path.cwd()}).") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`{setting}`: {str(path)!r} is not UTF-8 text (byte {error.start + 1}).") from None
-    except ValueError as error:
-        message = str(error)
-        if message.startswith("must be"):
-            message = f"the {file} {message}"
-        raise ValueError(f"`{setting}`: {message}.".replace("..", ".")) from None
+    return read_mapping(path, hints, file, setting)

@@ -5,6 +5,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -96,6 +97,33 @@ def load_mapping(text: str, types: Mapping[str, Any] | None = None) -> dict[str,
         raise ValueError(f"not valid YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
     finally:
         loader.dispose()
+
+
+def read_mapping(
+    path: str | Path, types: Mapping[str, Any] | None = None, file: str = "recipe", setting: str = "--config"
+) -> dict[str, Any]:
+    """Reads the mapping in a YAML file.
+
+    Args:
+        path: The file.
+        types: As in [`load_mapping`].
+        file: Name of the file in messages.
+        setting: The setting that names it.
+
+    Raises:
+        ValueError: The file cannot be read, or is not a mapping of fields to values.
+    """
+    try:
+        return load_mapping(Path(path).expanduser().read_text(encoding="utf-8-sig"), types)
+    except OSError as error:
+        raise ValueError(f"`{setting}`: cannot read {str(path)!r}: {error.strerror} (from {Path.cwd()}).") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{setting}`: {str(path)!r} is not UTF-8 text (byte {error.start + 1}).") from None
+    except ValueError as error:
+        message = str(error)
+        if message.startswith("must be"):
+            message = f"the {file} {message}"
+        raise ValueError(f"`{setting}`: {message}.".replace("..", ".")) from None
 
 
 def dump(value: Any) -> str:

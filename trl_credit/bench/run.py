@@ -17,7 +17,7 @@ from ..inspection.scoring import Completion, CreditScorer
 from ..methods import DGPO, CreditMethod
 from ..methods.compose import labelled
 from ..methods.registry import METHODS, build_credit
-from ..model_files import base_of_adapter, embedded_model_path
+from ..model_files import LocalModel, embedded_model_path
 from ..recipe.toy import quickstart_credit
 from ..toy.arithmetic import make_dataset
 from . import gradients as gradient_scores
@@ -97,22 +97,10 @@ def build_methods(given: Sequence[str], compact: bool) -> dict[str, CreditMethod
 
 def load_tokenizer(model: str) -> Any:
     """Loads a model's tokenizer. Raises `ValueError` if it has none, or the model cannot be used."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        adapter = base_of_adapter(model) is not None
-        if not adapter:
-            AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the model {model!r}: {str(error).splitlines()[0]}") from error
-    if adapter:
+    found = LocalModel.find(model)
+    if found.adapter:
         raise ValueError(f"the model {model!r} is an adapter: merge it into its base model first.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # tokenizers raise many kinds of errors
-        raise ValueError(
-            f"the model {model!r} has no tokenizer: copy tokenizer.json and tokenizer_config.json of its base model there."
-        ) from error
+    tokenizer = found.tokenizer()
     # Without tokenizer files, some classes create a tokenizer with an empty vocabulary
     if "42" not in tokenizer.decode(tokenizer("42", add_special_tokens=False)["input_ids"]):
         raise ValueError(f"the model {model!r} has no tokenizer that can write numbers.")

@@ -49,7 +49,12 @@ def parser() -> argparse.ArgumentParser:
     )
     result.error = _fail
     add = result.add_argument
-    add("--config", type=Path, required=True, help="recipe; its `compare` section may set methods, seeds, baseline and target_reward")
+    add(
+        "--config",
+        type=Path,
+        required=True,
+        help="recipe; its `compare` section may set methods, seeds, baseline and target_reward",
+    )
     add(
         "--methods",
         nargs="+",

@@ -301,9 +301,7 @@ class _Run:
             if name == "server":
                 logger.info("They came from the model that was served as %r at that time.", self.config.model)
         if self.sampling.temperature == 0 and self.config.n > 1:
-            logger.warning(
-                "At temperature 0 the %d samples of a problem are identical: use n = 1.", self.config.n
-            )
+            logger.warning("At temperature 0 the %d samples of a problem are identical: use n = 1.", self.config.n)
         return done
 
     def finish(self, folder: RunFolder, session: dict[str, Any]) -> dict[str, Any]:
@@ -312,7 +310,9 @@ class _Run:
         samples = folder.gather(self.requests)
         missing = sum(request.key not in samples for request in self.requests)
         if missing:
-            raise BackendError(f"{missing} of {len(self.requests)} samples are missing. Run the same command to generate them.")
+            raise BackendError(
+                f"{missing} of {len(self.requests)} samples are missing. Run the same command to generate them."
+            )
         rows = judge_samples([samples[request.key] for request in self.requests], tasks)
         folder.finish(rows)
         preset = PRESETS[config.preset]
@@ -426,7 +426,9 @@ def judge_again(path: Path) -> dict[str, Any]:
         keys = [request.key for request in make_requests(tasks, settings["n"], settings["seed"])]
         found = {(row["task"], row["problem"], row["index"]): row for row in samples if is_sample(row)}
         if len(samples) != len(keys) or set(found) != set(keys) or not all(task.problems for task in tasks):
-            raise RunFolderError(f"{path} does not contain the {len(keys)} samples of its results: run its command again.")
+            raise RunFolderError(
+                f"{path} does not contain the {len(keys)} samples of its results: run its command again."
+            )
         data = results["fingerprint"].get("data", {})
         if changed := [task.name for task in tasks if data.get(task.name, task.sha256) != task.sha256]:
             raise RunFolderError(

@@ -83,7 +83,9 @@ def _json_rows(path: Path) -> list[dict]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"`completions`: {str(path)!r} is not UTF-8 ({error.reason} at byte {error.start}).") from error
+        raise ValueError(
+            f"`completions`: {str(path)!r} is not UTF-8 ({error.reason} at byte {error.start})."
+        ) from error
     # In JSONL every line is a value. Splits only at \n, because values may contain U+2028 and the like
     lines = [(1, text)] if path.suffix == ".json" else [(i, t) for i, t in enumerate(text.split("\n"), 1) if t.strip()]
     values = []

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from .._util.text import safe_lines
+from .early import check_early
 
 
 def launch(argv: list[str], command: str, module: str) -> None:
@@ -22,6 +23,12 @@ def launch(argv: list[str], command: str, module: str) -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
+    if command == "train":
+        try:
+            check_early(rest)
+        except ValueError as error:
+            print(f"trl-credit {command}: error: {safe_lines(error)}", file=sys.stderr)
+            raise SystemExit(2) from error
     if asked.accelerate_config is None and asked.num_processes is None:
         importlib.import_module(module).main(rest)
         return

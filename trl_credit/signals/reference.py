@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from .._trl import (
@@ -22,6 +22,7 @@ from .._trl import (
     use_adapter,
 )
 from ..batching import loss_mask
+from ..model_files import LocalModel
 from .base import PolicyForward, Signal, SignalSource
 from .divergence import compare_distributions, gathered_head
 from .models import HiddenStates, causal_model, check_backbone, completion_hidden_states, vocabulary_size
@@ -94,6 +95,7 @@ class _ReferenceSource(SignalSource):
         policy, args = arguments["model"], arguments["args"]
         self._quantization_config = arguments.get("quantization_config")
         self._policy_path = policy if isinstance(policy, str) else None
+        self._reference_path = None
         policy_is_peft = self._policy_path is None and is_peft_model(policy)
         uses_adapter = arguments.get("peft_config") is not None or policy_is_peft
         self._from_policy = self.reference is None and uses_adapter
@@ -108,12 +110,14 @@ class _ReferenceSource(SignalSource):
         elif self.reference is not None:
             if args.sync_ref_model and uses_adapter:
                 raise ValueError("`sync_ref_model` cannot follow a policy with adapters. Set `sync_ref_model=False`.")
-            try:
-                AutoConfig.from_pretrained(self.reference, trust_remote_code=args.trust_remote_code)
-            except (OSError, ValueError) as error:
+            found = LocalModel.find(
+                self.reference, trust_remote_code=args.trust_remote_code, field="reference", tokenizer=False
+            )
+            if found.adapter:
                 raise ValueError(
-                    f"`reference` is {self.reference!r}, which is not the path or hub id of a model: {error}"
-                ) from error
+                    f"`reference`: {self.reference!r} is an adapter, and a reference must be a whole model: merge it first."
+                )
+            self._reference_path = found.path
         elif self._policy_path is None:
             # Before TRL patches the model's forward and the optimizer changes its weights
             self.model = _copied(policy)
@@ -168,7 +172,7 @@ class _ReferenceSource(SignalSource):
         kwargs.setdefault("trust_remote_code", args.trust_remote_code)
         kwargs.setdefault("dtype", context.model.dtype)
         kwargs.setdefault("attn_implementation", context.model.config._attn_implementation)
-        path = self.reference or self._policy_path or get_config_model_id(context.model.config)
+        path = self._reference_path or self._policy_path or get_config_model_id(context.model.config)
         return create_model_from_path(path, **kwargs)
 
     def bytes_per_token(self, context: PolicyContext) -> int:

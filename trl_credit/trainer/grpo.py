@@ -23,6 +23,7 @@ from .._util.text import hub_id, local_name, without_folders
 from ..batching import (
     MAX_FORWARDS,
     PLAN,
+    PlanSettings,
     Savings,
     UpdatePlan,
     decode_plan,
@@ -325,10 +326,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         ):
             overhead *= 8
         keeps, gib = self.model.training and self.num_iterations > 1, getattr(args, "credit_cache_gib", None)
-        batches, metrics = plan_updates(
-            batches,
-            {signal: source.lengths for signal, source in self.credit_pass.sources.items() if source.has_forward},
-            self.accelerator.gather,
+        settings = PlanSettings(
             savings=savings,
             every_row=self.credit_method.credits_zero_advantage,
             loss_type=self.loss_type,
@@ -341,6 +339,8 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             kept_bytes_per_token=self._kept_bytes_per_token if keeps else 0,
             budget_bytes=(DEFAULT_CACHE_GIB if gib is None else gib) * 2**30,
         )
+        lengths = {signal: source.lengths for signal, source in self.credit_pass.sources.items() if source.has_forward}
+        batches, metrics = plan_updates(batches, lengths, self.accelerator.gather, settings)
         for name, value in metrics.items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
         return batches

@@ -57,7 +57,7 @@ def test_an_adapter_is_trained_on(adapter, tmp_path):
             ["--use_peft", "true", "--lora_r", "8"],
             "is trained on as it is, but `lora_r` is 8, the adapter's 4;",
         ),
-        (["--credit", '{"method": "dgpo", "reference": "./nope"}'], "`reference` is './nope'"),
+        (["--credit", '{"method": "dgpo", "reference": "./nope"}'], "`reference`: there is no folder './nope'"),
     ],
 )
 def test_adapters_that_do_not_fit(extra, message, adapter, tmp_path, capsys):

@@ -41,7 +41,7 @@ def test_numbers_of_groups(arguments, expected, monkeypatch):
         (["--groups", "-1"], "`groups` must be at least 0"),
         (["--target_groups", "1"], "`target_groups` must be at least 2"),
         (["--modle", "x"], "unrecognized arguments"),
-        (["--model", "/no/such/model"], "cannot load the model"),
+        (["--model", "/no/such/model"], "`model`: there is no folder '/no/such/model'"),
     ],
 )
 def test_errors_are_one_line(arguments, message, tmp_path, capsys):

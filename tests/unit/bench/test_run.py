@@ -16,7 +16,7 @@ def test_methods_by_label():
     assert list(methods)[:3] == ["gcpo", "dgpo", "favourite"]
     assert methods["gcpo"].negative_prompt == "!{prompt}"
     assert methods["dgpo"].temperature == 0.01
-    assert list(methods)[4:] == list(baselines())  # those given are not there twice
+    assert list(methods)[4:] == list(baselines())  # those given are not listed twice
     assert "examples.custom_method.surprisal" in methods
     assert build_methods(["gcpo"], compact=False)["gcpo"].negative_prompt == GCPO().negative_prompt
     with pytest.raises(ValueError, match="Did you mean 'surprisal'"):

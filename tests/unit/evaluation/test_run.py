@@ -180,7 +180,7 @@ def test_how_it_is_run_does_not_matter(sums, tmp_path):
 
 def test_greedy_samples_are_alike(sums, tmp_path, caplog):
     evaluate(config(sums, tmp_path, temperature=0.0), FakeBackend())
-    assert "At temperature 0 the 5 samples of a problem are alike" in caplog.text
+    assert "At temperature 0 the 5 samples of a problem are identical" in caplog.text
 
 
 def test_the_context_cuts_the_samples_of_a_run_alike(sums, tmp_path):
@@ -277,7 +277,7 @@ def test_judging_again(sums, tmp_path):
     assert "another judge" not in path.read_text()
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
-    with pytest.raises(RunFolderError, match="has not the 30 samples"):
+    with pytest.raises(RunFolderError, match="does not contain the 30 samples"):
         judge_again(tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     folder.lock()
@@ -308,7 +308,7 @@ def test_killed_at_any_moment(tmp_path):
         assert target <= count < 1280
         target = count + 200
         if number != signal.SIGKILL:
-            assert "the same command makes the rest" in error
+            assert "the same command to continue" in error
     for name in ("stopped", "whole"):
         subprocess.run([*command, str(tmp_path / name)], env=environment, check=True, capture_output=True)
     assert path.read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()

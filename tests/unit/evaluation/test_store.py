@@ -34,7 +34,7 @@ def test_a_signal_keeps_what_is_finished(sums, tmp_path, number):
     error = interrupted(settings, lambda: os.kill(os.getpid(), number))
     assert isinstance(error, Interrupted)
     assert error.exit_code == 128 + number
-    assert "11 samples were made and are kept: the same command makes the rest" in str(error)
+    assert "11 samples are saved. Run the same command to continue" in str(error)
     assert signal.getsignal(number) == before
     assert len(read_lines(tmp_path / "run" / "samples.jsonl")) == 11
     backend = FakeBackend()
@@ -96,7 +96,7 @@ def test_damaged_samples_are_made_again(sums, tmp_path, caplog, kind):
     lines = whole.splitlines()
     lines[7] = damage(lines[7], kind)
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(RunFolderError, match="has not the 30 samples"):
+    with pytest.raises(RunFolderError, match="does not contain the 30 samples"):
         judge_again(tmp_path / "run")
     backend = FakeBackend()
     evaluate(config(sums, tmp_path), backend)
@@ -183,7 +183,7 @@ def test_an_unfinished_extension_keeps_the_results(sums, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["settings"]["n"] == 5
     assert compare_runs(tmp_path / "run", tmp_path / "run")["overall"]["difference"] == 0
-    with pytest.raises(RunFolderError, match="has not the 30 samples of its results"):
+    with pytest.raises(RunFolderError, match="does not contain the 30 samples of its results"):
         judge_again(tmp_path / "run")
 
 
@@ -263,14 +263,14 @@ def test_damaged_files_are_named(sums, tmp_path, text):
     with pytest.raises(RunFolderError, match=r"results.json is n"):
         compare_runs(tmp_path / "run", tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(text)
-    with pytest.raises(RunFolderError, match=r"run.json is n"):
+    with pytest.raises(RunFolderError, match=r"run.json was n"):
         evaluate(config(sums, tmp_path), FakeBackend())
 
 
 def test_a_run_without_its_problems(sums, tmp_path):
     evaluate(config(sums, tmp_path), FakeBackend())
     (tmp_path / "run" / "problems.jsonl").unlink()
-    with pytest.raises(RunFolderError, match="has not the 0 samples"):
+    with pytest.raises(RunFolderError, match="does not contain the 0 samples"):
         judge_again(tmp_path / "run")
 
 

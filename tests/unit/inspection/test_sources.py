@@ -83,7 +83,7 @@ def test_completions_from_files(tmp_path):
         ('[{"prompt": "a", "completion": "b", "group": 1.5}]', "x.json", "`group` must be a whole number"),
         ('[{"prompt": "a", "completion": "b", "finished": "no"}]', "x.json", "`finished` must be a boolean"),
         ("[" * 100_000, "x.json", "cannot be read as JSON"),
-        (b"\xff", "x.json", "is no UTF-8"),
+        (b"\xff", "x.json", "is not UTF-8"),
     ],
 )
 def test_bad_files(content, name, message, tmp_path):

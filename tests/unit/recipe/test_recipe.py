@@ -77,7 +77,7 @@ def test_what_is_no_recipe(text, message, tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("run_name: caf\xe9\n".encode("latin-1"))
     (tmp_path / "bom.yaml").write_text("﻿" + BASE + "seed: 7\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="is no UTF-8 text"):
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
         Recipe.read(["--config", str(tmp_path / "latin.yaml")])
     with pytest.raises(ValueError, match="cannot read"):
         Recipe.read(["--config", str(tmp_path)])

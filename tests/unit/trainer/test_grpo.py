@@ -22,7 +22,7 @@ def test_peft_with_sync_is_refused(tiny_model, tmp_path):
 
 
 def test_unknown_reference_fails_before_the_policy_is_loaded(tmp_path):
-    with pytest.raises(ValueError, match="`reference` is 'no/such/reference', which is not the path or hub id"):
+    with pytest.raises(ValueError, match="`reference`: there is no folder 'no/such/reference'"):
         DGPOTrainer(
             model="no/such/model",
             reward_funcs=letter_reward,

@@ -266,8 +266,8 @@ class ServerBackend(Backend):
                         raise fatal
                     if in_a_row >= give_up_after:
                         raise BackendError(
-                            f"{settings.address} is not responding: the last {in_a_row} requests failed, {last}. Restart it. "
-                            f"{_KEPT}"
+                            f"{settings.address} is not responding: the last {in_a_row} requests failed, {last}. "
+                            f"Restart it. {_KEPT}"
                         )
             finally:
                 for task in running:

@@ -1,0 +1,34 @@
+"""Finds what is wrong with a command line before torch and TRL are imported, which takes seconds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from .._util.imports import is_dotted
+from .._util.text import nearest
+from .._util.yaml import read_mapping
+from ..methods.table import TABLE
+
+
+def check_early(argv: Sequence[str], file: str = "recipe") -> None:
+    """Checks that the file of `--config` can be read and that `credit` names a method. The rest is checked later.
+
+    Args:
+        argv: Words of the command line.
+        file: Name of the file in messages.
+
+    Raises:
+        ValueError: With the message that the command would give later.
+    """
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    given = {word: value for word, value in pairwise(words) if word.startswith("--")}
+    fields = read_mapping(given["--config"], {}, file) if "--config" in given else {}
+    credit = given.get("--credit", fields.get("credit"))
+    if isinstance(credit, str) and credit.lstrip().startswith("{"):
+        try:
+            credit = json.loads(credit)
+        except json.JSONDecodeError:
+            return
+    name = credit.get("method") if isinstance(credit, Mapping) else credit
+    if isinstance(name, str) and name not in TABLE and not is_dotted(name):
+        raise ValueError(f"Unknown credit method {name!r}. {nearest(name, TABLE)}")
