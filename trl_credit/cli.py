@@ -67,9 +67,9 @@ def main(argv: list[str] | None = None) -> None:
     commands.add_parser(
         "eval",
         add_help=False,
-        help="evaluate a model on AIME and other tasks, on several processes likewise; `eval compare RUN_A RUN_B`",
+        help="evaluate a model on AIME and other tasks, also on several processes; `eval compare RUN_A RUN_B`",
     )
-    methods = commands.add_parser("methods", help="list the credit methods, or show one of them")
+    methods = commands.add_parser("methods", help="list the credit methods, or show one")
     methods.add_argument(
         "name", nargs="?", help="a method, or the path of your own class (`my_module.Class`, `FILE.py:Class`)"
     )

@@ -236,7 +236,7 @@ def prepare(
         for name, value in (("system_prompt", system_prompt), ("prompt_template", prompt_template)):
             if value:
                 raise ValueError(
-                    f"`{name}` has no effect without `problem_column`: the column `prompt` is used as it is. Set "
+                    f"`{name}` has no effect without `problem_column`: the column `prompt` is used as is. Set "
                     "`problem_column: prompt` to build the prompts from it."
                 )
     if prompt_template is not None and "{problem}" not in prompt_template:

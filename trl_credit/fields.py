@@ -141,7 +141,7 @@ def read_problem(value: Any, name: str = "COLUMN") -> str | list[Message]:
             value = json.loads(value)
         except (ValueError, RecursionError):
             raise ValueError(
-                f"holds a list of messages as Python writes it, {_shown(value)}: write it as JSON, or as a list in JSONL "
+                f"holds a list of messages in Python syntax, {_shown(value)}: write it as JSON, or as a list in JSONL "
                 "or parquet"
             ) from None
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -154,12 +154,12 @@ def read_problem(value: Any, name: str = "COLUMN") -> str | list[Message]:
         raise Missing("it is an empty list")
     if not all(isinstance(message, Mapping) for message in value):
         raise ValueError(
-            f"holds a list that is no list of messages ({_shown(value)}): a problem is text, or messages with `role` and "
+            f"holds a list, but not of messages ({_shown(value)}): a problem is text, or messages with `role` and "
             "`content`"
         )
     messages = [_message(message) for message in value]
     if not any(message["role"] == "user" and _filled(message["content"]) for message in messages):
-        raise Missing("no message of it is a user's")
+        raise Missing("it has no user message")
     return messages
 
 
@@ -187,7 +187,7 @@ def _message(message: Mapping[str, Any]) -> Message:
         role, content, rest = message["from"], message.get("value"), {}
         if _ROLES.get(role, role) not in _KNOWN_ROLES:
             known = ", ".join(dict.fromkeys((*_ROLES, *_KNOWN_ROLES)))
-            raise ValueError(f"has a message from {role!r}, which is no known role ({known})")
+            raise ValueError(f"has a message from {role!r}, which is not a known role ({known})")
     else:
         raise ValueError(f"has a message without `role`: {_shown(message)}")
     role = _ROLES.get(role, role)
@@ -251,7 +251,7 @@ def make_prompt(
     if template is not None and template != "{problem}":
         last = max(i for i, message in enumerate(messages) if message["role"] == "user")
         if not isinstance(messages[last]["content"], str):
-            raise ValueError("has messages with more than text, which no `prompt_template` can surround: leave it out")
+            raise ValueError("has messages with more than text, which `prompt_template` cannot wrap: leave it out")
         messages[last]["content"] = _in_template(template, messages[last]["content"].strip())
     if not plain:
         return messages if has_system_message(messages) else [*_system(system), *messages]
@@ -395,7 +395,7 @@ def _decoded(value: bytes) -> str:
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
-        raise ValueError("holds bytes that are no UTF-8 text") from None
+        raise ValueError("holds bytes that are not UTF-8 text") from None
 
 
 def _kind(value: Any) -> str:

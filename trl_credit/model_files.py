@@ -78,10 +78,10 @@ class LocalModel:
         except Exception as error:  # tokenizers raise many kinds of errors
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if reason.endswith(":"):  # transformers continues with a list
-                reason = "no tokenizer can be made of its files; copy tokenizer.json and tokenizer_config.json there."
+                reason = "its files have no usable tokenizer; copy tokenizer.json and tokenizer_config.json there."
             raise ValueError(
                 f"`{field}`: {name!r} is neither a folder with a model (or LoRA adapter){' and its tokenizer' * tokenizer} "
-                f"nor one that the hub gives: {reason}"
+                f"nor a model on the hub: {reason}"
             ) from error
         return found
 
@@ -214,7 +214,7 @@ def base_of_adapter(adapter: str, revision: str | None = None, field: str = "mod
     try:
         return resolve_model(base)
     except ValueError:
-        problem = f"names the base model {base!r}, which is not there" if base else "does not name its base model"
+        problem = f"names the base model {base!r}, which does not exist" if base else "does not name its base model"
         raise ValueError(
             f"`{field}`: the adapter {adapter!r} {problem} (looked from {Path.cwd()}). Set "
             "`base_model_name_or_path` in its adapter_config.json."
@@ -227,8 +227,8 @@ def check_model(model: str, train_dataset, revision: str | None = None, trust_re
     images = [name for name in ("image", "images") if name in (train_dataset.column_names or ())]
     if images and not isinstance(processing_class, ProcessorMixin):
         raise ValueError(
-            f"The data has a column {images[0]!r}, which TRL shows to the model, but {model!r} reads text only. Leave the "
-            "column out or rename it, or use a vision-language model."
+            f"The data has a column {images[0]!r}, which TRL passes to the model, but {model!r} reads text only. Drop "
+            "or rename the column, or use a vision-language model."
         )
     prompt = next(iter(train_dataset), {}).get("prompt")
     if isinstance(prompt, list) and getattr(processing_class, "chat_template", None) is None:

@@ -194,10 +194,10 @@ def test_answers_within_the_conversation(tmp_path, caplog):
         (3, "holds a number (3), not text or messages"),
         (2.5, "holds a number (2.5)"),
         (True, "holds a boolean (True)"),
-        ([1, 2], "holds a list that is no list of messages ([1, 2])"),
-        (["x"], "holds a list that is no list of messages"),
-        (str([user("x")]), "a list of messages as Python writes it"),
-        ([{"from": "observation", "value": "x"}], "has a message from 'observation', which is no known role"),
+        ([1, 2], "holds a list, but not of messages ([1, 2])"),
+        (["x"], "holds a list, but not of messages"),
+        (str([user("x")]), "a list of messages in Python syntax"),
+        ([{"from": "observation", "value": "x"}], "has a message from 'observation', which is not a known role"),
         ([{"text": "x"}], "has a message without `role`"),
         ([{"role": "user", "content": 5}], "has a message whose content is a number"),
         ({"a": {"b": "x"}}, "such as problem.a.b"),
@@ -226,7 +226,9 @@ def test_rows_without_a_problem(value, tmp_path, caplog):
 
 def test_texts_and_conversations_together(tmp_path):
     path = written(tmp_path / "x.jsonl", [{"prompt": "1+1?", "answer": "2"}, {"prompt": [user("1+1?")], "answer": "2"}])
-    with pytest.raises(ValueError, match=r"`prompt` holds both texts .* and conversations: set `problem_column: prompt`"):
+    with pytest.raises(
+        ValueError, match=r"`prompt` holds both texts .* and conversations: set `problem_column: prompt`"
+    ):
         trained(path, answer_column="answer")
     assert trained(path, problem_column="prompt", answer_column="answer") == [([user("1+1?")], "2")] * 2
 
@@ -350,6 +352,6 @@ def test_a_prompt_of_a_template():
         user("aa {x}"),
     ]
     image = [user([{"type": "image"}])]
-    with pytest.raises(ValueError, match="which no `prompt_template` can surround"):
+    with pytest.raises(ValueError, match="which `prompt_template` cannot wrap"):
         make_prompt(image, template="Q: {problem}", system=None, plain=False)
     assert make_prompt(image, template=None, system=None, plain=False) == image

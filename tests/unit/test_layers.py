@@ -79,7 +79,7 @@ def test_lazy_names_are_those_that_type_checkers_see(package):
 @pytest.mark.parametrize("old", MOVED)
 def test_old_modules_work_with_a_warning(old):
     sys.modules.pop(old, None)
-    with pytest.warns(FutureWarning, match=f"`{old}` is `{MOVED[old][0]}` now"):
+    with pytest.warns(FutureWarning, match=f"`{old}` has moved to `{MOVED[old][0]}`"):
         module = importlib.import_module(old)
     for home in map(importlib.import_module, MOVED[old]):
         name = next(name for name, value in vars(home).items() if getattr(value, "__module__", "") == home.__name__)
@@ -94,7 +94,7 @@ def test_old_names_work_with_a_warning(module):
     for name, home in MOVED_NAMES[module].items():
         if name in vars(here):  # it imports it still
             continue
-        with pytest.warns(FutureWarning, match=f"`{module}.{name}` is `{home}.{name}` now"):
+        with pytest.warns(FutureWarning, match=f"`{module}.{name}` has moved to `{home}.{name}`"):
             assert getattr(here, name) is getattr(importlib.import_module(home), name)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = here.nothing

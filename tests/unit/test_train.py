@@ -121,4 +121,4 @@ def test_images_for_a_text_model(tmp_path, tiny_model, capsys):
     data = write(tmp_path / "rows.jsonl", [{**row, "images": None} for row in ROWS])
     with pytest.raises(SystemExit):
         train.main(line(tmp_path, tiny_model, "--dataset_name", data, "--problem_column", "problem"))
-    assert "a column 'images', which TRL shows to the model" in capsys.readouterr().err
+    assert "a column 'images', which TRL passes to the model" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def parse_arguments(
         raise ValueError(problem)
     for word in left:
         if not recipe and word.endswith((".yaml", ".yml")):
-            raise ValueError(f"The {file} is given by its field: write --config {word}.")
+            raise ValueError(f"Pass the {file} with --config: write --config {word}.")
     environment = recipe.pop("env", None) or {}
     if not isinstance(environment, dict):
         raise ValueError(f"`env` must be a mapping of environment variables, got {environment!r}.")

@@ -13,7 +13,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
-_KEPT = "What was written before is kept: run the same command again when this is mended."
+_KEPT = "Earlier results are kept: fix this and run the same command again."
 
 
 _TEMPORARY = ".tmp"
@@ -90,7 +90,7 @@ def read_lines(path: Path, repair: bool = False) -> list[dict[str, Any]]:
             elif line.strip():
                 bad += 1
     if bad and repair:
-        logger.warning("%s: %d half-written line(s) removed; their samples are made again.", path, bad)
+        logger.warning("%s: %d half-written line(s) removed; their samples will be generated again.", path, bad)
         write_atomically(path, (line.decode() for line in kept))
     return rows
 

@@ -75,7 +75,7 @@ def _get(module: ModuleType, name: str, place: str) -> Any:
 
 def _import(name: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
-        raise ImportError(f"{name!r} is no name of a module.")
+        raise ImportError(f"{name!r} is not a module name.")
     return _executed(os.getcwd(), name, lambda: importlib.import_module(name))
 
 
@@ -101,7 +101,7 @@ def _load_file(place: str) -> ModuleType:
         return module
 
     if file.suffix != ".py":
-        raise ImportError(f"{place!r} is no Python file.")
+        raise ImportError(f"{place!r} is not a Python file.")
     return _executed(str(file.parent), place, execute)
 
 

@@ -106,7 +106,7 @@ MOVED_NAMES: dict[str, dict[str, str]] = {
 
 
 def _warn(old: str, new: str) -> None:
-    warnings.warn(f"`{old}` is `{new}` now; the old name goes with the next release.", FutureWarning, stacklevel=3)
+    warnings.warn(f"`{old}` has moved to `{new}`; the next release removes the old name.", FutureWarning, stacklevel=3)
 
 
 def moved_names(module: str) -> Callable[[str], Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 
-_LIGER = "it is gone: TRL's loss needs no full logits by itself, so remove it"
+_LIGER = "it no longer exists: TRL's loss does not materialize full logits anyway, so remove it"
 _TRACKER = "trackers read it from the environment: write it under `env`, such as `env: {{{{{0}: ...}}}}`"
 _LAUNCH = "it belongs to the launch: give {0} on the command line of `trl-credit train`, or an accelerate config"
 _TASK = "it is an argument of a reward function: write `reward_funcs: [{{{{name: {0}, {1}: ...}}}}]`"
@@ -62,42 +62,44 @@ RENAMED: dict[str, str] = {
 ADVICE: dict[str, str] = {
     # TRL
     "max_prompt_length": (
-        "it is gone: TRL cuts no prompt; leave longer ones out of the data, and bound prompt and completion together with "
-        "`vllm_max_model_length`"
+        "it no longer exists: TRL does not truncate prompts; leave longer ones out of the data, and bound prompt and "
+        "completion together with `vllm_max_model_length`"
     ),
     "use_liger_loss": _LIGER,
     "vllm_device": (
-        "it is gone: vLLM shares the training's devices (`vllm_mode: colocate`) or runs as a server (`vllm_mode: server`)"
+        "it no longer exists: vLLM shares the training's devices (`vllm_mode: colocate`) or runs as a server "
+        "(`vllm_mode: server`)"
     ),
-    "vllm_dtype": "it is gone: vLLM loads the model in `dtype`",
-    "vllm_enable_prefix_caching": "it is gone: vLLM caches prefixes by default; remove it",
+    "vllm_dtype": "it no longer exists: vLLM loads the model in `dtype`",
+    "vllm_enable_prefix_caching": "it no longer exists: vLLM caches prefixes by default; remove it",
     "token_entropy_percentile_threshold": "it is now `top_entropy_quantile`, which is 1 minus it",
     "gradient_checkpointing_use_reentrant": "write `gradient_checkpointing_kwargs: {{use_reentrant: {value}}}`",
     "use_flash_attention_2": "write `attn_implementation: flash_attention_2`",
     "epsilon_low": "it is `epsilon`: write `epsilon: {value}`",
-    "ref_model_init_kwargs": "it is gone: the reference is loaded as the policy is (`model_init_kwargs`)",
+    "ref_model_init_kwargs": "it no longer exists: the reference is loaded like the policy (`model_init_kwargs`)",
     # transformers
     "overwrite_output_dir": (
-        "it is gone, and nothing in `output_dir` is deleted: name another folder, or `resume_from_checkpoint: auto` to go on"
+        "it no longer exists, and nothing in `output_dir` is deleted: name another folder, or set "
+        "`resume_from_checkpoint: auto` to continue"
     ),
     "warmup_ratio": "it is `warmup_steps`, which below 1 is a share of the run: write `warmup_steps: {value}`",
     "group_by_length": "write `train_sampling_strategy: group_by_length`",
     "adafactor": "write `optim: adafactor`",
     "logging_dir": _TRACKER.format("TENSORBOARD_LOGGING_DIR"),
-    "save_safetensors": "it is gone: weights are always saved as safetensors; remove it",
+    "save_safetensors": "it no longer exists: weights are always saved as safetensors; remove it",
     "include_inputs_for_metrics": "write `include_for_metrics: [inputs]`",
-    "half_precision_backend": "it is gone; remove it",
-    "fp16_backend": "it is gone; remove it",
-    "fp16_opt_level": "it is gone; remove it",
-    "use_mps_device": "it is gone: a device that is there is used; remove it",
+    "half_precision_backend": "it no longer exists; remove it",
+    "fp16_backend": "it no longer exists; remove it",
+    "fp16_opt_level": "it no longer exists; remove it",
+    "use_mps_device": "it no longer exists: an available device is used; remove it",
     "xpu_backend": "it is `ddp_backend`: write `ddp_backend: {value}`",
-    "sharded_ddp": "it is gone: write `fsdp: true`, or launch with an accelerate config",
+    "sharded_ddp": "it no longer exists: write `fsdp: true`, or launch with an accelerate config",
     "fsdp_min_num_params": "write `fsdp_config: {{min_num_params: {value}}}`",
     "fsdp_transformer_layer_cls_to_wrap": "write `fsdp_config: {{transformer_layer_cls_to_wrap: {value}}}`",
     "dispatch_batches": "write `accelerator_config: {{dispatch_batches: {value}}}`",
     "split_batches": "write `accelerator_config: {{split_batches: {value}}}`",
     "push_to_hub_organization": "it is part of `hub_model_id`: write `hub_model_id: {value}/NAME`",
-    "include_tokens_per_second": "it is gone; remove it",
+    "include_tokens_per_second": "it no longer exists; remove it",
     "tokenizer": "it is the model's own: `model_name_or_path` names both",
     "tokenizer_name": "it is the model's own: `model_name_or_path` names both",
     "tokenizer_name_or_path": "it is the model's own: `model_name_or_path` names both",
@@ -135,7 +137,9 @@ ADVICE: dict[str, str] = {
     "finetuning_type": "write `use_peft: true` (and `lora_r`, `lora_alpha`)",
     "batch_size": "write `per_device_train_batch_size`, and `gradient_accumulation_steps` for a larger batch",
     "train_batch_size": "write `per_device_train_batch_size`, and `gradient_accumulation_steps` for a larger batch",
-    "max_seq_length": "it is gone: `max_completion_length` bounds the completion, `vllm_max_model_length` all of it",
+    "max_seq_length": (
+        "it no longer exists: `max_completion_length` bounds the completion, `vllm_max_model_length` the whole sequence"
+    ),
     "model": "write `model_name_or_path: {value}`",
     "dataset": "write `dataset_name: {value}`",
     "reward_model": "write `reward_model_name_or_path`, or `reward_funcs` for functions",

@@ -366,9 +366,7 @@ def _message(name: str, hint: Any, value: Any, error: ValidationError) -> str:
     kind = " or ".join(dict.fromkeys(filter(None, map(_kind, options)))) or "something else"
     if kind == "true or false" and type(None) in _options(hint):
         kind = "true, false or unset"
-    quote = (
-        " Put it in quotes, if it is meant as text." if kind == "text" and isinstance(value, bool | int | float) else ""
-    )
+    quote = " Quote it if it is meant as text." if kind == "text" and isinstance(value, bool | int | float) else ""
     return f"`{name}` must be {kind}, got {shown}.{quote}"
 
 

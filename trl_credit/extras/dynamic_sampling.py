@@ -286,8 +286,9 @@ class DynamicSamplingMixin:
         if not in_range and not self._warned:
             self._warned = True
             logger.warning(
-                "Dynamic sampling drew %d prompts in %d rounds, and no group of them teaches anything: %d were too easy and "
-                "%d too hard. See `dynamic_sampling_reward`, `dynamic_sampling_range` and the difficulty of the data.",
+                "Dynamic sampling drew %d prompts in %d rounds, and none of their groups gives a training signal: %d were "
+                "too easy and %d too hard. See `dynamic_sampling_reward`, `dynamic_sampling_range` and the difficulty of "
+                "the data.",
                 len(tried), rounds, counts[TOO_EASY], counts[TOO_HARD],
             )  # fmt: skip
         return groups, rewards
@@ -401,7 +402,7 @@ def check_dynamic_sampling(trainer_class: type, arguments: dict[str, Any]) -> No
     if arguments["train_dataset"] is None:
         raise ValueError(
             "`dynamic_sampling` draws fresh prompts from the training set, but `train_dataset` is None: the environment's "
-            "`reset` makes the prompts. Give a `train_dataset` whose rows `reset` takes, or set `dynamic_sampling=False`."
+            "`reset` makes the prompts. Pass a `train_dataset` whose rows `reset` takes, or set `dynamic_sampling=False`."
         )
     owner = next(cls for cls in trainer_class.__mro__ if "_get_train_sampler" in vars(cls))
     if owner.__module__.partition(".")[0] not in ("trl", "trl_credit"):

@@ -59,8 +59,8 @@ def check_adapter(adapter: str, model_args: ModelConfig) -> None:
     there = PeftConfig.from_pretrained(adapter, revision=model_args.model_revision)
     if there.peft_type != asked.peft_type:
         raise ValueError(
-            f"`use_peft` makes a LoRA adapter, but {adapter!r} is one of kind {there.peft_type.value}. It is trained on as "
-            "it is: remove `use_peft`."
+            f"`use_peft` makes a LoRA adapter, but {adapter!r} is one of kind {there.peft_type.value}. Training "
+            "continues it with its own settings: remove `use_peft`."
         )
     wrong = []
     for name, attribute in (
@@ -75,6 +75,6 @@ def check_adapter(adapter: str, model_args: ModelConfig) -> None:
             wrong.append(f"`{name}` is {ours}, the adapter's {theirs}")
     if wrong:
         raise ValueError(
-            f"`model_name_or_path`: the adapter {adapter!r} is trained on as it is, but {'; '.join(wrong)}. Remove "
+            f"`model_name_or_path`: the adapter {adapter!r} keeps its own settings, but {'; '.join(wrong)}. Remove "
             "`use_peft` and the LoRA settings, or name the base model for a new adapter."
         )

@@ -238,7 +238,7 @@ class TrainingEvaluation(TrainerCallback):
             try:
                 self.evaluate()
             except (RunFolderError, BackendError) as error:  # raised on every process
-                logger.error("Evaluation after update %d: %s The training goes on.", state.global_step, error)
+                logger.error("Evaluation after update %d: %s Training continues.", state.global_step, error)
 
     def at_end(self) -> None:
         """Evaluates the trained model and prints the numbers, unless its last update was already evaluated.

@@ -43,7 +43,7 @@ class CreditScriptArguments(ScriptArguments):
 
     eval_dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Dataset to evaluate on, if it is another one than `dataset_name`."},
+        metadata={"help": "Dataset to evaluate on, if it is not `dataset_name`."},
     )
     generated_dataset_size: AtLeast1 = field(
         default=1000,
@@ -64,7 +64,7 @@ class CreditScriptArguments(ScriptArguments):
     problem_column: str | None = field(
         default=None,
         metadata={
-            "help": "Field of the problem, text or a conversation (within mappings a dotted path); not needed where the "
+            "help": "Field of the problem, text or a conversation (within mappings a dotted path); not needed if the "
             "dataset has a column `prompt`."
         },
     )
@@ -76,7 +76,7 @@ class CreditScriptArguments(ScriptArguments):
     )
     answer_match: one_of(*ANSWER_MATCHES) | None = field(
         default=None,
-        metadata={"help": "Where the answer is a list of several: `any` of them is right, or `all` must be given."},
+        metadata={"help": "If the answer is a list of several: `any` of them is right, or `all` must be given."},
     )
     system_prompt: str | None = field(default=None, metadata={"help": "System message put before every problem."})
     prompt_template: str | None = field(
@@ -105,9 +105,7 @@ class CreditScriptArguments(ScriptArguments):
     )
     compare: Annotated[dict | str | None, Unchecked] = field(
         default=None,
-        metadata={
-            "help": "Methods and seeds of `trl-credit compare`, which reads them; training does not, and wants `credit`."
-        },
+        metadata={"help": "Methods and seeds for `trl-credit compare`; training ignores them and uses `credit`."},
     )
     reward_model_name_or_path: str | None = field(
         default=None,

@@ -141,7 +141,8 @@ def test_what_is_left_when_the_rounds_are_used_up(tiny_model, tmp_path, caplog):
     log = trainer.state.log_history[0]
     assert [len(call) for call in hard.calls] == [16, 16, 16]
     assert (
-        "drew 12 prompts in 3 rounds, and no group of them teaches anything: 0 were too easy and 12 too" in caplog.text
+        "drew 12 prompts in 3 rounds, and none of their groups gives a training signal: 0 were too easy and 12 too"
+        in caplog.text
     )
     assert log["dynamic_sampling/rounds"] == 3
     assert log["dynamic_sampling/left"] == 4

@@ -55,7 +55,7 @@ def test_an_adapter_is_trained_on(adapter, tmp_path):
     [
         (
             ["--use_peft", "true", "--lora_r", "8"],
-            "is trained on as it is, but `lora_r` is 8, the adapter's 4;",
+            "keeps its own settings, but `lora_r` is 8, the adapter's 4;",
         ),
         (["--credit", '{"method": "dgpo", "reference": "./nope"}'], "`reference`: there is no folder './nope'"),
     ],
@@ -70,9 +70,9 @@ def test_adapters_that_do_not_fit(extra, message, adapter, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        ("./gone", "names the base model './gone', which is not there (looked from"),
+        ("./gone", "names the base model './gone', which does not exist (looked from"),
         (None, "does not name its base model"),
-        ("trl_credit:quick", "names the base model 'trl_credit:quick', which is not there"),
+        ("trl_credit:quick", "names the base model 'trl_credit:quick', which does not exist"),
     ],
 )
 def test_adapters_without_their_base_model(base, message, adapter, tmp_path, capsys):

@@ -223,7 +223,7 @@ def test_an_evaluation_that_fails_does_not_end_the_training(tmp_path, caplog, ca
         train(tmp_path, eval=EVALUATION)
     assert caught.value.code == 1
     assert "Evaluation after update 2: `output_dir`: cannot write" in caplog.text
-    assert "The training goes on." in caplog.text
+    assert "Training continues." in caplog.text
     assert "trl-credit train: evaluation: error: `output_dir`: cannot write" in capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").exists()
 

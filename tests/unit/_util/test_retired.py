@@ -17,13 +17,16 @@ BASE = "output_dir: out\nuse_cpu: true\nbf16: false\n"
 
 FOREIGN = {
     "torch_dtype": ("float32", "`torch_dtype`: write `dtype: float32`"),
-    "max_prompt_length": (512, "`max_prompt_length`: it is gone: TRL cuts no prompt"),
-    "overwrite_output_dir": (True, "`overwrite_output_dir`: it is gone, and nothing in `output_dir` is deleted"),
+    "max_prompt_length": (512, "`max_prompt_length`: it no longer exists: TRL does not truncate prompts"),
+    "overwrite_output_dir": (
+        True,
+        "`overwrite_output_dir`: it no longer exists, and nothing in `output_dir` is deleted",
+    ),
     "dataset_prompt_column": ("problem", "`dataset_prompt_column`: write `problem_column: problem`"),
-    "vllm_device": ("auto", "`vllm_device`: it is gone: vLLM shares"),
+    "vllm_device": ("auto", "`vllm_device`: it no longer exists: vLLM shares"),
     "num_processes": (8, "`num_processes`: it belongs to the launch"),
     "dataset_configs": (["all"], "`dataset_configs`: it is `dataset_config`, one name: write `dataset_config: all`"),
-    "use_liger_loss": (True, "`use_liger_loss`: it is gone"),
+    "use_liger_loss": (True, "`use_liger_loss`: it no longer exists"),
     "evaluation_strategy": ("no", "`evaluation_strategy`: write `eval_strategy: no`"),
     "per_gpu_train_batch_size": (4, "write `per_device_train_batch_size: 4`"),
     "warmup_ratio": (0.1, "write `warmup_steps: 0.1`"),

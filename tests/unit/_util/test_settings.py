@@ -96,7 +96,7 @@ BASE = "output_dir: out\nuse_cpu: true\nbf16: false\n"
         ("dynamic_sampling_max_rounds", 1, "at least 2, as the first round replaces nothing, got 1."),
         ("bf16", 3, "true, false or unset, got 3."),
         ("use_vllm", "maybe", "true or false, got 'maybe'."),
-        ("system_prompt", True, "text, got True. Put it in quotes, if it is meant as text."),
+        ("system_prompt", True, "text, got True. Quote it if it is meant as text."),
         ("system_prompt", ["a"], "text, got ['a']."),
         ("output_dir", {"a": 1}, "text, got {'a': 1}."),
         ("generation_kwargs", 3, "a mapping, got 3."),

@@ -223,7 +223,7 @@ def test_a_full_disk(sums, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Path, "open", lambda self, *a, **k: Full(real(self, *a, **k)) if "ab" in a else real(self, *a, **k)
     )
-    with pytest.raises(RunFolderError, match=r"No space left on device. What was written before is kept"):
+    with pytest.raises(RunFolderError, match=r"No space left on device. Earlier results are kept"):
         evaluate(settings, FakeBackend())
     monkeypatch.undo()
     assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 9
@@ -240,9 +240,7 @@ def test_a_full_disk_at_the_end(sums, tmp_path, monkeypatch):
 
     evaluate(config(sums, tmp_path), FakeBackend())
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(
-        RunFolderError, match=r"Cannot write .*: No space left on device. What was written before is kept"
-    ):
+    with pytest.raises(RunFolderError, match=r"Cannot write .*: No space left on device. Earlier results are kept"):
         evaluate(config(sums, tmp_path), FakeBackend())
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.endswith(".tmp")]
 
