@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .trainer.config import CreditGRPOConfig
     from .trainer.grpo import CreditGRPOTrainer, DGPOTrainer, GCPOTrainer
 
-# Importing TRL takes seconds, which `trl-credit --help` and the evaluation's statistics need not wait for
+# Importing TRL takes seconds, so `trl-credit --help` and the evaluation's statistics do without it
 _HOMES = {
     "DGPO": ".methods.dgpo",
     "GCPO": ".methods.gcpo",

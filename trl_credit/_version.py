@@ -6,12 +6,12 @@ from packaging.version import Version
 
 __version__ = "0.2.0"
 
-# The minor releases of TRL that the tests pass on. Private methods of GRPOTrainer move between minors.
+# TRL's minor releases, first and last, that the tests pass on. Private methods of GRPOTrainer move between minors.
 TESTED_TRL = ("1.16", "1.16")
 
 
 def warn_if_untested(installed: str | None = None) -> None:
-    """Warns, once per process, when TRL's minor release is outside the tested range."""
+    """Warns once per process if TRL's minor release is outside the tested range."""
     installed = version("trl") if installed is None else installed
     low, high = TESTED_TRL
     minor = Version(".".join(installed.split(".")[:2]))

@@ -10,7 +10,7 @@ from .recipe.launch import launch
 
 
 def _describe(name: str) -> None:
-    """Prints a method's parameters, citation and differences: what `--help` cannot show of a mapping."""
+    """Prints a method's parameters, citation and differences, which `--help` cannot show for a mapping."""
     from rich.console import Console
     from rich.table import Table
 
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     commands.add_parser("bench", add_help=False, help="CreditBench: does credit land on the tokens that decided?")
     commands.add_parser("quickstart", add_help=False, help="train the embedded model with every method and compare")
     modules = {"train": "trl_credit.train", "eval": "trl_credit.evaluation.cli"}
-    if argv and argv[0] in modules:  # their arguments are their own
+    if argv and argv[0] in modules:  # they parse their own arguments
         try:
             launch(argv[1:], argv[0], modules[argv[0]])
         except KeyboardInterrupt:

@@ -44,7 +44,7 @@ from .toy import arithmetic as task
 logger = logging.getLogger(__name__)
 
 _FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
-# A few seconds: a worker of the verifier parses about a thousand a second
+# Takes a few seconds: a verifier worker parses about a thousand per second
 _MAX_ANSWERS_CHECKED = 2_000
 
 
@@ -59,21 +59,22 @@ def load_splits(
     seed: int = 42,
     text_columns: Sequence[str | None] = (),
 ) -> dict[str, Dataset | IterableDataset]:
-    """The splits of a dataset; sources without splits give one called `train`.
+    """Loads the splits of a dataset; sources without splits give one called `train`.
 
     Args:
-        name: A JSON, JSONL, parquet, CSV or TSV file (in UTF-8; with `.gz` too), a folder (saved by `Dataset.save_to_disk`,
-            or of data files), a hub id, `reasoning_gym:TASK`, or `trl_credit:arithmetic` (the quickstart's task).
+        name: A JSON, JSONL, parquet, CSV or TSV file (in UTF-8, optionally `.gz`), a folder (saved by
+            `Dataset.save_to_disk`, or of data files), a hub id, `reasoning_gym:TASK`, or `trl_credit:arithmetic` (the
+            quickstart's task).
         setting: The field that error messages name.
         config: Configuration of a hub dataset.
         streaming: Whether to stream it.
         generated_size: Rows of a generated task.
         generated_config: Arguments of a generated task.
         seed: Seed of a generated task.
-        text_columns: Columns of a CSV file that keep their text: `007`, `1.50` and `None` are answers, no numbers or nulls.
+        text_columns: Columns of a CSV file to keep as text: `007`, `1.50` and `None` are answers, not numbers or nulls.
 
     Raises:
-        ValueError: No such file, a file that cannot be read, an unknown task or wrong arguments.
+        ValueError: The file does not exist or cannot be read, or the task or its arguments are wrong.
     """
     kind, _, rest = name.partition(":")
     if kind == "trl_credit":
@@ -107,7 +108,7 @@ def load_splits(
     except (datasets.exceptions.DatasetsError, OSError, EOFError, ValueError, csv.Error) as error:
         cause = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         if path.is_dir() and cause.startswith("Couldn't cast"):
-            cause = f"its files have not the same columns: name one of them. {cause}"
+            cause = f"its files have different columns: name one of them. {cause}"
         raise ValueError(f"`{setting}`: cannot read {name!r}: {cause[:500]}") from error
     return loaded if isinstance(loaded, dict) else {"train": loaded}
 
@@ -119,12 +120,12 @@ def _open(path: Path):
 def _check_text(path: Path, suffix: str) -> None:
     """Raises `ValueError` for a file that is not UTF-8 or has no rows, or a JSONL file with a line that is not JSON.
 
-    Readers of JSON take other encodings' bytes for UTF-8, and do not name the line that is wrong.
+    JSON readers would read other encodings as UTF-8, and do not name the bad line.
     """
     filled = False
     with _open(path) as file:
         first = file.readline()
-        # A list over several lines is not JSONL, though its name may say so
+        # A list over several lines is not JSONL, whatever the file's name
         lines = suffix == ".jsonl" and first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{")
         for number, line in enumerate(itertools.chain([first], file), 1):
             try:
@@ -132,7 +133,7 @@ def _check_text(path: Path, suffix: str) -> None:
             except UnicodeDecodeError:
                 encoding = "UTF-16" if first.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
                 raise ValueError(
-                    f"line {number} is not UTF-8: save the file as UTF-8 (such as by iconv -f {encoding} -t UTF-8)."
+                    f"line {number} is not UTF-8: save the file as UTF-8 (for example: iconv -f {encoding} -t UTF-8)."
                 ) from None
             if not text.strip():
                 continue
@@ -147,15 +148,15 @@ def _check_text(path: Path, suffix: str) -> None:
                         continue
                     raise ValueError(f"line {number} is not JSON: {where}.") from None
                 if not isinstance(row, dict):
-                    raise ValueError(f'line {number} is no object, such as {{"problem": ..., "answer": ...}}.')
+                    raise ValueError(f'line {number} is not an object such as {{"problem": ..., "answer": ...}}.')
     if not filled:
-        raise ValueError("it holds no rows.")
+        raise ValueError("it has no rows.")
 
 
 def _csv_options(path: Path, text_columns: Sequence[str | None]) -> dict[str, Any]:
     with _open(path) as file:
         header = file.readline().decode("utf-8-sig")
-    # Where numbers have commas, columns have semicolons
+    # Locales with decimal commas separate columns by semicolons
     delimiter = next((mark for mark in ("\t", ";") if mark in header and "," not in header), ",")
     names = next(csv.reader([header], delimiter=delimiter), [])
     if len(set(names)) < len(names):
@@ -164,7 +165,7 @@ def _csv_options(path: Path, text_columns: Sequence[str | None]) -> dict[str, An
     kept = {name: str for name in names if name in text_columns}
     if not kept:
         return {"sep": delimiter}
-    # pandas takes `None` and `NA` for nulls in columns with a converter, too
+    # pandas reads `None` and `NA` as nulls even in columns with a converter
     nulls = {name: sorted(STR_NA_VALUES) for name in names if name not in kept}
     return {"sep": delimiter, "converters": kept, "keep_default_na": False, "na_values": nulls or None}
 
@@ -175,7 +176,7 @@ def _reasoning_gym(name: str, size: int, config: dict[str, Any], seed: int, sett
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
         raise ValueError(
-            f"`{setting}`: {'reasoning_gym:' + name!r} needs the package: pip install 'trl-credit[quickstart]'."
+            f"`{setting}`: {'reasoning_gym:' + name!r} needs its package: pip install 'trl-credit[quickstart]'."
         ) from error
     if name not in DATASETS:
         raise ValueError(f"`{setting}`: reasoning-gym has no task {name!r}. {nearest(name, DATASETS)}")
@@ -187,7 +188,7 @@ def _reasoning_gym(name: str, size: int, config: dict[str, Any], seed: int, sett
 
 
 def _text_or_none(answer: Any) -> str | None:
-    return None if answer is None else str(answer)  # some tasks have no one answer
+    return None if answer is None else str(answer)  # some tasks have no single answer
 
 
 def prepare(
@@ -200,25 +201,26 @@ def prepare(
     prompt_template: str | None = None,
     plain_prompts: bool = False,
 ) -> Dataset | IterableDataset:
-    """Gives a dataset the columns `prompt` and, with an answer column, `solution`; its own columns stay.
+    """Adds the columns `prompt` and, with an answer column, `solution`; the dataset's own columns stay.
 
-    A conversation is taken as it is, without the assistant's turns at its end: they hold the answer. Rows without a problem
-    or an answer are left out, and counted. Columns that have the name of an argument of TRL's to reward functions
-    (`completions`) are left out, and named.
+    A conversation is used as is, without the assistant's turns at its end, which hold the answer. Rows without a
+    problem or an answer are dropped and counted. Columns named like an argument that TRL passes to reward functions
+    (`completions`) are dropped, with a warning that names them.
 
     Args:
         dataset: The rows.
-        problem_column: Field of the problem, text or a conversation (see [`fields.read_problem`]), from which the prompt is
-            made; within mappings a dotted path. By default the column `prompt`.
+        problem_column: Field of the problem, text or a conversation (see [`fields.read_problem`]), from which the
+            prompt is built; within mappings a dotted path. By default the column `prompt`.
         answer_column: Field of the answer, likewise (see [`fields.read_answers`]).
-        answer_match: Of several answers in a list, `any` makes `solution` a list of texts, one of which must be given; `all`
-            makes it one text, the list that must be given. By default several are an error.
-        system_prompt: System message of the prompts; conversations with one of their own keep it.
-        prompt_template: Text with the slot `{problem}`, around the text or the last user's message.
-        plain_prompts: Make prompts of plain text instead of messages (base models, models without a chat template).
+        answer_match: If the answer is a list of several, `any` makes `solution` a list of texts, one of which must be
+            given; `all` makes it one text, the list that must be given. By default, several answers are an error.
+        system_prompt: System message of the prompts; conversations with their own system message keep it.
+        prompt_template: Text with the slot `{problem}`, around the text or the last user message.
+        plain_prompts: Whether to make plain-text prompts instead of messages (base models, models without a chat
+            template).
 
     Raises:
-        ValueError: A field is missing or cannot be read one way only, or a setting would have no effect.
+        ValueError: A field is missing or has no single reading, or a setting would have no effect.
     """
     first = next(iter(dataset), None)
     names = dataset.column_names or list(first or {})
@@ -228,14 +230,14 @@ def prepare(
     if problem_column is None and "prompt" not in names:
         raise ValueError(
             f"`prompt`: the dataset has no column 'prompt'. {nearest('prompt', names)} Set `problem_column` to the column "
-            "of the problem's text or messages."
+            "that holds the problem's text or messages."
         )
     if problem_column is None:
         for name, value in (("system_prompt", system_prompt), ("prompt_template", prompt_template)):
             if value:
                 raise ValueError(
                     f"`{name}` has no effect without `problem_column`: the column `prompt` is used as it is. Set "
-                    "`problem_column: prompt` to make the prompts of it."
+                    "`problem_column: prompt` to build the prompts from it."
                 )
     if prompt_template is not None and "{problem}" not in prompt_template:
         raise ValueError(f"`prompt_template` must contain the slot {{problem}}, got {prompt_template!r}.")
@@ -251,10 +253,10 @@ def prepare(
         return _prepare_stream(dataset, reader, first, names)
 
     result, failure = None, None
-    with PartialState().main_process_first():  # the others read its cache
+    with PartialState().main_process_first():  # the other processes read its cache
         try:
             result = _prepare_rows(dataset, reader)
-        except ValueError as error:  # of every process alike; raised here, it would leave the others waiting
+        except ValueError as error:  # the same on every process; raised here, it would leave the others waiting
             failure = error
     if failure is not None:
         raise failure
@@ -273,7 +275,7 @@ def _prepare_rows(dataset: Dataset, reader: "_Reader") -> Dataset:
     return kept.map(reader.columns) if rewrites or reader.answer_column is not None else kept
 
 
-# Of a row: what there is to say about it
+# Flags that describe a row
 _UNUSABLE, _REWRITTEN, _ANSWERED, _LEAKS, _OWN_SYSTEM, _TEXT = (1 << i for i in range(6))
 _FLAGS = "trl_credit_flags"
 _CODE = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, fields.__file__))).hexdigest()
@@ -281,8 +283,8 @@ _CODE = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, f
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Makes the columns of a row; see [`prepare`]. `rewrites`: whether the column `prompt` must be written. `code` makes
-    the cache of `datasets`, which goes by a function's name and values, one of this code."""
+    """Builds the columns of a row; see [`prepare`]. `rewrites` says if the column `prompt` must be written. `code` ties
+    the cache of `datasets`, whose key is a function's name and values, to this version of the code."""
 
     problem_column: str | None
     answer_column: str | None
@@ -304,10 +306,10 @@ class _Reader:
         return make_prompt(problem, template=self.template, system=self.system, plain=self.plain)
 
     def check(self, row: Mapping[str, Any], index: int) -> dict[str, int]:
-        """Flags for the report on a row.
+        """Flags that describe a row, for the report.
 
         Raises:
-            ValueError: A field cannot be read; with the setting, the column and the row.
+            ValueError: A field cannot be read; the message names the setting, the column and the row.
         """
         flags, answers = 0, None
         setting, column = "problem_column", self.problem_column or "prompt"
@@ -340,7 +342,7 @@ class _Reader:
             if not self.images or flags & _ANSWERED:
                 flags |= _REWRITTEN * (prompt != _pruned(row.get("prompt")))
         except KeyError:
-            return {_FLAGS: flags | _UNUSABLE}  # a mapping without the field, as one of other rows has
+            return {_FLAGS: flags | _UNUSABLE}  # a mapping that lacks the field, which other rows have
         except ValueError as error:
             raise ValueError(f"`{setting}`: row {index} of {column!r}, counted from 0, {error}.") from None
         return {_FLAGS: flags}
@@ -370,10 +372,11 @@ def _pruned(prompt: Any) -> Any:
 
 
 def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
-    """Says what is left out of the rows.
+    """Warns about what is left out of the rows.
 
     Raises:
-        ValueError: Nothing is left, or what was asked for has no effect.
+        ValueError: No row is left, a setting has no effect, prompts are both text and conversations, or every prompt
+            would contain the answer.
     """
     count, problem, answer = len(dataset), reader.problem_column or "prompt", reader.answer_column
     columns = " or ".join(f"`{column}`" for column in (problem, answer) if column)
@@ -384,7 +387,7 @@ def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
     unusable = np.flatnonzero(flags & _UNUSABLE)
     if len(unusable):
         logger.warning(
-            "%d of %d rows have an empty problem or answer and are left out, the first is row %d.",
+            "%d of %d rows have an empty problem or answer and are left out (first: row %d).",
             len(unusable),
             count,
             unusable[0],
@@ -394,17 +397,17 @@ def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
     conversations = count - len(unusable) - len(having(_TEXT))
     if len(having(_TEXT)) and conversations and reader.problem_column is None:
         raise ValueError(
-            f"`prompt` holds texts (as row {having(_TEXT)[0]}) and conversations: set `problem_column: prompt`, which makes "
-            "conversations of the texts."
+            f"`prompt` holds both texts (for example row {having(_TEXT)[0]}) and conversations: set "
+            "`problem_column: prompt` to turn the texts into conversations."
         )
     if reader.problem_column is None and reader.plain and conversations:
         raise ValueError(
             "`plain_prompts` has no effect without `problem_column`: the column `prompt` holds messages. Set "
-            "`problem_column: prompt` to make texts of them."
+            "`problem_column: prompt` to turn them into texts."
         )
     if len(having(_ANSWERED)):
         logger.warning(
-            "%d of %d conversations in %r end with the assistant's turn, the answer: it is left out of the prompt.",
+            "%d of %d conversations in %r end with the assistant's turn, the answer: that turn is left out of the prompt.",
             len(having(_ANSWERED)),
             conversations,
             problem,
@@ -412,12 +415,12 @@ def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
     if len(leaks := having(_LEAKS)):
         if len(leaks) == count - len(unusable):
             raise ValueError(
-                f"Every conversation in {problem!r} states the answer in a turn of the assistant, before the last message "
-                "of the user: the prompts would hold what is to be found."
+                f"Every conversation in {problem!r} states the answer in a turn of the assistant, before the user's last "
+                "message: the prompts would contain the answer."
             )
         logger.warning(
-            "%d conversations in %r state the answer in a turn of the assistant before the last message of the user, the "
-            "first is row %d: their prompts hold what is to be found.",
+            "%d conversations in %r state the answer in a turn of the assistant before the user's last message (first: row "
+            "%d): their prompts contain the answer.",
             len(leaks),
             problem,
             leaks[0],
@@ -430,7 +433,7 @@ def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
         logger.warning("%d conversations keep their own system message instead of `system_prompt`.", own)
     for name, source in (("prompt", reader.problem_column), ("solution", answer)):
         if source is not None and source != name and name in dataset.column_names:
-            logger.warning("The data's column `%s` is replaced by what is made of %r.", name, source)
+            logger.warning("The data's column `%s` is replaced by values built from %r.", name, source)
 
 
 def _without_reserved(
@@ -440,8 +443,8 @@ def _without_reserved(
     taken = sorted(TRAINER_ARGUMENTS & set(names))
     if unread := [name for name in taken if name not in (reader.problem_column, reader.answer_column)]:
         logger.warning(
-            "Left out of the data, as TRL passes arguments of these names to reward functions: %s. Rename what a reward "
-            "function is to read.",
+            "Dropped columns (TRL passes arguments with these names to reward functions): %s. Rename any that a reward "
+            "function should read.",
             ", ".join(f"`{name}`" for name in unread),
         )
     return dataset.remove_columns(taken) if taken else dataset
@@ -450,12 +453,12 @@ def _without_reserved(
 def _prepare_stream(
     dataset: IterableDataset, reader: _Reader, first: Mapping[str, Any] | None, names: Sequence[str]
 ) -> IterableDataset:
-    """The same of a stream, of which only the first row is known: others that cannot be read are left out, and said once."""
+    """[`prepare`] for a stream: only its first row is known, and unreadable later rows are dropped with one warning."""
     if first is None:
         raise ValueError("The dataset has no rows.")
     flags = reader.check(first, 0)[_FLAGS]
     if flags & _ANSWERED:
-        logger.warning("Conversations end with the assistant's turn, the answer: it is left out of the prompt.")
+        logger.warning("Conversations end with the assistant's turn, the answer: that turn is left out of the prompt.")
     if flags & _OWN_SYSTEM and reader.system:
         logger.warning("Conversations keep their own system message instead of `system_prompt`.")
     reader = dataclasses.replace(reader, rewrites=bool(flags & _REWRITTEN) or reader.problem_column is not None)
@@ -467,7 +470,7 @@ def _prepare_stream(
             return not reader.check(row, -1)[_FLAGS] & _UNUSABLE
         except ValueError as error:
             if not said:
-                logger.warning("A row of the stream is left out (as will be others like it): %s", error)
+                logger.warning("A row of the stream is left out, as will be others like it: %s", error)
                 said = True
             return False
 
@@ -478,7 +481,7 @@ def _prepare_stream(
 
 
 def check_solutions(dataset: Dataset | IterableDataset, rewards: Sequence[Callable]) -> None:
-    """Raises `ValueError` if this package's rewards would read a column `solution` of the data's own that is no text."""
+    """Raises `ValueError` if this package's rewards would read the data's own column `solution` and it is not text."""
     ours = [reward for reward in rewards if inspect.unwrap(_function(reward)).__module__.startswith(f"{__package__}.")]
     if not any("solution" in required_columns(reward) for reward in ours):
         return
@@ -497,7 +500,7 @@ def _function(reward: Callable) -> Callable:
 def report_unparsable(dataset: Dataset | IterableDataset, reward: Callable) -> int:
     """Warns about solutions that a math reward cannot parse, with their count and an example; returns the count.
 
-    It gives `None` for their completions: only other rewards, if there are any, score them.
+    The reward gives their completions `None`, so only other rewards, if any, score them.
 
     Raises:
         ValueError: None of them parses.

@@ -1,8 +1,8 @@
 """Reads a row's problem and answer, identically in training and evaluation.
 
 A field is a column or, within mappings, a dotted path (`reward_model.ground_truth`). A problem is text or a conversation;
-an answer is text, a number, or a list of those. Nothing is ever turned into its Python repr: a value that cannot be read
-one way only is an error that says so.
+an answer is text, a number, or a list of those. Nothing is ever turned into its Python repr: a value without a single
+reading is an error that says so.
 """
 
 import ast
@@ -21,27 +21,27 @@ Message = dict[str, Any]
 AnswerMatch = Literal["any", "all"]
 ANSWER_MATCHES = ("any", "all")
 
-# Roles as ShareGPT and its kin write them
+# Roles as ShareGPT and similar formats write them
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 _KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool")
 _QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
-# A list of quoted texts, as JSON or Python writes it; `[2, 3]` is an interval, and stays text
+# A list of quoted texts, as JSON or Python writes it. `[2, 3]` is an interval and stays text
 _QUOTED_LIST = re.compile(rf"\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*\s*\]", re.DOTALL)
 _MESSAGES_AS_TEXT = re.compile(r"\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
-# A float of a JSON file that was a whole number of more digits than it can hold
+# To detect a float that was a whole number in JSON, with more digits than a float can hold
 _EXACT_DIGITS, _EXACT = 15, 2**53
 
 
 class Missing(ValueError):  # noqa: N818
-    """A row has nothing in a field: null, white space, an empty list, a conversation without a user's message."""
+    """A field of a row is empty: null, white space, an empty list, or a conversation without a user message."""
 
 
 # Fields
 
 
 def paths_of(value: Any, prefix: str = "") -> list[str]:
-    """The dotted paths within a mapping; of one in text, too."""
+    """The dotted paths within a mapping, which may be JSON text."""
     value = _as_mapping(value)
     if value is None:
         return [prefix]
@@ -59,7 +59,7 @@ def _as_mapping(value: Any) -> Mapping | None:
 
 
 def read_field(row: Mapping[str, Any], path: str) -> Any:
-    """A row's value at a dotted path; a name that contains the dots comes first. Below a null all is null.
+    """A row's value at a dotted path. A name that itself contains the dots wins. Everything below a null is null.
 
     Raises:
         KeyError: There is no such field.
@@ -91,7 +91,7 @@ def column_of(path: str, names: Sequence[str]) -> str | None:
 
 
 def check_field(setting: str, path: str, names: Sequence[str], example: Mapping[str, Any] | None, of: str) -> None:
-    """Raises `ValueError`, with the names that there are, unless a row has the field.
+    """Raises `ValueError`, which lists the existing names, unless a row has the field.
 
     Args:
         setting: The setting that names it.
@@ -116,19 +116,19 @@ def check_field(setting: str, path: str, names: Sequence[str], example: Mapping[
 
 
 def read_problem(value: Any, name: str = "COLUMN") -> str | list[Message]:
-    """A problem: its text, or a conversation as messages with `role` and `content`.
+    """Reads a problem: its text, or a conversation as messages with `role` and `content`.
 
-    A conversation is a list of messages (`role` and `content`, or ShareGPT's `from` and `value`), one message, such a list
-    as JSON text, or the mapping of lists that `datasets` makes of a sequence of messages. Parts of text in a `content`
-    are joined; other parts stay as they are.
+    A conversation is a list of messages (`role` and `content`, or ShareGPT's `from` and `value`), one message, such a
+    list as JSON text, or the mapping of lists that `datasets` builds from a sequence of messages. Text parts of a
+    `content` are joined; content with other parts stays as it is.
 
     Args:
-        value: What the field holds.
+        value: The field's value.
         name: The field's name, for messages.
 
     Raises:
-        Missing: There is no problem in it.
-        ValueError: It is neither; the message says what it is and what to do.
+        Missing: The field has no problem.
+        ValueError: It is neither text nor a conversation; the message says what it is and what to do.
     """
     if isinstance(value, bytes):
         value = _decoded(value)
@@ -164,7 +164,7 @@ def read_problem(value: Any, name: str = "COLUMN") -> str | list[Message]:
 
 
 def _rows_of(value: Mapping, name: str) -> list:
-    """A mapping as messages: one, or lists alike in length."""
+    """The messages in a mapping: one message, or lists of equal length."""
     for keys in (("role", "content"), ("from", "value")):
         if set(keys) <= value.keys():
             if (
@@ -209,7 +209,7 @@ def _filled(content: Any) -> bool:
 
 
 def without_answer(messages: Sequence[Message]) -> list[Message]:
-    """A conversation without the assistant's turns at its end, which hold the answer."""
+    """Drops the assistant's turns at a conversation's end, which hold the answer."""
     end = len(messages)
     while end and messages[end - 1]["role"] == "assistant":
         end -= 1
@@ -217,7 +217,7 @@ def without_answer(messages: Sequence[Message]) -> list[Message]:
 
 
 def states_answer(messages: Sequence[Message], answers: Sequence[str]) -> bool:
-    """True if one of the assistant's turns is, boxes, or ends with an answer."""
+    """True if an assistant turn equals, boxes or ends with an answer."""
     turns = [m["content"].strip() for m in messages if m["role"] == "assistant" and isinstance(m["content"], str)]
     return any(
         f"\\boxed{{{answer}}}" in turn or re.search(rf"(?<![\w.]){re.escape(answer)}[.\s$)}}*\]]*\Z", turn)
@@ -233,16 +233,16 @@ def has_system_message(problem: str | Sequence[Message]) -> bool:
 def make_prompt(
     problem: str | Sequence[Message], *, template: str | None, system: str | None, plain: bool
 ) -> str | list[Message]:
-    """The prompt of a problem.
+    """Builds the prompt of a problem.
 
     Args:
         problem: Text, or a conversation without the answer.
-        template: Text with the slot `{problem}`, around a text or the last user's message of a conversation.
-        system: System message in front, unless a conversation has its own.
-        plain: Make it plain text.
+        template: Text with the slot `{problem}`, around the text or a conversation's last user message.
+        system: System message to prepend, unless a conversation has its own.
+        plain: Whether to return plain text.
 
     Raises:
-        ValueError: A conversation that cannot be plain text, or a template around what is not only text.
+        ValueError: The conversation cannot be plain text, or the template would surround more than text.
     """
     if isinstance(problem, str):
         text = _in_template(template, problem.strip())
@@ -272,7 +272,7 @@ def _in_template(template: str | None, text: str) -> str:
 
 
 def text_of(problem: str | Sequence[Message]) -> str:
-    """A problem for a reader: of a conversation, the last user's message."""
+    """A problem as shown to a reader: for a conversation, the last user message."""
     if isinstance(problem, str):
         return problem.strip()
     content = next(m["content"] for m in reversed(problem) if m["role"] == "user")
@@ -283,18 +283,18 @@ def text_of(problem: str | Sequence[Message]) -> str:
 
 
 def read_answers(value: Any, name: str = "COLUMN") -> list[str]:
-    """The answers of a field, without repeats.
+    """Reads a field's answers, without duplicates.
 
-    A number is written out (27.0 is 27, 1e-07 is 0.0000001); nulls in a list are passed over; a list of quoted texts may be
-    text itself (`["70"]`).
+    A number is written out (27.0 is 27, 1e-07 is 0.0000001), nulls in a list are skipped, and a list of quoted texts
+    may itself be text (`["70"]`).
 
     Args:
-        value: What the field holds.
+        value: The field's value.
         name: The field's name, for messages.
 
     Raises:
-        Missing: There is none.
-        ValueError: A mapping or a nested list; the message says what it is and what to do.
+        Missing: The field has no answer.
+        ValueError: It is a mapping or a nested list; the message says what it is and what to do.
     """
     if isinstance(value, bytes):
         value = _decoded(value)
@@ -325,7 +325,7 @@ def _quoted(text: str) -> Any:
 
 
 def _answer_text(value: Any) -> str:
-    """An empty text for no answer."""
+    """The answer as text, empty if there is none."""
     if isinstance(value, float):
         if not math.isfinite(value):
             return ""
@@ -346,12 +346,12 @@ def _answer_text(value: Any) -> str:
 
 
 def gold_of(answers: Sequence[str], match: AnswerMatch | None) -> str | list[str]:
-    """The gold answer of a completion: one solution, or for `any` of several the list of them.
+    """The gold answer of a completion: one solution, or with `any` the list of several.
 
-    For `all` it is one text, the list of all answers, which a completion must give in any order.
+    With `all`, several answers become one text, a list that a completion must give in any order.
 
     Raises:
-        ValueError: Several answers, and no `match`.
+        ValueError: There are several answers and no `match`.
     """
     if len(answers) == 1:
         return answers[0]
@@ -368,7 +368,7 @@ def gold_of(answers: Sequence[str], match: AnswerMatch | None) -> str | list[str
     joined = ", ".join(bare)
     if all(_WORDS.fullmatch(a) for a in bare):
         return rf"\{{{joined}\}}"
-    # In dollars math-verify reads a list
+    # math-verify reads a list if it is in dollars
     return joined if "$" in joined.replace(r"\$", "") else f"${joined}$"
 
 
@@ -383,12 +383,12 @@ def _in_list(answer: str) -> str:
 
 
 def check_match(value: Any) -> None:
-    """Raises `ValueError` unless it is a value of `answer_match`."""
+    """Raises `ValueError` unless it is unset or a value of `answer_match`."""
     if value is not None and value not in ANSWER_MATCHES:
         raise ValueError(f"`answer_match`: unknown value {value!r}. {nearest(str(value), ANSWER_MATCHES)}")
 
 
-# Words for messages
+# Wording of messages
 
 
 def _decoded(value: bytes) -> str:

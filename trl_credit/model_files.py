@@ -18,7 +18,7 @@ from ._util.text import nearest
 logger = logging.getLogger(__name__)
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-# What a training run or an evaluation leaves beside the model
+# Files that training or evaluation leaves beside the model
 _STATE = {
     *("trainer_state.json", "optimizer.pt", "scheduler.pt", "training_args.bin"),
     *("all_results.json", "train_results.json", "eval_results.json", "run.json", "results.json"),
@@ -35,8 +35,8 @@ class LocalModel:
     Args:
         path: Folder or hub id of the (base) model.
         adapter: Folder or hub id of the adapter, or `None`.
-        revision: Revision of what the user named.
-        trust_remote_code: Whether to run code that comes with it.
+        revision: Revision of the model or adapter that the user named.
+        trust_remote_code: Whether to run code shipped with it.
     """
 
     path: str
@@ -77,7 +77,7 @@ class LocalModel:
                 found.tokenizer()
         except Exception as error:  # tokenizers raise many kinds of errors
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if reason.endswith(":"):  # transformers goes on with a list
+            if reason.endswith(":"):  # transformers continues with a list
                 reason = "no tokenizer can be made of its files; copy tokenizer.json and tokenizer_config.json there."
             raise ValueError(
                 f"`{field}`: {name!r} is neither a folder with a model (or LoRA adapter){' and its tokenizer' * tokenizer} "
@@ -121,7 +121,7 @@ class LocalModel:
         return getattr(self.config().get_text_config(), "max_position_embeddings", None)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Identifies weights and tokenizer, wherever they are."""
+        """Identifies weights and tokenizer, independent of where they are stored."""
         found = {"model": _fingerprint(self.path, self.base_revision)}
         if self.adapter:
             found["adapter"] = _fingerprint(self.adapter, self.revision)
@@ -129,7 +129,7 @@ class LocalModel:
 
 
 def _fingerprint(path: str, revision: str | None) -> str:
-    """`sha256:` of a folder's files, or `hub:` and the commit."""
+    """`sha256:` of a folder's files, or `hub:` with the repository and commit."""
     if not LocalModel.is_local(path):
         file = next(
             filter(
@@ -161,14 +161,14 @@ def _fingerprint(path: str, revision: str | None) -> str:
 
 
 def _offsets(size: int) -> list[int]:
-    """Where the blocks of a file begin: all of a small one."""
+    """Offsets of a file's blocks, which cover all of a small file."""
     last = max(0, size - _BLOCK)
     if size <= _BLOCKS * _BLOCK:
         return list(range(0, size, _BLOCK))
     return [last * i // (_BLOCKS - 1) for i in range(_BLOCKS)]
 
 
-# Where the embedded model of this and earlier releases is, in an installation
+# The embedded model's place in an installation, in this and earlier releases
 _EMBEDDED = (("trl_credit", "toy", "model"), ("trl_credit", "quickstart", "model"))
 
 
@@ -199,7 +199,7 @@ def base_of_adapter(adapter: str, revision: str | None = None, field: str = "mod
     """The path or hub id of an adapter's base model; `None` if it is not an adapter.
 
     Raises:
-        ValueError: The adapter names none, or one that is not there.
+        ValueError: The adapter names no base model, or one that does not exist.
     """
     if not find_adapter_config_file(adapter, revision=revision):
         return None
@@ -210,7 +210,7 @@ def base_of_adapter(adapter: str, revision: str | None = None, field: str = "mod
             f"`{field}`: cannot read adapter_config.json in {adapter!r}: {str(error).splitlines()[0]}"
         ) from error
     if base and not Path(base).exists() and Path(base).parts[-3:] in _EMBEDDED:
-        return embedded_model_path()  # of another installation
+        return embedded_model_path()  # the path is from another installation
     try:
         return resolve_model(base)
     except ValueError:
@@ -222,7 +222,8 @@ def base_of_adapter(adapter: str, revision: str | None = None, field: str = "mod
 
 
 def check_model(model: str, train_dataset, revision: str | None = None, trust_remote_code: bool = False) -> None:
-    """Raises `ValueError` unless the configuration and tokenizer of the model can be loaded and fit the prompts."""
+    """Raises `ValueError` unless the config and tokenizer of the model, or of an adapter and its base, load and fit the
+    prompts."""
     processing_class = LocalModel.find(model, revision, trust_remote_code, "model_name_or_path").processor()
     images = [name for name in ("image", "images") if name in (train_dataset.column_names or ())]
     if images and not isinstance(processing_class, ProcessorMixin):

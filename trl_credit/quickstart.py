@@ -16,7 +16,7 @@ from ._util.quiet import quiet_libraries
 from ._util.text import prepare_terminal, safe, safe_lines, safe_text
 
 
-__path__: list[str] = []  # names of release 0.1 below it are found elsewhere, see `_util/moved.py`
+__path__: list[str] = []  # lets `_util/moved.py` find release 0.1's submodules
 
 NUM_COMPLETIONS = 64  # per update: 8 problems of 8 completions
 EVAL_PROBLEMS = 512
@@ -82,7 +82,7 @@ def train(credit: dict[str, Any], output_dir: Path, max_steps: int, seed: int) -
     last = history[-max(1, len(history) // 4) :]
 
     def mean(key: str, entries: list[dict]) -> float:
-        """Over the updates that had something to weight."""
+        """Mean over the updates that had tokens to weight."""
         values = [entry[key] for entry in entries if entry[key] is not None]
         return sum(values) / len(values) if values else float("nan")
 
@@ -99,7 +99,7 @@ def train(credit: dict[str, Any], output_dir: Path, max_steps: int, seed: int) -
 
 
 def plot(results: dict[str, dict], path: Path) -> None:
-    """Reward over updates, smoothed over ten of them."""
+    """Plots the reward, smoothed over ten updates."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -145,9 +145,9 @@ def report(results: dict[str, dict]) -> None:
     for name, result in results.items():
         if result["credit"]["method"] != "uniform" and result["effective_fraction"] > UNIFORM_FRACTION:
             text = (
-                f"{name}: the weights are uniform in all but name (effective fraction "
-                f"{result['effective_fraction']:.5f}), so this run is GRPO's. `trl-credit methods "
-                f"{result['credit']['method']}` shows the parameters that sharpen them."
+                f"{name}: the weights were effectively uniform (effective fraction {result['effective_fraction']:.5f}), so "
+                f"this run is plain GRPO. `trl-credit methods {result['credit']['method']}` shows the parameters that "
+                "sharpen them."
             )
             console.print(safe_text(safe(text)))
     console.print("One seed: differences of a few points between methods are noise.")
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from .extras.effect import NothingTrainedError
 
-    # So small a model is fastest on one thread
+    # A model this small is fastest on one thread
     torch.set_num_threads(1)
     quiet_libraries()
     try:
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     results = {}
     for credit in credits:
         name = credit["method"].rpartition(".")[2]
-        while name in results:  # the same method with other parameters
+        while name in results:  # the same method with different parameters
             name += "'"
         print(f"\n{safe(name)}: {arguments.max_steps} updates of {NUM_COMPLETIONS} completions", flush=True)
         try:

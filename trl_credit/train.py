@@ -19,16 +19,18 @@ from .recipe.recipe import Recipe
 from .trainer.grpo import CreditGRPOTrainer
 
 
-__getattr__ = moved_names("trl_credit.train")  # as a script it is __main__
+__getattr__ = moved_names("trl_credit.train")  # run as a script, it is named __main__
 
 
 logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
-    """Trains, saves and (if asked) pushes a recipe; returns the trainer. Errors in the recipe or its data print one
-    line and exit with status 2, if possible before a model is loaded. A run that trains nothing, or whose numbers are
-    not finite, saves no model and exits with status 1."""
+    """Trains a recipe, saves the model, pushes it if asked, and returns the trainer.
+
+    Errors in the recipe or its data print one line and exit with status 2, before a model is loaded if possible. A run
+    that trains nothing, or whose numbers are not finite, saves no model and exits with status 1.
+    """
     prepare_terminal()
     log_to_terminal()
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # TRL sets it
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
         recipe = Recipe.read(sys.argv[1:] if argv is None else argv, description=__doc__)
         script_args, training_args, model_args, _ = recipe
         arguments, evaluation = recipe.prepare()
-        if PartialState().is_main_process:  # the others follow it when the trainer asks once more
+        if PartialState().is_main_process:  # the trainer checks again, for all processes
             checkpoint_to_resume(training_args.resume_from_checkpoint, training_args.output_dir)
         trainer = CreditGRPOTrainer(
             **continue_adapter(arguments, model_args, script_args.reward_model_name_or_path is not None)
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
             print(f"trl-credit train: error: {safe_lines(error)} No model is saved.", file=sys.stderr)
         _close(trainer)
         raise SystemExit(2 if isinstance(error, ResumeError) else 1) from error
-    except ImportError as error:  # an optimizer's or a kernel's package, which transformers looks for only now
+    except ImportError as error:  # transformers looks for an optimizer's or kernel's package only now
         logger.debug("", exc_info=True)
         if PartialState().is_main_process:
             print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Ways to damage a file, and what a checkpoint holds."""
+"""Ways to damage a file, and the contents of a checkpoint."""
 
 import torch
 from safetensors.torch import save_file

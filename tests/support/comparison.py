@@ -1,4 +1,4 @@
-"""Small recipes and made-up runs of a comparison."""
+"""Small recipes and made-up runs for comparisons."""
 
 import itertools
 import json

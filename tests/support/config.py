@@ -1,4 +1,4 @@
-"""A credit method whose weights are wrong on purpose."""
+"""A credit method with deliberately wrong weights."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Evaluations and comparisons of them, made up and real, and a browser that complains."""
+"""Made-up and real evaluations and comparisons, and a browser that reports errors."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""Requests for a backend, an adapter, and a stand-in for vLLM."""
+"""Requests for a backend, an adapter, and a fake vLLM."""
 
 import sys
 import types

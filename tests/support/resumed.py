@@ -1,4 +1,4 @@
-"""Runs that are stopped and resumed, and what must be equal."""
+"""Stopped and resumed runs, and the values that must match."""
 
 from pathlib import Path
 

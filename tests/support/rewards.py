@@ -1,4 +1,4 @@
-"""Reward functions for tests to name by path."""
+"""Reward functions that tests name by path."""
 
 
 def scaled(completions, extra, factor=1.0, **kwargs):

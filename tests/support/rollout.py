@@ -1,4 +1,4 @@
-"""Trainers with dynamic sampling, and TRL's order of prompts."""
+"""Trainers with dynamic sampling, and TRL's prompt order."""
 
 from helpers import config
 from trl.trainer.utils import RepeatSampler

@@ -1,4 +1,4 @@
-"""Trains in a process that is killed or told to end: `start` runs this file as a script."""
+"""Trains in a process that tests kill or tell to stop; `start` runs this file as a script."""
 
 import os
 import signal

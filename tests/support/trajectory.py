@@ -1,6 +1,6 @@
-"""Five updates of a method on a tiny model, as text: what they were when they were last written.
+"""Five updates of a method on a tiny model, as text, to compare with those recorded earlier.
 
-To write them again after a change that is meant to move them: `python tests/support/trajectory.py [METHOD ...]`. The
+After a change that is meant to move them, rewrite them with `python tests/support/trajectory.py [METHOD ...]`. The
 diff then shows by how much.
 """
 

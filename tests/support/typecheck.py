@@ -1,4 +1,4 @@
-"""Checks shapes and dtypes in signatures at each call. `conftest.py` installs it before the package is imported."""
+"""Checks the shapes and dtypes in signatures at each call. `conftest.py` installs it before importing the package."""
 
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray

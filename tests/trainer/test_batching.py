@@ -1,4 +1,4 @@
-"""Skipping, trimming and regrouping leave the gradient as it is."""
+"""Skipping, trimming and regrouping leave the gradient unchanged."""
 
 import contextlib
 import zlib

@@ -1,4 +1,4 @@
-"""Token credit shown while a run trains, and the warning of a method that is uniform in effect."""
+"""Token credit logged during training, and the warning about effectively uniform weights."""
 
 import logging
 import math

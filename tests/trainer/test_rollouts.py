@@ -1,4 +1,4 @@
-"""TRL's other ways to make a batch: images, tools, environments, rollout functions, importance ratios."""
+"""TRL's other rollout paths: images, tools, environments, rollout functions, importance ratios."""
 
 import contextlib
 import math

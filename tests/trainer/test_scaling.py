@@ -1,4 +1,4 @@
-"""The formulas of benchmarks/scaling.py against what torch counts in real updates."""
+"""The formulas in benchmarks/scaling.py against torch's counts in real updates."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""`trl_credit.train` from start to end."""
+"""`trl_credit.train`, end to end."""
 
 import json
 
@@ -16,7 +16,7 @@ def test_the_command_saves_no_model_that_was_not_trained(tmp_path, capsys):
         train.main(arguments(tmp_path, "--per_device_train_batch_size", "4"))
     assert error.value.code == 1
     said = capsys.readouterr()
-    assert "trl-credit train: error: Nothing was trained: no completion of 8 has an advantage" in said.err
+    assert "trl-credit train: error: Nothing was trained: none of the 8 completions has an advantage" in said.err
     assert said.err.rstrip().endswith("No model is saved.")
     assert "Model saved" not in said.out
     assert not (tmp_path / "out" / "model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""`uniform` is TRL's GRPOTrainer to the last bit."""
+"""`uniform` equals TRL's GRPOTrainer, bit for bit."""
 
 import pytest
 from helpers import config, letter_reward, prompts

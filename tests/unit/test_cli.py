@@ -1,4 +1,4 @@
-"""TODO"""
+"""`trl-credit methods` and errors of the commands."""
 
 import dataclasses
 

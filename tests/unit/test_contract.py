@@ -1,4 +1,4 @@
-"""What this package leans on in TRL; a failure here says which method moved."""
+"""TRL members that this package relies on; a failure names the one that moved."""
 
 import ast
 import contextlib

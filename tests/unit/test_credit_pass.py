@@ -1,4 +1,4 @@
-"""A credit pass without a trainer: what a method and a signal of one's own are given, against the definition."""
+"""A credit pass without a trainer: inputs of a custom method and signal, against the definition."""
 
 import dataclasses
 from types import SimpleNamespace

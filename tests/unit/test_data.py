@@ -57,9 +57,9 @@ def test_forms_of_files(name, content, tmp_path):
         ("x.csv", "problem,answer\nCaf\xe9,1\n".encode("cp1252"), "line 2 is not UTF-8"),
         ("x.jsonl", '{"problem": "a"}'.encode("utf-16"), "line 1 is not UTF-8"),
         ("x.jsonl", b'{"problem": "a"}\n{"problem": "b\n{"problem": "c"}\n', "line 2 is not JSON"),
-        ("x.jsonl", b'{"problem": "a"}\n5\n', "line 2 is no object"),
+        ("x.jsonl", b'{"problem": "a"}\n5\n', "line 2 is not an object"),
         ("x.jsonl", b'{"problem": "a"}\n{"a":' + b"[" * 100_000 + b"\n", "line 2 is not JSON"),
-        ("x.jsonl", b"\n\n", "it holds no rows"),
+        ("x.jsonl", b"\n\n", "it has no rows"),
         ("x.jsonl.gz", b"no", "Not a gzipped file"),
     ],
 )
@@ -72,7 +72,7 @@ def test_files_that_cannot_be_read(name, content, message, tmp_path):
 def test_a_folder_of_other_columns(tmp_path):
     written(tmp_path / "train.jsonl", [{"problem": "a", "answer": "1"}])
     written(tmp_path / "test.jsonl", [{"problem": "a", "answer": "1", "level": 3}])
-    with pytest.raises(ValueError, match="its files have not the same columns: name one of them"):
+    with pytest.raises(ValueError, match="its files have different columns: name one of them"):
         load_splits(str(tmp_path))
 
 
@@ -155,7 +155,7 @@ def test_prepare_leaves_out_empty_rows_and_says_so(caplog):
     rows = [*ROWS[:2], {"problem": "x", "answer": " ", "extra": 0}, {"problem": "", "answer": "1", "extra": 0}]
     dataset = prepare(Dataset.from_list(rows), problem_column="problem", answer_column="answer")
     assert len(dataset) == 2
-    assert "2 of 4 rows have an empty problem or answer and are left out, the first is row 2" in caplog.text
+    assert "2 of 4 rows have an empty problem or answer and are left out (first: row 2)" in caplog.text
     with pytest.raises(ValueError, match="Every row"):
         prepare(Dataset.from_list(rows[2:]), problem_column="problem", answer_column="answer")
 

@@ -1,4 +1,4 @@
-"""The examples as files: the notebook is clean, what they import is there, and `uv run` finds what they need."""
+"""The example files: the notebook is clean, imports exist, and `uv run` finds the dependencies."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""Problems and answers as people's files hold them: one reading for training, evaluation and inspection."""
+"""Problems and answers as users' files hold them, read alike by training, evaluation and inspection."""
 
 import json
 from decimal import Decimal
@@ -133,7 +133,7 @@ def test_conversations(value, messages, tmp_path, caplog):
     assert trained(path, **PLAIN) == trained(
         written(tmp_path / "y.jsonl", [{"prompt": value, "answer": "2"}] * 2), answer_column="answer"
     )
-    assert ("the answer: it is left out of the prompt" in caplog.text) == (
+    assert ("the answer: that turn is left out of the prompt" in caplog.text) == (
         "2" in [m["content"] for m in read_problem(value)]
     )
 
@@ -219,14 +219,16 @@ def test_rows_without_a_problem(value, tmp_path, caplog):
     ]
     path = written(tmp_path / "x.jsonl", rows)
     assert [solution for _, solution in trained(path, answer_column="answer")] == ["3"]
-    assert "1 of 2 rows have an empty problem or answer and are left out, the first is row 0" in caplog.text
+    assert "1 of 2 rows have an empty problem or answer and are left out (first: row 0)" in caplog.text
     with pytest.raises(ValueError, match="'t' has no problem in row 0"):
         evaluated(path, problem_column="prompt")
 
 
 def test_texts_and_conversations_together(tmp_path):
     path = written(tmp_path / "x.jsonl", [{"prompt": "1+1?", "answer": "2"}, {"prompt": [user("1+1?")], "answer": "2"}])
-    with pytest.raises(ValueError, match=r"`prompt` holds texts .* and conversations: set `problem_column: prompt`"):
+    with pytest.raises(
+        ValueError, match=r"`prompt` holds both texts .* and conversations: set `problem_column: prompt`"
+    ):
         trained(path, answer_column="answer")
     assert trained(path, problem_column="prompt", answer_column="answer") == [([user("1+1?")], "2")] * 2
 
@@ -315,7 +317,7 @@ def test_a_column_solution_of_the_data(caplog):
     check_solutions(prepare(rows, answer_column="solution"), [judged])
     assert not caplog.text
     assert prepare(rows, answer_column="answer")[0]["solution"] == "2"
-    assert "column `solution` is replaced by what is made of 'answer'" in caplog.text
+    assert "column `solution` is replaced by values built from 'answer'" in caplog.text
 
 
 # ---- files

@@ -1,4 +1,4 @@
-"""What a fresh interpreter loads; pyproject.toml has the floors, which `make lint` checks."""
+"""Modules that a fresh interpreter loads. The layers are in pyproject.toml, and `make lint` checks them."""
 
 import ast
 import importlib

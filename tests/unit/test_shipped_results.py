@@ -1,4 +1,4 @@
-"""What the documentation shows is what the shipped results hold."""
+"""The documentation's numbers match the shipped results."""
 
 import json
 import re

@@ -14,7 +14,7 @@ def test_the_command_refuses_too_few_rows_before_the_model_is_loaded(tmp_path, c
     with pytest.raises(SystemExit) as error:
         train.main(arguments(tmp_path, "--per_device_train_batch_size", "16"))
     assert error.value.code == 2
-    assert "error: The training data has 3 rows, and one generation batch takes 4 " in capsys.readouterr().err
+    assert "error: The training data has 3 rows, but a generation batch needs 4 " in capsys.readouterr().err
 
 
 def test_the_command_saves_no_model_of_nan(tmp_path, capsys):

@@ -23,20 +23,20 @@ def parse_arguments(
     """Parses a YAML file and command-line fields into dataclasses.
 
     Args:
-        argv: Words of the command line; `--config FILE` names the YAML file.
+        argv: Command-line words; `--config FILE` names the YAML file.
         types: The dataclasses.
-        prog: The command, for messages.
-        description: Of the command, for `--help`.
-        file: What the YAML file is called in messages.
-        hint: What to write instead of an unknown field, if the caller knows.
+        prog: Name of the command in messages.
+        description: The command's description in `--help`.
+        file: What messages call the YAML file.
+        hint: Says what to write instead of an unknown field, or returns `None`.
 
     Raises:
-        ValueError: The file cannot be read, or a field is unknown (the nearest known one is named).
+        ValueError: The file cannot be read, or a field is unknown (the message names the nearest).
     """
     parser = TrlParser(types, prog=prog, description=description, allow_abbrev=False)
 
     def fail(message: str):
-        """One line, and not hundreds of usage."""
+        """One line instead of hundreds of usage."""
         raise ValueError(message)
 
     parser.error = fail
@@ -78,28 +78,28 @@ def parse_arguments(
 
 
 def field_types(types: tuple[type, ...]) -> dict[str, Any]:
-    """The types of all fields of dataclasses, with their ranges."""
+    """The types of all fields of the dataclasses, with their ranges."""
     return {name: hint for kind in types for name, hint in types_of(kind).items()}
 
 
 def field_of(word: str) -> str:
-    """The field that a word of the command line sets."""
+    """The field that a command-line word sets."""
     return word.removeprefix("--").partition("=")[0].replace("-", "_")
 
 
 def read_fields(
     path: str | Path, types: tuple[type, ...], file: str = "recipe", setting: str = "--config"
 ) -> dict[str, Any]:
-    """The fields of a YAML file, as they are written.
+    """Reads a YAML file's fields as written.
 
     Args:
-        path: Of the file.
-        types: Dataclasses whose fields these are.
-        file: What the file is called in messages.
-        setting: The setting that names it.
+        path: Path of the file.
+        types: Dataclasses that define the fields.
+        file: What messages call the file.
+        setting: The setting that names the file.
 
     Raises:
-        ValueError: The file cannot be read, or is no mapping of fields to values.
+        ValueError: The file cannot be read, or is not a mapping of fields to values.
     """
     hints = {name: hint for kind in types for name, hint in yaml_types_of(kind).items()}
     return read_mapping(path, hints, file, setting)

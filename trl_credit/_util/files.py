@@ -38,7 +38,7 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's is for its owner alone
+        os.chmod(name, 0o666 & ~umask)  # mkstemp's file is readable only by its owner
         os.replace(name, path)
     except BaseException as error:
         if name is not None:
@@ -55,10 +55,10 @@ def to_line(row: dict[str, Any]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's value.
+    """Reads a JSON file.
 
     Raises:
-        RunFolderError: It is missing or no JSON.
+        RunFolderError: It is missing or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -69,11 +69,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path, repair: bool = False) -> list[dict[str, Any]]:
-    """The rows of a JSONL file that are whole; what was cut off by a kill or a full disk is left out, and said.
+    """The complete rows of a JSONL file, without rows that a kill or a full disk truncated.
 
     Args:
         path: The file; a missing one has no rows.
-        repair: Whether to write the file anew without what is left out.
+        repair: Whether to rewrite the file without truncated rows, with a warning.
     """
     if not path.exists():
         return []

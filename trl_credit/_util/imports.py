@@ -1,3 +1,5 @@
+"""Imports objects by dotted path or from a file."""
+
 import difflib
 import functools
 import hashlib
@@ -10,21 +12,23 @@ from types import ModuleType
 from typing import Any
 
 
-# Of the modules that were loaded from a file: its path as it was first written
+# For modules loaded from a file: the path as it was first written
 _FILES: dict[str, str] = {}
 
 
 def is_dotted(text: str) -> bool:
-    """True if a text is a path to an object, and not a plain name."""
+    """True if a text is the path of an object rather than a plain name."""
     return any(sign in text for sign in (".", ":", os.sep))
 
 
 def load_dotted(path: str) -> Any:
-    """The object at `package.module.name`, `package.module:name` or `FILE.py:name`; modules and files are looked for from
-    the working directory too.
+    """Loads the object at `package.module.name`, `package.module:name` or `FILE.py:name`.
+
+    Modules and files may also be in the working directory.
 
     Raises:
-        ImportError: No such module or file, it cannot be imported, or it has no such object (the nearest is named).
+        ImportError: The module or file does not exist, cannot be imported, or lacks the object (the message names the
+            nearest).
     """
     place, colon, name = path.rpartition(":")
     if colon:
@@ -36,7 +40,7 @@ def load_dotted(path: str) -> Any:
     try:
         module = _import(place)
     except ModuleNotFoundError as error:
-        # A class or an object in the way: `module.Class.method`
+        # There may be a class or object in between: `module.Class.method`
         outer, _, inner = place.rpartition(".")
         if not outer or error.name is None or not f"{place}.".startswith(f"{error.name}."):
             raise
@@ -79,7 +83,7 @@ def _load_file(place: str) -> ModuleType:
     file = Path(place).expanduser().resolve()
     if not file.is_file():
         raise ImportError(f"there is no file {place!r} (looked from {Path.cwd()}).")
-    # Not the file's own name, which a module of another folder may have
+    # Not the file's own name, which a module in another folder may share
     name = f"_trl_credit_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -102,13 +106,13 @@ def _load_file(place: str) -> ModuleType:
 
 
 def _executed(folder: str, place: str, load) -> ModuleType:
-    """A module that finds those beside it while it is loaded."""
+    """Loads a module so that it can import its neighbours in `folder`."""
     sys.path.insert(0, folder)
     try:
         return load()
     except ImportError:
         raise
-    except (Exception, SystemExit) as error:  # a script without a guard ends itself
+    except (Exception, SystemExit) as error:  # a script without a `__main__` guard may exit
         message = " ".join(str(error).split())
         raise ImportError(f"{place!r} cannot be imported: {type(error).__name__}: {message}") from error
     finally:

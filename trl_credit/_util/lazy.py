@@ -6,11 +6,11 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """A package's `__getattr__` and `__dir__` (PEP 562) that import a name's module at its first use.
+    """A package's `__getattr__` and `__dir__` (PEP 562), which import a name's module on first use.
 
     Args:
-        package: `__name__` of the package.
-        homes: The module of each name, relative to the package (`.trainer.grpo`).
+        package: The package's `__name__`.
+        homes: Each name's module, relative to the package (`.trainer.grpo`).
     """
 
     def get(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""Public names of release 0.1 that stand elsewhere now. They work for one release, with a warning.
+"""Public names of release 0.1 that have moved. The old names work for one release, with a warning.
 
-Helpers that were renamed, or whose parameters changed, are not among them.
+Helpers that were renamed, or whose parameters changed, are not included.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 
-# Modules that are gone, and those that have their names now
+# Removed modules, and the modules that have their names now
 MOVED: dict[str, tuple[str, ...]] = {
     "trl_credit.checkpoint": (
         "trl_credit.extras.resume",
@@ -110,7 +110,7 @@ def _warn(old: str, new: str) -> None:
 
 
 def moved_names(module: str) -> Callable[[str], Any]:
-    """A module's `__getattr__` (PEP 562) for the names that it has lost."""
+    """A module's `__getattr__` (PEP 562) for names that moved elsewhere."""
 
     def get(name: str) -> Any:
         home = MOVED_NAMES[module].get(name)
@@ -145,6 +145,6 @@ class _Finder(MetaPathFinder):
 
 
 def install() -> None:
-    """Makes the old names of modules importable."""
+    """Makes old module names importable."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

@@ -1,4 +1,4 @@
-"""Quiets the libraries beneath a command, so that what it prints is its own."""
+"""Quiets the libraries under a command, so that only its own output is printed."""
 
 import logging
 import os
@@ -6,8 +6,8 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Leaves transformers, datasets and TRL their errors only, without progress bars, and hides FutureWarnings (of
-    transformers, about TRL's own settings)."""
+    """Limits transformers, datasets and TRL to errors, without progress bars, and hides FutureWarnings (transformers'
+    about TRL's own settings)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     import datasets

@@ -1,7 +1,7 @@
-"""Fields that recipes for older releases, or for other projects, have: what stands for them today.
+"""Recipe fields of older releases and other projects, with today's replacements.
 
-A recipe with such a field is refused with the line that replaces it: dropped silently, its setting would be lost, and taken
-silently for another, it might mean something else.
+A recipe with such a field is rejected with the line that replaces it. Dropping the field silently would lose its
+setting, and reading it silently as another field might change its meaning.
 """
 
 import difflib
@@ -16,7 +16,7 @@ _LAUNCH = "it belongs to the launch: give {0} on the command line of `trl-credit
 _TASK = "it is an argument of a reward function: write `reward_funcs: [{{{{name: {0}, {1}: ...}}}}]`"
 _VERL = "verl's sections have no counterpart: each field stands at the top level (docs/recipes.md)"
 
-# One field that takes the value as it is
+# Fields replaced by one field with the same value
 RENAMED: dict[str, str] = {
     # TRL
     "torch_dtype": "dtype",
@@ -58,7 +58,7 @@ RENAMED: dict[str, str] = {
     "response_length": "max_completion_length",
 }
 
-# Those of which a sentence must be said; `{value}` is what the recipe has
+# Fields whose replacement takes a sentence; `{value}` is the recipe's value
 ADVICE: dict[str, str] = {
     # TRL
     "max_prompt_length": (
@@ -143,7 +143,7 @@ ADVICE: dict[str, str] = {
 
 
 def retired_hint(name: str, value: Any = None) -> str | None:
-    """The replacement for a field of an older release or another project: the end of a sentence, or `None` if unknown."""
+    """How to replace a field of an older release or another project, as the end of a sentence; `None` if unknown."""
     shown = _flow(value)
     if name in RENAMED:
         return f"write `{RENAMED[name]}: {shown}`"
@@ -153,7 +153,7 @@ def retired_hint(name: str, value: Any = None) -> str | None:
 
 
 def _flow(value: Any) -> str:
-    """A value as a recipe has it, on one line."""
+    """A value as a recipe would write it, on one line."""
     if value is None:
         return "..."
     return value if isinstance(value, str) and value.isprintable() else json.dumps(value, default=str)
@@ -162,13 +162,13 @@ def _flow(value: Any) -> str:
 def unknown_fields(
     found: Mapping[str, Any], known: Collection[str], where: str, more: Callable[[str], str | None] = lambda name: None
 ) -> str | None:
-    """A message on all fields that nobody knows, each with what was meant.
+    """A message about all unknown fields, each with what was probably meant, or `None` if all are known.
 
     Args:
         found: Fields that are set, and their values.
-        known: All that there are.
-        where: Such as `in the recipe`.
-        more: What to write instead of a field that this table does not have.
+        known: All existing fields.
+        where: Where they are set, such as `in the recipe`.
+        more: Says what to write instead of a field that this table lacks.
     """
     hints = []
     for name, value in found.items():
@@ -193,11 +193,11 @@ def unknown_fields(
 
 
 def close_field(name: str, known: Collection[str]) -> str | None:
-    """The field that a misspelt name means: one that differs in few letters, not one of another meaning that looks alike."""
+    """The field that a misspelt name means: it differs in few letters, and does not just look alike."""
     text = name.lower().replace("-", "_")
     for candidate in difflib.get_close_matches(text, sorted(known), n=5, cutoff=0.8):
-        # `num_processes` is no `num_iterations`, and `dataset_configs` may be `dataset_config`: whole words must agree but
-        # for a letter or two
+        # `num_processes` does not mean `num_iterations`, but `dataset_configs` may mean `dataset_config`: each word
+        # must agree up to a letter or two
         ours, theirs = text.split("_"), candidate.split("_")
         if (
             _digits(text) == _digits(candidate)
@@ -213,5 +213,5 @@ def close_field(name: str, known: Collection[str]) -> str | None:
 
 
 def _digits(text: str) -> str:
-    """`beta1` is no `beta`, nor is `load_in_2bit` a `load_in_4bit`."""
+    """Digits of a name, which must agree: `beta1` is not `beta`, nor is `load_in_2bit` `load_in_4bit`."""
     return "".join(character for character in text if character.isdigit())

@@ -1,9 +1,9 @@
-"""Ranges of settings: a type for each field, declared beside it or in [`INHERITED`], and one check of all of them.
+"""Ranges of settings: a type for each field, declared beside it or in [`INHERITED`], and one check for all of them.
 
     num_items: Annotated[Whole, Ge(2)] = 200
 
-A field of a dataclass of ours carries its own type. `INHERITED` holds those of TRL's and transformers' fields that their
-annotations do not limit; a value stays legal if TRL or transformers gives it a meaning.
+Fields of our own dataclasses carry their types. `INHERITED` has types for fields of TRL and transformers whose
+annotations do not limit them; a value stays legal if TRL or transformers gives it a meaning.
 """
 
 import dataclasses
@@ -30,27 +30,27 @@ _TRUE, _FALSE = ("true", "yes", "on", "y", "t", "1"), ("false", "no", "off", "n"
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Metadata of a type: its range in words, for `must be ...`, where the words made of its limits would not do."""
+    """Type metadata: the range in words, for `must be ...`, if the generated words would not do."""
 
     text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class As:
-    """Metadata of a type: the type to check, where argparse must see a simpler one."""
+    """Type metadata: the type to check, if argparse must see a simpler one."""
 
     hint: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Metadata of a mapping's type: the dataclass whose fields it has, and in whose types YAML is read."""
+    """Metadata of a mapping's type: the dataclass that defines its fields and the types in which YAML is read."""
 
     of: type
 
 
 def _number(value: Any) -> Any:
-    """A number, also of its text: YAML 1.1 and JSON in quotes leave `5e-1` one."""
+    """A number, or text that spells one: YAML 1.1 and quoted JSON leave `5e-1` as text."""
     if isinstance(value, bool):
         raise ValueError("a boolean")
     if isinstance(value, str):
@@ -78,7 +78,7 @@ def _plain(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_number)]
-Number = Annotated[float, AllowInfNan(True), BeforeValidator(_number)]  # infinite, but never NaN
+Number = Annotated[float, AllowInfNan(True), BeforeValidator(_number)]  # may be infinite, never NaN
 Finite = Annotated[float, AllowInfNan(False), BeforeValidator(_number)]
 Flag = Annotated[bool, Strict(), BeforeValidator(_flag)]
 Text = Annotated[str, Strict()]
@@ -96,18 +96,18 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 def one_of(*values: str) -> Any:
-    """The type of a text that is one of these."""
+    """The type of a text with these values."""
     return Annotated[str, As(Annotated[Literal[tuple(values)], BeforeValidator(_plain)])]
 
 
-# Names, or mappings of a name and arguments; JSON on the command line
+# Names, or mappings of a name and its arguments; JSON on the command line
 Specs = Annotated[list[str], As(list[str | dict])]
-# A field whose owner checks it
+# A field that its owner checks
 Unchecked = As(Any)
 
 
-# Fields of TrainingArguments, GRPOConfig, ModelConfig, ScriptArguments and DatasetMixtureConfig. What is not here has the
-# type that its class declares: finite numbers, whole ones, booleans, the values of an enumeration or of `choices`.
+# Fields of TrainingArguments, GRPOConfig, ModelConfig, ScriptArguments and DatasetMixtureConfig. Others have the type
+# that their class declares: finite or whole numbers, booleans, or the values of an enumeration or of `choices`.
 INHERITED: dict[str, Any] = {
     # transformers: length of the run and its batches
     "per_device_train_batch_size": AtLeast1,
@@ -122,17 +122,17 @@ INHERITED: dict[str, Any] = {
     "adam_beta1": Annotated[Finite, Ge(0), Lt(1)],
     "adam_beta2": Annotated[Finite, Ge(0), Lt(1)],
     "adam_epsilon": NonNegative,
-    "max_grad_norm": Annotated[Number, Ge(0)],  # 0 clips nothing, and infinity only measures
+    "max_grad_norm": Annotated[Number, Ge(0)],  # 0 disables clipping, and infinity only measures
     "warmup_steps": NonNegative,
     "label_smoothing_factor": Share,
     "neftune_noise_alpha": NonNegative | None,
-    # transformers: intervals, which are shares of the run below 1
+    # transformers: intervals; below 1, shares of the run
     "logging_steps": NonNegative,
     "eval_steps": NonNegative | None,
     "save_steps": NonNegative,
     "eval_delay": NonNegative,
     "torch_empty_cache_steps": AtLeast1 | None,
-    "save_total_limit": Whole | None,  # transformers deletes nothing at 0 and below
+    "save_total_limit": Whole | None,  # at 0 and below transformers deletes nothing
     # transformers: the rest
     "seed": Seed,
     "data_seed": Seed | None,
@@ -145,7 +145,7 @@ INHERITED: dict[str, Any] = {
     "dataloader_prefetch_factor": AtLeast1 | None,
     "ddp_bucket_cap_mb": NonNegativeInt | None,
     "ddp_timeout": AtLeast1,
-    "fsdp": Any,  # true, or in older recipes a text or a list
+    "fsdp": Any,  # true, or text or a list in older recipes
     # GRPO: generation
     "num_generations": Annotated[Whole, Ge(2)],
     "num_generations_eval": AtLeast1 | None,
@@ -207,7 +207,7 @@ INHERITED: dict[str, Any] = {
     ],
 }  # fmt: skip
 
-# What another project or an older release calls it, by field and value
+# Hints for values of other projects or older releases, by field and value
 _VALUE_HINTS = {
     ("optim", "adamw"): "PyTorch's is `adamw_torch_fused`, or `adamw_torch`.",
     ("optim", "adamw_hf"): "PyTorch's is `adamw_torch_fused`, or `adamw_torch`.",
@@ -222,14 +222,14 @@ _ANYTHING = ConfigDict(arbitrary_types_allowed=True)
 
 
 def types_of(cls: type) -> dict[str, Any]:
-    """The types of a dataclass's fields by name, with their ranges."""
+    """Types of a dataclass's fields by name, with their ranges."""
     return dict(_types_of(cls))
 
 
 def yaml_types_of(cls: type) -> dict[str, Any]:
-    """The types in which YAML is read, by field: those of [`As`] and [`Fields`] before the annotations themselves.
+    """The types in which YAML is read, by field: those in [`As`] and [`Fields`], else the annotations.
 
-    An unchecked field is read as its annotation says, unless it is a mapping, whose entries have types of their own.
+    An unchecked field is read as annotated, unless it is a mapping, whose entries have types of their own.
     """
     found = typing.get_type_hints(cls)
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
@@ -260,7 +260,7 @@ def _types_of(cls: type) -> dict[str, Any]:
 
 
 def _strict(hint: Any) -> Any:
-    """The type as this module checks it: no boolean is a number, and an enumeration is its values."""
+    """The type as this module checks it: booleans are not numbers, and an enumeration stands for its values."""
     if typing.get_origin(hint) is Annotated:
         for meta in hint.__metadata__:
             if isinstance(meta, As):
@@ -293,7 +293,7 @@ def _options(hint: Any) -> list[Any]:
 
 
 def _base(option: Any) -> Any:
-    """Of a type: `int`, `float`, `bool`, `str`, `list`, `dict`, `Literal`, `Any`, or `NoneType`."""
+    """A type's base: `int`, `float`, `bool`, `str`, `list`, `dict`, `Literal`, `Any`, or `NoneType`."""
     while typing.get_origin(option) is Annotated:
         option = typing.get_args(option)[0]
     return typing.get_origin(option) or option
@@ -305,7 +305,7 @@ def _adapter(hint: Any) -> TypeAdapter:
 
 
 def _limits(option: Any) -> str:
-    """The range of a type in words."""
+    """A type's range in words."""
     meta = option.__metadata__ if typing.get_origin(option) is Annotated else ()
     least, above, most, below = (
         next((getattr(m, name) for m in meta if isinstance(m, kind)), None)
@@ -335,7 +335,7 @@ def _kind(option: Any) -> str:
 
 
 def _message(name: str, hint: Any, value: Any, error: ValidationError) -> str:
-    """Says what is wrong with a value, in a sentence or two."""
+    """Explains what is wrong with a value, in a sentence or two."""
     kinds = {found["type"] for found in error.errors(include_url=False, include_context=False, include_input=False)}
     options = [option for option in _options(hint) if option is not type(None)]
     flattened = [
@@ -373,7 +373,7 @@ def _message(name: str, hint: Any, value: Any, error: ValidationError) -> str:
 
 
 def _known(value: Any, literals: list[str]) -> str:
-    """The values that there are, and the one that was meant: that which begins with `value`, before one that is like it."""
+    """Lists the known values and suggests one: the shortest that begins with `value`, else a similar one."""
     begins = sorted((text for text in literals if isinstance(value, str) and text.startswith(value) and value), key=len)
     return nearest(begins[0] if begins else str(value), literals)
 
@@ -390,16 +390,19 @@ def _literal_values(option: Any) -> tuple:
 
 
 def checked(values: Mapping[str, Any], types: Mapping[str, Any], lenient: bool = False) -> dict[str, Any]:
-    """The values as their types want them: `5e-1`, `no` and `null` that are text become what the field takes, and one value
-    where a list is wanted becomes a list. What is right already is returned as it is.
+    """Checks values and converts them to their types.
+
+    Text such as `5e-1`, `no` and `null` becomes what the field takes, and a single value becomes a list if the field is
+    one. Values that are already right are returned unchanged.
 
     Args:
-        values: By field.
-        types: As of [`types_of`]; fields without one are left alone.
-        lenient: Check only numbers, booleans and fixed sets of values, as Python code may set the others to objects.
+        values: Values by field.
+        types: Types from [`types_of`]; fields without one are not checked.
+        lenient: Whether to check only numbers, booleans and fixed sets of values, because Python code may set other
+            fields to objects.
 
     Raises:
-        ValueError: Every field with a wrong value, with what it must be.
+        ValueError: Names every field with a wrong value, and what it must be.
     """
     found, problems = {}, []
     for name, value in values.items():
@@ -409,20 +412,20 @@ def checked(values: Mapping[str, Any], types: Mapping[str, Any], lenient: bool =
         bases = {_base(option) for option in options} - {type(None)}
         if Any in bases or (lenient and bases <= {str, dict, list} and not _is_numeric_list(options)):
             continue
-        # Of these, none is as good as empty
+        # For these types, None means empty
         optional = type(None) in options or bases & {bool, list, dict} or (lenient and str in bases)
         if optional and not {str, Literal} & bases and isinstance(value, str) and value.lower() in ("none", "null"):
             value = found[name] = None
         if value is None and optional:
             continue
-        if hasattr(value, "tolist"):  # a number or numbers of numpy or torch
+        if hasattr(value, "tolist"):  # a scalar or array of NumPy or torch
             value = value.tolist()
         if bases == {list} and not isinstance(value, list | tuple | set):
             value = [value]
         elif lenient and isinstance(value, tuple | set):
             value = list(value)
         if dict in bases and isinstance(value, str):
-            continue  # JSON, which the field's owner reads
+            continue  # JSON, which the field's owner parses
         try:
             new = _adapter(hint).validate_python(value)
         except ValidationError as error:
@@ -449,10 +452,10 @@ def _is_numeric_list(options: Iterable[Any]) -> bool:
 
 
 def check_fields(settings: Any, lenient: bool = False) -> None:
-    """Checks the fields of a dataclass object, as [`checked`], and puts in their place what was converted.
+    """Checks a dataclass object's fields with [`checked`] and stores the converted values.
 
     Raises:
-        ValueError: Every field with a wrong value.
+        ValueError: Names every field with a wrong value.
     """
     types = types_of(type(settings))
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.init}
@@ -462,19 +465,19 @@ def check_fields(settings: Any, lenient: bool = False) -> None:
 
 
 def check_value(name: str, value: Any, hint: Any) -> Any:
-    """[`checked`] of one value."""
+    """[`checked`] for one value."""
     return checked({name: value}, {name: hint})[name]
 
 
 def check_output_dir(path: str | os.PathLike, name: str = "output_dir") -> None:
-    """Raises `ValueError` unless a folder is there that can be written to, or can be made. Makes nothing."""
+    """Raises `ValueError` unless the folder is writable or can be created. Creates nothing."""
     folder = Path(path).expanduser().absolute()
     problem = None
     for place in (folder, *folder.parents):
         try:
             place.stat()
         except NotADirectoryError:
-            continue  # a file is further up
+            continue  # a file is higher up in the path
         except FileNotFoundError:
             if place.is_symlink():
                 problem = f"{str(place)!r} is a link to nothing"

@@ -1,9 +1,9 @@
-"""Text that is not ours on its way to a terminal, a log or a file that is shared.
+"""Makes untrusted text safe for terminals, logs and shared files.
 
-Names, labels, paths, completions and messages of servers may hold anything: Rich's markup, escape sequences that rewrite
-the screen, marks that turn the direction of text, halves of surrogate pairs that no stream can encode. Commands print such
+Names, labels, paths, completions and server messages may contain anything: Rich markup, escape sequences that rewrite
+the screen, marks that reverse the direction of text, lone surrogates that no stream can encode. Commands print such
 text through `safe` (one line), `safe_lines` (a message of ours, which may have several) or `safe_text` (a Rich table or
-console), and log through the handler of `log_to_terminal`. Pages have `trl_credit.report.page.visible` instead.
+console), and log through the handler of `log_to_terminal`. Pages use `trl_credit.report.page.visible` instead.
 """
 
 from __future__ import annotations
@@ -25,72 +25,73 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-# C0 and C1 controls, line and paragraph separators, what is drawn as nothing, what turns the direction of text, and halves
-# of surrogate pairs. U+200C and U+200D, which Persian and emoji need, stay.
+# C0 and C1 controls, line and paragraph separators, invisible characters, marks of text direction, and lone surrogates.
+# U+200C and U+200D stay, because Persian and emoji need them.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _BREAKS = str.maketrans({"\n": "\\n", "\t": "\\t"})
-# Shorter values of a query are too common in messages to be taken out wherever they stand
+# Shorter query values are too common in messages to be hidden wherever they occur
 _LEAST_SECRET = 6
 HIDDEN = "***"
-# Of TRL, transformers and vLLM; by name, as `eos_token` is none
+# Of TRL, transformers and vLLM; listed by name, because `eos_token` is not a secret
 _SECRET_FIELDS = {"hub_token", "push_to_hub_token", "hf_token", "use_auth_token", "api_key"}
-# An address, or a task as NAME=ADDRESS, and nothing else: a prompt that has one in it stays as it is
+# An address, or a task as NAME=ADDRESS, and nothing else: a prompt that contains an address stays as it is
 _ADDRESS = re.compile(r"((?:[\w.@-]+=)?)(\w+://\S+)")
-# Settings that are texts for a model or a pattern, and may begin with a slash
+# Settings that hold text for a model or a pattern, and may begin with a slash
 _TEXTS = re.compile("prompt|template|pattern|stop|columns?$|note|advice")
 
 
 def safe_lines(text: Any) -> str:
-    r"""The text with control characters spelled out as Python does, `\x1b` or `\u202e`; line breaks and tabs stay."""
+    r"""Escapes control characters as Python does (`\x1b`, `\u202e`); line breaks and tabs stay."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
 
 
 def safe(text: Any) -> str:
-    r"""The text on one line: as `safe_lines`, with line breaks and tabs as `\n` and `\t`."""
+    r"""Like `safe_lines`, but on one line: line breaks and tabs become `\n` and `\t`."""
     return safe_lines(text).translate(_BREAKS)
 
 
 def safe_text(text: Any, style: str = "") -> Text:
-    """The text for Rich, which would read markup and emoji codes in a string (the latter also with `markup=False`): line
-    breaks stay."""
+    """The text for Rich, which would interpret markup and emoji codes in a string (the latter even with
+    `markup=False`). Line breaks stay."""
     from rich.text import Text
 
     return Text(safe_lines(text), style)
 
 
 def prepare_terminal() -> None:
-    r"""Lets stdout and stderr take any text: what their encoding lacks is written as `\u2026`, and does not end a command
-    that has done its work. A way to handle errors that the user chose (`PYTHONIOENCODING=ascii:replace`) stays."""
+    r"""Lets stdout and stderr take any text: characters that their encoding lacks are written as `\u2026` instead of
+    ending a command that has done its work. An error handler that the user chose (`PYTHONIOENCODING=ascii:replace`)
+    stays."""
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) in ("strict", "surrogateescape"):
-            with contextlib.suppress(AttributeError, ValueError):  # no text stream, or closed
+            with contextlib.suppress(AttributeError, ValueError):  # not a text stream, or closed
                 stream.reconfigure(errors="backslashreplace")
 
 
 class SafeFormatter(logging.Formatter):
-    """A log line whose text is not trusted."""
+    """Formats log lines whose text is not trusted."""
 
     def format(self, record: logging.LogRecord) -> str:
         return safe_lines(super().format(record))
 
 
 def log_to_terminal() -> None:
-    """Sends warnings to stderr as lines of text, unless logging has been set up already."""
+    """Sends warnings to stderr as lines of text, unless logging is already set up."""
     handler = logging.StreamHandler()
     handler.setFormatter(SafeFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 def redact_url(url: str) -> str:
-    """The address without what may be a secret: user and password, the values of its query, its fragment.
+    """The address without possible secrets: user and password, query values and the fragment.
 
-    Every value goes, as the name of a key is anyone's choice (`api_key`, `code`, `sig`). A secret in the path cannot be
-    told from a path, and stays.
+    Every query value is hidden, because keys can have any name (`api_key`, `code`, `sig`). A secret in the path looks
+    like any path, and stays.
     """
-    # By hand: an address that urlsplit refuses may hold a secret as well
+    # Parsed by hand: an address that urlsplit rejects may hold a secret, too
     address, _, query = url.partition("#")[0].partition("?")
     scheme, slashes, rest = address.rpartition("://")
     if "@" in rest:
@@ -110,7 +111,7 @@ def split_url(url: str) -> tuple[str, dict[str, str]]:
 
 
 def secrets_of(url: str) -> list[str]:
-    """Secrets that `redact_url` hides and messages must not contain, as written and decoded, the longest first."""
+    """Secrets that `redact_url` hides and messages must not contain, as written and decoded, longest first."""
     query = url.partition("#")[0].partition("?")[2]
     found = set()
     for name, equals, value in map(_pair, query.split("&")):
@@ -122,10 +123,10 @@ def secrets_of(url: str) -> list[str]:
 
 
 def redact(data: Any) -> Any:
-    """A copy of JSON-like settings for a file: tokens and keys by their field, and whatever may be secret in addresses.
+    """A copy of JSON-like settings for a file, without tokens and keys (by field) or possible secrets in addresses.
 
-    Both sides of a comparison of settings go through it, so that a run goes on with another key, and so does one whose
-    folder was written with the key.
+    Settings are compared only after both sides went through it, so a run continues with a different key, and so does
+    one whose folder was written with the key.
     """
     if isinstance(data, dict):
         return {
@@ -140,7 +141,7 @@ def redact(data: Any) -> Any:
 
 
 def redact_words(words: Sequence[str]) -> list[str]:
-    """Command-line words as `redact` leaves their values."""
+    """Command-line words with their values treated by `redact`."""
     found, field = [], ""
     for word in words:
         option, equals, value = word.partition("=")
@@ -153,10 +154,10 @@ def redact_words(words: Sequence[str]) -> list[str]:
 
 
 def without_folders(value: Any) -> Any:
-    """A copy of JSON-like data for a page or a model card that others see: of an absolute path only the last name stays.
+    """A copy of JSON-like data for a page or a model card that others see; absolute paths keep only their last name.
 
-    The folders above tell a user's name, a cluster's disks, a project's code name, and are of no use elsewhere. Relative
-    paths and hub ids stay as they are.
+    The folders above may reveal a user's name, a cluster's disks or a project's code name, and are useless elsewhere.
+    Relative paths and hub ids stay.
     """
     if isinstance(value, dict):
         return {key: item if _TEXTS.search(str(key)) else without_folders(item) for key, item in value.items()}
@@ -171,7 +172,7 @@ def without_folders(value: Any) -> Any:
 
 
 def command_without_folders(command: str) -> str:
-    """A shell command as `without_folders` leaves its words."""
+    """A shell command with its words treated by `without_folders`."""
     words, field = [], ""
     for word in shlex.split(command):
         if word.startswith("--"):
@@ -192,19 +193,19 @@ def _last(path: str) -> str:
 
 
 def local_name(name: str) -> str:
-    """The last name of a path, as code in Markdown."""
+    """A path's last name, as Markdown code."""
     return f"`{safe(_last(name)).replace('`', chr(39)) or 'data'}`"
 
 
 def hub_id(name: str | None) -> str | None:
-    """The name if it can be that of a dataset on the hub, else `None`: for a file, a folder or a generated task."""
+    """The name if it can be a dataset on the hub, else `None` (a file, a folder or a generated task)."""
     if not name or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         return None
     return None if os.path.exists(Path(name).expanduser()) else name
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that lists `known` and, where one is close to `name`, asks whether that was meant."""
+    """Lists `known` in a sentence and, if one is close to `name`, asks if that was meant."""
     known = sorted(known)
     close = difflib.get_close_matches(str(name).lower(), known, n=1)
     return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."

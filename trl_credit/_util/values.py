@@ -1,13 +1,13 @@
-"""Values that users write."""
+"""Parses values that users write."""
 
 import json
 
 
 def mapping_of(name: str, value: dict | str | None) -> dict | None:
-    """A field that is a mapping: JSON text on the command line.
+    """The mapping in a field, which is JSON text on the command line.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is neither a mapping nor JSON of one.
     """
     if isinstance(value, str):
         try:

@@ -1,4 +1,4 @@
-"""YAML as recipes mean it: the core schema of YAML 1.2, in which `no` is a text and `1e-6` a number."""
+"""YAML as recipes use it: the core schema of YAML 1.2, in which `no` is text and `1e-6` a number."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is listed twice in one mapping, of which YAML would keep the last."""
+    """Rejects a key that is listed twice in one mapping; YAML would keep the last."""
 
     yaml_implicit_resolvers: typing.ClassVar[dict] = {}
 
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would take for something else."""
+    """Quotes text that `_Loader` would read as something else."""
 
     yaml_implicit_resolvers: typing.ClassVar[dict] = {}
 
@@ -60,15 +60,16 @@ for _name in ("int", "float"):
 
 
 def load_mapping(text: str, types: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The mapping of names to values that a YAML text is.
+    """Parses YAML text that is a mapping of names to values.
 
     Args:
         text: YAML, or JSON.
-        types: Types of the fields by name. A number in a field of text is that text as it was written (the revision
-            `1e10`), also in lists and in the fields of dataclasses; in a mapping of anything, `no` is false.
+        types: Types of the fields by name. A number in a text field stays text as written (the revision `1e10`), also
+            in lists and in fields of dataclasses. In a mapping of anything, `no` is false.
 
     Raises:
-        ValueError: The text is no YAML, is no mapping, or has a key twice or one that is no text; one line.
+        ValueError: The text is not YAML or not a mapping, or has a duplicate key or a key that is not text. The message
+            is one line.
     """
     try:
         loader = _Loader(text)
@@ -131,10 +132,10 @@ def dump(value: Any) -> str:
 
 
 def _keep_text(node: yaml.Node, hint: Any) -> None:
-    """Makes texts of numbers, where `hint` leaves nothing else."""
+    """Turns numbers into text if `hint` allows nothing else."""
     options = _options(hint)
     if isinstance(node, yaml.ScalarNode):
-        # The text of a list's one item may stand for the list
+        # A list's only item may stand for the list
         options = [option for hint in options for option in _options(_item(hint) or hint)]
         if str in options and not {int, float, Any} & set(options) and node.tag in (_TAG + "int", _TAG + "float"):
             node.tag = _TAG + "str"
@@ -154,8 +155,8 @@ def _keep_text(node: yaml.Node, hint: Any) -> None:
 
 
 def _keep_words(node: yaml.Node) -> None:
-    """Makes booleans of `no` and the like among arguments of other code (`{enable_thinking: no}`), whose types nobody knows:
-    as a text it would be true."""
+    """Turns `no` and the like into booleans in arguments of other code (`{enable_thinking: no}`), whose types are
+    unknown: as text, it would be true."""
     if isinstance(node, yaml.MappingNode):
         for _, value in node.value:
             _keep_words(value)

@@ -1,8 +1,8 @@
-"""The files of a checkpoint: which a run needs to go on, and whether they are as they were written.
+"""Checks that a checkpoint has every file that a run needs to resume, unchanged since it was written.
 
-A checkpoint of this trainer has a manifest, written last: of every file its size and a checksum of both its ends, where
-headers and tables of contents are. One without (of an older release, or of TRL) is judged by its files alone: that those
-are there that a run needs, and open.
+This trainer writes a manifest last: for every file its size and a checksum of both ends, where headers and tables of
+contents are. A checkpoint without one (from an older release, or from TRL) is judged by its files alone: those that a
+run needs must exist and open.
 """
 
 import json
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "credit_manifest.json"
 STATE_NAME = "credit_state_{}.safetensors"
-# transformers' own SIGTERM checkpoint puts it there while it writes
+# Present while transformers' own SIGTERM checkpoint is being written
 _INCOMPLETE_NAME = "checkpoint-is-incomplete.txt"
-# Bytes at each end of a file that enter its checksum
+# Bytes at each end of a file that its checksum covers
 _END = 1 << 16
 
 
@@ -74,14 +74,14 @@ def check_files(checkpoint: Path) -> None:
 
 def _check_files(checkpoint: Path) -> None:
     if (checkpoint / _INCOMPLETE_NAME).exists():
-        raise DamagedError("was not written to its end")
+        raise DamagedError("is incomplete")
     try:
         TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     except (OSError, ValueError, TypeError) as error:
-        # transformers writes it last, when all processes are done
+        # transformers writes it last, once all processes are done
         recorded = (checkpoint / MANIFEST_NAME).exists()
         problem = f": its {TRAINER_STATE_NAME} is damaged or missing" * recorded
-        raise DamagedError(f"was not written to its end{problem}") from error
+        raise DamagedError(f"is incomplete{problem}") from error
     recorded = _check_recorded(checkpoint)
     _check_needed(checkpoint)
     for name in recorded or [path.relative_to(checkpoint).as_posix() for path in sorted(checkpoint.rglob("*"))]:
@@ -89,7 +89,7 @@ def _check_files(checkpoint: Path) -> None:
 
 
 def is_model_only(checkpoint: Path) -> bool:
-    """True if a whole checkpoint was written with `save_only_model`: no optimizer, schedule or random state."""
+    """True if a complete checkpoint was saved with `save_only_model`: no optimizer, schedule or random state."""
     return not (_deepspeed(checkpoint) or _optimizer(checkpoint) or (checkpoint / SCHEDULER_NAME).exists())
 
 
@@ -119,15 +119,15 @@ def _check_recorded(checkpoint: Path) -> list[str]:
         if not file.is_file():
             raise DamagedError(f"is damaged: {name} is missing")
         if file.stat().st_size != size:
-            raise DamagedError(f"is damaged: {name} has {file.stat().st_size} bytes and was written with {size}")
+            raise DamagedError(f"is damaged: {name} has {file.stat().st_size} bytes, but {size} were written")
         if _checksum(file) != checksum:
             raise DamagedError(
-                f"is damaged: {name} is not as it was written (if you changed it on purpose, remove {MANIFEST_NAME})"
+                f"is damaged: {name} has changed since it was written (if you changed it on purpose, remove {MANIFEST_NAME})"
             )
     return list(recorded)
 
 
-# What a run needs
+# Files that a run needs
 
 
 def _check_needed(checkpoint: Path) -> None:
@@ -160,11 +160,11 @@ def _check_needed(checkpoint: Path) -> None:
         return  # `save_only_model`
     if not optimizer:
         raise DamagedError(f"is damaged: the optimizer's state ({OPTIMIZER_NAME}.pt) is missing")
-    if not scheduler and not deepspeed:  # whose own schedules are elsewhere
+    if not scheduler and not deepspeed:  # DeepSpeed keeps its schedules elsewhere
         raise DamagedError(f"is damaged: {SCHEDULER_NAME} is missing")
     if alone:
         return
-    # Each process has one of both, except that TRL's have no state of ours. Those of another node may be on its own disk
+    # One of each per process, but TRL's checkpoints have no credit state. Another node's files may be on its own disk
     expected = set(range(max(rng | states, default=0) + 1))
     if missing := sorted(expected - rng):
         raise DamagedError(f"is damaged: rng_state{f'_{missing[0]}' * (len(expected) > 1)}.pth is missing")
@@ -191,7 +191,7 @@ def _optimizer(checkpoint: Path) -> bool:
 
 
 def _deepspeed(checkpoint: Path) -> bool:
-    """True for a checkpoint of DeepSpeed, whose files must be present."""
+    """True for a DeepSpeed checkpoint; checks that its files are present."""
     folders = [path for path in checkpoint.glob("global_step*") if path.is_dir()]
     if not folders:
         if (checkpoint / "latest").exists():
@@ -202,8 +202,8 @@ def _deepspeed(checkpoint: Path) -> bool:
     except OSError as error:
         raise DamagedError("is damaged: DeepSpeed's file latest is missing") from error
     if not folder.is_dir() or folder == checkpoint:
-        raise DamagedError(f"is damaged: {folder.name or 'the folder that latest names'} is missing")
-    # Of ZeRO-3 a model state for each process, else one; without ZeRO the optimizer is in it
+        raise DamagedError(f"is damaged: {folder.name or 'the folder named in latest'} is missing")
+    # ZeRO-3 saves a model state per process, else there is one; without ZeRO it includes the optimizer
     names = {path.name for path in folder.iterdir()}
     pattern = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_(model|optim)_states\.pt")
     found = {(match[3], int(match[1])): name for name in names if (match := pattern.fullmatch(name))}
@@ -219,14 +219,14 @@ def _deepspeed(checkpoint: Path) -> bool:
     return True
 
 
-# That it opens
+# Opening each file
 
 
 def _check_opens(checkpoint: Path, path: Path) -> None:
     name = path.relative_to(checkpoint).as_posix()
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt"):  # reads the header, and compares the length
+            with safe_open(path, framework="pt"):  # reads the header and compares the length
                 pass
         elif path.suffix in (".pt", ".pth", ".bin"):
             _check_archive(path)
@@ -242,36 +242,36 @@ def _check_opens(checkpoint: Path, path: Path) -> None:
 def _check_archive(path: Path) -> None:
     with path.open("rb") as file:
         begins = file.read(4)
-    if begins[:1] == b"\x80":  # torch's format of before 1.6, which has no table of contents
+    if begins[:1] == b"\x80":  # torch's format before 1.6, without a table of contents
         return
     if begins != b"PK\x03\x04":
-        raise zipfile.BadZipFile("not an archive of torch")
-    with zipfile.ZipFile(path) as archive:  # whose table of contents is at the end
+        raise zipfile.BadZipFile("not a torch archive")
+    with zipfile.ZipFile(path) as archive:  # reads the table of contents, which is at the end
         if not archive.namelist():
-            raise zipfile.BadZipFile("nothing in it")
+            raise zipfile.BadZipFile("the archive is empty")
 
 
 def _check_distributed(folder: Path) -> None:
-    """A checkpoint of torch.distributed: each part lies within its file."""
+    """Checks that each part of a torch.distributed checkpoint lies within its file."""
     from torch.distributed.checkpoint import FileSystemReader
 
     try:
         stored = FileSystemReader(folder).read_metadata().storage_data.values()
         ends = [(part.relative_path, part.offset + part.length) for part in stored]
-    except Exception as error:  # a pickle that is cut raises anything
+    except Exception as error:  # a truncated pickle can raise anything
         raise ValueError("its table of contents cannot be read") from error
     for name, end in ends:
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")
         if (folder / name).stat().st_size < end:
-            raise ValueError(f"{name} is cut")
+            raise ValueError(f"{name} is truncated")
 
 
 def save_tree(path: Path, tree: Any) -> None:
     """Atomically writes nested mappings and lists of tensors, numbers, text and `None` as one safetensors file.
 
     Raises:
-        TypeError: A value of another type, named by its place.
+        TypeError: A value has another type; the message names its place.
     """
     tensors: dict[str, torch.Tensor] = {}
 
@@ -315,7 +315,7 @@ class ResumeError(ValueError):
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """True if a checkpoint was written to its end and every file that a run needs is present and opens."""
+    """True if a checkpoint is complete, and every file that a run needs is present and opens."""
     try:
         check_files(checkpoint)
     except DamagedError:
@@ -334,7 +334,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
         try:
             check_files(path)
         except DamagedError as problem:
-            logger.warning("%s %s: it is left alone, and an earlier one is looked for.", path, problem)
+            logger.warning("%s %s: skipping it and trying an earlier one.", path, problem)
         else:
             return path
     return None
@@ -357,8 +357,8 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
         found = last_complete_checkpoint(output_dir)
         if found is None and word == "true":
             raise ResumeError(
-                f"`resume_from_checkpoint`: there is no whole checkpoint in {output_dir!r}. Use 'auto' to start from the "
-                "beginning where there is none."
+                f"`resume_from_checkpoint`: there is no complete checkpoint in {output_dir!r}. Use 'auto' to start "
+                "from the beginning if there is none."
             )
         return found and str(found)
     path = Path(str(asked))
@@ -367,10 +367,10 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
         try:
             check_files(path)
         except DamagedError as error:
-            problem = str(error).replace("was not written", "is not a checkpoint that was written", 1)
+            problem = str(error).replace("is incomplete", "is not a complete checkpoint", 1)
         else:
             return str(path)
     raise ResumeError(
-        f"`resume_from_checkpoint`: {asked!r} {problem}. Use 'auto' for the last whole one in `output_dir`, or else the "
-        "beginning."
+        f"`resume_from_checkpoint`: {asked!r} {problem}. Use 'auto' for the last complete one in `output_dir`, or the "
+        "beginning if there is none."
     )

@@ -16,41 +16,41 @@ class GRPOExtrasConfig(GRPOConfig):
 
     Parameters:
         dynamic_sampling (`bool`, *optional*):
-            Whether groups that teach nothing are replaced by groups of fresh prompts, generated and scored in further
-            rounds until the generation batch is full (DAPO); see
-            [`~trl_credit.extras.dynamic_sampling.DynamicSamplingMixin`] for what is logged. Not in evaluation. The run's
-            length stays what `max_steps` or the epochs make it; passes over the data are logged. If unset: no, and the three
-            fields below are errors; with `False` they are left unread.
+            Whether to replace groups without a training signal by groups of fresh prompts, generated and scored in
+            further rounds until the generation batch is full (DAPO); see
+            [`~trl_credit.extras.dynamic_sampling.DynamicSamplingMixin`] for what is logged. Not in evaluation.
+            `max_steps` or the epochs still set the run's length; passes over the data are logged. If unset: off, and
+            setting any of the three fields below is an error. `False` ignores them.
         dynamic_sampling_max_rounds (`int`, *optional*):
-            Maximum rounds per generation batch, including the first. Groups not replaced by then stay, with the
-            advantage they have. If unset: 10.
+            Maximum rounds per generation batch, including the first. Groups not replaced by then stay, with
+            their advantages. If unset: 10.
         dynamic_sampling_reward (`str`, *optional*):
             Name of the reward function whose mean over the group decides. If unset, groups with equal rewards are
             replaced.
         dynamic_sampling_range (`list[float]`, *optional*):
-            `[low, high]`: a group is kept if its mean of that reward lies strictly between. If unset: 0 and 1.
+            `[low, high]`: a group is kept if its mean of that reward lies strictly between the two. If unset: 0 and 1.
         on_reward_error (`str`, *optional*, defaults to `"raise"`):
             What happens if a reward function raises, hangs, or returns something other than one number (finite in
             float32) or `None` per completion: `"raise"` ends the run with an error that names the function and the
             completion; `"exclude"` leaves the completion out of its group and counts it. A function that fails on all
             completions of several prompts, or on several together but on none alone, is always an error.
         reward_timeout (`float`, *optional*, defaults to `800.0`):
-            Seconds that a reward function may take for a batch of completions, and as many to find the completion on which
-            it hangs; 0 for no limit.
+            Seconds that a reward function may take for a batch of completions, and again to find the completion on
+            which it hangs; 0 for no limit.
         max_nonfinite_updates (`int`, *optional*, defaults to `5`):
             Updates with a NaN or infinite loss or gradient norm are skipped; after so many in a row the run ends. A
             parameter that is not finite ends it at once.
         enable_jit_checkpoint (`bool`, *optional*, defaults to `False`):
-            Whether SIGTERM makes the run finish its update, save a checkpoint and exit with code 143. Unlike transformers'
-            own, the checkpoint is one that can be resumed from exactly: see
+            Whether SIGTERM makes the run finish its update, save a checkpoint and exit with code 143. Unlike
+            transformers' own, this checkpoint can be resumed from exactly: see
             [`~trl_credit.extras.preemption.PreemptionCallback`].
     """
 
     dynamic_sampling: bool | None = field(
         default=None,
         metadata={
-            "help": "true or false: replace groups that teach nothing by groups of fresh prompts, in further rounds of "
-            "generation (DAPO). If unset: no."
+            "help": "true or false: replace groups without a training signal with groups of fresh prompts, in further "
+            "rounds of generation (DAPO). If unset: no."
         },
     )
 
@@ -58,37 +58,38 @@ class GRPOExtrasConfig(GRPOConfig):
         Annotated[Whole, Ge(2), Rule("at least 2, as the first round replaces nothing")] | None
     ) = field(
         default=None,
-        metadata={"help": "The most rounds for one generation batch, the first included. If unset: 10."},
+        metadata={"help": "Maximum rounds per generation batch, including the first. If unset: 10."},
     )
 
     dynamic_sampling_reward: str | None = field(
         default=None,
         metadata={
             "help": "Name of the reward function whose mean over the group decides, as in the metric `rewards/NAME/mean`. "
-            "If unset: groups are replaced whose rewards are all the same."
+            "If unset: groups whose rewards are all equal are replaced."
         },
     )
 
     dynamic_sampling_range: list[float] | None = field(
         default=None,
         metadata={
-            "help": "LOW HIGH: groups are kept whose mean of `dynamic_sampling_reward` lies strictly between. If unset: 0 1."
+            "help": "LOW HIGH: keep groups whose mean of `dynamic_sampling_reward` lies strictly between LOW and HIGH. If "
+            "unset: 0 1."
         },
     )
 
     on_reward_error: one_of("raise", "exclude") = field(
         default="raise",
         metadata={
-            "help": "What a reward function that raises, hangs or returns no reward does: `raise` an error that names the "
-            "completion, or `exclude` the completion and count it. After a failed call completions are tried one by one."
+            "help": "If a reward function raises, hangs or returns no reward: `raise` an error that names the completion, "
+            "or `exclude` the completion and count it. After a failed call, completions are tried one by one."
         },
     )
 
     reward_timeout: Annotated[
         Finite, Ge(0), Le(30 * 86_400), Rule("seconds, at most 30 days of them, or 0 for no limit")
     ] = field(
-        # Twice this, with the search for the completion, is less than the 30 minutes after which torch gives up on a
-        # process, so that the error names the function
+        # Doubled (by the search for the completion), it stays below the 30 minutes after which torch gives up on a
+        # process, so the error can name the function
         default=800.0,
         metadata={"help": "Seconds that a reward function may take for a batch of completions; 0 for no limit."},
     )
@@ -96,7 +97,7 @@ class GRPOExtrasConfig(GRPOConfig):
     max_nonfinite_updates: AtLeast1 = field(
         default=5,
         metadata={
-            "help": "Updates whose loss or gradient norm is not finite are skipped; after so many in a row the run ends."
+            "help": "Updates with a non-finite loss or gradient norm are skipped; after this many in a row the run ends."
         },
     )
 
@@ -108,14 +109,14 @@ class GRPOExtrasConfig(GRPOConfig):
     resume_from_checkpoint: Annotated[str | None, Unchecked] = field(
         default=None,
         metadata={
-            "help": "`auto`: the last whole checkpoint of `output_dir`, or the beginning. `true`: that one, or an error. Or "
-            "the path of one, which must be whole."
+            "help": "`auto`: the last complete checkpoint in `output_dir`, or the beginning if there is none. `true`: that "
+            "checkpoint, or an error. Or the path of a complete checkpoint."
         },
     )
 
     def __post_init__(self):
         check_fields(self, lenient=True)
-        words = {"no": "false", "off": "false", "yes": "true", "on": "true"}  # as YAML 1.1 has them
+        words = {"no": "false", "off": "false", "yes": "true", "on": "true"}  # as in YAML 1.1
         self.resume_from_checkpoint = words.get(self.resume_from_checkpoint, self.resume_from_checkpoint)
         if self.enable_jit_checkpoint and self.save_only_model:
             raise ValueError(
@@ -127,12 +128,12 @@ class GRPOExtrasConfig(GRPOConfig):
         super().__post_init__()
 
     def _check_before_trl(self) -> None:
-        """Raises `ValueError` for what a subclass refuses before TRL looks at its own fields."""
+        """Hook for subclasses: raises `ValueError` before TRL checks its own fields."""
 
     def _check_dynamic_sampling(self):
         bounds = self.dynamic_sampling_range
         for name in ("dynamic_sampling_max_rounds", "dynamic_sampling_reward", "dynamic_sampling_range"):
-            # False is said on purpose, as by `--dynamic_sampling false` after a recipe that sets them
+            # An explicit False ignores them: `--dynamic_sampling false` may override a recipe that sets them
             if getattr(self, name) is not None and self.dynamic_sampling is None:
                 raise ValueError(
                     f"`{name}` ({getattr(self, name)!r}) has no effect without `dynamic_sampling`. Set it to true, or "
@@ -142,13 +143,13 @@ class GRPOExtrasConfig(GRPOConfig):
             return
         if self.dynamic_sampling_reward is None:
             raise ValueError(
-                f"`dynamic_sampling_range` ({bounds!r}) needs `dynamic_sampling_reward`: the reward function whose mean it "
-                "is about."
+                f"`dynamic_sampling_range` ({bounds!r}) needs `dynamic_sampling_reward`: the reward function whose mean "
+                "it bounds."
             )
         if not (len(bounds) == 2 and bounds[0] < bounds[1]):
             raise ValueError(f"`dynamic_sampling_range` must be two numbers, the lower first, got {bounds!r}.")
 
 
 def default_of(name: str) -> Any:
-    """A field's default, for a trainer that was given TRL's own configuration."""
+    """A field's default, for a trainer that got TRL's own config."""
     return GRPOExtrasConfig.__dataclass_fields__[name].default

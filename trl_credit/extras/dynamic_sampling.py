@@ -1,8 +1,8 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups that teach nothing give way to groups of fresh prompts.
+"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): replaces groups without signal by groups of fresh prompts.
 
-TRL generates, scores and normalises a generation batch in one method. The rounds take place inside it, where it has just
-generated: the first round's completions are scored there, groups outside the range are replaced in place, and TRL pads,
-normalises and logs the batch that results as if it had generated nothing else.
+TRL generates, scores and normalises a generation batch in one method. The rounds run inside it, right after it
+generates: the first round's completions are scored there and groups outside the range are replaced in place. TRL then
+pads, normalises and logs the resulting batch as if it had generated nothing else.
 """
 
 import contextlib
@@ -74,16 +74,16 @@ class DynamicSamplingMixin:
     `discarded_tokens` (generated but not used), `drawn_reward` (mean over everything drawn; TRL's `reward` covers only
     the batch, without the replaced easy and hard groups) and `passes` over the data.
 
-    Everything else that TRL logs is of the final batch, except: `num_tokens` counts every token generated; scalars that
-    reward functions log are means over all rounds; tool calls of a batch with replacements are counted from its
+    Everything else TRL logs describes the final batch, except: `num_tokens` counts every generated token; scalars that
+    reward functions log are averaged over all rounds; tool calls of a batch with replacements are counted from its
     messages.
     """
 
     _prompt_stream: PromptStream | None = None
     _warned = False
-    _drawn: list | None = None  # prompts of the generation batch that is being made
-    _round_inputs: list[dict] | None = None  # dataset rows of a further round
-    _batch_inputs: list[dict] | None = None  # and of the batch
+    _drawn: list | None = None  # prompts of the generation batch in progress
+    _round_inputs: list[dict] | None = None  # dataset rows of the further round in progress
+    _batch_inputs: list[dict] | None = None  # dataset rows of the generation batch
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -213,7 +213,7 @@ class DynamicSamplingMixin:
                     f"A reward function logged {len(values)} values in the column {column!r} for {len(rollouts)} "
                     "completions: `log_extra` takes one for each."
                 )
-            # Of several functions that log the same column the last counts, as in TRL
+            # If several functions log the same column, the last one wins, as in TRL
             for rollout, value in zip(rollouts, values[-len(rollouts) :], strict=True):
                 rollout.logged[column] = value
         self._pending_extra_logs.clear()
@@ -226,10 +226,10 @@ class DynamicSamplingMixin:
 
         Args:
             first: This process's completions of the first round.
-            rewards: (N, F), of all processes.
+            rewards: (N, F) rewards of all processes.
 
         Returns:
-            The prompt and the completions that take a group's place, by group, and the (N, F) rewards of the final batch.
+            For each replaced group, its new prompt and completions; and the (N, F) rewards of the final batch.
         """
         size, stream = self.num_generations, self._prompt_stream
         rewards, batch, tried = rewards.clone(), list(self._drawn), list(self._drawn)
@@ -238,7 +238,7 @@ class DynamicSamplingMixin:
         missing = np.flatnonzero(verdicts != KEPT).tolist()
         with_images = [self._has_images(prompt) for prompt in batch] if missing else []
         rounds, generated, groups = 1, 0, {}
-        # Every process must have equally many completions of a round
+        # Every process must generate equally many completions per round
         multiple = self.accelerator.num_processes // math.gcd(size, self.accelerator.num_processes)
         while missing and rounds < (self.args.dynamic_sampling_max_rounds or DEFAULT_MAX_ROUNDS):
             drawn = stream.draw(-(-len(missing) // multiple) * multiple, tried)
@@ -293,10 +293,10 @@ class DynamicSamplingMixin:
         return groups, rewards
 
     def _round(self, drawn: list) -> tuple[list[Rollout], torch.Tensor]:
-        """The completions of a further round, of all processes, and their rewards."""
+        """Runs a further round; returns all processes' completions and their rewards."""
         self._round_inputs = self._local_examples(drawn)
         try:
-            # TRL resets environments and places images before it generates; `_generate` ends it
+            # TRL resets environments and inserts images, then calls `_generate`, which exits with `_RoundScored`
             super()._generate_and_score_completions(self._round_inputs)
         except _RoundScored as result:
             return gather_object(result.rollouts), result.rewards
@@ -329,10 +329,10 @@ class DynamicSamplingMixin:
     # The final batch
 
     def _log_generated(self, prompts: list, generated: tuple) -> None:
-        """Lets TRL log its metrics of generation, from the final batch.
+        """Makes TRL log its generation metrics for the final batch.
 
-        TRL generates and logs in one method, so what it generates with is replaced meanwhile. It may go when TRL has a
-        method of its own for the metrics (`test_what_is_logged_of_generation`).
+        TRL generates and logs in one method, so this temporarily replaces everything it generates with. Remove it once
+        TRL has a separate method for the metrics (`test_what_is_logged_of_generation`).
         """
         prompt_ids, ids, tool_mask, completions, logprobs, *_ = generated
         stands_in = {
@@ -357,14 +357,14 @@ class DynamicSamplingMixin:
 
     @staticmethod
     def _as_generated(rollouts: list[Rollout]) -> tuple:
-        """The final batch as TRL's `_generate` returns one."""
+        """The final batch in the form that TRL's `_generate` returns."""
         return (
             [rollout.prompt_ids for rollout in rollouts],
             [rollout.completion_ids for rollout in rollouts],
             _column(rollouts, "tool_mask"),
             [rollout.completion for rollout in rollouts],
             _column(rollouts, "logprobs"),
-            {},  # what a rollout function added is in the rows
+            {},  # fields from a rollout function are already in the rows
             _column(rollouts, "images"),
             [rollout.tool_images for rollout in rollouts],
         )
@@ -383,17 +383,17 @@ def _images(prompt) -> list | None:
 
 
 def _tool_calls(completions: list) -> tuple[int, int]:
-    """The tools called in conversations, and how many of the calls failed."""
+    """Number of tool calls in the conversations, and how many of them failed."""
     results = [str(m["content"]) for messages in completions for m in messages if m["role"] == "tool"]
     return len(results), sum(result.startswith("{'error': ") for result in results)
 
 
 def check_dynamic_sampling(trainer_class: type, arguments: dict[str, Any]) -> None:
-    """Raises `ValueError` for what dynamic sampling cannot work with, before a model is loaded.
+    """Raises `ValueError` for settings that dynamic sampling cannot work with, before a model is loaded.
 
     Args:
         trainer_class: The trainer's class.
-        arguments: Those of its `__init__`.
+        arguments: The arguments of its `__init__`.
     """
     args = arguments["args"]
     if not getattr(args, "dynamic_sampling", False):
@@ -413,7 +413,7 @@ def check_dynamic_sampling(trainer_class: type, arguments: dict[str, Any]) -> No
     rewards = rewards if isinstance(rewards, list) else [rewards]
     if arguments["environment_factory"] is None and all(
         callable(reward) and not isinstance(reward, torch.nn.Module) for reward in rewards
-    ):  # else the names are known when the models are there
+    ):  # else the names are known only once the models are loaded
         check_reward_name(args, [get_callable_name(reward) for reward in rewards])
 
 

@@ -36,9 +36,9 @@ def check_rows(dataset: Any, args) -> None:
     needed = args.generation_batch_size // args.num_generations
     if len(dataset) < needed:
         raise ValueError(
-            f"The training data has {len(dataset)} {'row' if len(dataset) == 1 else 'rows'}, and one generation batch takes "
+            f"The training data has {len(dataset)} {'row' if len(dataset) == 1 else 'rows'}, but a generation batch needs "
             f"{needed} (`generation_batch_size` {args.generation_batch_size} / `num_generations` {args.num_generations}): "
-            "no update would be made. Give more rows, or lower `per_device_train_batch_size` "
+            "no update would be made. Add rows, or lower `per_device_train_batch_size` "
             f"({args.per_device_train_batch_size}), `steps_per_generation` ({args.steps_per_generation}) or the number of "
             f"processes ({args.world_size})."
         )
@@ -54,8 +54,8 @@ def check_trainable(model: nn.Module) -> None:
     if not is_peft_model(model):
         if not trainable:
             raise NothingTrainedError(
-                "No parameter of the model is trainable: `requires_grad` is False for all of them. Set it to True for those "
-                "to train."
+                "No parameter of the model is trainable: `requires_grad` is False for all of them. Set it to True for the "
+                "ones to train."
             )
         return
     active = set(model.active_adapters)
@@ -86,7 +86,7 @@ class EffectMixin:
         # The first hook after the data are loaded; their sampler may be a subclass's own
         if has_length(dataloader) and len(dataloader) == 0:
             check_rows(self.train_dataset, self.args)
-            raise NothingTrainedError("The training data give no batch: no update can be made.")
+            raise NothingTrainedError("The training data yields no batch, so no update can be made.")
         return super().set_initial_training_values(args, dataloader)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
@@ -101,7 +101,7 @@ class EffectMixin:
         rates = [group.get("initial_lr", group.get("lr")) for group in self.optimizer.param_groups]
         self._learns = self.is_deepspeed_enabled or any(rate != 0 for rate in rates)
         if not self._learns:
-            logger.warning("`learning_rate` is 0: the run goes through every update, and no parameter will change.")
+            logger.warning("`learning_rate` is 0: the run will make every update, but no parameter will change.")
         self._bits_before = self._bits()
         return prepared
 
@@ -118,7 +118,7 @@ class EffectMixin:
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if self.model.training and torch.is_grad_enabled() and not loss.requires_grad:
             raise NothingTrainedError(
-                "The loss has no gradient: the parameters that are trainable take no part in the model's forward. Set "
+                "The loss has no gradient: the trainable parameters take no part in the model's forward. Set "
                 "`requires_grad` for parameters that do."
             )
         return loss
@@ -147,7 +147,7 @@ class EffectMixin:
             names = {id(parameter): name for name, parameter in self.model.named_parameters()}
             first = next((names[id(parameter)] for parameter in parameters if id(parameter) in names), None)
             raise NothingTrainedError(
-                f"The loss has no gradient for any of the {len(parameters)} parameters that the optimizer has"
+                f"The loss has no gradient for any of the optimizer's {len(parameters)} parameters"
                 f"{f' (the first is {first!r})' * bool(first)}: they take no part in the model's forward. Set "
                 "`requires_grad` for parameters that do."
             )
@@ -175,7 +175,7 @@ class EffectMixin:
         if updates == 0:
             if self._resumed and state.global_step >= state.max_steps:
                 logger.warning(
-                    "The run was finished at update %d of %d: no further update was made.",
+                    "The run had already finished at update %d of %d: no further update was made.",
                     state.global_step,
                     state.max_steps,
                 )
@@ -183,24 +183,23 @@ class EffectMixin:
             raise NothingTrainedError(f"Nothing was trained: {self._why_no_update()}")
         made = f"{'the only update' if updates == 1 else f'all {updates} updates'}"
         if not with_gradient and self._nonfinite_updates >= updates:
-            why = f"{made} had a loss or a gradient that is not finite, and was skipped."
+            why = f"{made} had a non-finite loss or gradient, so nothing was applied."
         elif not with_gradient and not in_loss:
             why = (
-                f"no token of the {completions:.0f} completions is in the loss. Completions without an end are masked by "
+                f"no token of the {completions:.0f} completions is in the loss. Truncated completions are masked by "
                 "`mask_truncated_completions` (raise `max_completion_length`), tool results by their mask."
             )
         elif not with_gradient and not advantages:
             why = (
-                f"no completion of {completions:.0f} has an advantage, as the rewards of each group were all the same, or "
-                "None. Look at `reward` and `frac_reward_zero_std` in the log, and at the difficulty of the data."
+                f"none of the {completions:.0f} completions has an advantage: the rewards of each group were all equal, or "
+                "None. Check `reward` and `frac_reward_zero_std` in the log, and the difficulty of the data."
             )
         elif not with_gradient:
-            why = f"{made} had a gradient of zero{', or one that overflowed' * (self.args.fp16)}."
+            why = f"{made} had a zero gradient{', or one that overflowed' * (self.args.fp16)}."
         elif not moved and self._learns and not self._resumed:
             why = (
-                f"{made} left every parameter as it was, to the bit, though there was a gradient. Usual causes are a "
-                f"`learning_rate` ({self.args.learning_rate}) too small for the parameters' dtype, and a warmup that is "
-                "longer than the run."
+                f"{made} had gradients but changed no parameter. Usual causes are a `learning_rate` "
+                f"({self.args.learning_rate}) too small for the parameters' dtype, and a warmup longer than the run."
             )
             if updates == 1 and self.args.warmup_steps:  # a recipe's trial: warmup starts at rate 0
                 logger.warning(why)
@@ -215,9 +214,9 @@ class EffectMixin:
         needed = self.args.generation_batch_size // self.num_generations
         if isinstance(self.train_dataset, IterableDataset):
             return (
-                "the stream of training data ended before the first update. One generation batch takes "
-                f"{needed} rows and gives {self.args.steps_per_generation * self.num_iterations} micro-batches, of which an "
-                f"update takes {self.args.gradient_accumulation_steps} (`gradient_accumulation_steps`)."
+                "the stream of training data ended before the first update. A generation batch needs "
+                f"{needed} rows and gives {self.args.steps_per_generation * self.num_iterations} micro-batches; an update "
+                f"needs {self.args.gradient_accumulation_steps} of them (`gradient_accumulation_steps`)."
             )
         return "no update was made."
 

@@ -1,6 +1,6 @@
-"""Updates with a NaN or an infinity: skipped, counted, and the end of the run if they do not stop.
+"""Skips and counts updates with a NaN or an infinity, and ends the run if they do not stop.
 
-Parameters with one: the end of the run, before they are saved.
+Parameters with a NaN or an infinity end the run before they are saved.
 """
 
 import math
@@ -19,14 +19,14 @@ from .shards import local_part
 
 logger = get_logger(__name__)
 
-# Where the batch of the first of several such updates in a row is written, in `output_dir`
+# Folder in `output_dir` for the batch of the first of several skipped updates in a row
 BATCH_FOLDER = "nonfinite_batch"
 
 
 def nonfinite_names(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> list[str]:
     """Names of the parameters whose part on this process has a NaN or an infinity.
 
-    It reads each parameter once and takes no memory; where all are finite, as they should be, it waits for the device
+    Reads each parameter once, without extra memory. If all are finite, as they should be, it waits for the device only
     once.
     """
     parts = [(name, local_part(parameter)) for name, parameter in parameters]
@@ -55,8 +55,8 @@ class NonfiniteGuardMixin:
     ends the run before the parameters are saved or used to generate, so the last checkpoint is an earlier one.
 
     Raises:
-        FloatingPointError: From `train`, after `max_nonfinite_updates` such updates in a row, or for a parameter that is
-            not finite, which is named.
+        FloatingPointError: From `train`, after `max_nonfinite_updates` such updates in a row, or for a non-finite
+            parameter, which the message names.
     """
 
     def __init__(self, *args, **kwargs):
@@ -67,13 +67,13 @@ class NonfiniteGuardMixin:
 
     def _prepare_for_training(self, *args, **kwargs):
         self._nonfinite_in_row = 0
-        self._update_batches.clear()  # of an earlier run that ended in the middle of an update
+        self._update_batches.clear()  # left over from a run that ended mid-update
         self._update_finite.clear()
         prepared = super()._prepare_for_training(*args, **kwargs)
         self._checked_step = self.state.global_step
         self._check_parameters(
             self.model.named_parameters(),
-            "before the first update: the model that was loaded is damaged, or overflows in its dtype",
+            "before the first update: the loaded model is damaged, or overflows in its dtype",
         )
         return prepared
 
@@ -87,7 +87,7 @@ class NonfiniteGuardMixin:
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         finite = not self._update_finite or bool(torch.stack(self._update_finite).all())
-        if self.accelerator.mixed_precision != "fp16" and grad_norm is not None:  # DeepSpeed can be told to take none
+        if self.accelerator.mixed_precision != "fp16" and grad_norm is not None:  # DeepSpeed may compute none
             finite = math.isfinite(float(grad_norm)) and finite
         nonfinite = torch.tensor(int(not finite), device=self.accelerator.device)
         if self.accelerator.reduce(nonfinite, reduction="sum"):
@@ -101,7 +101,7 @@ class NonfiniteGuardMixin:
         return grad_norm
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
-        if self._checked_step != self.state.global_step:  # not once more at the end of an epoch
+        if self._checked_step != self.state.global_step:  # the end of an epoch calls this again
             self._checked_step = self.state.global_step
             self._check_parameters(
                 ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad),
@@ -119,12 +119,12 @@ class NonfiniteGuardMixin:
         names = list(dict.fromkeys(gather_object(names)))
         more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
         raise FloatingPointError(
-            f"The parameter {names[0]!r}{more} not finite {when}. The run ends, and nothing of it is saved from here on."
+            f"The parameter {names[0]!r}{more} not finite {when}. The run ends, and nothing more is saved."
         )
 
     def _skip_update(self, model) -> None:
         if not self.is_deepspeed_enabled:
-            model.zero_grad()  # optimizers leave parameters without a gradient alone
+            model.zero_grad()  # optimizers skip parameters without a gradient
         self._nonfinite_updates += 1
         self._nonfinite_in_row += 1
         folder = Path(self.args.output_dir) / BATCH_FOLDER
@@ -133,18 +133,18 @@ class NonfiniteGuardMixin:
             tree = {"global_step": self.state.global_step, "batches": batches}
             save_tree(folder / f"rank_{self.accelerator.process_index}.safetensors", tree)
         most = getattr(self.args, "max_nonfinite_updates", default_of("max_nonfinite_updates"))
-        message = f"The loss or the gradient norm of update {self.state.global_step + 1} is not finite: it is skipped."
+        message = f"Update {self.state.global_step + 1} has a non-finite loss or gradient norm and is skipped."
         if self._nonfinite_in_row < most:
             logger.warning(message)
             return
         raise FloatingPointError(
-            f"{message} It is number {most} in a row (`max_nonfinite_updates`), so the run ends. The batch of the first of "
-            f"them is in {str(folder)!r}; the parameters are those before it. Usual causes are a learning rate that is too "
-            "high, half precision, and a NaN in the model that was loaded."
+            f"{message} It is number {most} in a row (`max_nonfinite_updates`), so the run ends. The first one's batch is "
+            f"in {str(folder)!r}; the parameters are those from before it. Usual causes are a learning rate that is too "
+            "high, half precision, and a NaN in the loaded model."
         )
 
     def _plain_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The entries of a micro-batch that can be written: tensors, lists and numbers."""
+        """The entries of a micro-batch that can be saved: tensors, lists and numbers."""
         return batch
 
     def _extra_state(self):

@@ -101,7 +101,7 @@ class PromptStream:
         """Moves to a saved position. If the dataset's size has changed, warns and starts from the beginning."""
         if self._indexed and state["size"] != len(self._dataset):
             logger.warning(
-                "The training set has %d rows, and had %s when the checkpoint was saved: prompts are drawn from the start.",
+                "The training set now has %d rows (checkpoint: %s): prompts are drawn from the start.",
                 len(self._dataset),
                 state["size"],
             )

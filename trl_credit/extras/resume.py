@@ -57,7 +57,7 @@ _BATCH_SETTINGS = (
 class ResumeMixin:
     """Makes TRL's trainer resume exactly from its checkpoints; see the module docstring."""
 
-    _checkpoint_state: dict[str, Any] | None = None  # of the checkpoint that is being resumed from
+    _checkpoint_state: dict[str, Any] | None = None  # state of the checkpoint being resumed
     _saved_step: int | None = None
     _train_sampler = None
 
@@ -88,26 +88,26 @@ class ResumeMixin:
             SystemExit: With code 143, after SIGTERM with `enable_jit_checkpoint`, once the checkpoint is written.
         """
         checkpoint, model_only, error = None, False, None
-        if self.accelerator.is_main_process:  # others may see a shared folder later
+        if self.accelerator.is_main_process:  # other processes may see a shared folder's files later
             try:
                 checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
                 model_only = checkpoint is not None and is_model_only(Path(checkpoint))
                 if model_only and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
                     raise ResumeError(
-                        f"`resume_from_checkpoint`: {checkpoint!r} holds the model only (`save_only_model`), from which "
-                        f"{'DeepSpeed' if self.is_deepspeed_enabled else 'FSDP'} cannot go on. Start anew with it as "
-                        "`model_name_or_path`, in another `output_dir`, and without `save_only_model`."
+                        f"`resume_from_checkpoint`: {checkpoint!r} holds only the model (`save_only_model`), which "
+                        f"{'DeepSpeed' if self.is_deepspeed_enabled else 'FSDP'} cannot resume. Start a new run from it: "
+                        "pass it as `model_name_or_path`, with another `output_dir` and without `save_only_model`."
                     )
-            except Exception as caught:  # whatever it is, the other processes must not wait for it
+            except Exception as caught:  # any error: the other processes must not wait forever
                 error = str(caught) or type(caught).__name__
         checkpoint, model_only, error = broadcast_object_list([checkpoint, model_only, error])
         if error is not None:
             raise ResumeError(error)
         if model_only:
             logger.warning(
-                "%s holds the model only (`save_only_model`). The run goes on from its update, with the learning rate and "
-                "the data of that update, but with a new optimizer, new random states and a new generation batch: it is "
-                "not the run that was stopped.",
+                "%s holds only the model (`save_only_model`). The run continues from its update, with that update's "
+                "learning rate and data, but with a new optimizer, new random states and a new generation batch: it will "
+                "not reproduce the run that was stopped.",
                 checkpoint,
             )
         elif checkpoint is not None:
@@ -127,25 +127,25 @@ class ResumeMixin:
 
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:  # one that is overwritten is not whole meanwhile
+        if self.args.should_save:  # a checkpoint being overwritten must not look complete
             for name in (MANIFEST_NAME, TRAINER_STATE_NAME):
                 (folder / name).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
-        if self.args.should_save and folder.is_dir():  # else rotation has removed it
+        if self.args.should_save and folder.is_dir():  # unless rotation removed it
             write_manifest(folder)
         self._saved_step = self.state.global_step
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
         if self.control.should_evaluate and self._saved_step == self.state.global_step:
-            # At the end of an epoch, after its last step's checkpoint, which is to be resumed from after the evaluation
+            # End of an epoch whose last step is already saved: save again, so that a resumed run skips the evaluation
             self.control.should_save = True
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         if self._preemption is not None and self._preemption.stopped and self._saved_step != self.state.global_step:
-            self._save_checkpoint(model, trial)  # `save_strategy="best"` decides for itself
+            self._save_checkpoint(model, trial)  # `save_strategy="best"` may not have saved
 
     def _run_epoch(self, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # a finished run, resumed
+        if self.state.global_step >= self.state.max_steps:  # resuming a finished run
             self.control.should_training_stop = True
             return
         super()._run_epoch(**kwargs)
@@ -157,7 +157,7 @@ class ResumeMixin:
         references = self._followed_references()
         if references and (rank == 0 or self._sharded):
             save_tree(folder / REFERENCE_NAME.format(rank), references)
-        # The trainer's state, which the main process writes next, says that the checkpoint is whole
+        # The main process writes the trainer state next, which marks the checkpoint as complete
         self.accelerator.wait_for_everyone()
 
     def _state_to_save(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class ResumeMixin:
             "loss": self._tr_loss,
             "last_logged": self._globalstep_last_logged,
             "entropy": [self.entropy_coef, self._last_world_entropy] if self.use_adaptive_entropy else None,
-            # Of an iterable dataset, whose epochs have no length
+            # Position in an iterable dataset, whose epochs have no length
             "epoch": int(epoch),
             "batches": round(share * self.state.max_steps * self.args.gradient_accumulation_steps),
             "batch": None,
@@ -214,12 +214,12 @@ class ResumeMixin:
 
     def _read_checkpoint_state(self, checkpoint: Path) -> None:
         path = checkpoint / STATE_NAME.format(self.accelerator.process_index)
-        if not path.exists():  # there are more processes now: what all have in common is the first one's
+        if not path.exists():  # more processes than before: the first one's file has the shared state
             path = checkpoint / STATE_NAME.format(0)
         if not path.exists():
             logger.warning(
-                "%s has no %s: it was not saved by this trainer. Parameters and optimizer are resumed, but the run will not "
-                "be the one that was stopped: a new generation batch is made, and prompts may repeat.",
+                "%s has no %s: it was not saved by this trainer. Parameters and optimizer are restored, but the run will "
+                "not reproduce the one that was stopped: it generates a new batch, and prompts may repeat.",
                 checkpoint,
                 path.name,
             )
@@ -241,7 +241,7 @@ class ResumeMixin:
             if state is not None and not self.args.ignore_data_skip:
                 epochs, batches = state["epoch"], state["batches"]
         elif isinstance(self._train_sampler, RepeatSampler):
-            for _ in range(epochs):  # each pass draws its order
+            for _ in range(epochs):  # each pass draws its own order
                 next(iter(self._train_sampler), None)
         return epochs, batches
 
@@ -253,15 +253,13 @@ class ResumeMixin:
 
     def _forward_schedule(self) -> None:
         """Advances the learning-rate schedule, which was not saved, to the resumed update."""
-        if self.is_deepspeed_enabled:  # which keeps schedules of its own
+        if self.is_deepspeed_enabled:  # DeepSpeed keeps its own schedules
             return
         if isinstance(self.lr_scheduler, (torch.optim.lr_scheduler.ReduceLROnPlateau, GreedyLR)):
-            logger.warning(
-                "The learning rate depends on what was measured before, which was not saved: it begins anew."
-            )
+            logger.warning("The schedule depends on past metrics that were not saved, so it restarts.")
             return
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # before the optimizer's
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # no optimizer step yet
             for _ in range(self.state.global_step):
                 self.lr_scheduler.step()
 
@@ -271,7 +269,7 @@ class ResumeMixin:
         state = self._checkpoint_state
         if state is None:
             return
-        if not self.args.auto_find_batch_size:  # which may begin again
+        if not self.args.auto_find_batch_size:  # it may restart training
             self._checkpoint_state = None
         self._load_extra_state(state)
         self._metrics["train"] = defaultdict(list, state["metrics"])
@@ -283,7 +281,7 @@ class ResumeMixin:
         self._load_references(Path(checkpoint), "world_size" in changed)
         if changed:
             logger.warning(
-                "%s changed since the checkpoint was saved: its generation batch is not continued, a new one is made.",
+                "%s changed since the checkpoint was saved: its generation batch is dropped and a new one is generated.",
                 ", ".join(f"`{name}`" for name in changed),
             )
             return
@@ -303,7 +301,7 @@ class ResumeMixin:
         return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
 
     def _followed_references(self) -> list[dict[str, torch.Tensor]]:
-        """This process's part of each, by parameter."""
+        """This process's part of each reference that follows the policy, by parameter name."""
         models = [
             self.accelerator.unwrap_model(callback.ref_model)
             for callback in self.callback_handler.callbacks
@@ -317,8 +315,8 @@ class ResumeMixin:
             return
         if self._sharded and world_size_changed:
             raise ValueError(
-                "`sync_ref_model`: the reference was saved in the shards of another number of processes. Resume with as "
-                "many as saved it."
+                "`sync_ref_model`: the reference was saved in shards, by a different number of processes. Resume with "
+                "that number."
             )
         rank = self.accelerator.process_index if self._sharded else 0
         saved = load_tree(checkpoint / REFERENCE_NAME.format(rank))

@@ -132,12 +132,12 @@ class GuardedReward:
                     break
         failed = [i for i, value in enumerate(checked) if isinstance(value, str)]
         if failed and not self.exclude:
-            together = f" (of all completions together: {whole})" if whole is not None and count > 1 else ""
+            together = f" (for all completions together: {whole})" if whole is not None and count > 1 else ""
             raise _error(self.name, kwargs, failed[0], checked[failed[0]] + together) from whole
         prompts = {str(prompt) for prompt in kwargs["prompts"]}
         if (len(failed) == count and len(prompts) > 1) or (whole is not None and not failed):
             problem = checked[0] if failed else f"{type(whole).__name__}: {whole}"
-            where = "every completion" if failed else f"{count} completions together, though on none of them alone"
+            where = "every completion" if failed else f"{count} completions together, but not on any single one"
             raise RewardError(f"The reward function {self.name!r} failed on {where}: {problem}.") from whole
         if failed:
             error = _error(self.name, kwargs, failed[0], checked[failed[0]])
@@ -199,7 +199,7 @@ class _Call:
         rewards = self.result
         if isinstance(rewards, (str, bytes, dict)) or not isinstance(rewards, Iterable):
             raise TypeError(
-                f"it returned {_shortened(rewards)}, where a list with one reward for each completion is needed"
+                f"it returned {_shortened(rewards)}, which is not a list with one reward for each completion"
             )
         rewards = list(rewards)
         if len(rewards) != expected:
@@ -213,13 +213,13 @@ class _Call:
             except OverflowError:  # a whole number of more than 308 digits
                 value = math.inf if reward > 0 else -math.inf
             except (TypeError, ValueError):
-                checked.append(f"it returned {_shortened(reward)}, which is no number (`None` stands for no reward)")
+                checked.append(f"it returned {_shortened(reward)}, which is not a number (return `None` for no reward)")
                 continue
             problem = None
             if value is not None and not math.isfinite(value):
-                problem = f"it returned {value} (`None` stands for no reward)"
+                problem = f"it returned {value} (return `None` for no reward)"
             elif value is not None and abs(value) > _LARGEST:
-                problem = f"it returned {value}, which is infinite in float32, in which TRL computes"
+                problem = f"it returned {value}, which overflows float32, the dtype TRL uses for rewards"
             checked.append(problem or value)
         return checked
 
@@ -273,8 +273,8 @@ def check_reward_functions(functions: Any) -> None:
         missing = TRAINER_ARGUMENTS - {"environments"} - {parameter.name for parameter in parameters}
         if missing and all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             raise ValueError(
-                f"The reward function {get_callable_name(function)!r} does not take {', '.join(sorted(missing))}, which TRL "
-                "passes to all of them, as it does the dataset's columns. Add `**kwargs` to its parameters."
+                f"The reward function {get_callable_name(function)!r} does not accept {', '.join(sorted(missing))}, which "
+                "TRL passes to every reward function, along with the dataset's columns. Add `**kwargs` to its parameters."
             )
 
 
@@ -309,8 +309,8 @@ def check_columns(functions: Any, train_dataset: Any, eval_dataset: Any = None) 
         for name in _TAKEN:
             if name in (getattr(dataset, "column_names", None) or ()):
                 raise ValueError(
-                    f"The dataset has a column {name!r}, the name of an argument of TRL's to every reward function: rename "
-                    "it (`dataset.rename_column`) or leave it out (`dataset.remove_columns`)."
+                    f"The dataset has a column {name!r}, but TRL passes an argument with that name to every reward "
+                    "function: rename the column (`dataset.rename_column`) or drop it (`dataset.remove_columns`)."
                 )
 
 
@@ -355,8 +355,8 @@ class RewardGuardMixin:
             problem = f"it returned {value}"
             if math.isfinite(value):
                 problem += (
-                    f", of which a group's statistics overflow in float32 (at most {largest[column]:.1e} with its weight of "
-                    f"{self.reward_weights[column]:g})"
+                    f", with which a group's statistics overflow in float32 (at most {largest[column]:.1e} with its weight "
+                    f"of {self.reward_weights[column]:g})"
                 )
             if first <= i < first + len(prompts):
                 raise _error(name, texts, i - first, problem)

@@ -229,8 +229,8 @@ class DGPO(CreditMethod):
         sharper = sharper[torch.isfinite(sharper)]
         if self._adaptive or not len(sharper):
             return (
-                "the policy does not differ from its reference on these tokens; where it should (it is a trained model), "
-                "name the model that its training started from as `reference`."
+                "the policy does not differ from its reference on these tokens; if the policy is already trained, "
+                "set `reference` to the model it was trained from."
             )
         return f"lower `temperature` to about {sharper.median().item():.1g}, or use `temperature: {ADAPTIVE}`."
 

@@ -201,7 +201,7 @@ class GCPO(CreditMethod):
         "`blank_image` keeps each image's size, so that the image tokens still match; the official code passes a white "
         "224 x 224 image.",
         "The paper writes the divergence over the whole vocabulary; the official code, and `divergence: sampled` here, "
-        "use its estimate at the sampled token. `divergence: full` is the paper's, without the code's bounds on u and c.",
+        "use its estimate at the sampled token. `divergence: full` follows the paper, without the code's clamps on u and c.",
     )
 
     def validate(self) -> None:

@@ -43,7 +43,7 @@ class CreditInputs:
             if tensor.shape != self.mask.shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the mask {tuple(self.mask.shape)}.")
             if tensor.requires_grad:
-                raise ValueError(f"{name} carries a gradient; credit must not: detach it.")
+                raise ValueError(f"{name} requires grad; detach it.")
 
     @property
     def nonfinite(self) -> Bool[Tensor, "batch tokens"]:

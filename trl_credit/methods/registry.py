@@ -66,9 +66,7 @@ def build_credit(credit: "str | Mapping[str, Any] | CreditMethod") -> CreditMeth
         parameters = dict(credit)
         name = parameters.pop("method", None)
         if not isinstance(name, str):
-            raise ValueError(
-                f"`credit` is a mapping without the name of a method: {dict(credit)}. Add `method`. {nearest('', METHODS)}"
-            )
+            raise ValueError(f"`credit` mapping has no `method` name: {dict(credit)}. Add one. {nearest('', METHODS)}")
         return get_method_class(name).from_mapping(parameters)
     raise TypeError(
         f"`credit` must be the name of a method, a mapping or a CreditMethod object, got {credit!r} "

@@ -1,1 +1,1 @@
-"""Recipes: reading them, what they name, and launching them."""
+"""Recipes: reads them, resolves what they name, and launches them."""

@@ -13,20 +13,20 @@ from ..model_files import LocalModel, base_of_adapter
 def continue_adapter(
     arguments: dict[str, Any], model_args: ModelConfig, keep_init_kwargs: bool = False
 ) -> dict[str, Any]:
-    """The trainer's arguments with the model loaded, where it is an adapter: its base model with the adapter, to be trained
-    on. A reference or a KL penalty then compares with the adapter as it is now.
+    """If the model is an adapter, puts it, loaded on its base model, into the trainer's arguments, to train it further.
+    A reference or a KL penalty then compares with the adapter's current weights.
 
     Args:
-        arguments: Of `trainer_arguments`.
-        model_args: The recipe's.
-        keep_init_kwargs: Leave `model_init_kwargs` in the trainer's arguments, for a reward model.
+        arguments: From `trainer_arguments`.
+        model_args: The recipe's model settings.
+        keep_init_kwargs: Whether to leave `model_init_kwargs` in the trainer's arguments, for a reward model.
     """
     args, adapter = arguments["args"], arguments["model"]
     base = base_of_adapter(adapter, model_args.model_revision)
     if base is None:
         return arguments
     kwargs = {**(args.model_init_kwargs or {}), "quantization_config": arguments["quantization_config"]}
-    kwargs.pop("revision", None)  # the adapter's
+    kwargs.pop("revision", None)  # it is the adapter's
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         kwargs["device_map"] = None
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
@@ -39,7 +39,7 @@ def continue_adapter(
             adapter,
             revision=model_args.model_revision,
             is_trainable=True,
-            autocast_adapter_dtype="quantization_config" in kwargs or not zero3,  # as TRL makes an adapter
+            autocast_adapter_dtype="quantization_config" in kwargs or not zero3,  # as for TRL's own adapters
         )
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -52,7 +52,7 @@ def continue_adapter(
 
 
 def check_adapter(adapter: str, model_args: ModelConfig) -> None:
-    """Raises `ValueError` where the recipe asks for another adapter than the one that it goes on with."""
+    """Raises `ValueError` if the recipe asks for a different adapter from the one it continues."""
     asked = get_peft_config(model_args)
     if asked is None:
         return

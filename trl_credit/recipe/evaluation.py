@@ -29,22 +29,22 @@ from ..evaluation.terminal import show
 
 logger = logging.getLogger(__name__)
 
-# What the training run has decided
+# Fields that the training run determines
 _TRAINER_FIELDS = {
     *("model", "recipe", "output_dir", "backend", "dtype", "revision", "trust_remote_code", "attn_implementation"),
     *("vllm_kwargs", "base_url", "concurrency", "max_retries", "request_timeout", "extend"),
 }
-# Requests that vLLM gets at once: the finished ones are written when all of them are
+# Requests per vLLM call; their samples are written once the whole call is finished
 _VLLM_CHUNK = 256
 
 
 class TrainerBackend(Backend):
-    """Generates with the model as it is in training, sharded or not: with vLLM where the trainer uses it, whose samples then
-    have no seeds of their own, else with transformers.
+    """Generates with the model in training, sharded or not: with vLLM if the trainer uses it (samples then have no
+    seeds of their own), else with transformers.
 
     Args:
         trainer: The trainer.
-        batch_size: Completions at a time and process (transformers).
+        batch_size: Completions per process at a time (transformers).
         chat_template_kwargs: Arguments of the chat template.
     """
 
@@ -71,7 +71,7 @@ class TrainerBackend(Backend):
         failures = []
 
         def keep(request: Request, generation: Generation) -> None:
-            # A process that stopped alone would leave the others waiting
+            # If one process stopped alone, the others would wait forever
             if not failures:
                 try:
                     emit(request, generation)
@@ -98,9 +98,9 @@ class TrainerBackend(Backend):
     def _vllm_batch(
         self, model, tokenizer, batch: Sequence[Rendered], sampling: SamplingSettings, emit: Emit, device: torch.device
     ) -> None:
-        """As `generate_batch`, with the trainer's vLLM."""
+        """`generate_batch` with the trainer's vLLM."""
         engine = self.trainer.vllm_generation
-        # The server's slices are equal in length
+        # The vLLM server gives every process an equal slice
         width = max(gather_object([len(batch)]))
         prompts = [item.ids for item in batch] + [self._filler.ids] * (width - len(batch))
         ours = {
@@ -126,12 +126,12 @@ class TrainerBackend(Backend):
 
 
 def _nowhere(request: Request, generation: Generation) -> None:
-    """Takes what a process makes only because the others need it to."""
+    """Discards filler generations that keep processes in step."""
 
 
 @contextlib.contextmanager
 def _generating(trainer: GRPOTrainer) -> Iterator[torch.nn.Module]:
-    """The trainer's model, ready to generate as TRL makes it ready, in eval mode; as it was afterwards."""
+    """The trainer's model in eval mode, prepared for generation as TRL does; its mode is restored afterwards."""
     if trainer.use_vllm:
         yield trainer.model
         return
@@ -152,9 +152,9 @@ def _generating(trainer: GRPOTrainer) -> Iterator[torch.nn.Module]:
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
-    """Of the weights as they are now, from each parameter's sums in float64; the same on every process.
+    """Fingerprint of the current weights, from each parameter's sums in float64; the same on every process.
 
-    Each process sums its own shard, so it holds for one layout: another number of processes has another fingerprint.
+    Each process sums its own shard, so the fingerprint changes with the number of processes.
     """
     sums = []
     for name, parameter in model.named_parameters():
@@ -167,11 +167,11 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
 
 
 class TrainingEvaluation(TrainerCallback):
-    """Evaluates every so many updates, after the checkpoint of that update, and at the end.
+    """Evaluates every N updates, after that update's checkpoint, and at the end.
 
     Args:
         config: The settings; samples and reports go to eval/step-N in the trainer's output folder.
-        every: Updates between two evaluations, or `None`.
+        every: Updates between two evaluations; `None` evaluates only at the end.
 
     Raises:
         ValueError: The tasks cannot be loaded.
@@ -186,11 +186,11 @@ class TrainingEvaluation(TrainerCallback):
     def from_recipe(cls, settings: dict[str, Any], script_args, training_args) -> "TrainingEvaluation":
         """Builds the evaluation that a recipe's `eval` mapping asks for.
 
-        What it does not set is the recipe's (`prompts_of`, and `max_tokens` is `max_completion_length`), but a preset that
-        is named has its own.
+        Settings that it leaves out come from the recipe (`prompts_of`, and `max_completion_length` for `max_tokens`),
+        unless it names a preset, which brings its own.
 
         Raises:
-            ValueError: Unknown or wrong fields, fields that have no effect here, tasks that cannot be loaded.
+            ValueError: A field is unknown, wrong or has no effect here, or a task cannot be loaded.
         """
         settings = dict(settings)
         every = settings.pop("every", None)
@@ -222,7 +222,7 @@ class TrainingEvaluation(TrainerCallback):
             raise ValueError(f"`eval`: {error}") from error
 
     def attach(self, trainer: GRPOTrainer) -> None:
-        """Makes it a callback of the trainer.
+        """Adds this as a callback of the trainer.
 
         Raises:
             ValueError, BackendError: The prompts do not fit the model.
@@ -233,24 +233,24 @@ class TrainingEvaluation(TrainerCallback):
         trainer.add_callback(self)
 
     def on_step_begin(self, args, state, control, **kwargs):
-        # Of the next update: the checkpoint of the last one is written
+        # At the start of the next update, the last update's checkpoint is written
         if self.every and state.global_step and state.global_step % self.every == 0:
             try:
                 self.evaluate()
-            except (RunFolderError, BackendError) as error:  # on every process alike
+            except (RunFolderError, BackendError) as error:  # raised on every process
                 logger.error("Evaluation after update %d: %s The training goes on.", state.global_step, error)
 
     def at_end(self) -> None:
-        """Evaluates the trained model, if that was not the last thing done, and prints the numbers.
+        """Evaluates the trained model and prints the numbers, unless its last update was already evaluated.
 
         Raises:
-            RunFolderError, BackendError: The evaluation cannot go on.
+            RunFolderError, BackendError: The evaluation failed.
         """
         if self.trainer.state.global_step != self.evaluated:
             self.evaluate()
 
     def evaluate(self) -> dict[str, Any]:
-        """Evaluates the model as it is; logs the numbers as `eval_TASK/avg@n` and so on."""
+        """Evaluates the current model and logs the numbers as `eval_TASK/avg@n` and so on."""
         step = self.trainer.state.global_step
         path = Path(self.trainer.args.output_dir) / "eval" / f"step-{step}"
         config = replace(self.config, model=f"step {step}", output_dir=str(path))
@@ -259,13 +259,13 @@ class TrainingEvaluation(TrainerCallback):
         if self.trainer.accelerator.is_main_process:
             show(results)
             print(safe(path))
-        # Not GRPOTrainer's, which would take the metrics that the trainer's next log averages
+        # Not GRPOTrainer.log, which would consume the metrics that the trainer's next log averages
         Trainer.log(self.trainer, {f"eval_{name}": value for name, value in scalars(results).items()})
         return results
 
 
 def scalars(results: dict[str, Any]) -> dict[str, float]:
-    """The numbers of the results that trackers show, by name."""
+    """The results' numbers for trackers, by name."""
     n = results["settings"]["n"]
     parts = dict(results["tasks"])
     if len(parts) > 1:

@@ -1,4 +1,4 @@
-"""Runs a command in this process, or on several."""
+"""Runs a command in this process or on several."""
 
 import argparse
 import contextlib
@@ -12,7 +12,7 @@ from .early import check_early
 
 
 def launch(argv: list[str], command: str, module: str) -> None:
-    """Runs a command's module here, or on several processes if its launcher's options are given."""
+    """Runs a command's module in this process, or on several if launcher options are given."""
     launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     launcher.add_argument("--accelerate_config")
     launcher.add_argument("--num_processes", type=int)
@@ -50,11 +50,11 @@ def launch(argv: list[str], command: str, module: str) -> None:
         options += ["--num_processes", str(asked.num_processes)]
     with exit_code():
         if asked.accelerate_config is None and not torch.accelerator.is_available():
-            # accelerate would start one process, unless there is MPI
+            # accelerate would start a single process unless MPI is available
             parsed = get_args_parser().parse_args(
                 ["--standalone", "--nproc_per_node", str(asked.num_processes), *target[:2]]
             )
-            parsed.training_script_args = rest  # given to the parser, they would be taken for its own, abbreviated
+            parsed.training_script_args = rest  # the parser would take them for abbreviations of its own options
             torchrun(parsed)
         else:
             launch_command(launch_command_parser().parse_args([*options, *target]))
@@ -62,7 +62,7 @@ def launch(argv: list[str], command: str, module: str) -> None:
 
 @contextlib.contextmanager
 def exit_code() -> Iterator[None]:
-    """Ends with the exit code of the process that failed first, which has said why, without the launcher's traceback."""
+    """Exits with the code of the process that failed first, which has printed why, without the launcher's traceback."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -73,7 +73,7 @@ def exit_code() -> Iterator[None]:
         raise SystemExit(code if code > 0 else 128 - code) from error
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from error
-    except ImportError as error:  # DeepSpeed, for a configuration that needs it
+    except ImportError as error:  # the config needs DeepSpeed, which is not installed
         print(f"trl-credit: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except subprocess.CalledProcessError as error:

@@ -36,9 +36,9 @@ from .evaluation import TrainingEvaluation
 @dataclass
 class CreditScriptArguments(ScriptArguments):
     """
-    Arguments of the training script beside the trainer's, the model's and the dataset mixture's.
+    Arguments of the training script, besides the trainer's, the model's and the dataset mixture's.
 
-    `seed` (of the trainer's arguments) seeds everything: sampling, data order, splits and generated tasks.
+    `seed` (a trainer argument) seeds everything: sampling, data order, splits and generated tasks.
     """
 
     eval_dataset_name: str | None = field(
@@ -134,8 +134,8 @@ class Recipe(NamedTuple):
 
     Args:
         script (`CreditScriptArguments`): Data, rewards and evaluation.
-        training (`CreditGRPOConfig`): The trainer's.
-        model (`ModelConfig`): The model's, with LoRA and quantization.
+        training (`CreditGRPOConfig`): The trainer.
+        model (`ModelConfig`): The model, LoRA and quantization.
         mixture (`DatasetMixtureConfig`): TRL's mixture of datasets.
     """
 
@@ -146,15 +146,15 @@ class Recipe(NamedTuple):
 
     @classmethod
     def read(cls, argv: list[str], prog: str = "trl-credit train", description: str | None = None) -> "Recipe":
-        """Reads `--config FILE.yaml` and fields that stand on the command line.
+        """Reads `--config FILE.yaml` and command-line fields.
 
         Args:
-            argv: The words.
-            prog: The command, for messages.
-            description: Of the command, for `--help`.
+            argv: Command-line words.
+            prog: Name of the command in messages.
+            description: The command's description in `--help`.
 
         Raises:
-            ValueError: The file cannot be read, a field is unknown (the nearest known one is named) or out of its range.
+            ValueError: The file cannot be read, or a field is out of range or unknown (the message names the nearest).
         """
         return cls(*parse_arguments(argv, RECIPE_TYPES, prog, description, "recipe", hint=parameter_hint))
 
@@ -163,11 +163,11 @@ class Recipe(NamedTuple):
         return {f.name: getattr(part, f.name) for part in self for f in fields(part) if f.init}
 
     def trainer_arguments(self) -> dict[str, Any]:
-        """The arguments of the trainer; no model is loaded yet. See [`trainer_arguments`]."""
+        """The trainer's arguments; loads no model yet. See [`trainer_arguments`]."""
         return trainer_arguments(*self)
 
     def prepare(self) -> tuple[dict[str, Any], TrainingEvaluation | None]:
-        """The arguments of the trainer and the evaluation, checked as far as that goes without loading a model.
+        """The trainer's arguments and the evaluation, checked as far as possible without loading a model.
 
         Raises:
             ValueError: Settings, data, rewards or a model that cannot work.
@@ -194,7 +194,7 @@ def recipe_types() -> dict[str, Any]:
 
 
 def parameter_hint(name: str) -> str | None:
-    """Where to write a parameter of a credit method that stands among the fields."""
+    """If an unknown field is a parameter of a credit method, says where to write it."""
     for method in METHODS.values():
         if name in {f.name for f in fields(method)}:
             example = json.dumps({"method": method.name, name: "..."})
@@ -203,7 +203,7 @@ def parameter_hint(name: str) -> str | None:
 
 
 def build_datasets(script_args, training_args, dataset_args) -> tuple:
-    """The training and (or `None`) evaluation dataset, with the columns that TRL and the rewards read."""
+    """The training dataset and the evaluation dataset (or `None`), with the columns that TRL and the rewards read."""
     generated = {
         "generated_size": script_args.generated_dataset_size,
         "generated_config": script_args.generated_dataset_config,
@@ -262,7 +262,7 @@ def build_datasets(script_args, training_args, dataset_args) -> tuple:
 
 
 def build_rewards(script_args, training_args, train_dataset) -> list:
-    """The reward functions, checked against the dataset's columns; a reward model by its name."""
+    """The reward model's name, if any, and the reward functions, checked against the dataset's columns."""
     functions = [build_reward(spec, training_args.max_completion_length) for spec in script_args.reward_funcs or []]
     if not functions and not script_args.reward_model_name_or_path:
         raise ValueError("No reward: set `reward_funcs` or `reward_model_name_or_path`.")
@@ -278,7 +278,7 @@ def build_rewards(script_args, training_args, train_dataset) -> list:
     if script_args.answer_column is None:
         check_solutions(train_dataset, functions)
     for function in functions:
-        if getattr(function, "func", function) in (accuracy, judged):  # with arguments it is a partial
+        if getattr(function, "func", function) in (accuracy, judged):  # a partial if it has arguments
             report_unparsable(train_dataset, function)
     if accuracy in functions:
         report_bare_latex(train_dataset)
@@ -327,10 +327,10 @@ def check_trackers(names: list[str]) -> None:
 
 
 def load_rollout(path: str | None) -> Callable | None:
-    """The rollout function at a path.
+    """Loads the rollout function at a path.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no function at the path.
     """
     if path is None:
         return None

@@ -9,7 +9,7 @@ from ..toy.arithmetic import NEGATIVE_MARK
 
 
 def quickstart_credit(method: str | Mapping) -> dict[str, Any]:
-    """A method's mapping, with the negative prompt that the embedded model knows."""
+    """A method's full mapping. GCPO's default negative prompt becomes the one that the embedded model knows."""
     credit = build_credit(method).to_dict()
     if credit["method"] == GCPO.name and credit["negative_prompt"] == GCPO.negative_prompt:
         credit["negative_prompt"] = NEGATIVE_MARK + "{prompt}"
@@ -17,5 +17,5 @@ def quickstart_credit(method: str | Mapping) -> dict[str, Any]:
 
 
 def default_credit(method: str | Mapping, model: str | None) -> str | Mapping:
-    """A method as it was written; for the embedded model with the negative prompt that it knows."""
+    """The method as given, or [`quickstart_credit`] of it for the embedded model."""
     return quickstart_credit(method) if model == "trl_credit:quickstart" else method

@@ -89,7 +89,7 @@ def negative_prompt_of(prompt: str | list[dict], negative_prompt: str, example: 
         if isinstance(value, list):
             if isinstance(prompt, str):
                 raise ValueError(
-                    f"The dataset's column {COLUMN!r} holds messages where the prompt is plain text, in the row with "
+                    f"The dataset's column {COLUMN!r} holds messages, but the prompt is plain text, in the row with "
                     f"the prompt {_shortened(prompt)}."
                 )
             images = [part["image"] for part in _parts(prompt) if part.get("type") == "image"]
@@ -204,7 +204,7 @@ class _NegativePromptSource(SignalSource):
         dataset = context.train_dataset
         limit = context.context_length
         if self.negative_prompt == "blank_image" and not context.is_vision:
-            raise ValueError("`negative_prompt: blank_image` needs a vision-language model; this one has no images.")
+            raise ValueError("`negative_prompt: blank_image` needs a vision-language model; this model is text-only.")
         if limit is None or context.is_vision or isinstance(dataset, IterableDataset) or context.environment_factories:
             return
         if "prompt" not in dataset.column_names or not len(dataset):

@@ -59,8 +59,8 @@ class CollapseWatch:
             return
         self._warned = True
         logger.warning(
-            "Credit method %r has been uniform in effect for %d updates (effective token fraction %.4f): this is GRPO in "
-            "all but name.%s",
+            "Credit method %r: weights were effectively uniform for %d updates (effective token fraction %.4f): this run is "
+            "plain GRPO.%s",
             self._method.name,
             self._patience,
             self._fraction,

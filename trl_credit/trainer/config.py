@@ -55,7 +55,7 @@ class CreditGRPOConfig(GRPOExtrasConfig):
             then fractions of tokens, so a long completion counts more than with `"sequence"`. KL bias correction
             multiplies by the sequence's ratio.
         credit_log_steps (`int`, *optional*):
-            Every this many updates, write the token credit of a few of the update's completions to `OUTPUT_DIR/credit`
+            Every N updates, write the token credit of a few of the update's completions to `OUTPUT_DIR/credit`
             as a page and a parquet file, and send it to trackers that show HTML or pictures; see
             [`~trl_credit.trainer.credit_log.CreditLog`]. With `log_completions` it must be a multiple of
             `logging_steps`, because it adds columns to TRL's completions table. If unset: never.
@@ -112,7 +112,7 @@ class CreditGRPOConfig(GRPOExtrasConfig):
     credit_log_steps: AtLeast1 | None = field(
         default=None,
         metadata={
-            "help": "Every so many updates, write the token credit of a few completions (a page and a parquet file in "
+            "help": "Every N updates, write the token credit of a few completions (a page and a parquet file in "
             "`OUTPUT_DIR/credit`) and send it to the trackers. If unset: never."
         },
     )
@@ -144,7 +144,7 @@ class CreditGRPOConfig(GRPOExtrasConfig):
 
     def _check_before_trl(self):
         if self.top_k == -1 and not self.use_vllm:
-            raise ValueError("`top_k` -1 is vLLM's word for all tokens: write `top_k: 0`, or `use_vllm: true`.")
+            raise ValueError("`top_k=-1` (all tokens) only works with vLLM: set `top_k: 0`, or `use_vllm: true`.")
         if self.credit is not None:
             method = build_credit(self.credit)
             check_credit(method, self)
@@ -162,5 +162,5 @@ class CreditGRPOConfig(GRPOExtrasConfig):
         ):
             raise ValueError(
                 f"`credit_log_steps` ({self.credit_log_steps}) must be a multiple of `logging_steps` ({self.logging_steps}) "
-                "with `log_completions`, whose table is written every `logging_steps` and gets columns of token credit."
+                "with `log_completions`: token credit adds columns to its table, which is written every `logging_steps`."
             )

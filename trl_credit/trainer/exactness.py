@@ -26,8 +26,8 @@ def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
         )
     if args.importance_sampling_level == "sequence_token" and args.loss_type not in RATIO_GRADIENT_LOSSES:
         raise ValueError(
-            f"`importance_sampling_level='sequence_token'` has no effect with `loss_type={args.loss_type!r}`, through whose "
-            "ratio no gradient goes: with `cispo` it is 'sequence', and `vespo` ignores the level. Set 'sequence' or "
+            f"`importance_sampling_level='sequence_token'` has no effect with `loss_type={args.loss_type!r}`, whose ratio "
+            "carries no gradient: with `cispo` it equals 'sequence', and `vespo` ignores the level. Set 'sequence' or "
             "'token'."
         )
 
@@ -69,5 +69,5 @@ def regroup_refusal(args: GRPOConfig, aux_loss: bool = False, dropout: bool = Fa
     if args.loss_type == "bnpo" and args.beta != 0.0:
         return f"`loss_type='bnpo'` divides the KL penalty (`beta={args.beta}`) by each micro-batch's tokens."
     if dropout:
-        return "active dropout draws its masks by a row's place."
+        return "active dropout masks depend on a row's position."
     return _composition(args, aux_loss)

@@ -163,9 +163,9 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             self.importance_sampling_level = "token"  # `sequence_token_old_logps` turns it into GSPO-token
             if not self._off_policy:
                 logger.warning(
-                    "`importance_sampling_level='sequence_token'` has no effect here: every update is made with the policy "
-                    "that generated, so that all ratios are 1. Set `num_iterations` above 1, or `steps_per_generation` "
-                    "above `gradient_accumulation_steps`."
+                    "`importance_sampling_level='sequence_token'` has no effect here: every update is on-policy, so all "
+                    "ratios are 1. Set `num_iterations` above 1, or `steps_per_generation` above "
+                    "`gradient_accumulation_steps`."
                 )
         if any(source.needs_hidden_states for source in self.credit_pass.sources.values()):
             self.policy_hidden_states = HiddenStates(self.model)
@@ -214,8 +214,8 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         for name in ("credit_cache_gib", "credit_cache_device"):
             if getattr(args, name, None) is not None and not self._kept_bytes_per_token:
                 raise ValueError(
-                    f"`{name}` ({getattr(args, name)!r}) has no effect: nothing that credit method "
-                    f"{self.credit_method.name!r} computes stays the same between iterations. Remove it."
+                    f"`{name}` ({getattr(args, name)!r}) has no effect: credit method "
+                    f"{self.credit_method.name!r} has no signal to reuse between iterations. Remove it."
                 )
         skip = (default and not no_skip) if skip is None else skip
         trim = (default and not self.credit_pass.padding_affects_output) if trim is None else trim

@@ -1,4 +1,4 @@
-"""Policies that have drifted."""
+"""Drifted policies."""
 
 import pytest
 

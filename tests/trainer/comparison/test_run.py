@@ -1,4 +1,4 @@
-"""Comparisons that are killed or fail, and go on."""
+"""Comparisons that are killed or fail, then continue."""
 
 import json
 import os

@@ -134,7 +134,7 @@ def test_any_damage_without_a_manifest(name, damage, copy):
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
 def test_a_changed_header_of_the_same_length(name, copy):
     rename(copy / "checkpoint-3" / name)
-    with pytest.raises(DamagedError, match=rf"{name} is not as it was written .*remove {MANIFEST_NAME}"):
+    with pytest.raises(DamagedError, match=rf"{name} has changed since it was written .*remove {MANIFEST_NAME}"):
         check_files(copy / "checkpoint-3")
 
 
@@ -151,7 +151,7 @@ def test_auto_goes_on_from_the_last_whole_one(tiny_model, run, copy, caplog):
     resumed.train(resume_from_checkpoint="auto")
     assert_same_run(outcome(resumed), run[1])
     assert "checkpoint-3 is damaged: optimizer.pt has" in caplog.text
-    assert "checkpoint-2 is damaged: rng_state.pth is missing: it is left alone" in caplog.text
+    assert "checkpoint-2 is damaged: rng_state.pth is missing: skipping it" in caplog.text
     check_files(copy / "checkpoint-3")  # written once more
 
 
@@ -160,7 +160,7 @@ def test_where_none_is_whole(tiny_model, copy):
         (path / "scheduler.pt").unlink()
     assert checkpoint_to_resume("auto", str(copy)) is None
     trainer = make(tiny_model, copy, max_steps=3)
-    with pytest.raises(ResumeError, match="there is no whole checkpoint"):
+    with pytest.raises(ResumeError, match="there is no complete checkpoint"):
         trainer.train(resume_from_checkpoint=True)
     with pytest.raises(ResumeError, match=r"is damaged: scheduler.pt is missing. Use 'auto'"):
         trainer.train(resume_from_checkpoint=str(copy / "checkpoint-3"))
@@ -181,9 +181,9 @@ def test_a_checkpoint_with_the_model_only(tiny_model, tmp_path, caplog):
     resumed = make(tiny_model, tmp_path / "run", **settings)
     with caplog.at_level(logging.WARNING):
         resumed.train(resume_from_checkpoint="auto")
-    assert "holds the model only (`save_only_model`)" in caplog.text
+    assert "holds only the model (`save_only_model`)" in caplog.text
     assert "a new optimizer" in caplog.text
-    assert "Parameters and optimizer are resumed" not in caplog.text
+    assert "Parameters and optimizer are restored" not in caplog.text
     assert resumed._initial_global_step == 4
     entries = [entry for entry in resumed.state.log_history if "learning_rate" in entry]
     assert [entry["learning_rate"] for entry in entries] == rates
@@ -200,7 +200,7 @@ def test_where_the_model_only_is_not_enough(tiny_model, tmp_path, monkeypatch):
     make(tiny_model, tmp_path, max_steps=2, save_only_model=True).train()
     trainer = make(tiny_model, tmp_path, max_steps=3)
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
-    with pytest.raises(ResumeError, match=r"holds the model only \(`save_only_model`\), from which FSDP cannot go on"):
+    with pytest.raises(ResumeError, match=r"holds only the model \(`save_only_model`\), which FSDP cannot resume"):
         trainer.train(resume_from_checkpoint="auto")
 
 

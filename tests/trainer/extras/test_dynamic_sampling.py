@@ -136,7 +136,7 @@ def test_what_is_left_when_the_rounds_are_used_up(tiny_model, tmp_path, caplog):
     hard = Judge(hard=data["prompt"])
     settings_ = {"per_device_train_batch_size": 16, "max_steps": 1, "dynamic_sampling_max_rounds": 3}
     trainer = make(tiny_model, tmp_path, data, hard, fixed_rollout, **settings_)
-    with pytest.raises(NothingTrainedError, match="no completion of 16 has an advantage"):
+    with pytest.raises(NothingTrainedError, match="none of the 16 completions has an advantage"):
         trainer.train()
     log = trainer.state.log_history[0]
     assert [len(call) for call in hard.calls] == [16, 16, 16]

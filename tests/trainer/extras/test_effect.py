@@ -1,4 +1,4 @@
-"""A run that trains nothing is an error, as early as it can be known."""
+"""A run that trains nothing fails as early as possible."""
 
 import logging
 
@@ -37,7 +37,7 @@ def test_fewer_rows_than_a_generation_batch(tiny_model, tmp_path):
     """Before anything is generated; one row more is enough."""
     settings = {"steps_per_generation": 2, "gradient_accumulation_steps": 2}  # 16 completions of 4 prompts
     trainer = make(tiny_model, tmp_path, size=3, rollout=never, **settings)
-    with pytest.raises(ValueError, match=r"has 3 rows, and one generation batch takes 4 .* no update would be made"):
+    with pytest.raises(ValueError, match=r"has 3 rows, but a generation batch needs 4 .* no update would be made"):
         trainer.train()
     trainer = make(tiny_model, tmp_path, size=4, max_steps=1, **settings)
     trainer.train()
@@ -68,7 +68,7 @@ def test_a_finished_run_says_so(tiny_model, tmp_path, caplog):
     make(tiny_model, tmp_path, **settings).train()
     trainer = make(tiny_model, tmp_path, rollout=never, **settings)
     trainer.train(resume_from_checkpoint="auto")
-    assert "The run was finished at update 2 of 2: no further update was made." in caplog.text
+    assert "The run had already finished at update 2 of 2: no further update was made." in caplog.text
 
 
 @pytest.mark.parametrize("settings", [
@@ -113,7 +113,9 @@ def test_parameters_that_take_no_part(hidden, tiny_model, tmp_path):
     model.spare = torch.nn.Linear(2, 2)
     if hidden:
         model.enable_input_require_grads()
-    message = r"any of the 2 parameters .*'spare.weight'.*take no part" if hidden else "The loss has no gradient"
+    message = (
+        r"any of the optimizer's 2 parameters .*'spare.weight'.*take no part" if hidden else "The loss has no gradient"
+    )
     with pytest.raises(NothingTrainedError, match=message):
         make(model, tmp_path).train()
 
@@ -139,13 +141,16 @@ def masked(prompts_, trainer):
 
 
 NO_GRADIENT = {
-    "constant": ({"reward": constant}, "no completion of 24 has an advantage"),
-    "constant with the savings": ({"reward": constant, "credit": "dgpo"}, "no completion of 24 has an advantage"),
-    "none": ({"reward": none}, "no completion of 24 has an advantage"),
-    "no weight": ({"reward_weights": [0.0]}, "no completion of 24 has an advantage"),
+    "constant": ({"reward": constant}, "none of the 24 completions has an advantage"),
+    "constant with the savings": (
+        {"reward": constant, "credit": "dgpo"},
+        "none of the 24 completions has an advantage",
+    ),
+    "none": ({"reward": none}, "none of the 24 completions has an advantage"),
+    "no weight": ({"reward_weights": [0.0]}, "none of the 24 completions has an advantage"),
     "truncated": ({"rollout": truncated, "mask_truncated_completions": True}, "no token of the 24 completions is in"),
     "tools": ({"rollout": masked}, "no token of the 24 completions is in the loss"),
-    "one update": ({"reward": constant, "max_steps": 1}, "no completion of 8"),
+    "one update": ({"reward": constant, "max_steps": 1}, "none of the 8 completions"),
 }
 
 
@@ -187,21 +192,21 @@ def test_steps_too_small_for_the_dtype(tiny_model, tmp_path):
     with torch.no_grad():
         for parameter in model.parameters():  # what is zero moves by any step
             parameter[parameter == 0.0] = 1.0
-    with pytest.raises(NothingTrainedError, match=r"all 3 updates left every parameter as it was, to the bit"):
+    with pytest.raises(NothingTrainedError, match=r"all 3 updates had gradients but changed no parameter"):
         make(model, tmp_path, learning_rate=1e-30).train()
 
 
 def test_the_first_update_of_a_warmup_is_a_warning(tiny_model, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         make(tiny_model, tmp_path, max_steps=1, warmup_steps=10, lr_scheduler_type="constant_with_warmup").train()
-    assert "the only update left every parameter as it was" in caplog.text
+    assert "the only update had gradients but changed no parameter" in caplog.text
 
 
 def test_every_update_skipped(tiny_model, tmp_path):
     trainer = make(tiny_model, tmp_path)
     loss = trainer._compute_loss
     trainer._compute_loss = lambda model, inputs: loss(model, inputs) * NAN
-    with pytest.raises(NothingTrainedError, match="all 3 updates had a loss or a gradient that is not finite"):
+    with pytest.raises(NothingTrainedError, match="all 3 updates had a non-finite loss or gradient"):
         trainer.train()
 
 

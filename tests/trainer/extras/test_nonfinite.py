@@ -1,4 +1,4 @@
-"""A NaN of the policy skips the update."""
+"""A NaN from the policy skips the update."""
 
 import itertools
 
@@ -58,7 +58,7 @@ def test_too_many_in_a_row_end_the_run(tiny_model, tmp_path):
         compute_loss(model, inputs),
     )[1]
     with pytest.raises(
-        FloatingPointError, match=r"update 5 is not finite.*number 2 in a row \(`max_nonfinite_updates`\)"
+        FloatingPointError, match=r"Update 5 has a non-finite loss.*number 2 in a row \(`max_nonfinite_updates`\)"
     ):
         trainer.train()
     assert trainer.state.global_step == 4

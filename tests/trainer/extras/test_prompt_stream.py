@@ -1,4 +1,4 @@
-"""The stream of prompts of an iterable dataset."""
+"""The prompt stream of an iterable dataset."""
 
 from helpers import prompts
 from support.rollout import make

@@ -1,4 +1,4 @@
-"""A resumed run is bit for bit the run that was never stopped."""
+"""A resumed run equals the uninterrupted run, bit for bit."""
 
 import shutil
 
@@ -134,10 +134,10 @@ def test_beginning_over_with_another_learning_rate_is_no_business_of_ours(tiny_m
 
 def test_resume_asks_for_a_whole_one(tiny_model, tmp_path):
     trainer = make(tiny_model, tmp_path, max_steps=1)
-    with pytest.raises(ValueError, match=r"there is no whole checkpoint in .* Use 'auto'"):
+    with pytest.raises(ValueError, match=r"there is no complete checkpoint in .* Use 'auto'"):
         trainer.train(resume_from_checkpoint=True)
     broken = checkpoint(tmp_path, 5, state=None)
-    with pytest.raises(ValueError, match="checkpoint-5' is not a checkpoint that was written to its end"):
+    with pytest.raises(ValueError, match="checkpoint-5' is not a complete checkpoint"):
         trainer.train(resume_from_checkpoint=str(broken))
     for wrong in ("no/such/folder", "", 7):
         with pytest.raises(ValueError, match=rf"`resume_from_checkpoint`: {wrong!r} is not a folder"):
@@ -153,7 +153,7 @@ def test_from_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         train.main([*arguments, "true"])
     assert error.value.code == 2
-    assert "error: `resume_from_checkpoint`: there is no whole checkpoint" in capsys.readouterr().err
+    assert "error: `resume_from_checkpoint`: there is no complete checkpoint" in capsys.readouterr().err
     assert train.main([*arguments, "auto", "--max_steps", "2"]).state.global_step == 2
     for asked in ("auto", "true", str(tmp_path / "checkpoint-2")):
         trainer = train.main([*arguments, asked, "--max_steps", "3"])

@@ -128,6 +128,6 @@ def test_a_reward_model_that_returns_nan(tiny_model, tmp_path):
     with pytest.raises(RewardError, match=r"'judge' failed on completion 0 of 8: it returned nan.*Prompt: "):
         trainer().train()
     excluding = trainer(on_reward_error="exclude")
-    with pytest.raises(NothingTrainedError, match="no completion of 8 has an advantage"):
+    with pytest.raises(NothingTrainedError, match="none of the 8 completions has an advantage"):
         excluding.train()
     assert excluding.state.log_history[0]["rewards/judge/excluded"] == 8

@@ -1,4 +1,4 @@
-"""`trl-credit inspect` from start to end."""
+"""`trl-credit inspect`, end to end."""
 
 import json
 

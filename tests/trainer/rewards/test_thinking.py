@@ -1,4 +1,4 @@
-"""Training and evaluation judge the same text."""
+"""Training and evaluation score the same text."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Negative prompts of a column, in training."""
+"""Negative prompts from a column, in training."""
 
 import math
 

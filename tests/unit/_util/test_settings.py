@@ -188,7 +188,7 @@ def test_python_code_is_checked_before_trl_divides(tmp_path):
     for name in ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps"):
         with pytest.raises(ValueError, match=f"`{name}` must be at least"):
             config(tmp_path, **{name: 0})
-    with pytest.raises(ValueError, match="`top_k` -1 is vLLM's word"):
+    with pytest.raises(ValueError, match=r"`top_k=-1` \(all tokens\) only works with vLLM"):
         config(tmp_path, top_k=-1)
     with pytest.raises(ValueError, match="`epsilon` must be non-negative"):
         dataclasses.replace(config(tmp_path, generation_batch_size=None), epsilon=-1)

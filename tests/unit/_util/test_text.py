@@ -1,4 +1,4 @@
-"""Text of others in terminals, logs and files."""
+"""Untrusted text in terminals, logs and files."""
 
 import io
 import json

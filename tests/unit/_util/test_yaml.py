@@ -1,4 +1,4 @@
-"""YAML as people write it."""
+"""YAML as users write it."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A finished comparison is written whatever its labels are."""
+"""A finished comparison is written, whatever its labels."""
 
 from support.comparison import make_comparison
 

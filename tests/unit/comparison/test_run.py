@@ -1,4 +1,4 @@
-"""What one run of a comparison is told, and leaves behind."""
+"""Inputs and outputs of one run in a comparison."""
 
 import json
 import multiprocessing

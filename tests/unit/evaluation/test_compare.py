@@ -1,4 +1,4 @@
-"""Two evaluations, compared."""
+"""Comparisons of two evaluations."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The judge as a scorer of inspect_ai, with a stand-in for it: its dependencies exclude versions that are pinned here."""
+"""The judge as an inspect_ai scorer. inspect_ai is faked, because its dependencies exclude versions pinned here."""
 
 import asyncio
 import importlib

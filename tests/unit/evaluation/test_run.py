@@ -1,4 +1,4 @@
-"""An evaluation from start to end, with a backend that needs no model."""
+"""An evaluation, end to end, with a backend that needs no model."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files of checkpoints."""
+"""Checkpoint files."""
 
 import json
 import random
@@ -71,7 +71,7 @@ def test_the_last_whole_checkpoint(tmp_path, caplog):
     checkpoint(tmp_path, 12, state='{"epoch": 0.')
     (checkpoint(tmp_path, 13) / "checkpoint-is-incomplete.txt").touch()
     assert last_complete_checkpoint(tmp_path).name == "checkpoint-10"
-    assert all(f"checkpoint-{step} was not written to its end" in caplog.text for step in (11, 12, 13))
+    assert all(f"checkpoint-{step} is incomplete" in caplog.text for step in (11, 12, 13))
 
 
 # Of other kinds

@@ -23,7 +23,7 @@ def test_rows_of_all_processes(rows, processes, tmp_path, monkeypatch):
     if rows >= needed:
         check_rows(range(rows), args)
         return
-    with pytest.raises(ValueError, match=rf"has {rows} rows, and one generation batch takes {needed} "):
+    with pytest.raises(ValueError, match=rf"has {rows} rows, but a generation batch needs {needed} "):
         check_rows(range(rows), args)
 
 

@@ -1,4 +1,4 @@
-"""Groups that teach something, and those that do not."""
+"""Groups with and without a training signal."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The stream of prompts follows TRL's order."""
+"""The prompt stream follows TRL's order."""
 
 import collections
 

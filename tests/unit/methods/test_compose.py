@@ -1,4 +1,4 @@
-"""Labels of several methods."""
+"""Labels for several methods."""
 
 import pytest
 from support.inspection import FULL

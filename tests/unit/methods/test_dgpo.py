@@ -1,4 +1,4 @@
-"""TODO"""
+"""DGPO weights against an independent oracle, and adaptive temperature."""
 
 import math
 

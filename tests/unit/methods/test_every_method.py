@@ -1,4 +1,4 @@
-"""One suite for every registered method, the way a new method is held to it without writing a test."""
+"""One suite for every registered method; a new method is covered without writing a test."""
 
 import dataclasses
 
@@ -154,7 +154,7 @@ def test_inputs_are_checked():
     for broken, message in [
         ({"mask": torch.ones(2, 3)}, "bool"),
         ({"policy_logps": torch.zeros(2, 4)}, r"policy_logps has shape \(2, 4\)"),
-        ({"policy_entropy": torch.zeros(2, 3, requires_grad=True)}, "policy_entropy carries a gradient"),
+        ({"policy_entropy": torch.zeros(2, 3, requires_grad=True)}, "policy_entropy requires grad"),
     ]:
         with pytest.raises(ValueError, match=message):
             CreditInputs(**(good | broken), vocab_size=5)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""GCPO weights and contrasts against an independent oracle."""
 
 import math
 

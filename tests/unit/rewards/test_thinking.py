@@ -1,4 +1,4 @@
-"""Thinking tags that a template opens."""
+"""Thinking tags that a chat template opens."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""Math verification in worker processes: TRL's verdicts, and nothing that an answer can do to the training process."""
+"""Math verification in worker processes: same verdicts as TRL, and no answer can harm the training process."""
 
 import gc
 import os

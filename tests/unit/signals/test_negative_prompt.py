@@ -66,7 +66,7 @@ def test_bad_column_value_names_the_row(row):
 
 
 def test_messages_for_a_plain_prompt_are_refused():
-    with pytest.raises(ValueError, match="holds messages where the prompt is plain text"):
+    with pytest.raises(ValueError, match="holds messages, but the prompt is plain text"):
         negative_prompt_of("2+2?", "column", {COLUMN: CHAT})
 
 

@@ -1,4 +1,4 @@
-"""Recognises weights that have collapsed to uniform."""
+"""Detects weights that collapsed to uniform."""
 
 import logging
 import math

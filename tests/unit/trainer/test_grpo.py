@@ -1,4 +1,4 @@
-"""Dtypes of a policy, and models that cannot be used."""
+"""Policy dtypes, and unsupported models."""
 
 import pytest
 from helpers import config, letter_reward, prompts

@@ -1,4 +1,4 @@
-"""Rollouts that TRL refuses."""
+"""Rollouts that TRL rejects."""
 
 import pytest
 from helpers import config

@@ -1,4 +1,4 @@
-"""The `server` backend against an endpoint that misbehaves as told, and against a real one, `transformers serve`."""
+"""The `server` backend against an endpoint that misbehaves on demand, and against a real one, `transformers serve`."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What vLLM is asked, with a stand-in for it."""
+"""Requests to vLLM, with a fake in its place."""
 
 import pytest
 from peft import LoraConfig, get_peft_model
