@@ -63,5 +63,5 @@ def test_another_data_set_is_begun_anew(caplog):
     state = stream(11).state_dict()
     other = stream(12)
     other.load_state_dict(state | {"position": 6})
-    assert "has 12 rows, and had 11" in caplog.text
+    assert "now has 12 rows (checkpoint: 11)" in caplog.text
     assert other.state_dict()["position"] == 0
