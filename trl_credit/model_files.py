@@ -222,7 +222,8 @@ def base_of_adapter(adapter: str, revision: str | None = None, field: str = "mod
 
 
 def check_model(model: str, train_dataset, revision: str | None = None, trust_remote_code: bool = False) -> None:
-    """Raises `ValueError` unless the model's config and tokenizer load and fit the prompts."""
+    """Raises `ValueError` unless the config and tokenizer of the model, or of an adapter and its base, load and fit the
+    prompts."""
     processing_class = LocalModel.find(model, revision, trust_remote_code, "model_name_or_path").processor()
     images = [name for name in ("image", "images") if name in (train_dataset.column_names or ())]
     if images and not isinstance(processing_class, ProcessorMixin):

@@ -261,7 +261,7 @@ def test_damaged_files_are_named(sums, tmp_path, text):
     with pytest.raises(RunFolderError, match=r"results.json is n"):
         compare_runs(tmp_path / "run", tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(text)
-    with pytest.raises(RunFolderError, match=r"run.json (is|was) not"):
+    with pytest.raises(RunFolderError, match=r"run.json (was not|is not)"):
         evaluate(config(sums, tmp_path), FakeBackend())
 
 

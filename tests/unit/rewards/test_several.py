@@ -32,7 +32,7 @@ def test_votes_of_several_answers():
     assert (none.vote, none.correct) == (None, False)
     assert not forged.correct
     assert forged.vote != first.vote
-    assert "Nor is it right by another of the 2 solutions" in third.reason
+    assert "It matches none of the 2 solutions" in third.reason
     assert judge_any([r"\boxed{2}"], [["", "2"]])[0].correct
     assert judge_any([r"\boxed{2}"], [["", " "]])[0].correct is None
 
