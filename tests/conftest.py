@@ -14,9 +14,14 @@ from jaxtyping import install_import_hook
 
 
 # Modules whose shapes are checked at each call. `CreditInputs` checks its own, with messages for users
-SHAPED = ["methods.base", "methods.dgpo", "methods.gcpo", "methods.ops", "methods.uniform", "trainer.gspo_token"]
-with install_import_hook([f"trl_credit.{name}" for name in SHAPED], "support.typecheck.check"):
-    from helpers import save_tiny_model
+SHAPED = [
+    *(f"methods.{name}" for name in ("base", "dgpo", "gcpo", "ops", "uniform")),
+    *(f"signals.{name}" for name in ("base", "divergence", "models", "negative_prompt", "reference")),
+    "trainer.gspo_token",
+]
+install_import_hook([f"trl_credit.{name}" for name in SHAPED], "support.typecheck.check")
+
+from helpers import save_tiny_model  # noqa: E402
 
 
 # Modules with fixtures that several folders share

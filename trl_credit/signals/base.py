@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from .._util.moved import moved_names
 from ..batching import token_counts
@@ -94,13 +94,19 @@ class SignalSource:
         """Bytes per token of `forward`'s result if iterations over a generation batch can reuse it, 0 if it changes."""
         return 0
 
-    def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    def forward(
+        self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]
+    ) -> Float[Tensor, "rows tokens *rest"]:
         """Runs the signal's own forward. Returns (b, t, ...) for the b rows and t completion columns of `batch`."""
         raise NotImplementedError
 
     def compute(
-        self, context: PolicyContext, batch: dict[str, Any], own: torch.Tensor | None, policy: PolicyForward
-    ) -> torch.Tensor:
+        self,
+        context: PolicyContext,
+        batch: dict[str, Any],
+        own: Float[Tensor, "batch tokens *rest"] | None,
+        policy: PolicyForward,
+    ) -> Float[Tensor, "batch tokens"]:
         """Returns the (B, T) signal. `own` is `forward`'s (B, T, ...) result for the same rows."""
         return own
 
@@ -110,9 +116,9 @@ class PolicyForward:
     """The live policy's forward at the update step: detached (B, T) float32 log-probs and entropies in nats, and, if a
     signal needs them, the (B, T, H) hidden states from which the head computes the tokens' logits."""
 
-    logps: torch.Tensor
-    entropy: torch.Tensor
-    hidden_states: torch.Tensor | None
+    logps: Float[Tensor, "batch tokens"]
+    entropy: Float[Tensor, "batch tokens"]
+    hidden_states: Float[Tensor, "batch tokens hidden"] | None
 
     def rows(self, rows: list[int]) -> PolicyForward:
         hidden_states = None if self.hidden_states is None else self.hidden_states[rows]

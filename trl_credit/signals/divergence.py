@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float, Float32, Float64
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
@@ -41,8 +42,8 @@ _RATIO_LIMIT = 1e5
 class Head:
     """Turns hidden states into logits: `softcap(scale * (h @ weight.T + bias))`, weight (V, H), bias (V,)."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None = None
+    weight: Float[Tensor, "vocabulary hidden"]
+    bias: Float[Tensor, " vocabulary"] | None = None
     scale: float = 1.0
     softcap: float | None = None
 
@@ -53,8 +54,12 @@ class Head:
         return replace(self, weight=weight if weight.device.type == "cuda" else weight.float(), bias=bias)
 
     def logits(
-        self, hidden_states: torch.Tensor, dtype: torch.dtype, divisor: float = 1.0, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self,
+        hidden_states: Float[Tensor, "tokens hidden"],
+        dtype: torch.dtype,
+        divisor: float = 1.0,
+        out: Float32[Tensor, "tokens vocabulary"] | None = None,
+    ) -> Float32[Tensor, "tokens vocabulary"]:
         """(N, V) float32 logits of (N, H) hidden states, divided by `divisor`, written to `out` if given.
 
         Inputs are rounded to `dtype`; the product is accumulated and kept in float32.
@@ -102,15 +107,15 @@ def gathered_head(model: nn.Module, module: nn.Module | None = None) -> Iterator
 
 
 def compare_distributions(
-    hidden_p: torch.Tensor,
+    hidden_p: Float[Tensor, "batch tokens hidden_p"],
     head_p: Head,
-    hidden_q: torch.Tensor,
+    hidden_q: Float[Tensor, "batch tokens hidden_q"],
     head_q: Head,
-    mask: torch.Tensor,
+    mask: Bool[Tensor, "batch tokens"],
     outputs: Collection[str] = ("squared_hellinger",),
     temperature: float = 1.0,
     dtype: torch.dtype = torch.float32,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Float32[Tensor, "batch tokens"]]:
     """Distances between the next-token distributions p and q of two models, in one pass over the vocabulary.
 
     Logits exist for only one tile of tokens and vocabulary at a time. Each block of the vocabulary yields its mass
@@ -165,14 +170,14 @@ def compare_distributions(
 
 
 def _fold_vocabulary(
-    tokens_p: torch.Tensor,
+    tokens_p: Float[Tensor, "tokens hidden_p"],
     head_p: Head,
-    tokens_q: torch.Tensor,
+    tokens_q: Float[Tensor, "tokens hidden_q"],
     head_q: Head,
     outputs: Collection[str],
     temperature: float,
     dtype: torch.dtype,
-) -> torch.Tensor:
+) -> Float32[Tensor, "8 tokens blocks"]:
     """(8, N, blocks) float32 statistics of (N, H) hidden states in each block of the vocabulary, see `_fold`."""
     device, num_tokens, vocab_size = tokens_p.device, tokens_p.size(0), head_p.weight.size(0)
     height, width = _CPU_TILE if device.type == "cpu" else _GPU_TILE
@@ -196,7 +201,12 @@ def _fold_vocabulary(
     return stats
 
 
-def _fold(x: torch.Tensor, y: torch.Tensor, stats: torch.Tensor, outputs: Collection[str]) -> None:
+def _fold(
+    x: Float32[Tensor, "tokens vocabulary"],
+    y: Float32[Tensor, "tokens vocabulary"],
+    stats: Float32[Tensor, "8 tokens"],
+    outputs: Collection[str],
+) -> None:
     """Statistics of one block of the vocabulary.
 
     Args:
@@ -251,7 +261,9 @@ def _fold_rows(
             stats[7] = 2 * torch.clamp(h, min=-_RATIO_LIMIT, out=w).mul_(q).sum(1) - difference
 
 
-def _combine(stats: torch.Tensor, outputs: Collection[str]) -> dict[str, torch.Tensor]:
+def _combine(
+    stats: Float32[Tensor, "8 tokens blocks"], outputs: Collection[str]
+) -> dict[str, Float64[Tensor, " tokens"]]:
     """(N,) float64 statistics of the whole distributions, from `_fold`'s (8, N, blocks) block statistics."""
     # Subtracting block masses needs float64, which not every accelerator has: others move these few numbers to the CPU
     stats = stats.to(stats.device if stats.device.type == "cuda" else "cpu").double()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from .._trl import FORWARD_KEYS
@@ -57,7 +58,7 @@ class HiddenStates:
         finally:
             self._on = False
 
-    def pop(self, num_tokens: int) -> torch.Tensor:
+    def pop(self, num_tokens: int) -> Float[Tensor, "batch tokens hidden"]:
         """Returns and forgets the (B, T, H) hidden states that predict the last `num_tokens` tokens."""
         states, self._states = self._states, None
         return states[:, -num_tokens - 1 : -1]
@@ -77,7 +78,7 @@ def model_inputs(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def completion_hidden_states(
     context: PolicyContext, model: nn.Module, hidden_states: HiddenStates, batch: dict[str, Any]
-) -> torch.Tensor:
+) -> Float[Tensor, "batch tokens hidden"]:
     """Computes a backbone's (B, T, H) hidden states for the completions of a batch, in eval mode."""
     with eval_mode(model), context.accelerator.autocast(), hidden_states.captured():
         # Only the backbone's output is needed; one token is the least that `logits_to_keep` can ask for

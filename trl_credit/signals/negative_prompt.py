@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from jaxtyping import Float
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from .._trl import pad, prepare_multimodal_messages, split_pixel_values_by_grid
 from ..batching import SEQUENCE_KEYS, cut_width, loss_mask, token_counts
@@ -304,7 +305,7 @@ class _NegativePromptSource(SignalSource):
             negative["pixel_values"] = torch.cat(blank) if isinstance(blank, list) else blank
         return negative
 
-    def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> Float[Tensor, "rows tokens"]:
         negative = self._negative(context, batch)
         with eval_mode(model):
             logps, _, _ = context.policy_logps_and_entropies(
@@ -317,8 +318,12 @@ class _NegativePromptSource(SignalSource):
         return logps
 
     def compute(
-        self, context: PolicyContext, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
-    ) -> torch.Tensor:
+        self,
+        context: PolicyContext,
+        batch: dict[str, Any],
+        own: Float[Tensor, "batch tokens"],
+        policy: PolicyForward,
+    ) -> Float[Tensor, "batch tokens"]:
         return own.masked_fill(batch[f"{self._key}/overlong"].unsqueeze(1), torch.nan)
 
 
@@ -329,12 +334,18 @@ class _NegativePromptKLSource(_NegativePromptSource):
         super().after_trainer_init(context)
         check_backbone(causal_model(context.accelerator.unwrap_model(context.model)))
 
-    def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    def forward(
+        self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]
+    ) -> Float[Tensor, "rows tokens hidden"]:
         return completion_hidden_states(context, model, context.policy_hidden_states, self._negative(context, batch))
 
     def compute(
-        self, context: PolicyContext, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
-    ) -> torch.Tensor:
+        self,
+        context: PolicyContext,
+        batch: dict[str, Any],
+        own: Float[Tensor, "batch tokens hidden"],
+        policy: PolicyForward,
+    ) -> Float[Tensor, "batch tokens"]:
         with gathered_head(causal_model(context.accelerator.unwrap_model(context.model))) as head:
             divergence = compare_distributions(
                 policy.hidden_states,

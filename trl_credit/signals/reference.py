@@ -7,9 +7,9 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.utils import is_peft_model
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -181,11 +181,15 @@ class _ReferenceSource(SignalSource):
         model = context.accelerator.unwrap_model(self.model if self.model is not None else context.model)
         return causal_model(model).config.get_text_config().hidden_size * context.head_dtype.itemsize
 
-    def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    def forward(
+        self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]
+    ) -> Float[Tensor, "rows tokens hidden"]:
         # The head's product takes its own dtype; autocast leaves hidden states wider
         return self._states(context, model, batch).to(context.head_dtype)
 
-    def _states(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    def _states(
+        self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]
+    ) -> Float[Tensor, "rows tokens hidden"]:
         if self.model is not None:
             return completion_hidden_states(context, self.model, self._hidden_states, batch)
         unwrapped = context.accelerator.unwrap_model(model)
@@ -193,8 +197,12 @@ class _ReferenceSource(SignalSource):
             return completion_hidden_states(context, model, context.policy_hidden_states, batch)
 
     def compute(
-        self, context: PolicyContext, batch: dict[str, Any], own: torch.Tensor, policy: PolicyForward
-    ) -> torch.Tensor:
+        self,
+        context: PolicyContext,
+        batch: dict[str, Any],
+        own: Float[Tensor, "batch tokens hidden"],
+        policy: PolicyForward,
+    ) -> Float[Tensor, "batch tokens"]:
         unwrap = context.accelerator.unwrap_model
         policy_model = causal_model(unwrap(context.model))
         reference_model, reference_module = policy_model, _reference_head(policy_model)

@@ -7,6 +7,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from transformers import (
     Cohere2Config,
     Cohere2ForCausalLM,
@@ -266,3 +267,12 @@ def test_bfloat16_rounds_the_inputs_only():
     torch.testing.assert_close(
         head.rounded(torch.bfloat16).logits(hidden, torch.bfloat16).double(), expected, rtol=1e-5, atol=1e-5
     )
+
+
+def test_shapes_and_dtypes_are_checked_in_the_tests():
+    """By conftest.py, in every call of the signals' functions."""
+    hidden, mask = torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
+    head = statistics.Head(torch.randn(7, 4))
+    for wrong in ((hidden[0], hidden, mask), (hidden, hidden[:, :2], mask), (hidden, hidden, mask.float())):
+        with pytest.raises(TypeCheckError):
+            statistics.compare_distributions(wrong[0], head, wrong[1], head, wrong[2])
