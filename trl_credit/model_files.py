@@ -50,40 +50,25 @@ class LocalModel:
         name: str | None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        *,
         field: str = "model",
-        tokenizer: bool = True,
+        adapter: bool = True,
+        needs: type | None = AutoTokenizer,
     ) -> "LocalModel":
         """Finds the files that a user's setting names.
 
         Args:
             name: A folder, a hub id or `trl_credit:quickstart`.
-            revision: Revision of the model or adapter.
-            trust_remote_code: Whether to run code shipped with it.
+            revision: Revision of it.
+            trust_remote_code: Whether to run code that comes with it.
             field: The setting, for messages.
-            tokenizer: Whether it must have a tokenizer.
+            adapter: Whether it may be a LoRA adapter.
+            needs: `AutoTokenizer` or `AutoProcessor`, if it must have one; else `None`.
 
         Raises:
             ValueError: There is no such model, or it has no configuration or tokenizer.
         """
-        path = resolve_model(name, field)
-        try:
-            base = base_of_adapter(path, revision, field)
-        except OSError as error:
-            raise ValueError(f"`{field}`: {name!r} cannot be read: {str(error).strip().splitlines()[0]}") from error
-        found = cls(base or path, path if base else None, revision, trust_remote_code)
-        try:
-            found.config()
-            if tokenizer:
-                found.tokenizer()
-        except Exception as error:  # tokenizers raise many kinds of errors
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if reason.endswith(":"):  # transformers continues with a list
-                reason = "its files have no usable tokenizer; copy tokenizer.json and tokenizer_config.json there."
-            raise ValueError(
-                f"`{field}`: {name!r} is neither a folder with a model (or LoRA adapter){' and its tokenizer' * tokenizer} "
-                f"nor a model on the hub: {reason}"
-            ) from error
-        return found
+        return _find(name, revision, trust_remote_code, field, adapter, needs)[0]
 
     @staticmethod
     def is_local(path: str) -> bool:
@@ -100,13 +85,10 @@ class LocalModel:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The adapter's own tokenizer, if it was saved with one, else the base model's."""
-        return self._of_adapter_or_base(AutoTokenizer)
+        return self.load(AutoTokenizer)
 
-    def processor(self) -> PreTrainedTokenizerBase | ProcessorMixin:
-        """The processor of a vision-language model, or the tokenizer of another, found like [`tokenizer`]."""
-        return self._of_adapter_or_base(AutoProcessor)
-
-    def _of_adapter_or_base(self, kind: Any) -> Any:
+    def load(self, kind: Any) -> Any:
+        """Loads an `AutoTokenizer` or `AutoProcessor`: the adapter's own, if saved with one, else the base model's."""
         if self.adapter:
             try:
                 return kind.from_pretrained(
@@ -126,6 +108,31 @@ class LocalModel:
         if self.adapter:
             found["adapter"] = _fingerprint(self.adapter, self.revision)
         return found
+
+
+def _find(
+    name: str | None, revision: str | None, trust_remote_code: bool, field: str, adapter: bool, needs: Any
+) -> tuple[LocalModel, Any]:
+    """[`LocalModel.find`], and what it `needs`, loaded."""
+    path = resolve_model(name, field)
+    try:
+        base = base_of_adapter(path, revision, field)
+    except OSError as error:
+        raise ValueError(f"`{field}`: {name!r} cannot be read: {str(error).strip().splitlines()[0]}") from error
+    if base and not adapter:
+        raise ValueError(f"`{field}`: {name!r} is an adapter, and this must be a whole model: merge it first.")
+    found = LocalModel(base or path, path if base else None, revision, trust_remote_code)
+    try:
+        found.config()
+        return found, None if needs is None else found.load(needs)
+    except Exception as error:  # tokenizers raise many kinds of errors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if reason.endswith(":"):  # transformers continues with a list
+            reason = "no tokenizer can be made of its files; copy tokenizer.json and tokenizer_config.json there."
+        kind = f"a model{' (or LoRA adapter)' * adapter}{' and its tokenizer' * (needs is not None)}"
+        raise ValueError(
+            f"`{field}`: {name!r} is neither a folder with {kind} nor one that the hub gives: {reason}"
+        ) from error
 
 
 def _fingerprint(path: str, revision: str | None) -> str:
@@ -224,7 +231,7 @@ def base_of_adapter(adapter: str, revision: str | None = None, field: str = "mod
 def check_model(model: str, train_dataset, revision: str | None = None, trust_remote_code: bool = False) -> None:
     """Raises `ValueError` unless the config and tokenizer of the model, or of an adapter and its base, load and fit the
     prompts."""
-    processing_class = LocalModel.find(model, revision, trust_remote_code, "model_name_or_path").processor()
+    _, processing_class = _find(model, revision, trust_remote_code, "model_name_or_path", True, AutoProcessor)
     images = [name for name in ("image", "images") if name in (train_dataset.column_names or ())]
     if images and not isinstance(processing_class, ProcessorMixin):
         raise ValueError(

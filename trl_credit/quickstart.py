@@ -100,25 +100,23 @@ def train(credit: dict[str, Any], output_dir: Path, max_steps: int, seed: int) -
 
 def plot(results: dict[str, dict], path: Path) -> None:
     """Plots the reward, smoothed over ten updates."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     import numpy as np
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    from .report.figure import new_figure, plain, save, tidy
+
+    figure = new_figure(7, 4)
+    axes = figure.subplots()
     for name, result in results.items():
         rewards = np.array(result["rewards"])
         window = min(10, len(rewards))
         smooth = np.convolve(rewards, np.ones(window) / window, mode="valid")
-        axes.plot(np.arange(window, len(rewards) + 1), smooth, label=name)
+        axes.plot(np.arange(window, len(rewards) + 1), smooth, label=plain(name))
     axes.set_xlabel("update")
     axes.set_ylabel(f"reward (mean of {window} updates)")
     axes.set_title("Three-term sums, embedded model")
-    axes.grid(alpha=0.3)
+    tidy(axes)
     axes.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 def report(results: dict[str, dict]) -> None:

@@ -196,3 +196,34 @@ def test_rows_with_and_without_images_stay_together():
 def test_every_method_is_covered():
     assert set(CREDIT) == set(METHODS)
     assert CreditGRPOConfig.__dataclass_fields__["skip_zero_advantage"].default is None
+
+
+def test_each_setting_of_a_plan_has_its_effect():
+    """Overheads of micro-batches and of signals' forwards, padding, and the budget of what is kept."""
+    lengths = [1, 1, 9, 9]
+    batch = {
+        "prompt_ids": torch.ones(4, 2, dtype=torch.long),
+        "prompt_mask": torch.ones(4, 2, dtype=torch.long),
+        "completion_ids": torch.ones(4, 24, dtype=torch.long),
+        "completion_mask": torch.tensor([[1] * n + [0] * (24 - n) for n in lengths]),
+        "advantages": torch.tensor([1.0, -1.0, 2.0, -2.0]),
+        "num_items_in_batch": torch.tensor(20),
+    }
+    base = {"savings": Savings(trim_padding=True), "every_row": False, "loss_type": "dapo", "window": 1, "overhead": 0}
+
+    def plan(**settings):
+        (planned,), _ = plan_updates(
+            [batch], {"signal": token_counts}, lambda x: x, PlanSettings(**base | {"forward_overhead": 0} | settings)
+        )
+        return planned, planned[PLAN]
+
+    assert sorted(map(len, plan()[1].forwards["signal"])) == [2, 2]  # short and long apart
+    assert len(plan(forward_overhead=1000)[1].forwards["signal"]) == 1
+    assert len(plan(overhead=1000)[1].forwards["signal"]) == 2
+    assert len(plan(max_forwards=1)[1].forwards["signal"]) == 1
+    assert plan()[0]["completion_ids"].size(1) == 9
+    assert plan(pad_to_multiple_of=8)[0]["completion_ids"].size(1) == 16
+    needed = 4 * 9 * 10  # rows, columns, bytes
+    assert plan(kept_bytes_per_token=10, budget_bytes=needed)[1].keep
+    assert not plan(kept_bytes_per_token=10, budget_bytes=needed - 1)[1].keep
+    assert not plan(kept_bytes_per_token=0, budget_bytes=needed)[1].keep

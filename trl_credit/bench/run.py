@@ -17,7 +17,7 @@ from ..inspection.scoring import Completion, CreditScorer
 from ..methods import DGPO, CreditMethod
 from ..methods.compose import labelled
 from ..methods.registry import METHODS, build_credit
-from ..model_files import LocalModel, embedded_model_path
+from ..model_files import LocalModel, embedded_model_path, resolve_model
 from ..recipe.toy import quickstart_credit
 from ..toy.arithmetic import make_dataset
 from . import gradients as gradient_scores
@@ -97,10 +97,7 @@ def build_methods(given: Sequence[str], compact: bool) -> dict[str, CreditMethod
 
 def load_tokenizer(model: str) -> Any:
     """Loads a model's tokenizer. Raises `ValueError` if it has none, or the model cannot be used."""
-    found = LocalModel.find(model)
-    if found.adapter:
-        raise ValueError(f"the model {model!r} is an adapter: merge it into its base model first.")
-    tokenizer = found.tokenizer()
+    tokenizer = LocalModel.find(model, adapter=False).tokenizer()
     # Without tokenizer files, some classes create a tokenizer with an empty vocabulary
     if "42" not in tokenizer.decode(tokenizer("42", add_special_tokens=False)["input_ids"]):
         raise ValueError(f"the model {model!r} has no tokenizer that can write numbers.")
@@ -197,7 +194,7 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
         OSError: The folder cannot be written.
     """
     names = variants(None if settings.tasks is None else list(settings.tasks))
-    model = settings.model or embedded_model_path()
+    model = resolve_model(settings.model, "model") if settings.model else embedded_model_path()
     build_methods(settings.methods, compact=False)  # report errors in them before loading anything
     tokenizer = load_tokenizer(model)
     rendering = settings.rendering or ("compact" if is_compact(tokenizer) else "text")

@@ -347,7 +347,7 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
     """Settings that must be equal in all runs. Checks every method's settings up to building the trainer."""
     import tempfile
 
-    from ..model_files import LocalModel, resolve_model
+    from ..model_files import LocalModel
     from ..recipe.recipe import Recipe
 
     parsed = None
@@ -368,7 +368,10 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
     settings = json.loads(json.dumps(settings, default=str))
     parsed.prepare()
     model = LocalModel.find(
-        resolve_model(model_args.model_name_or_path), model_args.model_revision, training_args.trust_remote_code
+        model_args.model_name_or_path,
+        model_args.model_revision,
+        training_args.trust_remote_code,
+        field="model_name_or_path",
     )
     return settings | {"model_fingerprint": model.fingerprint(), "launch": plan.launch}
 

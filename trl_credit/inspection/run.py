@@ -53,12 +53,7 @@ def _score(config, completions) -> tuple[list, dict[str, Any]]:
     if files.adapter and config.reference is None:
         config.reference = files.path
     elif config.reference is not None:
-        reference = LocalModel.find(config.reference)
-        if reference.adapter:
-            raise ValueError(
-                f"`reference`: {config.reference!r} is an adapter, and a reference must be a whole model: merge it first."
-            )
-        config.reference = reference.path
+        config.reference = LocalModel.find(config.reference, field="reference", adapter=False, needs=None).path
     methods = config.credit_methods()
     dtype = config.dtype or ("bfloat16" if on_gpu else "float32")
     examples, rewards = (None, []) if completions is not None else _data(config)

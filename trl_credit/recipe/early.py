@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from .._util.imports import is_dotted
 from .._util.text import nearest
@@ -18,12 +19,16 @@ def check_early(argv: Sequence[str], file: str = "recipe") -> None:
         file: Name of the file in messages.
 
     Raises:
-        ValueError: With the message that the command would give later.
+        ValueError: The recipe cannot be read, or there is no such method.
     """
-    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    given = {word: value for word, value in pairwise(words) if word.startswith("--")}
-    fields = read_mapping(given["--config"], {}, file) if "--config" in given else {}
-    credit = given.get("--credit", fields.get("credit"))
+    given = [tuple(word.split("=", 1)) for word in argv if word.startswith("--") and "=" in word]
+    given += [(word, value) for word, value in pairwise(argv) if word.startswith("--") and "=" not in word]
+    values = dict(given)
+    path = Path(values.get("--config", "")).expanduser()
+    if len(values) < len(given) or ("--config" in values and path.exists() and not path.is_file()):
+        return  # a field is there twice, or a pipe, which can be read once
+    fields = read_mapping(values["--config"], {}, file) if "--config" in values else {}
+    credit = values.get("--credit", fields.get("credit"))
     if isinstance(credit, str) and credit.lstrip().startswith("{"):
         try:
             credit = json.loads(credit)

@@ -110,14 +110,9 @@ class _ReferenceSource(SignalSource):
         elif self.reference is not None:
             if args.sync_ref_model and uses_adapter:
                 raise ValueError("`sync_ref_model` cannot follow a policy with adapters. Set `sync_ref_model=False`.")
-            found = LocalModel.find(
-                self.reference, trust_remote_code=args.trust_remote_code, field="reference", tokenizer=False
-            )
-            if found.adapter:
-                raise ValueError(
-                    f"`reference`: {self.reference!r} is an adapter, and a reference must be a whole model: merge it first."
-                )
-            self._reference_path = found.path
+            self._reference_path = LocalModel.find(
+                self.reference, trust_remote_code=args.trust_remote_code, field="reference", adapter=False, needs=None
+            ).path
         elif self._policy_path is None:
             # Before TRL patches the model's forward and the optimizer changes its weights
             self.model = _copied(policy)

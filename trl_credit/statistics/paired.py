@@ -84,9 +84,10 @@ def sign_flip_p(
     differences = np.asarray(differences, float)
     nonzero = differences[differences != 0]
     count = len(nonzero)
+    rounding = 1e-12 * np.abs(nonzero).sum()
 
     def as_extreme(signs: np.ndarray) -> int:
-        return int((np.abs(signs @ nonzero) >= abs(nonzero.sum()) - 1e-9).sum())  # allows for rounding
+        return int((np.abs(signs @ nonzero) >= abs(nonzero.sum()) - rounding).sum())
 
     if count <= exact:
         flips = np.arange(2**count)

@@ -60,6 +60,10 @@ def test_the_message_is_the_later_one(words, capsys):
         ["--credit", "{broken"],
         ["--credit", '{"temperature": 1}'],
         ["--credit"],
+        ["--config", "fine.yaml", "--config", "no/such.yaml"],
+        ["--credit", "gpco", "--credit", "gcpo"],
+        ["--run_name=--credit", "--output_dir", "y"],
+        ["--config", "/dev/stdin"],
     ],
     ids=" ".join,
 )

@@ -74,3 +74,13 @@ def test_holm():
     assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert statistics.holm([0.6, 0.7]) == [1.0, 1.0]
     assert statistics.holm([]) == []
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1.0, 1e8, 1e150])
+def test_p_does_not_depend_on_the_unit(scale):
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        for differences in (draw.normal(0.4, 1, 10), draw.integers(-3, 5, 10) / 8):
+            p = statistics.sign_flip_p(differences * scale)
+            assert p == statistics.sign_flip_p(differences)
+            assert p >= 2**-9
