@@ -42,7 +42,7 @@ def test_large_files_are_read_in_blocks(tmp_path):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """(class, path, revision, trust_remote_code) of every `from_pretrained` of ours; transformers' own follow without trust."""
+    """(class, path, revision, True) of each `from_pretrained` with trust: those of ours, not those within transformers."""
     calls = []
     for kind in (AutoConfig, AutoTokenizer, AutoProcessor):
         original = kind.from_pretrained
