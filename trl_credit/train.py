@@ -55,6 +55,14 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     except SystemExit:  # after SIGTERM; the checkpoint is saved
         _close(trainer)
         raise
+    except KeyboardInterrupt:
+        if PartialState().is_main_process:
+            print(
+                f"\nStopped after update {trainer.state.global_step}. To continue from its last checkpoint, if any, run "
+                "the same command with --resume_from_checkpoint auto.",
+                file=sys.stderr,
+            )
+        raise
     except (ResumeError, NothingTrainedError, FloatingPointError) as error:
         logger.debug("", exc_info=True)
         if PartialState().is_main_process:

@@ -115,6 +115,6 @@ def show_comparison(comparison: dict[str, Any]) -> None:
     if comparison["left_out"]:
         say(f"Only in one of the runs, and left out: {safe(', '.join(comparison['left_out']))}.")
     if comparison["differences"]:
-        console.print("The runs differ in more than the model:", style="bold")
+        console.print("The runs also differ in:", style="bold")
         for row in comparison["differences"]:
             say(f"  {safe(row['field'])}: {row['a']!r} -> {row['b']!r}")

@@ -154,12 +154,14 @@ class AsyncGuardedReward(GuardedReward):
     async def __call__(self, **kwargs) -> list[float | None]:
         rewards: list[float | None] = []
         for call in self._calls(kwargs, rewards):
+            limit = asyncio.timeout(call.timeout or None)
             try:
-                call.result = await asyncio.wait_for(self._awaited(call.kwargs), call.timeout or None)
-            except TimeoutError:
-                call.error = TimeoutError(f"it took more than {call.timeout:.3g} s (see `reward_timeout`)")
+                async with limit:
+                    call.result = await self._awaited(call.kwargs)
             except Exception as error:
-                call.error = error
+                call.error = error  # a `TimeoutError` may be the function's own
+                if limit.expired():
+                    call.error = TimeoutError(f"it took more than {call.timeout:.3g} s (see `reward_timeout`)")
         return rewards
 
     async def _awaited(self, kwargs: dict[str, Any]) -> Any:

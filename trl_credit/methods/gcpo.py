@@ -15,7 +15,7 @@ Reference: Guidance Contrastive Token Credit Assignment for Discrete Policy Opti
 github.com/jacklishufan/gcpo, `compute_importance_weights`. Its training settings: clip 0.2 / 0.28, token-mean loss,
 learning rate 1e-6, weight decay 0.01, no KL term, 8 completions per prompt.
 
-Differences from the official code are numbered in [`GCPO.differences`].
+Differences from the paper and its code are numbered in [`GCPO.differences`].
 """
 
 import math

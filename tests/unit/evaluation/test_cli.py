@@ -71,7 +71,7 @@ def test_the_command_on_the_embedded_model(tmp_path, capsys):
     main(["--config", str(recipe), "--output_dir", str(tmp_path / "b"), "--seed", "1"])
     main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
     output = capsys.readouterr().out
-    assert "The runs differ in more than the model:\n  seed: 0 -> 1" in output
+    assert "The runs also differ in:\n  seed: 0 -> 1" in output
     assert {path.name for path in (tmp_path / "b" / "compare-a").iterdir()} == {
         *("comparison.json", "comparison.html", "comparison.png"),
     }

@@ -318,3 +318,13 @@ def test_an_async_function_that_ends_the_process_does_not_end_the_loop():
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(20)
+
+
+@pytest.mark.parametrize("timeout", [30.0, 0, None])
+def test_an_async_functions_own_timeout_is_not_the_guards(timeout):
+    async def reward(completions, **kwargs):
+        raise TimeoutError("judge server: connect timed out")
+
+    guarded = AsyncGuardedReward(reward, "reward", exclude=False, timeout=timeout)
+    with pytest.raises(RewardError, match="judge server: connect timed out"):
+        asyncio.run(guarded(prompts=["a"], completions=["b"]))
