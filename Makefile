@@ -18,10 +18,10 @@ quickstart: $(VENV)/.quickstart
 test: $(VENV)/.dev
 	$(PYTEST) $(PARALLEL)
 
-# The rest: trainers, pages in Chromium, and jobs of several processes, which run one at a time
+# The rest: trainers, pages in Chromium, and one at a time what measures time or starts several processes
 test-all: test $(VENV)/.browser
-	$(PYTEST) tests/unit tests/trainer tests/pages -m 'slow and not nightly and not gpu' $(PARALLEL)
-	$(PYTEST) tests/distributed -m 'slow and not nightly and not gpu'
+	$(PYTEST) tests/unit tests/trainer tests/pages -m 'slow and not alone and not nightly and not gpu' $(PARALLEL)
+	$(PYTEST) tests/unit tests/distributed -m 'alone and not nightly and not gpu'
 
 # The full cross of what `test-all` thins: every loss with every method, every case on every launcher
 test-nightly: $(VENV)/.dev

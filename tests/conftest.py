@@ -40,11 +40,14 @@ QUICK = ("unit", "smoke")
 
 
 def pytest_collection_modifyitems(items):
-    """Marks everything outside `QUICK` as slow."""
+    """Marks everything outside `QUICK` as slow, and jobs of several processes as alone."""
     here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).parts[0] not in QUICK:
+        folder = item.path.relative_to(here).parts[0]
+        if folder not in QUICK:
             item.add_marker("slow")
+        if folder == "distributed":
+            item.add_marker("alone")
 
 
 @pytest.fixture(scope="session", autouse=True)

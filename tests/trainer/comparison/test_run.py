@@ -54,7 +54,7 @@ def test_a_comparison_that_is_killed_goes_on_with_equal_results(comparison_recip
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143
-    assert "Finished runs are kept" in err
+    assert "Finished runs are saved" in err
     finish(command(path=path, out=stopped))
     assert contents(stopped) == contents(whole)
 

@@ -287,6 +287,7 @@ def test_judging_again(sums, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_killed_at_any_moment(tmp_path):
     """SIGKILL, SIGINT and SIGTERM to the real command, each continued, give the run that was never stopped."""
     command = [sys.executable, "-m", "trl_credit.cli", "eval", "--model", "trl_credit:quickstart", "--max_tokens", "40"]

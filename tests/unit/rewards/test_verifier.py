@@ -611,6 +611,7 @@ def test_workers_end_with_the_verifier(stub):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_nothing_leaks_over_100_000_answers():
     """File descriptors, threads and processes stay as many; memory is bounded, here and in the workers."""
     plain = [("I do not know.", "7"), ("", "12"), ("The answer is 5", "5"), ("so it is clear", r"\frac{1}{2}")]
