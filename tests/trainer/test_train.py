@@ -117,3 +117,12 @@ def test_a_reward_that_ends_the_process(body, place, tmp_path, tiny_model, capsy
     else:
         with pytest.raises(RewardError, match=r"it called sys.exit\(0\)"):
             train.main(arguments)
+
+
+def test_ctrl_c_says_how_to_continue(tmp_path, capsys):
+    words = arguments(tmp_path)
+    words[words.index("--reward_funcs") + 1] = "support.rewards.interrupted"
+    with pytest.raises(KeyboardInterrupt):
+        train.main(words)
+    assert "Stopped after update 0." in (said := capsys.readouterr().err)
+    assert "run the same command with --resume_from_checkpoint auto." in said

@@ -1,6 +1,5 @@
 """Charts of an evaluation."""
 
-import builtins
 import re
 
 import pytest
@@ -57,16 +56,3 @@ def test_picture_of_names_that_look_like_formulas(tmp_path):
     comparison["a"]["name"] = r"$\nonsense{ $x_$"
     comparison["tasks"] = {r"$\frac{": comparison["tasks"]["aime24"]}
     plot_comparison(tmp_path / "a.png", comparison)
-
-
-def test_picture_without_matplotlib(tmp_path, monkeypatch):
-    original = builtins.__import__
-
-    def without(name, *rest, **options):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return original(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"pip install 'trl-credit\[analysis\]'"):
-        plot_comparison(tmp_path / "a.png", make_comparison())

@@ -1,6 +1,5 @@
 """Pictures of credit records."""
 
-import builtins
 import itertools
 import warnings
 from dataclasses import replace
@@ -51,14 +50,3 @@ def test_pictures_of_awkward_records(tmp_path, monkeypatch):
     assert [tick_label(t) for t in ("", " ", "\n", "\t", "語", "$x_1$", " a b")] == [
         "∅", "·", "⏎", "→", "<8A9E>", "$x_1$", " a b"]  # fmt: skip
     assert len(tick_label("x" * 99)) == 14
-
-    original = builtins.__import__
-
-    def without(name, *rest, **options):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return original(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"pip install 'trl-credit\[analysis\]'"):
-        plot_credit(None, make_record())
