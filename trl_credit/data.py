@@ -38,7 +38,7 @@ from .fields import (
 )
 from .rewards import TRAINER_ARGUMENTS, required_columns
 from .rewards.several import as_solution, shown
-from .toy import arithmetic as task
+from .toy import arithmetic
 
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def load_splits(
     Args:
         name: A JSON, JSONL, parquet, CSV or TSV file (in UTF-8, optionally `.gz`), a folder (saved by
             `Dataset.save_to_disk`, or of data files), a hub id, `reasoning_gym:TASK`, or `trl_credit:arithmetic` (the
-            quickstart's task).
+            quickstart's task) or `trl_credit:digits` (that of the embedded image model).
         setting: The field that error messages name.
         config: Configuration of a hub dataset.
         streaming: Whether to stream it.
@@ -78,10 +78,9 @@ def load_splits(
     """
     kind, _, rest = name.partition(":")
     if kind == "trl_credit":
-        if rest != "arithmetic":
-            raise ValueError(f"`{setting}`: unknown dataset {name!r}. {nearest(name, ['trl_credit:arithmetic'])}")
+        make = _embedded_task(name, setting)
         try:
-            return {"train": task.make_dataset(generated_size, seed=seed, **(generated_config or {}))}
+            return {"train": make(generated_size, seed=seed, **(generated_config or {}))}
         except TypeError as error:
             raise ValueError(f"`generated_dataset_config` for {name!r}: {error}") from error
     if kind == "reasoning_gym" and rest:
@@ -111,6 +110,20 @@ def load_splits(
             cause = f"its files have different columns: name one of them. {cause}"
         raise ValueError(f"`{setting}`: cannot read {name!r}: {cause[:500]}") from error
     return loaded if isinstance(loaded, dict) else {"train": loaded}
+
+
+def _embedded_task(name: str, setting: str) -> Callable[..., Dataset]:
+    """Makes the dataset of an embedded model's task."""
+    if name == "trl_credit:arithmetic":
+        return arithmetic.make_dataset
+    if name != "trl_credit:digits":
+        known = ["trl_credit:arithmetic", "trl_credit:digits"]
+        raise ValueError(f"`{setting}`: unknown dataset {name!r}. {nearest(name, known)}")
+    try:
+        from .toy.digits import make_dataset  # imports diffusers
+    except ImportError as error:
+        raise ValueError(f"`{setting}`: {name!r}: {error}") from error
+    return make_dataset
 
 
 def _open(path: Path):

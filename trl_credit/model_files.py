@@ -115,6 +115,11 @@ def _find(
 ) -> tuple[LocalModel, Any]:
     """[`LocalModel.find`], and what it `needs`, loaded."""
     path = resolve_model(name, field)
+    if (Path(path) / "model_index.json").is_file():
+        raise ValueError(
+            f"`{field}`: {name!r} is a pipeline of diffusers, which makes images, and this needs a language model. To train "
+            "it, set `trainer: diffusion`."
+        )
     try:
         base = base_of_adapter(path, revision, field)
     except OSError as error:
@@ -175,23 +180,26 @@ def _offsets(size: int) -> list[int]:
     return [last * i // (_BLOCKS - 1) for i in range(_BLOCKS)]
 
 
-# The embedded model's place in an installation, in this and earlier releases
-_EMBEDDED = (("trl_credit", "toy", "model"), ("trl_credit", "quickstart", "model"))
+# The embedded models' folders below `trl_credit.toy`
+_EMBEDDED = {"trl_credit:quickstart": "model", "trl_credit:digits": "digits_model"}
+# Their places in an installation, in this and earlier releases
+_PLACES = {("trl_credit", "toy", folder): name for name, folder in _EMBEDDED.items()}
+_PLACES["trl_credit", "quickstart", "model"] = "trl_credit:quickstart"
 
 
-def embedded_model_path() -> str:
-    """Folder of the quickstart's embedded model."""
-    return str(files("trl_credit.toy") / "model")
+def embedded_model_path(name: str = "trl_credit:quickstart") -> str:
+    """Folder of an embedded model: the quickstart's, or `trl_credit:digits`, a diffusers pipeline."""
+    return str(files("trl_credit.toy") / _EMBEDDED[name])
 
 
 def resolve_model(name: str | None, field: str = "model_name_or_path") -> str:
-    """The path or hub id of `model_name_or_path`; `trl_credit:quickstart` is the embedded model."""
+    """The path or hub id of `model_name_or_path`; `trl_credit:quickstart` and `trl_credit:digits` are embedded models."""
     if not name:
         raise ValueError(f"`{field}` is not set.")
     if name.startswith("trl_credit:"):
-        if name != "trl_credit:quickstart":
-            raise ValueError(f"`{field}`: unknown {name!r}. {nearest(name, ['trl_credit:quickstart'])}")
-        return embedded_model_path()
+        if name not in _EMBEDDED:
+            raise ValueError(f"`{field}`: unknown {name!r}. {nearest(name, _EMBEDDED)}")
+        return embedded_model_path(name)
     path = Path(name).expanduser()
     if path.is_file():
         raise ValueError(f"`{field}`: {name!r} is a file: name its folder.")
@@ -216,8 +224,8 @@ def base_of_adapter(adapter: str, revision: str | None = None, field: str = "mod
         raise ValueError(
             f"`{field}`: cannot read adapter_config.json in {adapter!r}: {str(error).splitlines()[0]}"
         ) from error
-    if base and not Path(base).exists() and Path(base).parts[-3:] in _EMBEDDED:
-        return embedded_model_path()  # the path is from another installation
+    if base and not Path(base).exists() and Path(base).parts[-3:] in _PLACES:
+        return embedded_model_path(_PLACES[Path(base).parts[-3:]])  # the path is from another installation
     try:
         return resolve_model(base)
     except ValueError:
