@@ -17,6 +17,7 @@ from .._trl import (
 from .._util.imports import is_dotted, load_dotted
 from .._util.settings import Flag, check_value
 from .._util.text import nearest
+from .images import aesthetic, check_quality, clip_score, compressibility, hps, incompressibility, pickscore
 from .patterns import answer_regex
 from .several import as_solution, judge_any, shown, verify_any
 from .thinking import OPENED_TAGS, judged_texts
@@ -24,6 +25,8 @@ from .thinking import OPENED_TAGS, judged_texts
 
 logger = logging.getLogger(__name__)
 
+# What the project's trainers pass besides to those that ask for it
+_PASSED = frozenset({OPENED_TAGS, "images"})
 # What TRL's trainer passes to every reward function besides the dataset's columns
 TRAINER_ARGUMENTS = frozenset(
     {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
@@ -170,12 +173,20 @@ REWARDS: dict[str, Callable] = {
     "judged": judged,
     "reasoning_accuracy": reasoning_accuracy,
     "think_format": think_format,
+    "compressibility": compressibility,
+    "incompressibility": incompressibility,
 }
 REWARD_FACTORIES: dict[str, Callable] = {
     "cosine_scaled": cosine_scaled,
     "repetition_penalty": get_repetition_penalty_reward,
     "soft_overlong_punishment": get_soft_overlong_punishment,
+    "aesthetic": aesthetic,
+    "clip_score": clip_score,
+    "pickscore": pickscore,
+    "hps": hps,
 }
+# Those that judge images, which only image models make
+IMAGE_REWARDS = frozenset({"compressibility", "incompressibility", "aesthetic", "clip_score", "pickscore", "hps"})
 # Names that TRL's `trl grpo` script accepts
 _TRL_NAMES = {
     "accuracy_reward": "accuracy",
@@ -222,6 +233,8 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
         _set_lengths(name, arguments, max_completion_length)
         if name == "judged" and arguments.get("answer_pattern") is not None:
             _check_pattern(arguments["answer_pattern"])
+        if name in REWARDS or name in IMAGE_REWARDS:
+            _check_own(name, arguments)
         if not is_reward:
             made = function(**arguments)
             if not callable(made):
@@ -245,6 +258,27 @@ def _check_pattern(pattern: Any) -> None:
         answer_regex(pattern)
     except ValueError as error:
         raise ValueError(f"`reward_funcs`: 'judged': {error}") from None
+
+
+def _check_own(name: str, arguments: Mapping[str, Any]) -> None:
+    """Checks the arguments of a reward function of ours, whose `**kwargs` would take any."""
+    known = [
+        parameter.name
+        for parameter in _parameters((REWARDS | REWARD_FACTORIES)[name]).values()
+        if parameter.default is not parameter.empty and parameter.name not in {*TRAINER_ARGUMENTS, *_PASSED}
+    ]
+    for argument in arguments:
+        if argument not in known:
+            hint = nearest(argument, known) if known else "It takes none."
+            raise ValueError(f"`reward_funcs`: {name!r} has no argument {argument!r}. {hint}")
+    if name in IMAGE_REWARDS:
+        try:
+            if name in REWARD_FACTORIES:
+                REWARD_FACTORIES[name](**arguments)  # loads nothing
+            elif "quality" in arguments:
+                check_quality(arguments["quality"])
+        except ValueError as error:
+            raise ValueError(f"`reward_funcs`: {name!r}: {error}") from None
 
 
 def _set_lengths(name: str, arguments: dict[str, Any], max_completion_length: int | None) -> None:
@@ -280,6 +314,11 @@ def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):  # some builtins have no signature
         return {}
+
+
+def judges_images(function: Callable) -> bool:
+    """True for a reward function made of a name in [`IMAGE_REWARDS`]."""
+    return getattr(getattr(function, "func", function), "__module__", None) == compressibility.__module__
 
 
 def takes_completions(function: Callable) -> bool:
