@@ -173,20 +173,20 @@ REWARDS: dict[str, Callable] = {
     "judged": judged,
     "reasoning_accuracy": reasoning_accuracy,
     "think_format": think_format,
-    "compressibility": compressibility,
-    "incompressibility": incompressibility,
 }
 REWARD_FACTORIES: dict[str, Callable] = {
     "cosine_scaled": cosine_scaled,
     "repetition_penalty": get_repetition_penalty_reward,
     "soft_overlong_punishment": get_soft_overlong_punishment,
+}
+# The same for rewards that judge images, which only image models make
+IMAGE_REWARDS: dict[str, Callable] = {"compressibility": compressibility, "incompressibility": incompressibility}
+IMAGE_REWARD_FACTORIES: dict[str, Callable] = {
     "aesthetic": aesthetic,
     "clip_score": clip_score,
     "pickscore": pickscore,
     "hps": hps,
 }
-# Those that judge images, which only image models make
-IMAGE_REWARDS = frozenset({"compressibility", "incompressibility", "aesthetic", "clip_score", "pickscore", "hps"})
 # Names that TRL's `trl grpo` script accepts
 _TRL_NAMES = {
     "accuracy_reward": "accuracy",
@@ -200,9 +200,8 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
     """Builds the reward function that a recipe names.
 
     Args:
-        spec: A name in [`REWARDS`] or [`REWARD_FACTORIES`], the path of your own (`my_module.reward`,
-            `my_file.py:reward`), or a mapping of `name` and keyword arguments (JSON text on the command line). A
-            callable with a parameter `completions` or `**kwargs`, which TRL could call, is a reward function: the
+        spec: A name (`accuracy`, `clip_score`, ...), the path of your own (`my_module.reward`, `my_file.py:reward`), or a
+            mapping of `name` and keyword arguments (JSON text on the command line). A callable with a parameter `completions` or `**kwargs`, which TRL could call, is a reward function: the
             arguments are bound to it. A class or any other callable is a factory: it is called with the arguments.
             `factory: true` treats a callable with `**kwargs` as a factory.
         max_completion_length: The run's limit in tokens. Default of `max_completion_len` (`soft_overlong_punishment`)
@@ -222,19 +221,22 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
     if not isinstance(name, str):
         raise ValueError(f"`reward_funcs`: {spec!r} does not say the `name` of a reward function.")
     name = _TRL_NAMES.get(name, name)
-    known = REWARDS | REWARD_FACTORIES
+    rewards, factories = REWARDS | IMAGE_REWARDS, REWARD_FACTORIES | IMAGE_REWARD_FACTORIES
+    known = rewards | factories
     function = known[name] if name in known else _load(name, known)
     if not callable(function):
         raise ValueError(f"`reward_funcs`: {name!r} is not a function, but {type(function).__name__}.")
-    is_reward = name in REWARDS or (name not in REWARD_FACTORIES and takes_completions(function))
+    is_reward = name in rewards or (name not in factories and takes_completions(function))
     if name not in known and "factory" in arguments and "factory" not in _parameters(function):
         is_reward = not check_value("factory", arguments.pop("factory"), Flag)
     try:
         _set_lengths(name, arguments, max_completion_length)
         if name == "judged" and arguments.get("answer_pattern") is not None:
             _check_pattern(arguments["answer_pattern"])
-        if name in REWARDS or name in IMAGE_REWARDS:
-            _check_own(name, arguments)
+        if name in REWARDS | IMAGE_REWARDS | IMAGE_REWARD_FACTORIES:
+            _check_arguments(name, function, arguments)
+        if name in IMAGE_REWARDS | IMAGE_REWARD_FACTORIES:
+            _check_image_reward(name, function, arguments)
         if not is_reward:
             made = function(**arguments)
             if not callable(made):
@@ -260,25 +262,27 @@ def _check_pattern(pattern: Any) -> None:
         raise ValueError(f"`reward_funcs`: 'judged': {error}") from None
 
 
-def _check_own(name: str, arguments: Mapping[str, Any]) -> None:
-    """Checks the arguments of a reward function of ours, whose `**kwargs` would take any."""
+def _check_arguments(name: str, function: Callable, arguments: Mapping[str, Any]) -> None:
+    """Checks the arguments' names for a function of ours: its `**kwargs` would take any."""
     known = [
         parameter.name
-        for parameter in _parameters((REWARDS | REWARD_FACTORIES)[name]).values()
+        for parameter in _parameters(function).values()
         if parameter.default is not parameter.empty and parameter.name not in {*TRAINER_ARGUMENTS, *_PASSED}
     ]
     for argument in arguments:
         if argument not in known:
             hint = nearest(argument, known) if known else "It takes none."
             raise ValueError(f"`reward_funcs`: {name!r} has no argument {argument!r}. {hint}")
-    if name in IMAGE_REWARDS:
-        try:
-            if name in REWARD_FACTORIES:
-                REWARD_FACTORIES[name](**arguments)  # loads nothing
-            elif "quality" in arguments:
-                check_quality(arguments["quality"])
-        except ValueError as error:
-            raise ValueError(f"`reward_funcs`: {name!r}: {error}") from None
+
+
+def _check_image_reward(name: str, function: Callable, arguments: Mapping[str, Any]) -> None:
+    try:
+        if name in IMAGE_REWARD_FACTORIES:
+            function(**arguments)  # loads nothing yet
+        elif "quality" in arguments:
+            check_quality(arguments["quality"])
+    except ValueError as error:
+        raise ValueError(f"`reward_funcs`: {name!r}: {error}") from None
 
 
 def _set_lengths(name: str, arguments: dict[str, Any], max_completion_length: int | None) -> None:
@@ -317,7 +321,7 @@ def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
 
 
 def judges_images(function: Callable) -> bool:
-    """True for a reward function made of a name in [`IMAGE_REWARDS`]."""
+    """True for a reward function of [`trl_credit.rewards.images`]."""
     return getattr(getattr(function, "func", function), "__module__", None) == compressibility.__module__
 
 

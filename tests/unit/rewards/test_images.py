@@ -1,6 +1,7 @@
 """Rewards that judge images: JPEG sizes against Pillow, CLIP scores against float64, one image and one prompt at a time."""
 
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from trl_credit.rewards import build_reward, judges_images, required_columns
+from trl_credit.rewards import IMAGE_REWARD_FACTORIES, IMAGE_REWARDS, build_reward, judges_images, required_columns
 from trl_credit.rewards import images as module
 from trl_credit.rewards.images import compressibility, incompressibility, prompt_text
 
@@ -269,9 +270,7 @@ def test_sizes_against_pillow(quality):
 # Awkward input
 
 
-@pytest.mark.parametrize(
-    "name", ["compressibility", "incompressibility", "aesthetic", "clip_score", "pickscore", "hps"]
-)
+@pytest.mark.parametrize("name", [*IMAGE_REWARDS, *IMAGE_REWARD_FACTORIES])
 def test_without_images(name):
     reward = build_reward(name)
     assert judges_images(reward)
@@ -283,6 +282,13 @@ def test_without_images(name):
             reward(images=[IMAGES[0], wrong], prompts=["a", "b"])
     with pytest.raises(ValueError, match="completion 0 is empty"):
         reward(images=[Image.new("RGB", (0, 8))], prompts=["a"])
+
+
+def test_names_in_metrics_survive_pickling():
+    for name in IMAGE_REWARDS | IMAGE_REWARD_FACTORIES:
+        reward = build_reward(name)
+        assert reward.__name__ == name
+        assert pickle.loads(pickle.dumps(reward)).__name__ == name
 
 
 def test_which_rewards_judge_images():
