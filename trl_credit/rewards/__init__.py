@@ -201,9 +201,10 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
 
     Args:
         spec: A name (`accuracy`, `clip_score`, ...), the path of your own (`my_module.reward`, `my_file.py:reward`), or a
-            mapping of `name` and keyword arguments (JSON text on the command line). A callable with a parameter `completions` or `**kwargs`, which TRL could call, is a reward function: the
-            arguments are bound to it. A class or any other callable is a factory: it is called with the arguments.
-            `factory: true` treats a callable with `**kwargs` as a factory.
+            mapping of `name` and keyword arguments (JSON text on the command line). A callable with a parameter
+            `completions` or `**kwargs`, which TRL could call, is a reward function: the arguments are bound to it. A
+            class or any other callable is a factory: it is called with the arguments. `factory: true` treats a callable
+            with `**kwargs` as a factory.
         max_completion_length: The run's limit in tokens. Default of `max_completion_len` (`soft_overlong_punishment`)
             and `max_len` (`cosine_scaled`). `soft_punish_cache` defaults to a fifth of `max_completion_len`, as in DAPO
             (arXiv 2503.14476: 4096 of 20480).
