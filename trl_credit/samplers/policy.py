@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -30,6 +31,7 @@ class DenoiserPolicy(PreTrainedModel):
 
     config_class = DenoiserConfig
     base_model_prefix = "denoiser"
+    main_input_name = "latents"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
@@ -68,18 +70,19 @@ class DenoiserPolicy(PreTrainedModel):
         """There are none; FSDP asks."""
         return
 
-    # Gradient checkpointing is diffusers' own
+    # Gradient checkpointing is the denoiser's own
 
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        return bool(getattr(self.denoiser, "is_gradient_checkpointing", False))
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        kwargs = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
-        self.denoiser.enable_gradient_checkpointing(functools.partial(torch.utils.checkpoint.checkpoint, **kwargs))
-
-    def gradient_checkpointing_disable(self) -> None:
-        if self.is_gradient_checkpointing:
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable = torch.utils.checkpoint.checkpoint,
+        every_n_layers: int = 1,
+    ) -> None:
+        if every_n_layers != 1:
+            raise ValueError(f"A denoiser checkpoints all of its blocks, not every {every_n_layers}th.")
+        if enable:
+            self.denoiser.enable_gradient_checkpointing(gradient_checkpointing_func)
+        elif self.is_gradient_checkpointing:
             self.denoiser.disable_gradient_checkpointing()
 
     def enable_input_require_grads(self) -> None:
