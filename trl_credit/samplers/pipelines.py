@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,6 @@ _SHARED = ("txt_ids", "img_ids")
 _CONDITION = "condition/"
 # Columns of a trajectory's `coefficients`
 SCALE, GAIN, STD, CLEAN_SCALE, CLEAN_GAIN = range(5)
-SHARES = ("native", "interval", "noise", "count")
 
 
 class PipelineError(ValueError):
@@ -58,13 +58,26 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, **kwargs: Any) -
         from ..toy.digits import load_digits_pipeline
 
         return load_digits_pipeline()
-    if Path(model).is_dir() and not (Path(model) / "model_index.json").exists():
-        raise ValueError(f"`model_name_or_path`: {model!r} is no diffusers pipeline: it has no model_index.json.")
+    check_pipeline(model)
+    index = Path(model) / "model_index.json"
+    if index.exists() and json.loads(index.read_text())["_class_name"] == "DigitsPipeline":
+        from ..toy.digits import load_digits_pipeline
+
+        return load_digits_pipeline(model)
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(model, torch_dtype=dtype or torch.float32, **kwargs)
     except OSError as error:
         raise ValueError(f"`model_name_or_path`: cannot load the pipeline {model!r}: {error}") from error
     return pipeline
+
+
+def check_pipeline(model: str) -> None:
+    """Raises `ValueError` if a local folder is no diffusers pipeline. Loads nothing."""
+    if Path(model).is_dir() and not (Path(model) / "model_index.json").exists():
+        raise ValueError(
+            f"`model_name_or_path`: {model!r} is no diffusers pipeline: it has no model_index.json. To train a language "
+            "model, leave `trainer` out."
+        )
 
 
 def use_stochastic_scheduler(pipeline: DiffusionPipeline) -> None:
@@ -428,7 +441,6 @@ class _Recorder:
         path, times = torch.stack(self.latents, 1), torch.tensor(self._times, device=device)
         values = [getattr(schedule, name) for name in ("scale", "gain", "std", "clean_scale", "clean_gain")]
         coefficients = torch.stack(values, -1).float().to(device)
-        shares = torch.stack([schedule.shares()[name] for name in SHARES], -1).float().to(device)
         log_probs = torch.stack(self._log_probs, 1)
         if sampler.drawn is None:
             chosen = torch.tensor(sampler.trained).expand(rows, -1).to(device)
@@ -441,8 +453,8 @@ class _Recorder:
             "next": path[row, chosen + 1],
             "timestep": times[chosen],
             "coefficients": coefficients[chosen],
-            "shares": shares[chosen],
             "log_probs": log_probs[row, chosen],
+            **{f"shares/{name}": share.float().to(device)[chosen] for name, share in schedule.shares().items()},
         }
         for number, (call, arguments) in enumerate(zip(sampler.template["calls"], self._first, strict=True)):
             given = dict(_flat(arguments))

@@ -40,14 +40,14 @@ class StepShare(Signal):
             raise ValueError(f"`quantity` must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}.")
 
     def source(self) -> SignalSource:
-        return _StepShareSource(QUANTITIES.index(self.quantity))
+        return _StepShareSource(self.quantity)
 
 
 class _StepShareSource(SignalSource):
-    def __init__(self, column: int):
-        self._column = column
+    def __init__(self, quantity: str):
+        self._key = f"{SAMPLER}shares/{quantity}"
 
     def compute(
         self, context: PolicyContext, batch: dict[str, Any], own: None, policy: PolicyForward
     ) -> Float[Tensor, "batch tokens"]:
-        return batch[f"{SAMPLER}shares"][..., self._column].to(policy.logps)
+        return batch[self._key].to(policy.logps)
