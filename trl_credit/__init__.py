@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .signals.base import PolicyForward, Signal, SignalSource
     from .signals.negative_prompt import NegativePromptLogps
     from .signals.reference import ReferenceHellinger
-    from .trainer.config import CreditGRPOConfig
     from .signals.sampler_steps import StepShare
+    from .trainer.config import CreditGRPOConfig
     from .trainer.diffusion import DiffusionGRPOTrainer, PCPOTrainer
     from .trainer.diffusion_config import DiffusionGRPOConfig
     from .trainer.grpo import CreditGRPOTrainer, DGPOTrainer, GCPOTrainer

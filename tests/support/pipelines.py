@@ -117,8 +117,9 @@ def flux(folder: Path) -> FluxPipeline:
 
 PIPELINES = {"sd15": stable_diffusion, "sd3": stable_diffusion_3, "flux": flux}
 # The sampler's settings that suit each
+_SMALL = {"num_inference_steps": 5, "guidance_scale": 3.0, "height": 16, "width": 16}
 SETTINGS = {
-    "sd15": {"num_inference_steps": 5, "guidance_scale": 3.0, "height": 16, "width": 16},
-    "sd3": {"num_inference_steps": 5, "guidance_scale": 3.0, "height": 16, "width": 16, "pipeline_kwargs": {"max_sequence_length": 12}},
-    "flux": {"num_inference_steps": 5, "guidance_scale": 3.5, "height": 16, "width": 16, "pipeline_kwargs": {"max_sequence_length": 12}},
+    "sd15": _SMALL,
+    "sd3": _SMALL | {"pipeline_kwargs": {"max_sequence_length": 12}},
+    "flux": _SMALL | {"pipeline_kwargs": {"max_sequence_length": 12}},
 }

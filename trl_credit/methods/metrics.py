@@ -22,11 +22,11 @@ def credit_metrics(
 ) -> dict[str, float]:
     """Metrics of a micro-batch across all processes, by name. Makes one collective call.
 
-    `credit/weight_std` (around each completion's mean weight, which is 1 unless the method says otherwise) and
-    `credit/weight_max` cover the tokens on the mask. `credit/weight_mean` is logged by methods whose weights have another
-    mean. `credit/effective_fraction` is the mean over completions of exp(H(w / sum w)) / T. `credit/nonfinite_tokens` counts tokens with a NaN or infinite log-prob,
-    entropy, signal or sampler log-prob. The method's own metrics are means over the finite values on the mask, or NaN
-    if there are none (TRL leaves NaN out of its averages).
+    `credit/weight_std` (around each completion's mean, which is 1 for most methods) and `credit/weight_max` cover the
+    tokens on the mask. `credit/weight_mean` is logged by methods whose weights have another mean.
+    `credit/effective_fraction` is the mean over completions of exp(H(w / sum w)) / T. `credit/nonfinite_tokens` counts
+    tokens with a NaN or infinite log-prob, entropy, signal or sampler log-prob. The method's own metrics are means over
+    the finite values on the mask, or NaN if there are none (TRL leaves NaN out of its averages).
 
     Args:
         method: The method.

@@ -27,8 +27,8 @@ from ..extras.effect import check_rows
 from ..fields import ANSWER_MATCHES
 from ..methods.registry import METHODS
 from ..model_files import base_of_adapter, check_model, resolve_model
-from ..samplers.pipelines import check_pipeline
 from ..rewards import accuracy, build_reward, judged, required_columns
+from ..samplers.pipelines import check_pipeline
 from ..trainer.config import CreditGRPOConfig
 from ..trainer.table import TRAINERS, config_class, trainer_class
 from .adapters import check_adapter

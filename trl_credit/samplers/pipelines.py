@@ -434,7 +434,7 @@ class _Recorder:
         without = [step for step in sampler.trained if schedule.std[step] <= 0]
         if without:
             raise PipelineError(
-                f"`train_steps`: step {without[0]} of {len(schedule)} is deterministic in this schedule and has no log-prob. "
+                f"`train_steps`: step {without[0]} of {len(schedule)} is deterministic in this schedule: it has no log-prob. "
                 f"Leave it out, for example with `train_steps: ':{without[0]}'`."
             )
         device = self.latents[0].device

@@ -8,8 +8,6 @@ DDIM and DDPM (arXiv 2010.02502) and the flow-matching SDEs of Flow-GRPO (2505.0
 this form, so everything after the coefficients is shared.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -199,41 +197,33 @@ def schedule_builder(scheduler: Any, eta: float | None, sde: str | None) -> Call
     )
 
 
-def steps_to_train(steps: str | list[int], count: int) -> list[int]:
-    """Indices of the steps to train.
+def steps_to_train(steps: str, count: int) -> list[int]:
+    """Indices of the steps to train, in order.
 
     Args:
-        steps: A slice as in Python (`":-1"` leaves the last step out, `":"` takes all), or a list of indices.
+        steps: A slice as in Python (`":-1"` leaves the last step out, `":"` takes all), or indices (`"0, 2, -1"`).
         count: Number of the sampler's steps.
 
     Raises:
-        ValueError: Not a slice or a list of indices, an index out of range, or no step left.
+        ValueError: Neither of the two, an index out of range, or no step left.
     """
-    if isinstance(steps, str):
-        parts = steps.split(":")
-        try:
-            bounds = [int(part) if part.strip() else None for part in parts]
-        except ValueError:
-            bounds = []
-        if not 2 <= len(bounds) <= 3 or (len(bounds) == 3 and bounds[2] == 0):
+    sliced = ":" in steps
+    try:
+        numbers = [int(part) if part.strip() or not sliced else None for part in steps.split(":" if sliced else ",")]
+        chosen = list(range(count))[slice(*numbers)] if sliced else numbers
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"`train_steps` must be a slice such as ':-1' or '2:8', or steps such as '0, 2, 4', got {steps!r}."
+        ) from None
+    for step in chosen:
+        if not -count <= step < count:
             raise ValueError(
-                f"`train_steps` must be a slice such as ':-1' or '2:8', or a list of steps, got {steps!r}."
+                f"`train_steps` ({steps!r}): there is no step {step}: those of `num_inference_steps` ({count}) are numbered "
+                f"from 0 to {count - 1}."
             )
-        chosen = list(range(count))[slice(*bounds)]
-    else:
-        wrong = [
-            step for step in steps if isinstance(step, bool) or not isinstance(step, int) or not -count <= step < count
-        ]
-        if wrong:
-            raise ValueError(
-                f"`train_steps` ({steps!r}): {wrong[0]!r} is no step of `num_inference_steps` ({count}): they are "
-                f"numbered from 0 to {count - 1}."
-            )
-        chosen = [step % count for step in steps]
-    chosen = sorted(set(chosen))
     if not chosen:
         raise ValueError(f"`train_steps` ({steps!r}) leaves none of `num_inference_steps` ({count}) steps to train.")
-    return chosen
+    return sorted({step % count for step in chosen})
 
 
 def drawn_steps(

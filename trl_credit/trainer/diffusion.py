@@ -225,7 +225,8 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
             training_args = DiffusionGRPOConfig(default_output_dir(model, (self._preset or PCPO).name.upper()))
         if not isinstance(training_args, DiffusionGRPOConfig):
             raise ValueError(
-                f"`args` must be a DiffusionGRPOConfig, which has the sampler's settings, got {type(training_args).__name__}."
+                "`args` must be a DiffusionGRPOConfig, which has the sampler's settings, got "
+                f"{type(training_args).__name__}."
             )
         columns = set(getattr(arguments["train_dataset"], "column_names", None) or ())
         if taken := columns & {"image", IMAGES, TRAJECTORY}:
@@ -295,8 +296,8 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
         if total / count > self.args.epsilon and not self._warned_of_replay:
             self._warned_of_replay = True
             logger.warning(
-                "The clip range (`epsilon` %g) is below the noise of repeating the sampler's steps (%.2g on average): steps are "
-                "clipped before anything is learned. Raise `epsilon`, or train in a more precise dtype.",
+                "The clip range (`epsilon` %g) is below the noise of repeating the sampler's steps (%.2g on average): steps "
+                "are clipped before anything is learned. Raise `epsilon`, or train in a more precise dtype.",
                 self.args.epsilon,
                 total / count,
             )

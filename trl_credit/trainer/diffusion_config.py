@@ -37,8 +37,8 @@ class DiffusionGRPOConfig(CreditGRPOConfig):
     Parameters:
         num_inference_steps (`int`, *optional*, defaults to `10`):
             Steps of the sampler, in training and evaluation.
-        train_steps (`str` or `list[int]`, *optional*, defaults to `":-1"`):
-            Which of them are trained: a slice as in Python, or a list of indices. The default leaves the last step out, as
+        train_steps (`str`, *optional*, defaults to `":-1"`):
+            Which of them are trained: a slice as in Python, or indices (`"0, 2"`). The default leaves the last step out, as
             the authors of PCPO, DanceGRPO and Flow-GRPO do; `":"` trains all.
         train_steps_drawn (`int`, *optional*):
             Train only a random subset of this many of `train_steps`, drawn anew for each image. The mean over the subset
@@ -76,9 +76,11 @@ class DiffusionGRPOConfig(CreditGRPOConfig):
     _VALID_DICT_FIELDS = [*CreditGRPOConfig._VALID_DICT_FIELDS, "pipeline_kwargs"]
 
     num_inference_steps: AtLeast1 = field(default=10, metadata={"help": "Steps of the sampler."})
-    train_steps: Annotated[str | list[int], Unchecked] = field(
+    train_steps: str = field(
         default=":-1",
-        metadata={"help": "Which steps are trained: a slice (':-1' leaves the last one out, ':' takes all) or a list."},
+        metadata={
+            "help": "Which steps are trained: a slice (':-1' leaves the last one out, ':' takes all), or steps ('0, 2')."
+        },
     )
     train_steps_drawn: AtLeast1 | None = field(
         default=None, metadata={"help": "Train a random subset of this many of `train_steps`, drawn for each image."}
@@ -126,7 +128,7 @@ class DiffusionGRPOConfig(CreditGRPOConfig):
                     )
         if self.loss_type not in _LOSSES:
             raise ValueError(
-                f"`loss_type` ({self.loss_type!r}) is made for the ratio of a sequence. Set it to one of {', '.join(_LOSSES)}."
+                f"`loss_type` ({self.loss_type!r}) is made for a sequence's ratio. Set it to one of {', '.join(_LOSSES)}."
             )
         trained = self.trained_steps
         if self.train_steps_drawn is not None and self.train_steps_drawn >= len(trained):

@@ -53,8 +53,8 @@ def check_policy(method: CreditMethod, kind: str) -> None:
         return
     if kind == "tokens":
         raise ValueError(
-            f"credit method {method.name!r} weights the steps of an image model's sampler, and this trainer trains a language "
-            "model. Use DiffusionGRPOTrainer (`trainer: diffusion` in a recipe), or another method."
+            f"credit method {method.name!r} weights the steps of an image model's sampler, and this trainer trains a "
+            "language model. Use DiffusionGRPOTrainer (`trainer: diffusion` in a recipe), or another method."
         )
     raise ValueError(
         f"credit method {method.name!r} needs the tokens of a language model, and this trainer trains the steps of an image "
