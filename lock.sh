@@ -7,7 +7,7 @@ uv=${UV:-uv}
 export MACOSX_DEPLOYMENT_TARGET=14.0  # the oldest macOS that torch has wheels for
 pythons="3.11 3.12 3.13"
 platforms="linux macos"
-user="quickstart deepspeed eval analysis vllm"
+user="quickstart images deepspeed eval analysis vllm"
 
 extras() { printf -- '--extra %s ' "$@"; }
 

@@ -76,7 +76,11 @@ def main(argv: list[str] | None = None) -> None:
     commands.add_parser("inspect", add_help=False, help="show the token credit of completions: a page, a terminal view")
     commands.add_parser("compare", add_help=False, help="train a recipe with several methods and seeds, and compare")
     commands.add_parser("bench", add_help=False, help="CreditBench: does credit land on the tokens that decided?")
-    commands.add_parser("quickstart", add_help=False, help="train the embedded model with every method and compare")
+    commands.add_parser(
+        "quickstart",
+        add_help=False,
+        help="train the embedded model with every method and compare; `--images`: the embedded image model",
+    )
     modules = {"train": "trl_credit.train", "eval": "trl_credit.evaluation.cli"}
     if argv and argv[0] in modules:  # they parse their own arguments
         try:

@@ -1,13 +1,16 @@
 """The quickstart: trains the embedded model with every credit method from the same start and seed, and compares.
 
     trl-credit quickstart [--output_dir outputs/quickstart] [--max_steps 80] [--methods uniform gcpo dgpo] [--seed 0]
+    trl-credit quickstart --images
 
-Writes the trained models, `results.json` and `reward_curves.png`. Needs no network.
+Writes the trained models, `results.json` and `reward_curves.png`. Needs no network. With `--images`, see
+[`trl_credit.quickstart_images`].
 """
 
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -152,6 +155,12 @@ def report(results: dict[str, dict]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if "--images" in argv:
+        from .quickstart_images import main as main_images
+
+        main_images([word for word in argv if word != "--images"])
+        return
     parser = argparse.ArgumentParser(prog="trl-credit quickstart", description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"))
     parser.add_argument("--max_steps", type=int, default=80, help="updates per method")
@@ -162,6 +171,9 @@ def main(argv: list[str] | None = None) -> None:
         help="names, or mappings as JSON, separated by spaces",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--images", action="store_true", help="train the embedded image model instead (needs diffusers)"
+    )
     prepare_terminal()
     arguments = parser.parse_args(argv)
     if arguments.max_steps < 1:

@@ -434,8 +434,8 @@ class _Recorder:
         without = [step for step in sampler.trained if schedule.std[step] <= 0]
         if without:
             raise PipelineError(
-                f"`train_steps`: step {without[0]} of {len(schedule)} is deterministic in this schedule: it has no log-prob. "
-                f"Leave it out, for example with `train_steps: ':{without[0]}'`."
+                f"`train_steps`: step {without[0]} of {len(schedule)} is deterministic in this schedule: it has no log-prob."
+                f" Leave it out, for example with `train_steps: ':{without[0]}'`."
             )
         device = self.latents[0].device
         path, times = torch.stack(self.latents, 1), torch.tensor(self._times, device=device)

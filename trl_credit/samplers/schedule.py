@@ -62,25 +62,25 @@ class StepSchedule:
         return {name: value / value.sum() for name, value in values.items()}
 
 
-def over_rows(values: Float[Tensor, " rows"], like: Float[Tensor, "rows *rest"]) -> Tensor:
+def over_rows(values: Float[Tensor, " rows"], like: Float[Tensor, "rows ..."]) -> Tensor:
     """(R,) values in the shape that broadcasts over (R, ...)."""
     return values.to(like).view(-1, *[1] * (like.dim() - 1))
 
 
 def step_mean(
-    prediction: Float[Tensor, "rows *latent"],
-    latents: Float[Tensor, "rows *latent"],
+    prediction: Float[Tensor, "rows ..."],
+    latents: Float[Tensor, "rows ..."],
     scale: Float[Tensor, " rows"],
     gain: Float[Tensor, " rows"],
-) -> Float[Tensor, "rows *latent"]:
+) -> Float[Tensor, "rows ..."]:
     """(R, ...) mean of the next latents."""
     return over_rows(scale, latents) * latents + over_rows(gain, latents) * prediction
 
 
 def step_log_prob(
-    prediction: Float[Tensor, "rows *latent"],
-    latents: Float[Tensor, "rows *latent"],
-    following: Float[Tensor, "rows *latent"],
+    prediction: Float[Tensor, "rows ..."],
+    latents: Float[Tensor, "rows ..."],
+    following: Float[Tensor, "rows ..."],
     scale: Float[Tensor, " rows"],
     gain: Float[Tensor, " rows"],
     std: Float[Tensor, " rows"],
@@ -95,8 +95,8 @@ def step_log_prob(
 
 
 def step_kl(
-    prediction: Float[Tensor, "rows *latent"],
-    reference: Float[Tensor, "rows *latent"],
+    prediction: Float[Tensor, "rows ..."],
+    reference: Float[Tensor, "rows ..."],
     gain: Float[Tensor, " rows"],
     std: Float[Tensor, " rows"],
 ) -> Float[Tensor, " rows"]:

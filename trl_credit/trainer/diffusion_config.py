@@ -78,9 +78,7 @@ class DiffusionGRPOConfig(CreditGRPOConfig):
     num_inference_steps: AtLeast1 = field(default=10, metadata={"help": "Steps of the sampler."})
     train_steps: str = field(
         default=":-1",
-        metadata={
-            "help": "Which steps are trained: a slice (':-1' leaves the last one out, ':' takes all), or steps ('0, 2')."
-        },
+        metadata={"help": "Which steps are trained: a slice (':-1' leaves the last out, ':' takes all), or '0, 2'."},
     )
     train_steps_drawn: AtLeast1 | None = field(
         default=None, metadata={"help": "Train a random subset of this many of `train_steps`, drawn for each image."}
