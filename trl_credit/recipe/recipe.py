@@ -1,7 +1,7 @@
 """Turns a recipe's fields into the trainer's arguments."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, NamedTuple
 
@@ -213,6 +213,8 @@ def recipe_classes(argv: list[str]) -> tuple[type, ...]:
         ValueError: There is no such trainer.
     """
     name = words_of(argv).get("trainer", "grpo")
+    if isinstance(name, Mapping):  # another project's section, which is refused with what to write instead
+        name = "grpo"
     if name not in TRAINERS:
         raise ValueError(f"`trainer`: there is no trainer {name!r}. {nearest(str(name), TRAINERS)}")
     return tuple(config_class(name) if kind is CreditGRPOConfig else kind for kind in RECIPE_TYPES)
