@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from .methods.gcpo import GCPO
     from .methods.inputs import CreditInputs
     from .methods.ops import mean_one
+    from .methods.pcpo import PCPO
     from .methods.registry import METHODS, build_credit
     from .methods.uniform import Uniform
     from .signals.base import PolicyForward, Signal, SignalSource
     from .signals.negative_prompt import NegativePromptLogps
     from .signals.reference import ReferenceHellinger
+    from .signals.sampler_steps import StepShare
     from .trainer.config import CreditGRPOConfig
+    from .trainer.diffusion import DiffusionGRPOTrainer, PCPOTrainer
+    from .trainer.diffusion_config import DiffusionGRPOConfig
     from .trainer.grpo import CreditGRPOTrainer, DGPOTrainer, GCPOTrainer
 
 # Importing TRL takes seconds, so `trl-credit --help` and the evaluation's statistics do without it
@@ -31,13 +35,18 @@ _HOMES = {
     "CreditInputs": ".methods.inputs",
     "CreditMethod": ".methods.base",
     "DGPOTrainer": ".trainer.grpo",
+    "DiffusionGRPOConfig": ".trainer.diffusion_config",
+    "DiffusionGRPOTrainer": ".trainer.diffusion",
     "GCPOTrainer": ".trainer.grpo",
+    "PCPO": ".methods.pcpo",
+    "PCPOTrainer": ".trainer.diffusion",
     "NegativePromptLogps": ".signals.negative_prompt",
     "Paper": ".methods.base",
     "PolicyForward": ".signals.base",
     "ReferenceHellinger": ".signals.reference",
     "Signal": ".signals.base",
     "SignalSource": ".signals.base",
+    "StepShare": ".signals.sampler_steps",
     "Uniform": ".methods.uniform",
     "build_credit": ".methods.registry",
     "mean_one": ".methods.ops",
@@ -50,18 +59,23 @@ __all__ = [
     "DGPO",
     "GCPO",
     "METHODS",
+    "PCPO",
     "CreditGRPOConfig",
     "CreditGRPOTrainer",
     "CreditInputs",
     "CreditMethod",
     "DGPOTrainer",
+    "DiffusionGRPOConfig",
+    "DiffusionGRPOTrainer",
     "GCPOTrainer",
     "NegativePromptLogps",
+    "PCPOTrainer",
     "Paper",
     "PolicyForward",
     "ReferenceHellinger",
     "Signal",
     "SignalSource",
+    "StepShare",
     "Uniform",
     "__version__",
     "build_credit",

@@ -43,6 +43,8 @@ class CreditResult:
         row_advantages: (b, T) or (b,) token advantages of these rows.
         token_advantages: (B, T) or (B,) advantages of every row, scaled by the plan, for the loss. `None` if no row
             needed credit; the loss then uses the sequence advantages.
+        ratio_weights: (B, T) weights of every row, 1 in those that need no credit, if they enter through the loss's
+            ratio ([`CreditMethod.ratio_logps`]); else `None`.
         view: The b rows with their sequence advantages; `None` if no row needed credit.
         unscored: Number of tokens on the mask with a NaN or infinite sampler log-prob.
     """
@@ -51,6 +53,7 @@ class CreditResult:
     weights: torch.Tensor | None
     row_advantages: torch.Tensor | None = None
     token_advantages: torch.Tensor | None = None
+    ratio_weights: torch.Tensor | None = None
     view: dict[str, Any] | None = None
     unscored: torch.Tensor | int = 0
 
@@ -87,8 +90,8 @@ class CreditPass:
         self._checked = False
 
     @functools.cached_property
-    def vocab_size(self) -> int:
-        """Number of the policy's logits."""
+    def vocab_size(self) -> int | None:
+        """Number of the policy's logits; `None` for an image model's sampler."""
         return vocabulary_size(causal_model(self.context.accelerator.unwrap_model(self.context.model)))
 
     @functools.cached_property
@@ -183,11 +186,18 @@ class CreditPass:
                 every[plan.credit_rows] = row_advantages
         if plan.scale is not None:
             every = every * plan.scale.view(-1, *[1] * (every.dim() - 1))
+        ratio_weights = None
+        if self.method.shapes_ratio:
+            ratio_weights = weights
+            if view is not batch:
+                ratio_weights = weights.new_ones(len(batch["advantages"]), weights.size(1))
+                if plan.credit_rows:
+                    ratio_weights[plan.credit_rows] = weights
         unscored = 0
         if "sampling_per_token_logps" in view:
             unscored = (~torch.isfinite(view["sampling_per_token_logps"]) & inputs.mask).sum()
         # Copy the view: it may be the batch itself, whose advantages the trainer overwrites
-        return CreditResult(inputs, weights, row_advantages, every, dict(view), unscored)
+        return CreditResult(inputs, weights, row_advantages, every, ratio_weights, dict(view), unscored)
 
 
 def check_weights(method: CreditMethod, weights: torch.Tensor, inputs: CreditInputs) -> None:

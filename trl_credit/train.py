@@ -7,6 +7,7 @@ processes.
 import logging
 import sys
 import warnings
+from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 
@@ -16,7 +17,10 @@ from .extras.checkpoints import ResumeError, checkpoint_to_resume
 from .extras.effect import NothingTrainedError
 from .recipe.adapters import continue_adapter
 from .recipe.recipe import Recipe
-from .trainer.grpo import CreditGRPOTrainer
+
+
+if TYPE_CHECKING:
+    from .trainer.grpo import CreditGRPOTrainer
 
 
 __getattr__ = moved_names("trl_credit.train")  # run as a script, it is named __main__
@@ -25,7 +29,7 @@ __getattr__ = moved_names("trl_credit.train")  # run as a script, it is named __
 logger = logging.getLogger(__name__)
 
 
-def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
+def main(argv: list[str] | None = None) -> "CreditGRPOTrainer":
     """Trains a recipe, saves the model, pushes it if asked, and returns the trainer.
 
     Errors in the recipe or its data print one line and exit with status 2, before a model is loaded if possible. A run
@@ -37,10 +41,11 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     try:
         recipe = Recipe.read(sys.argv[1:] if argv is None else argv, description=__doc__)
         script_args, training_args, model_args, _ = recipe
+        trainer_class = recipe.trainer
         arguments, evaluation = recipe.prepare()
         if PartialState().is_main_process:  # the trainer checks again, for all processes
             checkpoint_to_resume(training_args.resume_from_checkpoint, training_args.output_dir)
-        trainer = CreditGRPOTrainer(
+        trainer = trainer_class(
             **continue_adapter(arguments, model_args, script_args.reward_model_name_or_path is not None)
         )
         if evaluation is not None:
@@ -95,7 +100,7 @@ def main(argv: list[str] | None = None) -> CreditGRPOTrainer:
     return trainer
 
 
-def _close(trainer: CreditGRPOTrainer) -> None:
+def _close(trainer: "CreditGRPOTrainer") -> None:
     if hasattr(trainer, "end"):  # transformers >= 5.18: closes trackers and the process group
         trainer.end()
 

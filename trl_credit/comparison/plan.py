@@ -122,9 +122,9 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ValueError: The file cannot be read, or has unknown settings.
     """
     from .._util.arguments import read_fields
-    from ..recipe.recipe import RECIPE_TYPES
+    from ..recipe.recipe import recipe_classes
 
-    recipe = read_fields(path, RECIPE_TYPES)
+    recipe = read_fields(path, recipe_classes(["--config", str(path)]))
     section = recipe.pop("compare", None) or {}
     if not isinstance(section, dict):
         raise ValueError(f"`compare` must be a mapping, got {section!r}.")

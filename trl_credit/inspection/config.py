@@ -153,6 +153,11 @@ class InspectConfig:
 
     def _read_recipe(self) -> None:
         values = Recipe.read(["--config", self.recipe], "trl-credit inspect").fields()
+        if values["trainer"] != "grpo":
+            raise ValueError(
+                f"`recipe`: {self.recipe!r} trains images (`trainer: {values['trainer']}`), and this shows text. Set "
+                "`credit_log_steps` in the recipe, which writes pages of the images in training."
+            )
         for name, theirs in _FROM_RECIPE.items():
             if getattr(self, name) is None:
                 setattr(self, name, values.get(theirs))

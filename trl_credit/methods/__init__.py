@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .dgpo import DGPO
     from .gcpo import GCPO
     from .inputs import CreditInputs
+    from .pcpo import PCPO
     from .registry import METHODS, build_credit, get_method_class
     from .uniform import Uniform
 
@@ -22,6 +23,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "DGPO": ".dgpo",
         "GCPO": ".gcpo",
+        "PCPO": ".pcpo",
         "METHODS": ".registry",
         "CreditInputs": ".inputs",
         "CreditMethod": ".base",
@@ -36,6 +38,7 @@ __all__ = [
     "DGPO",
     "GCPO",
     "METHODS",
+    "PCPO",
     "TABLE",
     "CreditInputs",
     "CreditMethod",

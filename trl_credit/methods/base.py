@@ -56,12 +56,14 @@ class CreditMethod(ABC):
         differences: Differences from the paper or its official code, one sentence each, in order.
         reweights: True if the weights have mean 1 over each completion. A sequence-level ratio would then cancel them,
             because its gradient sums over the completion.
+        mean_one: False if the weights are positive but have another mean; metrics then do not take it for 1.
     """
 
     name: ClassVar[str]
     paper: ClassVar[Paper]
     differences: ClassVar[tuple[str, ...]] = ()
     reweights: ClassVar[bool] = True
+    mean_one: ClassVar[bool] = True
 
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
@@ -109,6 +111,26 @@ class CreditMethod(ABC):
     ) -> Float[Tensor, "batch tokens"] | Float[Tensor, " batch"]:
         """Turns the (B,) sequence advantages into the (B, T) or (B,) advantages that TRL's loss uses."""
         return advantages.unsqueeze(1) * weights.to(advantages.dtype)
+
+    @property
+    def shapes_ratio(self) -> bool:
+        """True if the weights enter through [`ratio_logps`]. The loss must then clip a ratio."""
+        return False
+
+    def ratio_logps(
+        self,
+        logps: Float[Tensor, "batch tokens"],
+        old_logps: Float[Tensor, "batch tokens"],
+        weights: Float[Tensor, "batch tokens"],
+    ) -> Float[Tensor, "batch tokens"]:
+        """Returns the (B, T) log-probs from which the loss makes its ratio to `old_logps`. Called if [`shapes_ratio`].
+
+        Args:
+            logps: (B, T) the live policy's log-probs, with gradient.
+            old_logps: (B, T) those of the policy that generated; `logps` without gradient if it is the live one.
+            weights: (B, T) the method's weights; 1 in rows that need no credit.
+        """
+        return logps
 
     @property
     def credits_zero_advantage(self) -> bool:

@@ -19,7 +19,7 @@ class CreditInputs:
         policy_logps: (B, T) float32, nats; log-probs of the sampled tokens under the live policy at the rollout
             temperature. Meaningless off the mask.
         policy_entropy: (B, T) float32, nats; entropy of the live policy's next-token distribution.
-        vocab_size: Number of logits |V| in the softmax.
+        vocab_size: Number of logits |V| in the softmax; `None` if tokens are the steps of an image model's sampler.
         signals: Each requested [`Signal`] with its (B, T) tensor.
         compute_dtype: The dtype of the policy's forward (bfloat16 under bf16 autocast): it sets the rounding noise.
     """
@@ -27,7 +27,7 @@ class CreditInputs:
     mask: Bool[Tensor, "batch tokens"]
     policy_logps: Float[Tensor, "batch tokens"]
     policy_entropy: Float[Tensor, "batch tokens"]
-    vocab_size: int
+    vocab_size: int | None
     signals: Mapping[Signal, Float[Tensor, "batch tokens"]] = field(default_factory=dict)
     compute_dtype: torch.dtype = torch.float32
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from . import CreditInputs, CreditMethod
-from .ops import effective_token_fraction
+from .ops import effective_token_fraction, weights_mean
 
 
 def remedy_if_uniform(method: CreditMethod, inputs: CreditInputs, weights: torch.Tensor | None) -> str | None:
@@ -22,15 +22,16 @@ def credit_metrics(
 ) -> dict[str, float]:
     """Metrics of a micro-batch across all processes, by name. Makes one collective call.
 
-    `credit/weight_std` and `credit/weight_max` cover the tokens on the mask. `credit/effective_fraction` is the mean
-    over completions of exp(H(w / T)) / T. `credit/nonfinite_tokens` counts tokens with a NaN or infinite log-prob,
-    entropy, signal or sampler log-prob. The method's own metrics are means over the finite values on the mask, or NaN
-    if there are none (TRL leaves NaN out of its averages).
+    `credit/weight_std` (around each completion's mean, which is 1 for most methods) and `credit/weight_max` cover the
+    tokens on the mask. `credit/weight_mean` is logged by methods whose weights have another mean.
+    `credit/effective_fraction` is the mean over completions of exp(H(w / sum w)) / T. `credit/nonfinite_tokens` counts
+    tokens with a NaN or infinite log-prob, entropy, signal or sampler log-prob. The method's own metrics are means over
+    the finite values on the mask, or NaN if there are none (TRL leaves NaN out of its averages).
 
     Args:
         method: The method.
         inputs: Its inputs.
-        weights: (B, T) weights of mean 1 over each completion's mask, or `None` if the method has no weights.
+        weights: (B, T) non-negative weights, or `None` if the method has no weights.
         extra_nonfinite: Number of tokens to add to `credit/nonfinite_tokens`.
         gather: Gathers a tensor from all processes; the default is for a single process.
     """
@@ -45,8 +46,11 @@ def credit_metrics(
     if weights is not None:
         occupied = mask.any(-1)
         sums["tokens"] = mask.sum()
-        sums["variance"] = masked_sum((weights.to(dtype) - 1).square(), mask)
+        centre = 1.0 if method.mean_one else weights_mean(weights.to(dtype), mask).unsqueeze(-1)
+        sums["variance"] = masked_sum((weights.to(dtype) - centre).square(), mask)
         sums["completions"] = occupied.sum()
+        if not method.mean_one:
+            sums["sum weight_mean"], sums["count weight_mean"] = masked_sum(weights, mask), mask.sum()
         sums["effective"] = masked_sum(effective_token_fraction(weights.to(dtype), mask), occupied)
     for name, values in method.metrics(inputs).items():
         finite = mask & torch.isfinite(values)

@@ -39,11 +39,20 @@ def mean_one(
     return torch.where(mask, weights, 0.0)
 
 
+def weights_mean(
+    weights: Float[Tensor, "batch tokens"], mask: Shaped[Tensor, "batch tokens"]
+) -> Float[Tensor, " batch"]:
+    """(B,) mean weight over each completion's mask; 0 for an empty one."""
+    return torch.where(mask.bool(), weights, 0.0).sum(-1) / mask.bool().sum(-1).clamp(min=1)
+
+
 def effective_token_fraction(
     weights: Float[Tensor, "batch tokens"], mask: Shaped[Tensor, "batch tokens"]
 ) -> Float[Tensor, " batch"]:
-    """(B,) exp(H(w / T)) / T of each completion: 1 for uniform weights, 1 / T if one token has all the weight."""
+    """(B,) exp(H(w / sum w)) / T of each completion: 1 for uniform weights, 1 / T if one token has all the weight."""
     mask = mask.bool()
     count = mask.sum(-1).clamp(min=1)
-    share = torch.where(mask, weights, 0.0) / count.unsqueeze(-1)
+    weights = torch.where(mask, weights, 0.0)
+    total = weights.sum(-1, keepdim=True)
+    share = weights / torch.where(total > 0, total, 1.0)
     return torch.exp(torch.special.entr(share).sum(-1)) / count

@@ -5,4 +5,5 @@ TABLE: dict[str, tuple[str, str]] = {
     "uniform": (".uniform", "Uniform"),
     "gcpo": (".gcpo", "GCPO"),
     "dgpo": (".dgpo", "DGPO"),
+    "pcpo": (".pcpo", "PCPO"),
 }

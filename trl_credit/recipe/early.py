@@ -4,11 +4,29 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from .._util.imports import is_dotted
 from .._util.text import nearest
 from .._util.yaml import read_mapping
 from ..methods.table import TABLE
+
+
+def words_of(argv: Sequence[str], file: str = "recipe") -> dict[str, Any]:
+    """The fields of a command line and of its `--config`, as written; none if a field is there twice or the file is a
+    pipe, which can be read once.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
+    given = [tuple(word.split("=", 1)) for word in argv if word.startswith("--") and "=" in word]
+    given += [(word, value) for word, value in pairwise(argv) if word.startswith("--") and "=" not in word]
+    values = {word.removeprefix("--").replace("-", "_"): value for word, value in given}
+    path = Path(values.get("config", "")).expanduser()
+    if len(values) < len(given) or ("config" in values and path.exists() and not path.is_file()):
+        return {}
+    fields = read_mapping(values["config"], {}, file) if "config" in values else {}
+    return fields | values
 
 
 def check_early(argv: Sequence[str], file: str = "recipe") -> None:
@@ -21,14 +39,7 @@ def check_early(argv: Sequence[str], file: str = "recipe") -> None:
     Raises:
         ValueError: The recipe cannot be read, or there is no such method.
     """
-    given = [tuple(word.split("=", 1)) for word in argv if word.startswith("--") and "=" in word]
-    given += [(word, value) for word, value in pairwise(argv) if word.startswith("--") and "=" not in word]
-    values = dict(given)
-    path = Path(values.get("--config", "")).expanduser()
-    if len(values) < len(given) or ("--config" in values and path.exists() and not path.is_file()):
-        return  # a field is there twice, or a pipe, which can be read once
-    fields = read_mapping(values["--config"], {}, file) if "--config" in values else {}
-    credit = values.get("--credit", fields.get("credit"))
+    credit = words_of(argv, file).get("credit")
     if isinstance(credit, str) and credit.lstrip().startswith("{"):
         try:
             credit = json.loads(credit)

@@ -28,8 +28,11 @@ from ..fields import ANSWER_MATCHES
 from ..methods.registry import METHODS
 from ..model_files import base_of_adapter, check_model, resolve_model
 from ..rewards import accuracy, build_reward, judged, required_columns
+from ..samplers.pipelines import check_pipeline
 from ..trainer.config import CreditGRPOConfig
+from ..trainer.table import TRAINERS, config_class, trainer_class
 from .adapters import check_adapter
+from .early import words_of
 from .evaluation import TrainingEvaluation
 
 
@@ -41,6 +44,13 @@ class CreditScriptArguments(ScriptArguments):
     `seed` (a trainer argument) seeds everything: sampling, data order, splits and generated tasks.
     """
 
+    trainer: one_of(*TRAINERS) = field(
+        default="grpo",
+        metadata={
+            "help": "`grpo` trains a language model, `diffusion` a diffusers pipeline. It decides which fields a recipe "
+            "may have."
+        },
+    )
     eval_dataset_name: str | None = field(
         default=None,
         metadata={"help": "Dataset to evaluate on, if it is not `dataset_name`."},
@@ -154,7 +164,12 @@ class Recipe(NamedTuple):
         Raises:
             ValueError: The file cannot be read, or a field is out of range or unknown (the message names the nearest).
         """
-        return cls(*parse_arguments(argv, RECIPE_TYPES, prog, description, "recipe", hint=parameter_hint))
+        return cls(*parse_arguments(argv, recipe_classes(argv), prog, description, "recipe", hint=parameter_hint))
+
+    @property
+    def trainer(self) -> type:
+        """The trainer that it names."""
+        return trainer_class(self.script.trainer)
 
     def fields(self) -> dict[str, Any]:
         """Every field and its value."""
@@ -172,6 +187,11 @@ class Recipe(NamedTuple):
         """
         arguments = self.trainer_arguments()
         evaluation = None
+        if self.script.trainer == "diffusion":
+            check_pipeline(arguments["model"])
+            if self.script.eval is not None:
+                raise ValueError("`eval` asks for answers to problems, which an image model does not give. Remove it.")
+            return arguments, None
         if self.script.eval is not None:
             evaluation = TrainingEvaluation.from_recipe(self.script.eval, self.script, self.training)
         check_model(
@@ -184,6 +204,18 @@ class Recipe(NamedTuple):
 
 
 RECIPE_TYPES = (CreditScriptArguments, CreditGRPOConfig, ModelConfig, DatasetMixtureConfig)
+
+
+def recipe_classes(argv: list[str]) -> tuple[type, ...]:
+    """The dataclasses of a recipe's fields, which depend on the trainer that a command line or its recipe names.
+
+    Raises:
+        ValueError: There is no such trainer.
+    """
+    name = words_of(argv).get("trainer", "grpo")
+    if name not in TRAINERS:
+        raise ValueError(f"`trainer`: there is no trainer {name!r}. {nearest(str(name), TRAINERS)}")
+    return tuple(config_class(name) if kind is CreditGRPOConfig else kind for kind in RECIPE_TYPES)
 
 
 def recipe_types() -> dict[str, Any]:

@@ -3,6 +3,15 @@
 from .base import PolicyForward, Signal, SignalSource
 from .negative_prompt import NegativePromptKL, NegativePromptLogps
 from .reference import ReferenceHellinger
+from .sampler_steps import StepShare
 
 
-__all__ = ["NegativePromptKL", "NegativePromptLogps", "PolicyForward", "ReferenceHellinger", "Signal", "SignalSource"]
+__all__ = [
+    "NegativePromptKL",
+    "NegativePromptLogps",
+    "PolicyForward",
+    "ReferenceHellinger",
+    "Signal",
+    "SignalSource",
+    "StepShare",
+]

@@ -28,9 +28,11 @@ class Signal(ABC):
 
     Class attributes:
         title: Display name; by default the class's name.
+        policy: What its source needs: `"tokens"`, a language model, or `"steps"`, an image model's sampler.
     """
 
     title: ClassVar[str] = ""
+    policy: ClassVar[str] = "tokens"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 MODEL_INPUT_KEYS = tuple(name for name in FORWARD_KEYS if name not in ("num_images", "num_tiles"))
 
 
-def vocabulary_size(model: nn.Module) -> int:
-    """Number of logits of a transformers model, even if ZeRO-3 or FSDP2 sharded its head."""
+def vocabulary_size(model: nn.Module) -> int | None:
+    """Number of logits of a transformers model, even if ZeRO-3 or FSDP2 sharded its head; `None` for a denoiser."""
     head = model.get_output_embeddings()
+    if head is None and not hasattr(model.config.get_text_config(), "vocab_size"):
+        return None
     return getattr(head, "out_features", None) or model.config.get_text_config().vocab_size
 
 

@@ -2,14 +2,14 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from trl import GRPOConfig
 
 from .._util.settings import AtLeast1, NonNegative, Unchecked, one_of
 from ..extras.config import GRPOExtrasConfig
 from ..methods.registry import build_credit
-from .exactness import IMPORTANCE_SAMPLING_LEVELS, check_credit, skip_refusal
+from .exactness import IMPORTANCE_SAMPLING_LEVELS, check_credit, check_policy, skip_refusal
 
 
 @dataclass
@@ -62,6 +62,9 @@ class CreditGRPOConfig(GRPOExtrasConfig):
         credit_log_completions (`int`, *optional*):
             Number of completions to write. If unset: 4.
     """
+
+    # What a token of the policy is; see [`~trl_credit.Signal`]
+    policy_kind: ClassVar[str] = "tokens"
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit"]
 
@@ -147,6 +150,7 @@ class CreditGRPOConfig(GRPOExtrasConfig):
             raise ValueError("`top_k=-1` (all tokens) only works with vLLM: set `top_k: 0`, or `use_vllm: true`.")
         if self.credit is not None:
             method = build_credit(self.credit)
+            check_policy(method, self.policy_kind)
             check_credit(method, self)
             self.credit = method.to_dict()
 

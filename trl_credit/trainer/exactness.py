@@ -24,12 +24,42 @@ def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
             "weights of mean 1 have no effect. Set `importance_sampling_level='sequence_token'` (the sequence's ratio, "
             "each token's gradient) or 'token', or `loss_type='cispo'`, or `credit='uniform'` (which is GSPO)."
         )
+    if method.shapes_ratio and args.loss_type not in CLIPPED_LOSSES:
+        raise ValueError(
+            f"credit method {method.name!r} enters through a clipped ratio, which `loss_type={args.loss_type!r}` does not "
+            f"have. Set `loss_type` to one of {', '.join(CLIPPED_LOSSES)}, or the method's `form` to 'advantage'."
+        )
     if args.importance_sampling_level == "sequence_token" and args.loss_type not in RATIO_GRADIENT_LOSSES:
         raise ValueError(
             f"`importance_sampling_level='sequence_token'` has no effect with `loss_type={args.loss_type!r}`, whose ratio "
             "carries no gradient: with `cispo` it equals 'sequence', and `vespo` ignores the level. Set 'sequence' or "
             "'token'."
         )
+
+
+# Losses that clip the ratio to the old policy
+CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
+
+
+def check_policy(method: CreditMethod, kind: str) -> None:
+    """Raises `ValueError` if the method needs another kind of policy.
+
+    Args:
+        method: The credit method.
+        kind: `"tokens"` or `"steps"`; see [`Signal`].
+    """
+    other = next((signal for signal in method.signals() if signal.policy != kind), None)
+    if other is None:
+        return
+    if kind == "tokens":
+        raise ValueError(
+            f"credit method {method.name!r} weights the steps of an image model's sampler, and this trainer trains a "
+            "language model. Use DiffusionGRPOTrainer (`trainer: diffusion` in a recipe), or another method."
+        )
+    raise ValueError(
+        f"credit method {method.name!r} needs the tokens of a language model, and this trainer trains the steps of an image "
+        "model's sampler. Use `credit: pcpo` or `uniform`."
+    )
 
 
 def _composition(args: GRPOConfig, aux_loss: bool) -> str | None:

@@ -41,7 +41,7 @@ from ..signals.models import HiddenStates, causal_model
 from .collapse import CollapseWatch
 from .config import CreditGRPOConfig
 from .credit_log import DEFAULT_COMPLETIONS, CreditLog
-from .exactness import check_credit, regroup_refusal, skip_refusal
+from .exactness import check_credit, check_policy, regroup_refusal, skip_refusal
 from .gspo_token import sequence_token_old_logps
 
 
@@ -123,6 +123,8 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
 
     # The only method a preset trainer allows; `None` allows any and defaults to `uniform`
     _preset: ClassVar[type[CreditMethod] | None] = None
+    # What a token of the policy is: "tokens" of a language model, or "steps" of an image model's sampler
+    _policy_kind: ClassVar[str] = "tokens"
 
     @functools.wraps(GRPOTrainer.__init__)
     def __init__(self, *args, **kwargs):
@@ -187,13 +189,14 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
     def _resolve_credit(self, args) -> CreditMethod:
         credit = getattr(args, "credit", None)
         if credit is None:
-            return (self._preset or Uniform)()
+            return (self._preset or Uniform)()  # of the trainer's kind
         method = build_credit(credit)
         if self._preset is not None and type(method) is not self._preset:
             raise ValueError(
                 f"`credit` asks for {method.name!r}, but {type(self).__name__} is preset to {self._preset.name!r}. Use "
                 f"CreditGRPOTrainer, or leave `credit` out."
             )
+        check_policy(method, self._policy_kind)
         return method
 
     def _resolve_savings(self) -> Savings:
@@ -438,6 +441,10 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         result = self.credit_pass.finish(started, PolicyForward(logps.detach(), entropies.detach(), hidden_states))
         if result.token_advantages is not None:
             batch["advantages"] = result.token_advantages
+        if result.ratio_weights is not None:
+            logps = self.credit_method.ratio_logps(
+                logps, batch.get("old_per_token_logps", logps.detach()), result.ratio_weights
+            )
         with torch.no_grad():
             self._log_credit(result)
             for observe in self.credit_observers:

@@ -1,0 +1,411 @@
+"""TRL's GRPOTrainer for diffusion and flow-matching models: a step of the sampler is a token.
+
+TRL keeps the data, the sampler of prompts, generation batches and their reuse, rewards, group advantages, the clipped
+loss, accumulation, the optimizer, checkpoints and PEFT; trl-credit's extras and credit pass work as they do for text. What
+differs is the rollout (a diffusers pipeline) and the log-probs (of the sampler's steps).
+"""
+
+import copy
+import functools
+import json
+import math
+from typing import Any, ClassVar
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from peft import get_peft_model_state_dict
+from torch import nn
+from trl import GRPOConfig, GRPOTrainer
+from trl.models import prepare_deepspeed, prepare_fsdp
+
+from ..credit_pass import CreditResult
+from ..extras.trainer import bind_arguments, default_output_dir
+from ..methods import PCPO, CreditMethod
+from ..samplers.pipelines import GAIN, STD, PipelineSampler, load_pipeline
+from ..samplers.policy import DenoiserPolicy, step_tokenizer
+from ..samplers.schedule import step_kl
+from ..signals.sampler_steps import SAMPLER
+from .diffusion_config import DiffusionGRPOConfig
+from .grpo import CreditGRPOTrainer
+
+
+logger = get_logger(__name__)
+
+# Keys of the dataset row that a rollout adds
+IMAGES, TRAJECTORY = "images", "trajectory"
+
+
+class _SamplerTrainer(GRPOTrainer):
+    """The rollout and the log-probs of a sampler's steps. Stands below the extras, directly above TRL's trainer."""
+
+    sampler: PipelineSampler
+    kl_beta = 0.0
+    _rows: list[dict[str, Any]] | None = None  # dataset rows of the generation batch in progress
+    _micro_batch: dict[str, Any] | None = None  # what the loss reads
+    _reference: nn.Module | None = None
+    _kl: torch.Tensor | None = None
+
+    def __init__(self, *args, **kwargs):
+        training_args, model = kwargs["args"], kwargs["model"]
+        # TRL's KL penalty is an estimate from log-probs; ours is exact, and its own term
+        self.kl_beta, training_args.beta = training_args.beta, 0.0
+        reference = None
+        if self.kl_beta and kwargs["peft_config"] is None and not is_peft_model(model):
+            reference = copy.deepcopy(model).requires_grad_(False)
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            training_args.beta = self.kl_beta
+        self.rollout_func = _rollout  # set here, because TRL warns about one that it gets as an argument
+        if reference is not None:
+            if self.is_deepspeed_enabled:
+                reference = prepare_deepspeed(reference, self.accelerator)
+            elif self.is_fsdp_enabled:
+                reference = prepare_fsdp(reference, self.accelerator)
+            else:
+                reference = self.accelerator.prepare_model(reference, evaluation_mode=True)
+            self._reference = reference
+
+    def _generate_and_score_completions(self, inputs):
+        inputs[:] = [dict(row) for row in inputs]  # rows of a stream may be one object, and each gets its own image
+        before, self._rows = self._rows, inputs  # a further round of dynamic sampling runs within its batch
+        try:
+            batch = super()._generate_and_score_completions(inputs)
+            batch.update({SAMPLER + name: value for name, value in self._trajectory_of_rows().items()})
+        finally:
+            self._rows = before
+        return batch
+
+    def _generate(self, prompts):
+        generated = super()._generate(prompts)
+        trajectories = generated[5].get(TRAJECTORY)
+        if trajectories is not None:  # the old policy's log-probs need them before TRL gives rows what a rollout adds
+            for row, trajectory in zip(self._rows, trajectories, strict=True):
+                row[TRAJECTORY] = trajectory
+        return generated
+
+    def _trajectory_of_rows(self) -> dict[str, torch.Tensor]:
+        rows = [row[TRAJECTORY] for row in self._rows]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
+    ):
+        if self._micro_batch is None:  # the policy that generated, for TRL's ratio
+            trajectory = self._trajectory_of_rows()
+        else:
+            prefix = len(SAMPLER)
+            trajectory = {name[prefix:]: value for name, value in self._micro_batch.items() if name.startswith(SAMPLER)}
+        device = self.accelerator.device
+        trajectory = {name: value.to(device, non_blocking=True) for name, value in trajectory.items()}
+        count, steps = trajectory["steps"].shape
+        rows = torch.arange(count, device=device).repeat_interleave(steps)
+        columns = torch.arange(steps, device=device).repeat(count)
+        size = getattr(self.args, "denoiser_batch_size", None) or len(rows)
+        logps, kl = [], []
+        for part in range(0, len(rows), size):
+            at, step = rows[part : part + size], columns[part : part + size]
+            with self.accelerator.autocast():
+                prediction = self.sampler.predict(model, trajectory, at, step)
+            logps.append(self.sampler.log_prob(prediction, trajectory, at, step))
+            if self.kl_beta and self._micro_batch is not None:
+                kl.append(self._divergence(model, prediction, trajectory, at, step))
+        self._kl = torch.cat(kl).view(count, steps) if kl else None
+        entropy = None
+        if compute_entropy:  # of a Gaussian, per dimension
+            entropy = trajectory["coefficients"][..., STD].log() + 0.5 * math.log(2 * math.pi * math.e)
+        return torch.cat(logps).view(count, steps), entropy, None
+
+    def _divergence(self, model, prediction, trajectory, at, step) -> torch.Tensor:
+        """(R,) KL divergence from the frozen model."""
+        with torch.no_grad(), self.accelerator.autocast():
+            if self._reference is not None:
+                reference = self.sampler.predict(self._reference, trajectory, at, step)
+            else:
+                with self.accelerator.unwrap_model(model).disable_adapter():
+                    reference = self.sampler.predict(model, trajectory, at, step)
+        coefficients = trajectory["coefficients"][at, step]
+        return step_kl(prediction, reference, coefficients[:, GAIN], coefficients[:, STD])
+
+    def _compute_loss(self, model, inputs):
+        self._micro_batch = inputs  # not a copy: token advantages are written into it
+        try:
+            loss = super()._compute_loss(model, inputs)
+            if self._kl is not None:
+                mode = "train" if self.model.training else "eval"
+                kl = (self._kl * inputs["completion_mask"]).sum() / inputs["completion_mask"].sum().clamp(min=1)
+                self._metrics[mode]["kl"].append(self.accelerator.gather(kl.detach()).mean().item())
+                parts = self.current_gradient_accumulation_steps if mode == "train" else 1
+                loss = loss + self.kl_beta * kl / parts
+        finally:
+            self._micro_batch = self._kl = None
+        return loss
+
+
+def _rollout(prompts: list, trainer: "DiffusionGRPOTrainer") -> dict[str, Any]:
+    """TRL's `rollout_func`: samples an image for each prompt."""
+    args, tokenizer = trainer.args, trainer.processing_class
+    rows = getattr(args, "sampling_batch_size", None) or args.per_device_train_batch_size
+    with trainer.accelerator.autocast():
+        trajectories, images = trainer.sampler.sample(list(map(prompt_text, prompts)), trainer.model_wrapped, rows)
+    ends = tokenizer.eos_token_id
+    return {
+        "prompt_ids": [[ends] for _ in prompts],
+        # The last trained step is the end, so that TRL counts no image as cut off
+        "completion_ids": [[int(step) + 2 for step in row["steps"][:-1]] + [ends] for row in trajectories],
+        "logprobs": [row["log_probs"].tolist() for row in trajectories],
+        IMAGES: images,
+        TRAJECTORY: trajectories,
+    }
+
+
+def prompt_text(prompt: str | list[dict]) -> str:
+    """A prompt's text: the prompt itself, or the last user message of a conversation."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = [message["content"] for message in prompt if message["role"] == "user"]
+    content = messages[-1] if messages else ""
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part.get("type") == "text")
+
+
+class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
+    """
+    [`CreditGRPOTrainer`] for diffusers pipelines. A token is a step of the sampler; a completion is an image.
+
+    It takes the arguments of [`~trl.GRPOTrainer`], except that `model` is a diffusers pipeline or its name or path. The
+    pipeline's `transformer` or `unet` is trained, whole or with a LoRA adapter (`peft_config`); its text encoders and VAE
+    stay frozen. `uniform` is Flow-GRPO's and DanceGRPO's loss; [`PCPO`] decides how much of an image's advantage each
+    step gets.
+
+    Reward functions get `images`, a list of PIL images, beside TRL's arguments: `f(images, prompts, **columns)`.
+
+    Exact resume, dynamic sampling, skipping images without an advantage and the guards work as they do for text.
+
+    Logged besides: `sampling/replay_difference/mean` and `/max`, the absolute difference between the log-probs of a step
+    in the update and in the rollout while the policy is the same. It must stay below the clip range; if not, the run warns
+    once. `entropy` is that of the sampler's noise, which the policy does not change.
+
+    Attributes:
+        pipeline (`DiffusionPipeline`): The pipeline, with the trained denoiser in place.
+        sampler (`PipelineSampler`): Samples with it and repeats its calls.
+
+    Raises:
+        ValueError: A pipeline, setting or method that cannot be trained.
+
+    Example:
+
+    ```python
+    from peft import LoraConfig
+    from trl_credit import DiffusionGRPOConfig, DiffusionGRPOTrainer
+
+    trainer = DiffusionGRPOTrainer(
+        model="stabilityai/stable-diffusion-3.5-medium",
+        reward_funcs=reward,
+        args=DiffusionGRPOConfig(output_dir="out", credit="pcpo", num_inference_steps=10, guidance_scale=4.5),
+        train_dataset=dataset,
+        peft_config=LoraConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"]),
+    )
+    trainer.train()
+    ```
+    """
+
+    _policy_kind: ClassVar[str] = "steps"
+
+    @functools.wraps(GRPOTrainer.__init__)
+    def __init__(self, *args, **kwargs):
+        arguments = bind_arguments(self, args, kwargs)
+        model, training_args = arguments["model"], arguments["args"]
+        for name in ("tools", "environment_factory", "rollout_func", "quantization_config", "processing_class"):
+            if arguments.get(name):
+                raise ValueError(f"`{name}` has no meaning for an image model. Remove it.")
+        if training_args is None:
+            training_args = DiffusionGRPOConfig(default_output_dir(model, (self._preset or PCPO).name.upper()))
+        if not isinstance(training_args, DiffusionGRPOConfig):
+            raise ValueError(
+                "`args` must be a DiffusionGRPOConfig, which has the sampler's settings, got "
+                f"{type(training_args).__name__}."
+            )
+        columns = set(getattr(arguments["train_dataset"], "column_names", None) or ())
+        if taken := columns & {"image", IMAGES, TRAJECTORY}:
+            raise ValueError(
+                f"The dataset's column {min(taken)!r} has the name of what the sampler adds. Rename or remove it."
+            )
+        self.credit_method = self._resolve_credit(training_args)  # before a pipeline is loaded
+        self.pipeline = self._load(model, training_args)
+        self.sampler = PipelineSampler(self.pipeline, **training_args.call_arguments)
+        name = model if isinstance(model, str) else self.pipeline.config.get("_name_or_path") or ""
+        denoiser = getattr(self.pipeline, self.sampler.component)
+        for component in self.pipeline.components.values():
+            if isinstance(component, nn.Module):
+                component.requires_grad_(component is denoiser)
+                component.eval()
+        arguments["model"] = DenoiserPolicy(denoiser, name)
+        _check_targets(arguments["peft_config"], denoiser)
+        arguments["args"], arguments["processing_class"] = (
+            training_args,
+            step_tokenizer(training_args.num_inference_steps),
+        )
+        super().__init__(**arguments)
+        self._place_pipeline()
+        self._warned_of_replay = False
+        self._sampled_at: int | None = None
+        self.credit_observers.append(self._measure_replay)
+
+    @staticmethod
+    def _load(model: Any, args: GRPOConfig) -> Any:
+        if not isinstance(model, str):
+            return model
+        options = dict(args.model_init_kwargs or {})
+        options.pop("attn_implementation", None)
+        dtype = options.pop("dtype", None)
+        dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        options = {key: value for key, value in options.items() if value is not None}
+        return load_pipeline(model, dtype, **options)
+
+    def _place_pipeline(self) -> None:
+        """Moves the frozen components to the device of this process."""
+        for name, component in self.pipeline.components.items():
+            if isinstance(component, nn.Module) and name != self.sampler.component:
+                component.to(self.accelerator.device)
+
+    def _generate_and_score_completions(self, inputs):
+        self._sampled_at = self.state.global_step
+        return super()._generate_and_score_completions(inputs)
+
+    # How far the update's log-probs are from the rollout's
+
+    @torch.no_grad()
+    def _measure_replay(self, batch: dict[str, Any], result: CreditResult) -> None:
+        if not self.model.training or self._sampled_at != self.state.global_step:
+            return  # the policy has changed since
+        found = torch.zeros(3, device=self.accelerator.device)
+        if result.view is not None and result.inputs.mask.any():
+            mask = result.inputs.mask
+            difference = (result.inputs.policy_logps - result.view["sampling_per_token_logps"]).abs()[mask]
+            found = torch.stack([difference.sum(), mask.sum().to(difference), difference.max()])
+        gathered = self.accelerator.gather(found.unsqueeze(0))
+        total, count, most = gathered[:, 0].sum().item(), gathered[:, 1].sum().item(), gathered[:, 2].max().item()
+        if not count:
+            return
+        metrics = self._metrics["train"]
+        metrics["sampling/replay_difference/mean"].append(total / count)
+        metrics["sampling/replay_difference/max"].append(most)
+        if total / count > self.args.epsilon and not self._warned_of_replay:
+            self._warned_of_replay = True
+            logger.warning(
+                "The clip range (`epsilon` %g) is below the noise of repeating the sampler's steps (%.2g on average): steps "
+                "are clipped before anything is learned. Raise `epsilon`, or train in a more precise dtype.",
+                self.args.epsilon,
+                total / count,
+            )
+
+    # Checkpoints
+
+    def _extra_state(self):
+        return super()._extra_state() | {"sampler": json.dumps(self.sampler.template)}
+
+    def _load_extra_state(self, state):
+        super()._load_extra_state(state)
+        if "sampler" in state:
+            self.sampler.template = json.loads(state["sampler"])
+
+    def _batch_settings(self):
+        names = (
+            "num_inference_steps",
+            "train_steps",
+            "train_steps_drawn",
+            "eta",
+            "sde",
+            "height",
+            "width",
+            "guidance_scale",
+        )
+        settings = {name: getattr(self.args, name) for name in names}
+        return super()._batch_settings() | {"sampler": json.dumps(settings, sort_keys=True)}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Saves what diffusers loads; a checkpoint is saved as TRL does.
+
+        A LoRA adapter is written as PEFT does and as `pytorch_lora_weights.safetensors`, for the pipeline's
+        `load_lora_weights`. If the denoiser was trained whole, the pipeline is written, for `from_pretrained`.
+        """
+        folder = output_dir or self.args.output_dir
+        adapter = is_peft_model(self.accelerator.unwrap_model(self.model))
+        if _internal_call or adapter:
+            super().save_model(output_dir, _internal_call)
+        if _internal_call:
+            return
+        # Gathers shards, so every process takes part
+        state = self.accelerator.get_state_dict(self.model_wrapped if self.is_deepspeed_enabled else self.model)
+        if self.args.should_save:
+            (self._save_adapter if adapter else self._save_pipeline)(folder, state)
+        self.accelerator.wait_for_everyone()
+
+    def _save_adapter(self, folder: str, state: dict[str, torch.Tensor]) -> None:
+        if not hasattr(self.pipeline, "save_lora_weights"):  # PEFT's format is all there is
+            return
+        model, component = self.accelerator.unwrap_model(self.model), self.sampler.component
+        layers = get_peft_model_state_dict(model, state_dict=state)
+        self.pipeline.save_lora_weights(
+            folder,
+            **{
+                f"{component}_lora_layers": {name.removeprefix(_PEFT_PREFIX): value for name, value in layers.items()},
+                f"{component}_lora_adapter_metadata": _adapter_metadata(model),
+            },
+        )
+
+    def _save_pipeline(self, folder: str, state: dict[str, torch.Tensor]) -> None:
+        component = self.sampler.component
+        trained = getattr(self.pipeline, component)
+        with torch.device("meta"):
+            whole = type(trained).from_config(trained.config)
+        whole.load_state_dict({name.removeprefix("denoiser."): value for name, value in state.items()}, assign=True)
+        vars(self.pipeline)[component] = whole  # the trained one may be sharded
+        try:
+            self.pipeline.save_pretrained(folder)
+        finally:
+            vars(self.pipeline)[component] = trained
+
+
+class PCPOTrainer(DiffusionGRPOTrainer):
+    """[`DiffusionGRPOTrainer`] with the credit method [`PCPO`] (arXiv 2509.25774)."""
+
+    _preset: ClassVar[type[CreditMethod] | None] = PCPO
+
+
+_PEFT_PREFIX = "base_model.model.denoiser."
+
+
+def _check_targets(peft_config: Any, denoiser: nn.Module) -> None:
+    """Raises `ValueError` for a LoRA config without modules, which PEFT cannot guess for a denoiser."""
+    if (
+        peft_config is None
+        or getattr(peft_config, "target_modules", None)
+        or getattr(peft_config, "target_parameters", None)
+    ):
+        return
+    names = sorted(
+        {name.rpartition(".")[2] for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)}
+    )
+    raise ValueError(
+        "`lora_target_modules` must name the denoiser's layers to adapt, such as to_q, to_k, to_v and to_out.0. Its linear "
+        f"layers: {', '.join(names)}."
+    )
+
+
+def _adapter_metadata(model: nn.Module) -> dict[str, Any]:
+    """The adapter's config as plain values, as diffusers stores it."""
+    config = model.peft_config[model.active_adapter].to_dict()
+    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+    return {name: value for name, value in plain.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
