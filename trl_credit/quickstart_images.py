@@ -54,7 +54,7 @@ def train(credit: dict[str, Any], output_dir: Path, max_steps: int, seed: int) -
     from transformers import PrinterCallback, TrainerCallback
 
     from .toy.digits import NUM_DIGITS, digit_probability, make_dataset
-    from .trainer import DiffusionGRPOConfig, DiffusionGRPOTrainer
+    from .trainer.diffusion import DiffusionGRPOConfig, DiffusionGRPOTrainer
 
     name, evaluations = credit["method"], []
 
@@ -173,8 +173,10 @@ def picture(results: dict[str, dict], images: "dict[str, list[Image]]", path: Pa
 
     from .report.figure import new_figure, plain, tidy
     from .report.grid import image_grid
+    from .toy.digits import NUM_DIGITS
 
-    grid = image_grid(images, cell=48)
+    columns = max(map(len, images.values()))
+    grid = image_grid(images, titles=[str(i % NUM_DIGITS) for i in range(columns)], cell=48)
     figure = new_figure(grid.width / 100, 3.2)
     rewards, distances = figure.subplots(1, 2)
     for name, result in results.items():
