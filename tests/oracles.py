@@ -92,3 +92,12 @@ def kl(logits_p, logits_q, temperature=1.0):
 def log_softmax(logits):
     logits = logits - logits.max(-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def pcpo_row(native, interval, target):
+    """PCPO's c of one image: w* / w with equal contributions, or zeta dt / w with contributions by length."""
+    if target == "count":
+        mean = sum(native) / len(native)
+        return [mean / w for w in native]
+    zeta = sum(native) / sum(interval)
+    return [zeta * dt / w for dt, w in zip(interval, native, strict=True)]

@@ -16,10 +16,11 @@ from .._util.text import nearest
 from ..inspection.scoring import Completion, CreditScorer
 from ..methods import DGPO, CreditMethod
 from ..methods.compose import labelled
-from ..methods.registry import METHODS, build_credit
+from ..methods.registry import METHODS, build_credit, methods_for
 from ..model_files import LocalModel, embedded_model_path, resolve_model
 from ..recipe.toy import quickstart_credit
 from ..toy.arithmetic import make_dataset
+from ..trainer.exactness import check_policy
 from . import gradients as gradient_scores
 from .baselines import BASELINES, baselines, is_trivial
 from .own_errors import MAX_COMPLETION_TOKENS, sample_own_errors
@@ -53,7 +54,7 @@ class BenchSettings:
 
     model: str | None = None
     reference: str | None = None
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = tuple(methods_for("tokens"))
     tasks: tuple[str, ...] | None = None
     rendering: one_of(*RENDERINGS) | None = None
     num_items: Annotated[Whole, Ge(2)] = 200
@@ -86,6 +87,7 @@ def build_methods(given: Sequence[str], compact: bool) -> dict[str, CreditMethod
         if not is_dotted(text) and not text.lstrip().startswith("{") and text not in known:
             raise ValueError(f"Unknown credit method {text!r}. {nearest(text, known)}")
         built.append(build_credit(quickstart_credit(text) if compact else text))
+        check_policy(built[-1], "tokens")
     trivial = baselines()
     methods = labelled([method for method in built if method not in trivial.values()])
     clash = [label for label in methods if label in trivial]

@@ -10,9 +10,10 @@ from .._util.values import mapping_of
 from ..fields import check_match
 from ..methods import CreditMethod
 from ..methods.compose import labelled
-from ..methods.registry import METHODS, build_credit
+from ..methods.registry import build_credit, methods_for
 from ..recipe.recipe import Recipe
 from ..recipe.toy import default_credit
+from ..trainer.exactness import check_policy
 
 
 # Fields taken from the recipe if not set here: InspectConfig's name, then the recipe's
@@ -173,10 +174,13 @@ class InspectConfig:
             if self._credit is not None:
                 chosen = list({"uniform": "uniform", build_credit(self._credit).name: self._credit}.values())
             else:
-                chosen = [default_credit(name, self.model) for name in METHODS]
+                chosen = [default_credit(name, self.model) for name in methods_for("tokens")]
         else:
             chosen = [default_credit(method, self.model) for method in self.methods]
-        return labelled([self._with_reference(build_credit(method)) for method in chosen])
+        built = [self._with_reference(build_credit(method)) for method in chosen]
+        for method in built:
+            check_policy(method, "tokens")
+        return labelled(built)
 
     def _with_reference(self, method: CreditMethod) -> CreditMethod:
         mapping = method.to_dict()

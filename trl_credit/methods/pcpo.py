@@ -21,7 +21,7 @@ was read in the first author's jaylee2000/rsm.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..signals.base import Signal
@@ -41,7 +41,7 @@ _LEAST_RATIO = 1e-3
 def pcpo_weights(
     native: Float[Tensor, "batch tokens"],
     target: Float[Tensor, "batch tokens"],
-    mask: Float[Tensor, "batch tokens"] | Tensor,
+    mask: Bool[Tensor, "batch tokens"],
 ) -> Float[Tensor, "batch tokens"]:
     """(B, T) c_i: the share that a step should have over the share w_i / sum(w) that it has.
 
@@ -51,12 +51,14 @@ def pcpo_weights(
         mask: (B, T) bool.
 
     Returns:
-        (B, T) in at least float32, 0 off the mask. A NaN, an infinity or a native share of zero gives 1.
+        (B, T) in at least float32, 0 off the mask. An image with a NaN, an infinity or a native share of zero gets uniform
+        weights (1 on the mask).
     """
     native, target = at_least_float32(native), at_least_float32(target)
     weights = target / native
-    weights = torch.where(torch.isfinite(weights) & (weights >= 0), weights, 1.0)
-    return torch.where(mask.bool(), weights, 0.0)
+    usable = (torch.isfinite(weights) & (weights >= 0)) & torch.isfinite(native) & torch.isfinite(target)
+    weights = torch.where((usable | ~mask).all(-1, keepdim=True), weights, 1.0)
+    return torch.where(mask, weights, 0.0)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,11 @@ METHODS: dict[str, type[CreditMethod]] = {
 }
 
 
+def methods_for(policy: str) -> list[str]:
+    """Names of the registered methods that work with a kind of policy, `"tokens"` or `"steps"`, at their defaults."""
+    return [name for name, cls in METHODS.items() if all(signal.policy == policy for signal in cls().signals())]
+
+
 def get_method_class(name: str) -> type[CreditMethod]:
     """The class of a registered method or of a path: `my_package.my_module.MyMethod` or `my_file.py:MyMethod`.
 

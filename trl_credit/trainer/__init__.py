@@ -7,6 +7,8 @@ from .._util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .config import CreditGRPOConfig
+    from .diffusion import DiffusionGRPOTrainer, PCPOTrainer
+    from .diffusion_config import DiffusionGRPOConfig
     from .grpo import CreditGRPOTrainer, DGPOTrainer, GCPOTrainer
 
 __getattr__, __dir__ = lazy_names(
@@ -14,9 +16,20 @@ __getattr__, __dir__ = lazy_names(
     {
         "CreditGRPOConfig": ".config",
         "CreditGRPOTrainer": ".grpo",
+        "DiffusionGRPOConfig": ".diffusion_config",
+        "DiffusionGRPOTrainer": ".diffusion",
+        "PCPOTrainer": ".diffusion",
         "DGPOTrainer": ".grpo",
         "GCPOTrainer": ".grpo",
     },
 )
 
-__all__ = ["CreditGRPOConfig", "CreditGRPOTrainer", "DGPOTrainer", "GCPOTrainer"]
+__all__ = [
+    "CreditGRPOConfig",
+    "CreditGRPOTrainer",
+    "DGPOTrainer",
+    "DiffusionGRPOConfig",
+    "DiffusionGRPOTrainer",
+    "GCPOTrainer",
+    "PCPOTrainer",
+]

@@ -17,6 +17,8 @@ from trl_credit.methods.ops import effective_token_fraction, mean_one
 # Every registered method at its defaults, and what needs other signals
 EVERY = {name: cls() for name, cls in METHODS.items()} | {
     "gcpo-full": build_credit({"method": "gcpo", "divergence": "full"}),
+    "pcpo-ratio": build_credit({"method": "pcpo", "form": "ratio"}),
+    "pcpo-advantage": build_credit({"method": "pcpo", "form": "advantage", "target": "count"}),
     "dgpo-adaptive": build_credit({"method": "dgpo", "temperature": "adaptive"}),
 }
 
@@ -38,7 +40,8 @@ def test_weights_are_weights(method, seed, batch, length):
     assert torch.isfinite(weights).all()
     assert (weights >= 0).all()
     assert (weights[~inputs.mask] == 0).all()
-    torch.testing.assert_close(weights.sum(-1), inputs.mask.sum(-1).float(), rtol=1e-5, atol=1e-6)
+    if method.mean_one:
+        torch.testing.assert_close(weights.sum(-1), inputs.mask.sum(-1).float(), rtol=1e-5, atol=1e-6)
     fraction = effective_token_fraction(weights, inputs.mask)[inputs.mask.any(-1)]
     assert ((fraction > 0) & (fraction <= 1 + 1e-5)).all()
 
@@ -107,7 +110,23 @@ def test_token_advantages(method):
     weights = method.weights(inputs)
     result = method.token_advantages(advantages, weights, inputs)
     full = result.unsqueeze(1) * inputs.mask if result.dim() == 1 else result
-    torch.testing.assert_close(full, advantages.unsqueeze(1) * weights)
+    if method.shapes_ratio:  # then weights enter through the ratio
+        assert torch.equal(result, advantages)
+    else:
+        torch.testing.assert_close(full, advantages.unsqueeze(1) * weights)
+
+
+@every_method
+def test_the_gradient_at_ratio_1_is_the_weighted_policy_gradient(method):
+    """Whatever way the weights enter: -A w d(logp)."""
+    inputs = make_inputs(method, 3, 4, 9)
+    advantages, weights = torch.tensor([1.0, -2.0, 0.0, 0.5]), method.weights(inputs)
+    logps = inputs.policy_logps.clone().requires_grad_()
+    shaped = method.ratio_logps(logps, logps.detach(), weights) if method.shapes_ratio else logps
+    result = method.token_advantages(advantages, weights, inputs)
+    result = result.unsqueeze(1) if result.dim() == 1 else result
+    (-torch.exp(shaped - shaped.detach()) * result)[inputs.mask].sum().backward()
+    torch.testing.assert_close(logps.grad, -(advantages.unsqueeze(1) * weights) * inputs.mask)
 
 
 @every_method
@@ -191,8 +210,11 @@ def test_metrics_are_global(method):
         result = credit_metrics(method, part, weights[rows], unscored, gathering.gather)
     assert result == pytest.approx(expected, rel=1e-9, abs=1e-12)
     mask = inputs.mask
-    spread = weights[mask].double()
-    assert expected["credit/weight_std"] == pytest.approx((spread - 1).square().mean().sqrt().item(), rel=1e-6)
+    rows = [row[on].double() for row, on in zip(weights, mask, strict=True) if on.any()]
+    spread = torch.cat([row - (1 if method.mean_one else row.mean()) for row in rows])
+    assert expected["credit/weight_std"] == pytest.approx(spread.square().mean().sqrt().item(), rel=1e-6)
+    if not method.mean_one:
+        assert expected["credit/weight_mean"] == pytest.approx(torch.cat(rows).mean().item(), rel=1e-6)
     assert expected["credit/weight_max"] == pytest.approx(spread.max().item())
     assert expected["credit/nonfinite_tokens"] == 3
 
