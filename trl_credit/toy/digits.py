@@ -313,8 +313,9 @@ def _judge_and_moments() -> tuple[nn.Sequential, np.ndarray, np.ndarray]:
     """The classifier, and mean and covariance of the digits, which need no scikit-learn so."""
     tensors = {name: tensor.float() for name, tensor in load_file(digits_path() / _JUDGE_FILE).items()}
     mean, covariance = (tensors.pop(name).double().numpy() for name in ("mean", "covariance"))
-    judge = build_judge()
-    judge.load_state_dict(tensors)
+    with torch.device("meta"):  # draws no random numbers, or the first call would change what a run samples
+        judge = build_judge()
+    judge.load_state_dict(tensors, assign=True)
     return judge.eval().requires_grad_(False), mean, covariance
 
 
