@@ -12,6 +12,7 @@ from support.tools import chats, tool_calling_model, vision
 from trl_credit import CreditGRPOTrainer
 from trl_credit.batching import loss_mask
 from trl_credit.extras.effect import NothingTrainedError
+from trl_credit.methods.registry import methods_for
 
 
 every_method = pytest.mark.parametrize("name", methods_for("tokens"))
