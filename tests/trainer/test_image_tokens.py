@@ -1,0 +1,130 @@
+"""Training an image-token model."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from PIL import Image
+from support.image_tokens import CODEBOOK, CODES, EOS, image_config, image_prompts, low_codes, save_tiny_janus, tiny_janus
+from support.image_tokens import tokenizer as make_tokenizer
+from transformers import JanusForConditionalGeneration
+
+from trl_credit import ImageTokenGRPOTrainer
+
+
+PAD = {"method": "gcpo", "negative_prompt": "pad"}
+CREDIT = {
+    "uniform": "uniform",
+    "gcpo": PAD,
+    "gcpo_full": PAD | {"divergence": "full"},
+    "dgpo": {"method": "dgpo", "temperature": 1e-6},
+}
+
+
+@pytest.fixture(scope="module")
+def janus(tmp_path_factory):
+    return save_tiny_janus(tmp_path_factory.mktemp("janus"))
+
+
+def trainer_of(path, model=None, **settings):
+    arguments = {name: settings.pop(name) for name in ("peft_config", "reward_funcs") if name in settings}
+    return ImageTokenGRPOTrainer(
+        **{
+            "model": tiny_janus() if model is None else model,
+            "reward_funcs": low_codes,
+            "args": image_config(path, **settings),
+            "train_dataset": image_prompts(),
+            "processing_class": make_tokenizer(),
+        }
+        | arguments
+    )
+
+
+def logged(trainer):
+    return [row for row in trainer.state.log_history if "reward" in row]
+
+
+@pytest.mark.parametrize("name", CREDIT)
+def test_every_method_trains_only_the_language_model(name, tmp_path):
+    trainer = trainer_of(tmp_path, credit=CREDIT[name], num_iterations=2, max_steps=4)
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trainer.train()
+    moved = {key for key, value in trainer.model.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved and all(key.startswith("model.language_model.") for key in moved)
+    rows = logged(trainer)
+    assert [row["completions/clipped_ratio"] for row in rows] == [0.0] * len(rows)
+    assert all(row["completions/min_length"] == CODES for row in rows)
+    if name != "uniform":
+        assert rows[-1]["credit/weight_std"] > 0.05
+
+
+def test_what_is_saved_loads_in_the_plain_class(janus, tmp_path):
+    trainer = trainer_of(tmp_path, model=janus, credit=PAD)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    plain = JanusForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    assert type(plain) is JanusForConditionalGeneration
+    assert plain.config.architectures == ["JanusForConditionalGeneration"]
+    trained = trainer.model.state_dict()
+    assert set(trained) == set(plain.state_dict())
+    assert all(torch.equal(value, trained[key]) for key, value in plain.state_dict().items())
+
+
+def test_an_adapter_stays_in_the_language_model(janus, tmp_path):
+    trainer = trainer_of(tmp_path, model=janus, credit=PAD, peft_config=LoraConfig(target_modules=["q_proj", "v_proj"]))
+    trainer.train()
+    names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    assert names and all("language_model" in name for name in names)
+    trainer.save_model(tmp_path / "saved")
+    from peft import PeftModel
+
+    loaded = PeftModel.from_pretrained(JanusForConditionalGeneration.from_pretrained(janus), tmp_path / "saved")
+    trained = trainer.model.state_dict()
+    assert all(torch.equal(value, trained[key]) for key, value in loaded.state_dict().items() if "lora" in key)
+
+
+def test_kl_penalty_has_a_reference_of_its_own(janus, tmp_path):
+    trainer = trainer_of(tmp_path, model=janus, credit=PAD, beta=0.03, max_steps=3)
+    trainer.train()
+    kl = [row["kl"] for row in logged(trainer)]
+    assert abs(kl[0]) < 1e-6 < kl[-1]
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    norms = []
+    for on in (False, True):
+        trainer = trainer_of(tmp_path, credit=PAD, gradient_checkpointing=on)
+        trainer.train()
+        norms.append([row["grad_norm"] for row in logged(trainer)])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_rewards_see_each_image_once(tmp_path):
+    calls = []
+
+    def reward(images, prompts, completions, completion_ids, want, **_):
+        calls.append((images, completion_ids))
+        assert all(isinstance(image, Image.Image) for image in images)
+        assert set(completions) == {"<image>"}
+        return [float(sum(ids)) for ids in completion_ids]
+
+    trainer = trainer_of(tmp_path, reward_funcs=[reward, low_codes], max_steps=1)
+    view, decoded = trainer.model, []
+    decode = type(view).decode_codes
+    type(view).decode_codes = lambda self, codes: decoded.append(len(codes)) or decode(self, codes)
+    try:
+        trainer.train()
+    finally:
+        type(view).decode_codes = decode
+    (images, codes), = calls
+    assert sum(decoded) == len(images) == 8
+    assert len({id(image) for image in images}) == 8
+    assert any(EOS in ids[:-1] for ids in codes)  # and it did not end the image
+    assert {len(ids) for ids in codes} == {CODES}
+    assert max(max(ids) for ids in codes) < CODEBOOK
+
+
+def test_it_learns(tmp_path):
+    trainer = trainer_of(tmp_path, credit=PAD, max_steps=25, per_device_train_batch_size=16, guidance_scale=1.0)
+    trainer.train()
+    rewards = [row["reward"] for row in logged(trainer)]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
