@@ -1,6 +1,10 @@
 """A tiny random Janus, its tokenizer, and rewards for its images."""
 
+import random
+import sys
+
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -13,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trl_credit import ImageTokenGRPOConfig
+from trl_credit import ImageTokenGRPOConfig, ImageTokenGRPOTrainer
 
 
 CODES, CODEBOOK = 16, 32
@@ -56,7 +60,7 @@ def tiny_janus(seed: int = 0) -> JanusForConditionalGeneration:
     with torch.no_grad():  # a random head has no opinion: give it some
         for part in (model.model.generation_head, model.model.generation_embeddings, model.model.generation_aligner):
             for parameter in part.parameters():
-                parameter.mul_(5.0)
+                parameter.mul_(2.5)
     return model.eval()
 
 
@@ -100,3 +104,36 @@ def image_config(path, **settings) -> ImageTokenGRPOConfig:
         }
         | settings,
     )
+
+
+def placed_codes(self, input_ids=None, **_):
+    """Stands for `generate`: codes that depend on the prompt and the place among all processes' images only."""
+    first = PartialState().process_index * len(input_ids)
+    rows = []
+    for place, ids in enumerate(input_ids.tolist(), first):
+        rng = random.Random(f"{[i for i in ids if i != PAD]}/{place}")
+        rows.append([rng.randrange(CODEBOOK) for _ in range(CODES)])
+    return torch.cat([input_ids, torch.tensor(rows)], 1)
+
+
+def train_and_save(path: str, output: str, processes: int) -> None:
+    """One of the processes of a run whose global batch does not depend on their number."""
+    args = image_config(
+        output,
+        credit={"method": "gcpo", "negative_prompt": "pad"},
+        per_device_train_batch_size=8 // processes,
+        optim="sgd",
+        learning_rate=0.1,
+        max_steps=3,
+        num_iterations=2,
+    )
+    trainer = ImageTokenGRPOTrainer(path, low_codes, args, image_prompts())
+    type(trainer.model).generate = placed_codes
+    trainer.train()
+    trainer.save_model(output)
+    if trainer.is_world_process_zero():
+        trainer.state.save_to_json(f"{output}/state.json")
+
+
+if __name__ == "__main__":
+    train_and_save(sys.argv[1], sys.argv[2], int(sys.argv[3]))

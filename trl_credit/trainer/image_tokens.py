@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import AutoConfig, AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin, set_seed
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, ProcessorMixin, set_seed
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import create_model_from_path, get_config_model_id
@@ -211,7 +211,7 @@ def _tokenizer(model: Any, processing_class: Any, args: ImageTokenGRPOConfig) ->
     if processing_class is None:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         options = args.model_init_kwargs or {}
-        processing_class = AutoProcessor.from_pretrained(
+        processing_class = AutoTokenizer.from_pretrained(
             name,
             revision=options.get("revision"),
             padding_side="left",
