@@ -26,7 +26,7 @@ class MyImageTokens(ImageTokenView, MyForImageGeneration):
 ```
 
 and, if the language model is not `model.language_model` or layers stand between it and the head, `language_model` and
-`before_head`.
+`before_head`. `chat_template` renders conversations, if the tokenizer's own template is not the one for images.
 """
 
 import copy
@@ -79,6 +79,8 @@ class ImageTokenView:
     pad_token_id: int
     guidance_scale: float = 5.0
     sampling_batch_size: int | None = None
+    # Renders conversations as the model was trained to draw them; `None` for the tokenizer's own template
+    chat_template: str | None = None
 
     # What a model must say
 
@@ -228,9 +230,7 @@ VIEWS: dict[str, type] = {}
 def register(view: type) -> type:
     """Class decorator: adds a view under the name of the model's class, which is also the name that it saves."""
     plain = next(
-        base
-        for base in view.__mro__
-        if issubclass(base, PreTrainedModel) and not issubclass(base, ImageTokenView)
+        base for base in view.__mro__ if issubclass(base, PreTrainedModel) and not issubclass(base, ImageTokenView)
     )
     VIEWS[plain.__name__] = view
     view.__name__ = plain.__name__  # transformers writes the class's name to `architectures`
@@ -240,6 +240,15 @@ def register(view: type) -> type:
 @register
 class JanusImageTokens(ImageTokenView, JanusForConditionalGeneration):
     """View of Janus and Janus-Pro."""
+
+    # As the authors' code renders prompts of images, without a system message of its own
+    chat_template = (
+        "{{ bos_token }}{% for message in messages %}"
+        "{% set text = message['content'] if message['content'] is string else message['content'][-1]['text'] %}"
+        "{% if message['role'] == 'user' %}<|User|>: {{ text }}\n\n"
+        "{% elif message['role'] == 'assistant' %}<|Assistant|>: {{ text }}{{ eos_token }}"
+        "{% else %}{{ text }}\n\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
+    )
 
     @staticmethod
     def length_of(config: PretrainedConfig) -> int:

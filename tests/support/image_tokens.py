@@ -53,7 +53,9 @@ def tiny_janus(seed: int = 0) -> JanusForConditionalGeneration:
         num_res_blocks=1, projection_dim=32, image_token_embed_dim=32, num_patches=4, num_hidden_layers=2, hidden_size=32,
     )  # fmt: skip
     model = JanusForConditionalGeneration(
-        JanusConfig(text_config=text, vision_config=vision, vq_config=codes, image_token_id=93, tie_word_embeddings=False)
+        JanusConfig(
+            text_config=text, vision_config=vision, vq_config=codes, image_token_id=93, tie_word_embeddings=False
+        )
     )
     model.generation_config = GenerationConfig(eos_token_id=EOS, bos_token_id=BOS, pad_token_id=PAD)
     model.config.architectures = ["JanusForConditionalGeneration"]

@@ -2,9 +2,19 @@
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from PIL import Image
-from support.image_tokens import CODEBOOK, CODES, EOS, image_config, image_prompts, low_codes, save_tiny_janus, tiny_janus
+from support.image_tokens import (
+    CODEBOOK,
+    CODES,
+    EOS,
+    image_config,
+    image_prompts,
+    low_codes,
+    save_tiny_janus,
+    tiny_janus,
+)
+from support.image_tokens import PAD as PAD_ID
 from support.image_tokens import tokenizer as make_tokenizer
 from transformers import JanusForConditionalGeneration
 
@@ -26,7 +36,9 @@ def janus(tmp_path_factory):
 
 
 def trainer_of(path, model=None, **settings):
-    arguments = {name: settings.pop(name) for name in ("peft_config", "reward_funcs") if name in settings}
+    arguments = {
+        name: settings.pop(name) for name in ("peft_config", "reward_funcs", "processing_class") if name in settings
+    }
     return ImageTokenGRPOTrainer(
         **{
             "model": tiny_janus() if model is None else model,
@@ -49,7 +61,8 @@ def test_every_method_trains_only_the_language_model(name, tmp_path):
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     trainer.train()
     moved = {key for key, value in trainer.model.state_dict().items() if not torch.equal(value, before[key])}
-    assert moved and all(key.startswith("model.language_model.") for key in moved)
+    assert moved
+    assert all(key.startswith("model.language_model.") for key in moved)
     rows = logged(trainer)
     assert [row["completions/clipped_ratio"] for row in rows] == [0.0] * len(rows)
     assert all(row["completions/min_length"] == CODES for row in rows)
@@ -73,7 +86,8 @@ def test_an_adapter_stays_in_the_language_model(janus, tmp_path):
     trainer = trainer_of(tmp_path, model=janus, credit=PAD, peft_config=LoraConfig(target_modules=["q_proj", "v_proj"]))
     trainer.train()
     names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
-    assert names and all("language_model" in name for name in names)
+    assert names
+    assert all("language_model" in name for name in names)
     trainer.save_model(tmp_path / "saved")
     from peft import PeftModel
 
@@ -115,7 +129,7 @@ def test_rewards_see_each_image_once(tmp_path):
         trainer.train()
     finally:
         type(view).decode_codes = decode
-    (images, codes), = calls
+    ((images, codes),) = calls
     assert sum(decoded) == len(images) == 8
     assert len({id(image) for image in images}) == 8
     assert any(EOS in ids[:-1] for ids in codes)  # and it did not end the image
@@ -124,8 +138,58 @@ def test_rewards_see_each_image_once(tmp_path):
 
 
 def test_it_learns(tmp_path):
-    trainer = trainer_of(tmp_path, credit=PAD, max_steps=30, per_device_train_batch_size=32, num_generations=8, learning_rate=1e-3, guidance_scale=1.0)
+    trainer = trainer_of(
+        tmp_path,
+        credit=PAD,
+        max_steps=30,
+        per_device_train_batch_size=32,
+        num_generations=8,
+        learning_rate=1e-3,
+        guidance_scale=1.0,
+    )
     trainer.train()
     rewards = [row["reward"] for row in logged(trainer)]
-    print('REW', [round(r,2) for r in rewards])
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
+
+
+def test_conversations_are_rendered_as_the_authors_do(janus, tmp_path):
+    trainer = trainer_of(tmp_path, model=janus, processing_class=None)
+    tokenizer = trainer.processing_class
+    chat = [{"role": "user", "content": "a cat"}]
+    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    assert text == "<s><|User|>: a cat\n\n<|Assistant|>:"
+    ids, images, _ = trainer.tokenize_prompts(["w10 w20", "w10 <begin_of_image>"])
+    assert images is None
+    assert ids == [[BOS, 10, 20, START], [BOS, 10, START]]
+
+
+def test_pad_is_the_unguided_branch(tmp_path):
+    trainer = trainer_of(tmp_path, credit=PAD, max_steps=1, shuffle_dataset=False)
+    trainer.train()
+    batch = trainer._buffered_inputs[0]
+    for row in range(8):
+        own = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+        negative = batch["negative_prompt/pad/ids"][row][batch["negative_prompt/pad/mask"][row].bool()]
+        assert negative.tolist() == [BOS, *[PAD_ID] * (len(own) - 2), START]
+        assert torch.equal(negative, trainer.model.null_prompt(own[None])[0])
+
+
+def test_an_adapter_of_the_users_own_is_refused(janus, tmp_path):
+    with pytest.raises(ValueError, match="`exclude_modules` cannot be set"):
+        trainer_of(tmp_path, peft_config=LoraConfig(target_modules=["q_proj"], exclude_modules=["k_proj"]))
+    model = get_peft_model(tiny_janus(), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="`model` has an adapter"):
+        trainer_of(tmp_path, model=model)
+
+
+def test_dynamic_sampling_keeps_images_and_codes_together(tmp_path):
+    def reward(images, completion_ids, **_):
+        view = trainer.model
+        assert [image.tobytes() for image in images] == [
+            image.tobytes() for image in view.images_of(torch.tensor(completion_ids))
+        ]
+        return [float(ids[0] % 2) for ids in completion_ids]
+
+    trainer = trainer_of(tmp_path, reward_funcs=reward, credit=PAD, dynamic_sampling=True)
+    trainer.train()
+    assert trainer.state.global_step == 2

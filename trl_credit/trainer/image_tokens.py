@@ -137,9 +137,10 @@ class ImageTokenGRPOTrainer(CreditGRPOTrainer, _ImageRollout):
         arguments["args"] = training_args = copy.copy(training_args)
         check_arguments(type(self), arguments)
 
-        tokenizer = _tokenizer(model, arguments["processing_class"], training_args)
         config = self._config(model, training_args)
-        self._check_length(model, config, training_args)
+        kind = VIEWS[config.architectures[0] if isinstance(model, str) else type(model).__name__]
+        _check_length(kind.length_of(config), training_args)
+        tokenizer = _tokenizer(model, arguments["processing_class"], training_args, kind.chat_template)
         if isinstance(model, str):
             model = self._load(model, arguments)
             if training_args.beta == 0.0:  # else TRL loads its reference with them
@@ -175,16 +176,6 @@ class ImageTokenGRPOTrainer(CreditGRPOTrainer, _ImageRollout):
         return config
 
     @staticmethod
-    def _check_length(model: Any, config: PretrainedConfig, args: ImageTokenGRPOConfig) -> None:
-        name = type(model).__name__ if not isinstance(model, str) else config.architectures[0]
-        length = VIEWS[name].length_of(config)
-        if args.max_completion_length != length:
-            raise ValueError(
-                f"`max_completion_length` ({args.max_completion_length}) must be the number of codes of the model's images, "
-                f"{length}. Set `max_completion_length: {length}`."
-            )
-
-    @staticmethod
     def _load(model: str, arguments: dict[str, Any]) -> PreTrainedModel:
         """Loads as TRL does."""
         args = arguments["args"]
@@ -206,26 +197,32 @@ class ImageTokenGRPOTrainer(CreditGRPOTrainer, _ImageRollout):
         return super()._batch_settings() | {"guidance_scale": str(self.args.guidance_scale)}
 
 
-def _tokenizer(model: Any, processing_class: Any, args: ImageTokenGRPOConfig) -> Any:
-    """The tokenizer, without which TRL would take the policy for one that reads images."""
+def _check_length(length: int, args: ImageTokenGRPOConfig) -> None:
+    if args.max_completion_length != length:
+        raise ValueError(
+            f"`max_completion_length` ({args.max_completion_length}) must be the number of codes of the model's images, "
+            f"{length}. Set `max_completion_length: {length}`."
+        )
+
+
+def _tokenizer(model: Any, processing_class: Any, args: ImageTokenGRPOConfig, chat_template: str | None) -> Any:
+    """The tokenizer, without the processor, with which TRL would take the policy for one that reads images."""
     if processing_class is None:
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
         options = args.model_init_kwargs or {}
-        processing_class = AutoTokenizer.from_pretrained(
-            name,
+        tokenizer = AutoTokenizer.from_pretrained(
+            model if isinstance(model, str) else get_config_model_id(model.config),
             revision=options.get("revision"),
             padding_side="left",
             truncation_side="left",
             trust_remote_code=args.trust_remote_code,
         )
-    if isinstance(processing_class, ProcessorMixin):
-        tokenizer = processing_class.tokenizer
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = getattr(processing_class, "chat_template", None)
-        processing_class = tokenizer
-    if processing_class.pad_token is None:
-        processing_class.pad_token = processing_class.eos_token
-    return processing_class
+        tokenizer.chat_template = chat_template or tokenizer.chat_template
+    else:
+        tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
+        tokenizer.chat_template = tokenizer.chat_template or chat_template
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _start_token_id(model: PreTrainedModel, tokenizer: Any, token: str | None) -> int:
@@ -254,7 +251,7 @@ def _inside_language_model(peft_config: Any, view: ImageTokenView) -> Any:
         return peft_config
     if peft_config.exclude_modules:
         raise ValueError(
-            "`exclude_modules` cannot be set for an image-token model, where it keeps the adapter inside the language model. "
+            "`exclude_modules` cannot be set for an image-token model: it keeps the adapter inside the language model. "
             "Name the layers in `target_modules`."
         )
     peft_config = copy.copy(peft_config)

@@ -46,7 +46,8 @@ class ImageTokenGRPOConfig(CreditGRPOConfig):
         default=None, metadata={"help": "Images to sample at a time. If unset: `per_device_train_batch_size`."}
     )
     image_start_token: str | None = field(
-        default=None, metadata={"help": "Token that starts an image. If unset: the one that the model or tokenizer names."}
+        default=None,
+        metadata={"help": "Token that starts an image. If unset: the one that the model or tokenizer names."},
     )
     # Redeclared: known from the model
     max_completion_length: AtLeast1 = field(
