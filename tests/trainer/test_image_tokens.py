@@ -5,9 +5,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from support.image_tokens import (
+    BOS,
     CODEBOOK,
     CODES,
     EOS,
+    START,
     image_config,
     image_prompts,
     low_codes,
