@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from helpers import ROOT, TESTS
 from safetensors.torch import load_file
 from support.image_tokens import save_tiny_janus
@@ -15,34 +16,69 @@ from support.image_tokens import save_tiny_janus
 
 pytestmark = pytest.mark.slow
 
-LOGGED = ("loss", "grad_norm", "reward", "entropy", "credit/contrast", "credit/weight_max", "completions/clipped_ratio")
+LOGGED = (
+    "loss",
+    "grad_norm",
+    "reward",
+    "entropy",
+    "credit/contrast",
+    "credit/weight_max",
+    "kl",
+    "completions/clipped_ratio",
+)
 
 
-def start(path, output, processes):
+ZERO3 = {
+    "num_machines": 1,
+    "num_processes": 2,
+    "mixed_precision": "no",
+    "use_cpu": True,
+    "distributed_type": "DEEPSPEED",
+    "deepspeed_config": {"zero_stage": 3, "zero3_init_flag": False, "zero3_save_16bit_model": True},
+}
+
+
+def start(path, output, backend):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}:{TESTS}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true",
-    }  # fmt: skip
-    command += ["-m", "support.image_tokens", path, str(output), str(processes)]
+    launcher, processes = [], 2
+    if backend == "single":
+        processes = 1
+    elif backend == "ddp":
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    else:
+        config = output.with_suffix(".yaml")
+        config.write_text(yaml.safe_dump(ZERO3))
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--main_process_port", str(port)]
+    environment = {k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONPATH"] = f"{TESTS}{os.pathsep}{ROOT}"
+    command = [sys.executable, *launcher, "-m", "support.image_tokens", path, str(output), str(processes)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
     log = [row for row in json.loads((output / "state.json").read_text())["log_history"] if "loss" in row]
     return log, load_file(output / "model.safetensors")
 
 
-def test_one_process_and_two_train_the_same(tmp_path):
-    path = save_tiny_janus(tmp_path / "janus")
-    before = load_file(f"{path}/model.safetensors")
-    (one, alone), (two, together) = (start(path, tmp_path / str(count), count) for count in (1, 2))
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("single")
+    path = save_tiny_janus(folder / "janus")
+    return path, *start(path, folder / "out", "single")
+
+
+@pytest.mark.parametrize("backend", ["ddp", "zero3"])
+def test_two_processes_train_as_one(backend, single, tmp_path):
+    path, one, alone = single
+    two, together = start(path, tmp_path / "out", backend)
     assert len(one) == len(two) == 3
+    assert one[-1]["kl"] > 1e-6
     for row, other in zip(one, two, strict=True):
         for name in LOGGED:
-            if name in row and row[name] is not None:
+            if row.get(name) is not None:
                 assert other[name] == pytest.approx(row[name], rel=1e-4, abs=1e-6), name
-    moved = 0.0
+    before, moved = load_file(f"{path}/model.safetensors"), 0.0
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-6)
         moved = max(moved, (value - before[name]).abs().max().item())

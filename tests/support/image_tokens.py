@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from trl_credit import ImageTokenGRPOConfig, ImageTokenGRPOTrainer
+from trl_credit.image_tokens import JanusImageTokens
 
 
 CODES, CODEBOOK = 16, 32
@@ -108,8 +109,9 @@ def image_config(path, **settings) -> ImageTokenGRPOConfig:
     )
 
 
-def placed_codes(self, input_ids=None, **_):
-    """Stands for `generate`: codes that depend on the prompt and the place among all processes' images only."""
+def placed_codes(self, input_ids=None, **settings):
+    """Generates, and returns codes that depend on the prompt and the place among all processes' images only."""
+    assert JanusImageTokens.sampled(self, input_ids=input_ids, **settings).shape[1] == input_ids.size(1) + CODES
     first = PartialState().process_index * len(input_ids)
     rows = []
     for place, ids in enumerate(input_ids.tolist(), first):
@@ -128,9 +130,10 @@ def train_and_save(path: str, output: str, processes: int) -> None:
         learning_rate=0.1,
         max_steps=3,
         num_iterations=2,
+        beta=0.1,
     )
     trainer = ImageTokenGRPOTrainer(path, low_codes, args, image_prompts())
-    type(trainer.model).generate = placed_codes
+    JanusImageTokens.sampled, JanusImageTokens.generate = JanusImageTokens.generate, placed_codes
     trainer.train()
     trainer.save_model(output)
     if trainer.is_world_process_zero():
