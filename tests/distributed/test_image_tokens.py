@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 from helpers import ROOT, TESTS
-from safetensors.torch import load_file
 from support.image_tokens import save_tiny_janus
+from transformers import JanusForConditionalGeneration
 
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,8 @@ def start(path, output, backend):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
     log = [row for row in json.loads((output / "state.json").read_text())["log_history"] if "loss" in row]
-    return log, load_file(output / "model.safetensors")
+    # Under ZeRO-3, transformers writes other names, which it knows when it loads
+    return log, JanusForConditionalGeneration.from_pretrained(output).state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_two_processes_train_as_one(backend, single, tmp_path):
         for name in LOGGED:
             if row.get(name) is not None:
                 assert other[name] == pytest.approx(row[name], rel=1e-4, abs=1e-6), name
-    before, moved = load_file(f"{path}/model.safetensors"), 0.0
+    before, moved = JanusForConditionalGeneration.from_pretrained(path).state_dict(), 0.0
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-6)
         moved = max(moved, (value - before[name]).abs().max().item())
