@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
@@ -148,13 +149,9 @@ def train(credit: str, seed: int, model_path: Path, judge: nn.Module, updates: i
 
 def draw(images: torch.Tensor, weights: torch.Tensor, path: Path, count: int = 10) -> None:
     """Draws images, and below each the weight of its pixels: white is 1, red is more, blue is less."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     count = min(count, len(images))
-    figure, axes = pyplot.subplots(2, count, figsize=(1.2 * count, 2.6), squeeze=False)
+    figure = Figure(figsize=(1.2 * count, 2.6))
+    axes = figure.subplots(2, count, squeeze=False)
     for i, row in enumerate(torch.linspace(0, len(images) - 1, count).long().tolist()):
         axes[0, i].imshow(grey(images[row]).view(8, 8), cmap="gray", vmin=-1, vmax=1)
         axes[1, i].imshow(weights[row].view(8, 8), cmap="bwr", vmin=0, vmax=2)
@@ -162,7 +159,6 @@ def draw(images: torch.Tensor, weights: torch.Tensor, path: Path, count: int = 1
         axis.axis("off")
     figure.suptitle("Images, and the weight of each pixel's token (white 1, red more, blue less)", fontsize=9)
     figure.savefig(path, dpi=150, bbox_inches="tight")
-    pyplot.close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -195,3 +195,13 @@ def test_dynamic_sampling_keeps_images_and_codes_together(tmp_path):
     trainer = trainer_of(tmp_path, reward_funcs=reward, credit=PAD, dynamic_sampling=True)
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def test_resuming_reproduces_the_run(tmp_path):
+    settings = {"credit": PAD, "num_iterations": 2, "save_strategy": "steps", "save_steps": 3, "max_steps": 5}
+    whole = trainer_of(tmp_path / "run", **settings)
+    whole.train()
+    again = trainer_of(tmp_path / "run", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    state = whole.model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in again.model.state_dict().items())
