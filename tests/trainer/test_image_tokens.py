@@ -1,7 +1,10 @@
 """Training an image-token model."""
 
+import json
+
 import pytest
 import torch
+from helpers import ROOT
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from support.image_tokens import (
@@ -21,6 +24,7 @@ from support.image_tokens import tokenizer as make_tokenizer
 from transformers import JanusForConditionalGeneration
 
 from trl_credit import ImageTokenGRPOTrainer
+from trl_credit.train import main
 
 
 PAD = {"method": "gcpo", "negative_prompt": "pad"}
@@ -205,3 +209,24 @@ def test_resuming_reproduces_the_run(tmp_path):
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
     state = whole.model.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in again.model.state_dict().items())
+
+
+def test_the_shipped_recipe_trains(janus, tmp_path):
+    rows = tmp_path / "prompts.jsonl"
+    rows.write_text("".join(json.dumps({"Prompt": f"w1{i}"}) + "\n" for i in range(4)))
+    options = {
+        "model_name_or_path": janus,
+        "dataset_name": rows,
+        "reward_funcs": "trl_credit.rewards.images.incompressibility",
+        "max_completion_length": CODES,
+        "use_cpu": "true",
+        "bf16": "false",
+        "dtype": "float32",
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "output_dir": tmp_path / "out",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    main(["--config", str(ROOT / "recipes/janus-pro-7b/gcpo.yaml"), *words])
+    JanusForConditionalGeneration.from_pretrained(tmp_path / "out")
