@@ -147,7 +147,7 @@ def to_table(records: Iterable[ImageCredit], about: Mapping[str, Any] | None = N
         columns[name] = lists(getattr(r, name) for r in records)
     for kind, prefix in _PREFIX.items():
         for label in dict.fromkeys(label for r in records for label in getattr(r, kind)):
-            columns[f"{prefix}/{label}"] = lists(getattr(r, kind).get(label) for r in records)
+            columns[f"{prefix}/{clean(label)}"] = lists(getattr(r, kind).get(label) for r in records)
     columns["info"] = pa.array([json.dumps(clean(dict(r.info)), default=str) for r in records], pa.string())
     table = pa.table(columns)
     return table.replace_schema_metadata({FILE_KEY: json.dumps(clean(dict(about or {})), default=str)})

@@ -38,12 +38,14 @@ _TOP_TOKENS = 5
 
 @dataclass
 class _Seen:
-    """One completion of a micro-batch: its row of the batch, of the method's inputs and of the results."""
+    """One completion of a micro-batch: its row of the batch, of the method's inputs and of the results, and what only the
+    rollout knows of it (nothing if that was before a resume)."""
 
     batch: dict[str, Any]
     inputs: CreditInputs
     weights: torch.Tensor | None
     token_advantages: torch.Tensor
+    origin: dict[str, Any]
 
     @property
     def advantage(self) -> float:
@@ -176,7 +178,13 @@ class CreditLog(TrainerCallback):
             ),
             weights=one(weights),
             token_advantages=one(token_advantages),
+            # Now, as an update may take its micro-batches from several rollouts
+            origin=self._origin(int(batch[ROW][row])) if ROW in batch and self._prompts else {},
         )
+
+    def _origin(self, number: int) -> dict[str, Any]:
+        """What the last rollout knows of its completion of that number."""
+        return {"prompt": self._prompts[number]}
 
     def _keep_columns(self, batch: dict[str, Any], inputs: CreditInputs, weights: torch.Tensor | None) -> None:
         if weights is None or ROW not in batch:
@@ -292,10 +300,9 @@ class CreditLog(TrainerCallback):
 
     def _source(self, seen: _Seen) -> dict[str, Any]:
         """The prompt before the chat template, if it is text and known (a resumed batch has none)."""
-        row = seen.batch[ROW].item() if ROW in seen.batch else len(self._prompts)
-        if row >= len(self._prompts):
+        if not seen.origin:
             return {}
-        prompt = self._prompts[row]
+        prompt = seen.origin["prompt"]
         texts = isinstance(prompt, str) or all(isinstance(message.get("content"), str) for message in prompt)
         return {SOURCE_PROMPT: prompt} if texts else {}
 

@@ -64,12 +64,13 @@ class ImageLog(CreditLog):
     def _token_name(self, batch: dict[str, Any], row: int, place: int) -> str:
         return f"step {int(batch[_STEPS][row, place])}"
 
+    def _origin(self, number: int) -> dict[str, Any]:
+        return super()._origin(number) | {IMAGES: self._images[number]}
+
     def _record(self, seen: _Seen) -> ImageCredit:
         trainer, batch = self._trainer, seen.batch
         name = trainer.credit_method.name
         reward = batch[REWARD].item() if REWARD in batch else math.nan
-        row = batch[ROW].item() if ROW in batch else len(self._prompts)
-        known = row < len(self._prompts)  # a resumed batch has no prompts and images
         advantages = seen.token_advantages
         if advantages.dim() == 1:
             advantages = advantages.unsqueeze(1).expand_as(seen.inputs.mask)
@@ -78,8 +79,8 @@ class ImageLog(CreditLog):
             return None if values is None else values[0].float().numpy()
 
         return ImageCredit(
-            prompt=prompt_text(self._prompts[row]) if known else None,
-            image=self._images[row] if known else None,
+            prompt=prompt_text(seen.origin["prompt"]) if seen.origin else None,
+            image=seen.origin.get(IMAGES),
             steps=batch[_STEPS][0].tolist(),
             clean=[self._decoded(latents) for latents in batch[_CLEAN][0]],
             logps=array(seen.inputs.policy_logps),
