@@ -65,7 +65,8 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.elements, self.rows, self.said, self._hidden = [], [], [], 0
+        self.elements, self.rows, self.said = [], [], []
+        self._hidden = self._in_cell = False
         self.feed(path.read_text("utf-8"))
 
     def handle_starttag(self, tag, attrs):
@@ -74,25 +75,26 @@ class Page(HTMLParser):
             self.rows.append([])
         elif tag in ("td", "th"):
             self.rows[-1].append("")
+            self._in_cell = True
         self._hidden = tag in ("style", "script")
 
     def handle_data(self, data):
         if self._hidden:
             return
         self.said.append(data)
-        if self.rows and self.rows[-1]:
+        if self._in_cell:
             self.rows[-1][-1] += data
 
     def handle_endtag(self, tag):
         self._hidden = False
+        self._in_cell &= tag not in ("td", "th")
 
     @property
     def text(self):
         return " ".join(" ".join(self.said).split())
 
     def row(self, name, place=0):
-        cells = [[cell.strip() for cell in row] for row in self.rows]
-        return [row for row in cells if row and row[0] == name][place][1:]
+        return [row for row in self.rows if row and row[0] == name][place][1:]
 
     @property
     def images(self):
