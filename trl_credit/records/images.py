@@ -286,7 +286,7 @@ def _card(record: ImageCredit, highest: float) -> dict[str, Any]:
     """A record as its part of the page shows it."""
 
     def signed(values: np.ndarray) -> list[str]:
-        return [("+" if value > 0 else "") + number(float(value)) for value in values]
+        return [("+" if finite(value) and value > 0 else "") + number(float(value)) for value in values]
 
     def plain(values: np.ndarray) -> list[str]:
         return [number(float(value)) for value in values]
@@ -324,7 +324,7 @@ def _bar(value: float, highest: float, fill: str) -> Markup:
         )
     parts.append(svg.tag("line", x1=0, x2="100%", y1=f"{one:.2f}", y2=f"{one:.2f}", class_="one"))
     parts.append(svg.tag("line", x1=0, x2="100%", y1=bottom, y2=bottom, class_="axis"))
-    return svg.tag("svg", svg.join(parts), class_="upright", width="100%", height=bottom + 1, aria_hidden="true")
+    return svg.tag("svg", svg.join(parts), class_="upright", height=bottom + 1, aria_hidden="true")
 
 
 def picture(records: Sequence[ImageCredit]) -> Image:
