@@ -172,6 +172,13 @@ def _fingerprint(path: str, revision: str | None) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def pipeline_fingerprint(path: str, revision: str | None = None) -> dict[str, str]:
+    """Identifies a diffusers pipeline: by its files, component by component, or by its name on the hub."""
+    if not Path(path).is_dir():
+        return {"model": f"hub:{path}@{revision or 'main'}"}
+    return {folder.name: _fingerprint(str(folder), None) for folder in sorted(Path(path).iterdir()) if folder.is_dir()}
+
+
 def _offsets(size: int) -> list[int]:
     """Offsets of a file's blocks, which cover all of a small file."""
     last = max(0, size - _BLOCK)

@@ -1,6 +1,6 @@
 """The quickstart for images: trains the embedded digits model with several methods from the same start and seed.
 
-    trl-credit quickstart --images [--output_dir DIR] [--max_steps 45] [--methods uniform pcpo] [--seed 0]
+    trl-credit quickstart --images [--output_dir DIR] [--max_steps 80] [--methods uniform pcpo] [--seed 0]
 
 Writes the trained models, `results.json` and `images.png`: samples before and after, and the curves. Needs no network.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NUM_IMAGES = 80  # per update: 10 prompts of 8 images
 NUM_STEPS = 10
 EVAL_IMAGES = 500
-EVAL_EVERY = 3
+EVAL_EVERY = 4
 GOAL = 0.9
 SHOWN = 20  # images of each row of the picture
 
@@ -54,7 +54,7 @@ def train(credit: dict[str, Any], output_dir: Path, max_steps: int, seed: int) -
     from transformers import PrinterCallback, TrainerCallback
 
     from .toy.digits import NUM_DIGITS, digit_probability, make_dataset
-    from .trainer import DiffusionGRPOConfig, DiffusionGRPOTrainer
+    from .trainer.diffusion import DiffusionGRPOConfig, DiffusionGRPOTrainer
 
     name, evaluations = credit["method"], []
 
@@ -64,7 +64,7 @@ def train(credit: dict[str, Any], output_dir: Path, max_steps: int, seed: int) -
                 evaluations.append({"update": state.global_step, **measure(trainer.pipeline, seed)})
 
         def on_log(self, args, state, control, logs=None, **kwargs):
-            if "reward" in logs and (state.global_step % 15 == 0 or state.global_step == 1):
+            if "reward" in logs and (state.global_step % 20 == 0 or state.global_step == 1):
                 update = f"update {state.global_step:3d}/{state.max_steps}"
                 print(f"  {safe(name):8} {update}   reward {logs['reward']:.2f}", flush=True)
 
@@ -76,7 +76,7 @@ def train(credit: dict[str, Any], output_dir: Path, max_steps: int, seed: int) -
             credit=credit,
             num_inference_steps=NUM_STEPS,
             max_steps=max_steps,
-            learning_rate=1e-3,
+            learning_rate=3e-4,
             lr_scheduler_type="constant",
             per_device_train_batch_size=NUM_IMAGES,
             num_generations=NUM_IMAGES // NUM_DIGITS,
@@ -173,8 +173,10 @@ def picture(results: dict[str, dict], images: "dict[str, list[Image]]", path: Pa
 
     from .report.figure import new_figure, plain, tidy
     from .report.grid import image_grid
+    from .toy.digits import NUM_DIGITS
 
-    grid = image_grid(images, cell=48)
+    columns = max(map(len, images.values()))
+    grid = image_grid(images, titles=[str(i % NUM_DIGITS) for i in range(columns)], cell=48)
     figure = new_figure(grid.width / 100, 3.2)
     rewards, distances = figure.subplots(1, 2)
     for name, result in results.items():
@@ -202,7 +204,7 @@ def picture(results: dict[str, dict], images: "dict[str, list[Image]]", path: Pa
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="trl-credit quickstart --images", description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart-images"))
-    parser.add_argument("--max_steps", type=int, default=45, help="updates per method")
+    parser.add_argument("--max_steps", type=int, default=80, help="updates per method")
     parser.add_argument(
         "--methods", nargs="+", default=["uniform", "pcpo"], help="names, or mappings as JSON, separated by spaces"
     )

@@ -50,7 +50,7 @@ def compare(capsys, tmp_path, monkeypatch):
     """Each run is a process of its own; with nothing left to run, none is started."""
     recipe = ROOT / "recipes" / "quickstart.yaml"
     with pytest.raises(SystemExit) as error:
-        run(capsys, "compare", "--config", recipe, "--methods", "gpco", "--output_dir", tmp_path)
+        run(capsys, "compare", "--config", recipe, "--methods", "gcppo", "--output_dir", tmp_path)
     assert error.value.code == 2
     assert "Did you mean 'gcpo'" in capsys.readouterr().err
 

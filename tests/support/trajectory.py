@@ -15,6 +15,7 @@ if __name__ == "__main__":
 from helpers import TESTS, config, fixed_rollout, letter_reward, prompts, save_tiny_model
 
 from trl_credit import METHODS, CreditGRPOTrainer
+from trl_credit.methods.registry import methods_for
 
 
 FOLDER = TESTS / "data" / "trajectories"
@@ -37,6 +38,8 @@ def run(name: str, model: str, output_dir: str) -> dict:
     rounding noise in gradients near zero into full steps.
     """
     settings = {"optim": "sgd", "learning_rate": 0.05, "max_steps": UPDATES, "num_iterations": 2, "seed": 0}
+    if name not in methods_for("tokens"):
+        return _run_on_images(name, output_dir, settings)
     trainer = CreditGRPOTrainer(
         model=model,
         reward_funcs=letter_reward,
@@ -44,6 +47,24 @@ def run(name: str, model: str, output_dir: str) -> dict:
         args=config(output_dir, credit=settings_of(name), logging_steps=1, **settings),
         train_dataset=prompts(),
     )
+    return _record(trainer)
+
+
+def _run_on_images(name: str, output_dir: str, settings: dict) -> dict:
+    """As `run`, on the embedded image model and on trajectories from a seed."""
+    from trl_credit import DiffusionGRPOConfig, DiffusionGRPOTrainer
+    from trl_credit.toy.digits import digit_probability, make_dataset
+
+    trainer = DiffusionGRPOTrainer(
+        model="trl_credit:digits",
+        reward_funcs=digit_probability,
+        args=config(output_dir, DiffusionGRPOConfig, credit=name, logging_steps=1, loss_type="grpo", **settings),
+        train_dataset=make_dataset(40, seed=0),
+    )
+    return _record(trainer)
+
+
+def _record(trainer: CreditGRPOTrainer) -> dict:
     weights = []
 
     def record(batch, result):

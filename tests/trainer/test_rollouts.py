@@ -9,12 +9,13 @@ import torch
 from helpers import config, letter_reward, place_reward, prompts
 from support.tools import chats, tool_calling_model, vision
 
-from trl_credit import METHODS, CreditGRPOTrainer
+from trl_credit import CreditGRPOTrainer
 from trl_credit.batching import loss_mask
 from trl_credit.extras.effect import NothingTrainedError
+from trl_credit.methods.registry import methods_for
 
 
-every_method = pytest.mark.parametrize("name", list(METHODS))
+every_method = pytest.mark.parametrize("name", methods_for("tokens"))
 
 
 def run(tiny_model, args, vain=False, **kwargs):

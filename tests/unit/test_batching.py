@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.batching import CREDIT, text_batch
 
-from trl_credit import METHODS, CreditGRPOConfig
+from trl_credit import CreditGRPOConfig
 from trl_credit.batching import (
     PLAN,
     PlanSettings,
@@ -25,6 +25,7 @@ from trl_credit.batching import (
     select,
     token_counts,
 )
+from trl_credit.methods.registry import methods_for
 from trl_credit.signals.models import padding_affects_output
 
 
@@ -194,7 +195,7 @@ def test_rows_with_and_without_images_stay_together():
 
 
 def test_every_method_is_covered():
-    assert set(CREDIT) == set(METHODS)
+    assert set(CREDIT) == set(methods_for("tokens"))
     assert CreditGRPOConfig.__dataclass_fields__["skip_zero_advantage"].default is None
 
 

@@ -52,13 +52,13 @@ def test_the_card_of_ones_own_class(tmp_path, monkeypatch, capsys):
 
 def test_unknown_method(capsys):
     with pytest.raises(SystemExit):
-        main(["methods", "gpco"])
+        main(["methods", "gcppo"])
     assert "Did you mean 'gcpo'" in capsys.readouterr().err
 
 
 def test_bad_quickstart_method(capsys):
     with pytest.raises(SystemExit):
-        main(["quickstart", "--methods", "gpco"])
+        main(["quickstart", "--methods", "gcppo"])
     assert "Did you mean 'gcpo'" in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ from trl_credit import train
 
 
 def test_the_command_refuses_too_few_rows_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "CreditGRPOTrainer", never)
+    monkeypatch.setattr("trl_credit.trainer.grpo.CreditGRPOTrainer", never)
     with pytest.raises(SystemExit) as error:
         train.main(arguments(tmp_path, "--per_device_train_batch_size", "16"))
     assert error.value.code == 2

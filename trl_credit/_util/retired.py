@@ -131,7 +131,7 @@ ADVICE: dict[str, str] = {
     "max_completion_len": _TASK.format("soft_overlong_punishment", "max_completion_len"),
     "soft_punish_cache": _TASK.format("soft_overlong_punishment", "soft_punish_cache"),
     # verl
-    **dict.fromkeys(("actor_rollout_ref", "algorithm", "critic", "trainer", "data", "custom_reward_function"), _VERL),
+    **dict.fromkeys(("actor_rollout_ref", "algorithm", "critic", "data", "custom_reward_function"), _VERL),
     # The rest
     "adapter": "write `use_peft: true` (and `lora_r`, `lora_alpha`)",
     "finetuning_type": "write `use_peft: true` (and `lora_r`, `lora_alpha`)",

@@ -32,11 +32,12 @@ _SECTION = ("methods", "seeds", "baseline", "target_reward")
 
 @dataclass
 class Method:
-    """A method of a comparison: its label, its folder in `runs`, and its full mapping."""
+    """A method of a comparison: its label, its folder in `runs`, its full mapping, and its own fields of the recipe."""
 
     label: str
     folder: str
     credit: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -163,14 +164,14 @@ def parse_methods(
     name of the method that the recipe trains with gets the recipe's parameters.
 
     Args:
-        values: Names, dotted paths or mappings, optionally with a `label`.
+        values: Names, dotted paths or mappings, optionally with a `label`, and with `settings`: fields of the recipe that
+            are this method's own, such as a learning rate.
         recipe_credit: The recipe's own `credit`.
         earlier: Methods already in the folder.
 
     Raises:
         ValueError: No methods, an unknown method, wrong parameters, or a duplicate.
     """
-    from ..methods.compose import labelled
     from ..methods.registry import build_credit
 
     if isinstance(values, (str, Mapping)):
@@ -180,6 +181,7 @@ def parse_methods(
     own = build_credit(recipe_credit) if recipe_credit is not None else None
     asked, labels = [], {}
     for value in values:
+        settings: dict[str, Any] = {}
         if isinstance(value, str) and value.lstrip().startswith("{"):
             try:
                 value = json.loads(value)
@@ -188,37 +190,59 @@ def parse_methods(
         label = None
         if isinstance(value, Mapping):
             value = dict(value)
-            label = value.pop("label", None)
+            label, settings = value.pop("label", None), _method_settings(value.pop("settings", {}))
             if label is not None and (not isinstance(label, str) or not label.strip()):
                 raise ValueError(f"`label` of a method must be text, got {label!r}.")
         method = build_credit(value)
         if own is not None and isinstance(value, str) and type(method) is type(own):
             method = own
-        credit = json.loads(json.dumps(method.to_dict()))
-        if credit in asked:
+        arm = json.loads(json.dumps(method.to_dict())), settings
+        if arm in asked:
             raise ValueError(f"The method {label or method.name!r} is listed twice.")
         if label is not None:
             labels[len(asked)] = label
-        asked.append(credit)
+        asked.append(arm)
     # Rebuild earlier methods, so that parameters added in this version get their defaults
-    there = [json.loads(json.dumps(build_credit(method.credit).to_dict())) for method in earlier]
-    every = there + [credit for credit in asked if credit not in there]
-    found = list(labelled(every))
+    there = [(json.loads(json.dumps(build_credit(method.credit).to_dict())), method.settings) for method in earlier]
+    every = there + [arm for arm in asked if arm not in there]
+    found = _labels(every)
     known = {method.folder for method in earlier}
     methods = []
-    for place, credit in enumerate(every):
-        number = asked.index(credit) if credit in asked else None
+    for place, arm in enumerate(every):
+        number = asked.index(arm) if arm in asked else None
         before = earlier[place] if place < len(earlier) else None
-        given_before = before is not None and before.label not in labelled(there)
+        given_before = before is not None and before.label not in _labels(there)
         label = labels.get(number) or (before.label if given_before else found[place])
         folder = before.folder if before is not None else _folder(label, known)
         known.add(folder)
-        methods.append(Method(label, folder, credit))
+        methods.append(Method(label, folder, *arm))
     names = [method.label for method in methods]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"Two methods have the label {name!r}.")
-    return methods, [methods[every.index(credit)].label for credit in asked]
+    return methods, [methods[every.index(arm)].label for arm in asked]
+
+
+def _labels(arms: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """The label of each method: its name, the parameters that tell it apart, and its own fields."""
+    from ..methods.compose import labelled
+
+    credits = [credit for i, (credit, _) in enumerate(arms) if credit not in [other for other, _ in arms[:i]]]
+    names = dict(zip(map(json.dumps, credits), labelled(credits), strict=True))
+    return [
+        " ".join([names[json.dumps(credit)], *(f"{name}={value}" for name, value in settings.items())])
+        for credit, settings in arms
+    ]
+
+
+def _method_settings(settings: Any) -> dict[str, Any]:
+    """A method's own fields of the recipe, checked."""
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"`settings` of a method must be a mapping of the recipe's fields, got {settings!r}.")
+    for name in settings:
+        if name in (*_VARIED, *_DECIDED, "trainer"):
+            raise ValueError(f"`settings` of a method: {name!r} cannot differ between the methods of a comparison.")
+    return json.loads(json.dumps(dict(settings)))
 
 
 def _folder(label: str, taken: set[str]) -> str:
@@ -247,6 +271,8 @@ def run_arguments(plan: Plan, output_dir: Path, method: Method, seed: int, resum
         fixed["report_to"] = "none"
     elif "run_name" not in given:
         fixed["run_name"] = f"{method.label} seed {seed}"
+    for name, value in method.settings.items():
+        fixed[name] = json.dumps(value) if isinstance(value, (dict, list, bool)) else value
     if resume:
         fixed["resume_from_checkpoint"] = "auto"
     return words + [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
@@ -347,16 +373,17 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
     """Settings that must be equal in all runs. Checks every method's settings up to building the trainer."""
     import tempfile
 
-    from ..model_files import LocalModel
+    from ..model_files import LocalModel, pipeline_fingerprint
     from ..recipe.recipe import Recipe
 
     parsed = None
     with tempfile.TemporaryDirectory(prefix="trl-credit-") as folder:
         (Path(folder) / "recipe.yaml").write_text(dump(plan.recipe))
-        for method in plan.methods:
+        # The last one is the recipe itself
+        for method in [*plan.methods, Method("", "", plan.methods[0].credit)]:
             words = run_arguments(plan, Path(folder), method, plan.asked[1][0])
             parsed = Recipe.read(words, "trl-credit compare")
-    _, training_args, model_args, _ = parsed
+    script_args, training_args, model_args, _ = parsed
     names = {*plan.recipe, *field_names(plan.overrides)}
     settings = {}
     for name in sorted(names):
@@ -366,7 +393,10 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
             owner = next((part for part in parsed if hasattr(part, name)), None)
         settings[name] = getattr(owner, name) if owner is not None else plan.recipe.get(name)
     settings = json.loads(json.dumps(settings, default=str))
-    parsed.prepare()
+    arguments, _ = parsed.prepare()
+    if script_args.trainer == "diffusion":
+        fingerprint = pipeline_fingerprint(arguments["model"], model_args.model_revision)
+        return settings | {"model_fingerprint": fingerprint, "launch": plan.launch}
     model = LocalModel.find(
         model_args.model_name_or_path,
         model_args.model_revision,
@@ -379,7 +409,11 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
 def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
     """Command that makes the whole comparison."""
     methods = [
-        json.dumps({**method.credit, "label": method.label}) if len(method.credit) > 1 else method.credit["method"]
+        json.dumps(
+            {**method.credit, "label": method.label, **({"settings": method.settings} if method.settings else {})}
+        )
+        if len(method.credit) > 1 or method.settings
+        else method.credit["method"]
         for method in plan.methods
     ]
     seeds = [str(len(plan.seeds))] if plan.seeds == list(range(len(plan.seeds))) else list(map(str, plan.seeds))

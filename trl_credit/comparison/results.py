@@ -147,7 +147,7 @@ def summarize(plan: Plan, runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -
         methods.append(
             {
                 "label": method.label,
-                "credit": method.credit,
+                "credit": method.credit | ({"settings": method.settings} if method.settings else {}),
                 "seeds": sorted(of_method),
                 "missing": sorted(set(plan.seeds) - set(of_method)),
                 "quantities": quantities,

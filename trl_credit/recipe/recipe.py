@@ -1,7 +1,7 @@
 """Turns a recipe's fields into the trainer's arguments."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, NamedTuple
 
@@ -27,7 +27,7 @@ from ..extras.effect import check_rows
 from ..fields import ANSWER_MATCHES
 from ..methods.registry import METHODS
 from ..model_files import base_of_adapter, check_model, resolve_model
-from ..rewards import accuracy, build_reward, judged, required_columns
+from ..rewards import accuracy, build_reward, judged, judges_images, required_columns
 from ..samplers.pipelines import check_pipeline
 from ..trainer.config import CreditGRPOConfig
 from ..trainer.table import TRAINERS, config_class, trainer_class
@@ -213,6 +213,8 @@ def recipe_classes(argv: list[str]) -> tuple[type, ...]:
         ValueError: There is no such trainer.
     """
     name = words_of(argv).get("trainer", "grpo")
+    if isinstance(name, Mapping):  # another project's section, which is refused with what to write instead
+        name = "grpo"
     if name not in TRAINERS:
         raise ValueError(f"`trainer`: there is no trainer {name!r}. {nearest(str(name), TRAINERS)}")
     return tuple(config_class(name) if kind is CreditGRPOConfig else kind for kind in RECIPE_TYPES)
@@ -296,9 +298,16 @@ def build_rewards(script_args, training_args, train_dataset) -> list:
     functions = [build_reward(spec, training_args.max_completion_length) for spec in script_args.reward_funcs or []]
     if not functions and not script_args.reward_model_name_or_path:
         raise ValueError("No reward: set `reward_funcs` or `reward_model_name_or_path`.")
-    names = train_dataset.column_names
+    names, makes_images = train_dataset.column_names, script_args.trainer != "grpo"
     for function in functions:
+        if judges_images(function) and not makes_images:
+            raise ValueError(
+                f"`reward_funcs`: {function.__name__!r} judges images, but this run makes text. Set `trainer: diffusion` "
+                "or use a reward for text."
+            )
         for column in required_columns(function):
+            if column == "images" and makes_images:
+                continue
             if names is not None and column not in names:
                 hint = " (set `answer_column`)" if column == "solution" else ""
                 raise ValueError(

@@ -66,8 +66,9 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, **kwargs: Any) -
         return load_digits_pipeline(model)
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(model, torch_dtype=dtype or torch.float32, **kwargs)
-    except OSError as error:
-        raise ValueError(f"`model_name_or_path`: cannot load the pipeline {model!r}: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"`model_name_or_path`: cannot load the pipeline {model!r}: {reason}") from error
     return pipeline
 
 

@@ -23,7 +23,7 @@ import functools
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -313,8 +313,9 @@ def _judge_and_moments() -> tuple[nn.Sequential, np.ndarray, np.ndarray]:
     """The classifier, and mean and covariance of the digits, which need no scikit-learn so."""
     tensors = {name: tensor.float() for name, tensor in load_file(digits_path() / _JUDGE_FILE).items()}
     mean, covariance = (tensors.pop(name).double().numpy() for name in ("mean", "covariance"))
-    judge = build_judge()
-    judge.load_state_dict(tensors)
+    with torch.device("meta"):  # draws no random numbers, or the first call would change what a run samples
+        judge = build_judge()
+    judge.load_state_dict(tensors, assign=True)
     return judge.eval().requires_grad_(False), mean, covariance
 
 
@@ -367,6 +368,13 @@ def frechet_distance(images: Sequence[Image.Image]) -> float:
         raise ValueError(f"'frechet_distance' needs at least 2 images, got {len(pixels)}.")
     _, mean, covariance = _judge_and_moments()
     return frechet_of_moments(mean, covariance, pixels.mean(0), np.cov(pixels.T))
+
+
+def log_frechet_distance(images: Sequence[Image.Image], log_metric: Callable | None = None, **columns) -> list[float]:
+    """A reward function that rewards nothing (0) and logs the images' `frechet_distance`. Give it the weight 0."""
+    if log_metric is not None:
+        log_metric("frechet_distance", frechet_distance(images))
+    return [0.0] * len(images)
 
 
 def frechet_of_moments(mean: np.ndarray, covariance: np.ndarray, mean_2: np.ndarray, covariance_2: np.ndarray) -> float:

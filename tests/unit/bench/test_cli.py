@@ -33,7 +33,7 @@ def test_numbers_of_groups(arguments, expected, monkeypatch):
     ("arguments", "message"),
     [
         (["--tasks", "plantederror"], "Did you mean 'planted_error'"),
-        (["--methods", "gpco"], "Did you mean 'gcpo'"),
+        (["--methods", "gcppo"], "Did you mean 'gcpo'"),
         (["--methods", '{"method": "gcpo", "top_mas": 1}'], "Did you mean 'top_mass'"),
         (["--methods", "no.such.Method"], "Cannot load the credit method"),
         (["--num_items", "0"], "at least 2"),
