@@ -193,6 +193,8 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
     Reward functions get `images`, a list of PIL images, beside TRL's arguments: `f(images, prompts, **columns)`.
 
     Exact resume, dynamic sampling, skipping images without an advantage and the guards work as they do for text.
+    `credit_log_steps` shows images, with the estimate of the clean image and the credit at each step
+    ([`~trl_credit.trainer.image_log.ImageLog`]).
 
     Logged besides: `sampling/replay_difference/mean` and `/max`, the absolute difference between the log-probs of a step
     in the update and in the rollout while the policy is the same. It must stay below the clip range; if not, the run warns

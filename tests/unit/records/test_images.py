@@ -5,59 +5,23 @@ import io
 import math
 import re
 import warnings
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 from support.evaluation_runs import HOSTILE, SHOWN
+from support.image_credit import image_about, make_image, noise, odd_images
 
 from trl_credit.records.images import (
     FINAL_SIDE,
     STEP_SIDE,
-    ImageCredit,
     picture,
     png_bytes,
     read_parquet,
     write_image_report,
     write_parquet,
 )
-
-
-def noise(seed, size=(8, 8), mode="L"):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), np.uint8)
-    return Image.fromarray(pixels, "RGBA").convert(mode)
-
-
-def make_image(steps=(0, 1, 2), seed=0, size=(8, 8), mode="L", advantage=1.25, **changes):
-    draw, count = np.random.default_rng(seed), len(steps)
-    weights = draw.exponential(size=count).astype(np.float32)
-    logps = -draw.random(count).astype(np.float32)
-    record = ImageCredit(
-        prompt="a handwritten 3",
-        image=noise(seed, size, mode),
-        steps=list(steps),
-        clean=[noise(1000 * seed + step, size, mode) for step in steps],
-        logps=logps,
-        old_logps=logps - np.float32(0.001),
-        native=np.full(count, 0.1, np.float32),
-        weights={"pcpo": weights},
-        token_advantages={"pcpo": weights * np.float32(advantage)},
-        advantage=advantage,
-        reward=0.5,
-    )
-    return replace(record, **changes)
-
-
-def about(**changes):
-    return {
-        "title": "Image credit of update 7",
-        "model": "trl_credit:digits",
-        "step": 7,
-        "methods": {"pcpo": {"method": "pcpo", "form": "hinge"}},
-        "weights_in": "ratio",
-    } | changes
 
 
 class Page(HTMLParser):
@@ -114,7 +78,7 @@ def test_page_shows_the_records(tmp_path):
         make_image(seed=1, advantage=-0.5, old_logps=None, reward=None),
         make_image(steps=(4, 7), seed=2, advantage=0.0, image=None, prompt=None),
     ]
-    write_image_report(path, iter(records), about(advice={"pcpo": "use `uniform`"}))
+    write_image_report(path, iter(records), image_about(advice={"pcpo": "use `uniform`"}))
     assert list(path.parent.iterdir()) == [path]
     page = Page(path)
     for place, record in enumerate(records):
@@ -147,7 +111,7 @@ def test_page_shows_the_records(tmp_path):
 def test_bars_are_as_high_as_the_weights(tmp_path):
     weights = np.array([0.0, 1.0, 2.0, 4.0, math.nan], np.float32)
     record = make_image(steps=range(5), weights={"pcpo": weights}, advantage=-1.0)
-    write_image_report(tmp_path / "step.html", [record], about())
+    write_image_report(tmp_path / "step.html", [record], image_about())
     elements = Page(tmp_path / "step.html").elements
     heights = [float(attrs["height"]) for tag, attrs in elements if tag == "rect"]
     assert all(attrs["class"] == "fill b" for tag, attrs in elements if tag == "rect")
@@ -159,7 +123,7 @@ def test_bars_are_as_high_as_the_weights(tmp_path):
 
 
 def test_page_needs_no_script_and_no_network(tmp_path):
-    write_image_report(tmp_path / "step.html", [make_image()], about())
+    write_image_report(tmp_path / "step.html", [make_image()], image_about())
     text = (tmp_path / "step.html").read_text("utf-8")
     policy = re.search('Content-Security-Policy" content="([^"]*)"', text)[1]
     assert "script-src 'none'" in policy.replace("&#39;", "'")
@@ -171,30 +135,14 @@ def test_page_needs_no_script_and_no_network(tmp_path):
     assert "://" not in text
 
 
-def odd_images():
-    nan = np.array([math.nan, math.inf, -math.inf], np.float32)
-    return [
-        make_image(steps=[9]),
-        make_image(steps=[]),
-        make_image(size=(1, 1), mode="RGB"),
-        make_image(size=(1, 300), mode="RGBA"),
-        make_image(size=(700, 20), mode="CMYK"),
-        make_image(old_logps=nan, native=nan, weights={"pcpo": nan}, token_advantages={"pcpo": nan},
-                   advantage=math.nan, reward=math.nan),
-        make_image(weights={}, token_advantages={}, native=None, old_logps=None, advantage=None, reward=None),
-        make_image(prompt=HOSTILE, info={HOSTILE: HOSTILE}, weights={HOSTILE: np.ones(3, np.float32)}),
-        make_image(prompt="x" * 5000),
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("records", [[], odd_images(), *([record] for record in odd_images())])
 def test_odd_input_makes_a_page(records, tmp_path):
     path = tmp_path / "step.html"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        write_image_report(path, records, about(title=HOSTILE, methods={HOSTILE: {HOSTILE: HOSTILE}}))
+        write_image_report(path, records, image_about(title=HOSTILE, methods={HOSTILE: {HOSTILE: HOSTILE}}))
         write_image_report(tmp_path / "bare.html", records, {})
-        write_parquet(tmp_path / "step.parquet", records, about(title=HOSTILE))
+        write_parquet(tmp_path / "step.parquet", records, image_about(title=HOSTILE))
     page = Page(path)
     assert len(page.images) == sum(len(record.clean) + 1 for record in records)
     assert not {"script", "iframe", "b"} & {tag for tag, _ in page.elements}
@@ -213,9 +161,9 @@ def test_parquet_returns_the_records(tmp_path):
         make_image(steps=(3, 1), seed=1, mode="RGB", old_logps=None, native=None, image=None, prompt=None, reward=None),
         make_image(seed=2, weights={}, token_advantages={"uniform": broken}, old_logps=broken),
     ]
-    write_parquet(path, records, about())
+    write_parquet(path, records, image_about())
     read, described = read_parquet(path)
-    assert described == about()
+    assert described == image_about()
     for one, other in zip(records, read, strict=True):
         for name in ("prompt", "reward", "advantage", "steps", "info"):
             assert getattr(one, name) == getattr(other, name), name
