@@ -258,10 +258,10 @@ class CreditLog(TrainerCallback):
         folder = Path(self._trainer.args.output_dir) / "credit"
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / f"step-{step:06d}.html"
-        self._save(page, records, about)
+        self._write_files(page, records, about)
         self._track(page, records, step)
 
-    def _save(self, page: Path, records: list[Any], about: dict[str, Any]) -> None:
+    def _write_files(self, page: Path, records: list[Any], about: dict[str, Any]) -> None:
         """Writes the page and the parquet file beside it."""
         from ..records.page import write_credit_report
 

@@ -33,7 +33,8 @@ class ImageLog(CreditLog):
     """[`CreditLog`] for image models: shows images with the estimate of the clean image at each trained step.
 
     The estimates are those of the update's own predictions, so there is no further forward of the denoiser. The main
-    process keeps the latents of the images to show and decodes them, one at a time, at the end of the update.
+    process keeps the latents of the images to show and decodes them, one at a time, at the end of the update. During such
+    an update it holds one more copy of a micro-batch's latents.
 
     It writes the files of [`~trl_credit.records.images.write_image_report`] and
     [`~trl_credit.records.images.write_parquet`]. In TRL's completions table, `credit/top_tokens` names steps.
@@ -97,7 +98,7 @@ class ImageLog(CreditLog):
         with accelerator.autocast():  # as in the rollout
             return self._trainer.sampler.decode(latents.unsqueeze(0).to(accelerator.device))[0]
 
-    def _save(self, page: Path, records: list[ImageCredit], about: dict[str, Any]) -> None:
+    def _write_files(self, page: Path, records: list[ImageCredit], about: dict[str, Any]) -> None:
         method = self._trainer.credit_method
         about = about | {"weights_in": "ratio" if method.shapes_ratio else "advantage"}
         write_parquet(page.with_suffix(".parquet"), records, about)
