@@ -46,6 +46,7 @@ class CreditResult:
         ratio_weights: (B, T) weights of every row, 1 in those that need no credit, if they enter through the loss's
             ratio ([`CreditMethod.ratio_logps`]); else `None`.
         view: The b rows with their sequence advantages; `None` if no row needed credit.
+        rows: Where these b rows stand in the micro-batch.
         unscored: Number of tokens on the mask with a NaN or infinite sampler log-prob.
     """
 
@@ -55,6 +56,7 @@ class CreditResult:
     token_advantages: torch.Tensor | None = None
     ratio_weights: torch.Tensor | None = None
     view: dict[str, Any] | None = None
+    rows: tuple[int, ...] = ()
     unscored: torch.Tensor | int = 0
 
 
@@ -197,7 +199,8 @@ class CreditPass:
         if "sampling_per_token_logps" in view:
             unscored = (~torch.isfinite(view["sampling_per_token_logps"]) & inputs.mask).sum()
         # Copy the view: it may be the batch itself, whose advantages the trainer overwrites
-        return CreditResult(inputs, weights, row_advantages, every, ratio_weights, dict(view), unscored)
+        rows = tuple(plan.credit_rows or [0])
+        return CreditResult(inputs, weights, row_advantages, every, ratio_weights, dict(view), rows, unscored)
 
 
 def check_weights(method: CreditMethod, weights: torch.Tensor, inputs: CreditInputs) -> None:

@@ -303,7 +303,10 @@ def open_page(browser):
         page.on("console", lambda message: complaints.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: request.url.startswith(path.as_uri()) or complaints.append(request.url))
+        page.on(
+            "request",
+            lambda request: request.url.startswith((path.as_uri(), "data:")) or complaints.append(request.url),
+        )
         page.route("**/*", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
         page.goto(path.as_uri() + fragment)
         return page

@@ -44,6 +44,11 @@ def read_completions(name: str, limit: int) -> tuple[list[Completion], tuple[lis
             names = pq.read_schema(path).names
         except (OSError, ValueError) as error:
             raise ValueError(f"`completions`: cannot read {name!r}: {str(error).splitlines()[0]}") from error
+        if "clean" in names and "steps" in names:
+            raise ValueError(
+                f"`completions`: {name!r} has the credit of images, which is not shown here. Open the page beside it, "
+                f"{path.with_suffix('.html').name}."
+            )
         if "token_ids" in names and "logps" in names:
             records, about = read_parquet(path)
             records = records[:limit]

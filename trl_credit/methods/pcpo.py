@@ -1,11 +1,11 @@
 """PCPO: proportionate credit for the steps of diffusion and flow-matching models (arXiv 2509.25774).
 
-    log rho_i = -[ w_i mean(D eps_i) + w_i^2 / 2 mean(D^2) ]     D = prediction_new - prediction_old, over dimensions
-    w_i  = (c1 - c2) / sigma_i                                   DDIM: c1 = sqrt(1 - abar_t) / sqrt(alpha_t),
-                                                                 c2 = sqrt(1 - abar_prev - sigma_i^2)
-    w_i  = sqrt(dt_i) / sigma_i (1 + (1 - t_i) sigma_i^2 / (2 t_i))                               flow-matching SDE
-    c_i  = w* / w_i,  w* = mean(w)                               DDIM: every step contributes alike
-    c_i  = zeta dt_i / w_i,  zeta = sum(w)                       flow: every step contributes by its length
+    log rho_i = -[w_i mean(D eps_i) + w_i^2 / 2 mean(D^2)]            # D = prediction_new - prediction_old
+    w_i = (c1 - c2) / sigma_i                                         # DDIM, alpha_t = abar_t / abar_prev
+          c1 = sqrt(1 - abar_t) / sqrt(alpha_t),  c2 = sqrt(1 - abar_prev - sigma_i^2)
+    w_i = sqrt(dt_i) / sigma_i (1 + (1 - t_i) sigma_i^2 / (2 t_i))    # flow matching, noise sigma_i sqrt(dt_i)
+    c_i = w* / w_i,         w* = mean(w)                              # DDIM: steps contribute alike
+    c_i = zeta dt_i / w_i,  zeta = sum(w)                             # flow matching: by their length
 
 A token is a step of the sampler. w_i is the step's native weight: a uniform loss trains steps in proportion to it, which
 for DDPM with 50 steps differs 24-fold. sum(c w) = sum(w), so credit is moved, not added; mean(c) is not 1 (1.16 for DDPM

@@ -1,1 +1,1 @@
-"""Completions with their token credit: the record, its files, and its page, picture and terminal views."""
+"""Completions and images with their credit: the records, their files, and their pages, pictures and terminal views."""

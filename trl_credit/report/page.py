@@ -114,10 +114,20 @@ def environment(package: str = "trl_credit.report") -> Environment:
     return result
 
 
-def write_page(path: Path, package: str, name: str, **context: Any) -> None:
+def write_page(
+    path: Path, package: str, name: str, *, scripted: bool = True, images: bool = False, **context: Any
+) -> None:
     """Writes a package's `templates/NAME.html` with the style sheets and scripts of `base` and NAME, atomically.
 
     Iterators in the context are consumed while writing, so a large report is never held as one string.
+
+    Args:
+        path: The file.
+        package: The package that has the templates.
+        name: NAME.
+        scripted: False for a page without scripts, whose policy forbids them.
+        images: True if the page shows images, embedded as data URIs.
+        **context: Values for the template.
     """
     jinja = environment(package)
 
@@ -128,10 +138,12 @@ def write_page(path: Path, package: str, name: str, **context: Any) -> None:
         return Markup(text), f"'sha256-{digest}'"
 
     style, style_hash = sources("css")
-    script, script_hash = sources("js")
+    script, script_hash = sources("js") if scripted else (None, "'none'")
     policy = (
         f"default-src 'none'; style-src {style_hash}; script-src {script_hash}; base-uri 'none'; form-action 'none'"
     )
+    if images:
+        policy += "; img-src data:"
     chunks = jinja.get_template(f"{name}.html").generate(style=style, script=script, policy=Markup(policy), **context)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -274,6 +274,12 @@ class PipelineSampler:
             *coefficients[:, : STD + 1].unbind(-1),
         )
 
+    def clean_estimate(self, prediction: Tensor, trajectory: dict[str, Tensor], rows: Tensor, steps: Tensor) -> Tensor:
+        """(R, ...) float32 latents of the clean images that (R, ...) predictions for some steps imply, for `decode`."""
+        coefficients = trajectory["coefficients"][rows, steps]
+        scale, gain = coefficients[:, CLEAN_SCALE], coefficients[:, CLEAN_GAIN]
+        return step_mean(prediction, trajectory["latents"][rows, steps], scale, gain)
+
 
 class _Recorder:
     """Takes the place of a pipeline's denoiser and scheduler during one call."""

@@ -6,7 +6,7 @@ import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate.logging import get_logger
@@ -38,12 +38,14 @@ _TOP_TOKENS = 5
 
 @dataclass
 class _Seen:
-    """One completion of a micro-batch: its row of the batch, of the method's inputs and of the results."""
+    """One completion of a micro-batch: its row of the batch, of the method's inputs and of the results, and what only the
+    rollout knows of it (nothing if that was before a resume)."""
 
     batch: dict[str, Any]
     inputs: CreditInputs
     weights: torch.Tensor | None
     token_advantages: torch.Tensor
+    origin: dict[str, Any]
 
     @property
     def advantage(self) -> float:
@@ -66,13 +68,26 @@ class CreditLog(TrainerCallback):
     Only completions of the main process are shown, if possible half with a positive and half with a negative advantage.
     """
 
+    # The entries kept of a shown completion's batch
+    _kept: ClassVar[tuple[str, ...]] = (
+        "prompt_ids",
+        "prompt_mask",
+        "completion_ids",
+        "completion_mask",
+        "advantages",
+        ROW,
+        REWARD,
+    )
+    _noun: ClassVar[str] = "completion"
+    _titled: ClassVar[str] = "Token credit"
+
     def __init__(self, trainer: CreditGRPOTrainer, steps: int, completions: int):
         self._trainer = trainer
         self._steps = steps
         self._completions = completions
         self._seen: list[_Seen] = []
         self._prompts: list[str | list[dict]] = []
-        self._logged: list[str | list[dict]] = []
+        self._logged: tuple[list, list] = ([], [])
         self._columns: dict[int, tuple[float, str]] = {}
         self._table: dict[str, list] = {}
         self._table_step = -1
@@ -83,10 +98,16 @@ class CreditLog(TrainerCallback):
         trainer = self._trainer
         return trainer.model.training and (trainer.state.global_step + 1) % self._steps == 0
 
-    def extend_rollout(self, prompts: list, batch: dict[str, Any]) -> None:
-        """Numbers the completions of a generation batch and stores their rewards (the weighted sums) in it."""
+    def extend_rollout(self, inputs: list[dict[str, Any]], prompts: list, batch: dict[str, Any]) -> None:
+        """Numbers the completions of a generation batch and stores their rewards (the weighted sums) in it.
+
+        Args:
+            inputs: The dataset rows, with what the rollout added.
+            prompts: Their prompts.
+            batch: The generation batch.
+        """
         trainer = self._trainer
-        self._prompts, self._logged = prompts, list(trainer._logs["completion"])
+        self._prompts, self._logged = prompts, self._in_table()
         rows = len(batch["advantages"])
         start = trainer.accelerator.process_index * rows
         total = trainer.accelerator.num_processes * rows
@@ -98,6 +119,10 @@ class CreditLog(TrainerCallback):
         rewards = total_rewards(per_function.T, trainer.reward_weights)
         batch[ROW] = torch.arange(rows, device=device)
         batch[REWARD] = rewards[start : start + rows].to(device)
+
+    def _in_table(self) -> tuple[list, list]:
+        """The completions of TRL's table with their advantages, which tell batches of equal completions apart."""
+        return list(self._trainer._logs["completion"]), list(self._trainer._logs["advantages"])
 
     def see(self, batch: dict[str, Any], result: CreditResult) -> None:
         """Keeps a micro-batch's credit if the current update should be shown.
@@ -116,24 +141,31 @@ class CreditLog(TrainerCallback):
             return
         advantages = batch["advantages"].tolist()
         for sign in (True, False):
-            kept = [seen.tokens for seen in self._seen if (seen.advantage > 0) == sign]
+            kept = [self._identity(seen.batch, 0) for seen in self._seen if (seen.advantage > 0) == sign]
             for row, mask in enumerate(inputs.mask):
                 if len(kept) >= self._completions:
                     break
                 if (advantages[row] > 0) != sign or not mask.any():
                     continue
-                tokens = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
-                if tokens not in kept:  # skip duplicates
-                    kept.append(tokens)
+                identity = self._identity(batch, row)
+                if identity not in kept:  # skip duplicates
+                    kept.append(identity)
                     self._seen.append(self._row(row, batch, inputs, weights, token_advantages))
 
     @staticmethod
-    def _row(row: int, batch, inputs: CreditInputs, weights, token_advantages) -> _Seen:
+    def _identity(batch: dict[str, Any], row: int) -> list:
+        """What two completions of an update share only if they are the same: here their tokens."""
+        return batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
+
+    def _token_name(self, batch: dict[str, Any], row: int, place: int) -> str:
+        """A token's name in the table of completions."""
+        return repr(self._trainer._tokenizer.decode([int(batch["completion_ids"][row, place])]))
+
+    def _row(self, row: int, batch, inputs: CreditInputs, weights, token_advantages) -> _Seen:
         def one(tensor):
             return None if tensor is None else tensor[row : row + 1].detach().float().cpu()
 
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", ROW, REWARD)
-        picked = select({name: batch[name] for name in names if name in batch}, [row])
+        picked = select({name: batch[name] for name in self._kept if name in batch}, [row])
         return _Seen(
             batch={name: value.cpu() for name, value in picked.items()},
             inputs=CreditInputs(
@@ -146,19 +178,24 @@ class CreditLog(TrainerCallback):
             ),
             weights=one(weights),
             token_advantages=one(token_advantages),
+            # Now, as an update may take its micro-batches from several rollouts
+            origin=self._origin(int(batch[ROW][row])) if ROW in batch and self._prompts else {},
         )
+
+    def _origin(self, number: int) -> dict[str, Any]:
+        """What the last rollout knows of its completion of that number."""
+        return {"prompt": self._prompts[number]}
 
     def _keep_columns(self, batch: dict[str, Any], inputs: CreditInputs, weights: torch.Tensor | None) -> None:
         if weights is None or ROW not in batch:
             return
         fractions = effective_token_fraction(weights, inputs.mask).tolist()
         best = torch.where(inputs.mask, weights, -1.0).topk(min(_TOP_TOKENS, weights.size(1)), dim=-1)
-        tokenizer, ids = self._trainer._tokenizer, batch["completion_ids"]
         for i, row in enumerate(batch[ROW].tolist()):
             if not inputs.mask[i].any():
                 continue
             top = [
-                f"{tokenizer.decode([int(ids[i, place])])!r} {weight:.2f}"
+                f"{self._token_name(batch, i, place)} {weight:.2f}"
                 for place, weight in zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)
                 if weight >= 0
             ]
@@ -175,7 +212,7 @@ class CreditLog(TrainerCallback):
         if not self._trainer.accelerator.is_main_process:
             return
         if not seen:
-            logger.warning("Update %d had no completion with credit to show.", state.global_step)
+            logger.warning("Update %d had no %s with credit to show.", state.global_step, self._noun)
             return
         try:
             self._write(seen, state.global_step)
@@ -192,9 +229,9 @@ class CreditLog(TrainerCallback):
     def _gather_columns(self) -> None:
         columns, self._columns = self._columns, {}
         trainer = self._trainer
-        if not self._logged or list(trainer._logs["completion"]) != self._logged:
+        total = len(self._logged[0])
+        if not total or self._in_table() != self._logged:
             return  # an evaluation has replaced the completions, or the batch is from before a resume
-        total = len(self._logged)
         rows = total // trainer.accelerator.num_processes
         offset = trainer.accelerator.process_index * rows
         gathered = gather_object([(offset + row, *values) for row, values in columns.items()])
@@ -208,13 +245,11 @@ class CreditLog(TrainerCallback):
         return self._table if self._trainer.state.global_step == self._table_step else {}
 
     def _write(self, seen: list[_Seen], step: int) -> None:
-        from ..records.page import write_credit_report
-
         records = [self._record(row) for row in seen]
         method = self._trainer.credit_method
         advice = [remedy_if_uniform(method, row.inputs, row.weights) for row in seen]
         about = {
-            "title": f"Token credit of update {step}",
+            "title": f"{self._titled} of update {step}",
             "model": self._trainer.model.config._name_or_path,
             "step": step,
             "methods": {method.name: method.to_dict()},
@@ -222,11 +257,16 @@ class CreditLog(TrainerCallback):
         }
         folder = Path(self._trainer.args.output_dir) / "credit"
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"step-{step:06d}"
-        write_parquet(folder / f"{name}.parquet", records, about)
-        page = folder / f"{name}.html"
+        page = folder / f"step-{step:06d}.html"
+        self._write_files(page, records, about)
+        self._track(page, records, step)
+
+    def _write_files(self, page: Path, records: list[Any], about: dict[str, Any]) -> None:
+        """Writes the page and the parquet file beside it."""
+        from ..records.page import write_credit_report
+
+        write_parquet(page.with_suffix(".parquet"), records, about)
         write_credit_report(page, records, about)
-        self._track(page, records[0], step)
 
     def _record(self, seen: _Seen) -> CompletionCredit:
         tokenizer, name = self._trainer._tokenizer, self._trainer.credit_method.name
@@ -260,14 +300,13 @@ class CreditLog(TrainerCallback):
 
     def _source(self, seen: _Seen) -> dict[str, Any]:
         """The prompt before the chat template, if it is text and known (a resumed batch has none)."""
-        row = seen.batch[ROW].item() if ROW in seen.batch else len(self._prompts)
-        if row >= len(self._prompts):
+        if not seen.origin:
             return {}
-        prompt = self._prompts[row]
+        prompt = seen.origin["prompt"]
         texts = isinstance(prompt, str) or all(isinstance(message.get("content"), str) for message in prompt)
         return {SOURCE_PROMPT: prompt} if texts else {}
 
-    def _track(self, page: Path, record, step: int) -> None:
+    def _track(self, page: Path, records: list[Any], step: int) -> None:
         """Sends the page to wandb and trackio, and a picture to TensorBoard, which cannot show HTML."""
         report_to = self._trainer.args.report_to
         if "wandb" in report_to:
@@ -281,7 +320,12 @@ class CreditLog(TrainerCallback):
             trackio.log({"credit": trackio.Html(page, inject=False), "train/global_step": step})
         for callback in self._trainer.callback_handler.callbacks:
             writer = getattr(callback, "tb_writer", None)
-            if writer is not None and importlib.util.find_spec("matplotlib"):
-                from ..records.picture import plot_credit
+            if writer is not None:
+                self._draw(writer, records, step)
 
-                writer.add_figure("credit", plot_credit(None, record), step)
+    def _draw(self, writer: Any, records: list[Any], step: int) -> None:
+        """Sends a picture to TensorBoard."""
+        if importlib.util.find_spec("matplotlib"):
+            from ..records.picture import plot_credit
+
+            writer.add_figure("credit", plot_credit(None, records[0]), step)

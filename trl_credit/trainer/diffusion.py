@@ -45,6 +45,7 @@ class _SamplerTrainer(GRPOTrainer):
     _micro_batch: dict[str, Any] | None = None  # what the loss reads
     _reference: nn.Module | None = None
     _kl: torch.Tensor | None = None
+    clean_estimates: torch.Tensor | None = None  # (B, K, ...) latents, during an update that will be shown
 
     def __init__(self, *args, **kwargs):
         training_args, model = kwargs["args"], kwargs["model"]
@@ -89,6 +90,11 @@ class _SamplerTrainer(GRPOTrainer):
         rows = [row[TRAJECTORY] for row in self._rows]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
+    @property
+    def _shows_update(self) -> bool:
+        """True if `clean_estimates` are needed."""
+        return False
+
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ):
@@ -103,15 +109,19 @@ class _SamplerTrainer(GRPOTrainer):
         rows = torch.arange(count, device=device).repeat_interleave(steps)
         columns = torch.arange(steps, device=device).repeat(count)
         size = getattr(self.args, "denoiser_batch_size", None) or len(rows)
-        logps, kl = [], []
+        logps, kl, clean = [], [], []
+        keeps_clean = self._micro_batch is not None and self._shows_update
         for part in range(0, len(rows), size):
             at, step = rows[part : part + size], columns[part : part + size]
             with self.accelerator.autocast():
                 prediction = self.sampler.predict(model, trajectory, at, step)
             logps.append(self.sampler.log_prob(prediction, trajectory, at, step))
+            if keeps_clean:
+                clean.append(self.sampler.clean_estimate(prediction.detach(), trajectory, at, step))
             if self.kl_beta and self._micro_batch is not None:
                 kl.append(self._divergence(model, prediction, trajectory, at, step))
         self._kl = torch.cat(kl).view(count, steps) if kl else None
+        self.clean_estimates = torch.cat(clean).unflatten(0, (count, steps)) if clean else None
         entropy = None
         if compute_entropy:  # of a Gaussian, per dimension
             entropy = trajectory["coefficients"][..., STD].log() + 0.5 * math.log(2 * math.pi * math.e)
@@ -139,7 +149,7 @@ class _SamplerTrainer(GRPOTrainer):
                 parts = self.current_gradient_accumulation_steps if mode == "train" else 1
                 loss = loss + self.kl_beta * kl / parts
         finally:
-            self._micro_batch = self._kl = None
+            self._micro_batch = self._kl = self.clean_estimates = None
         return loss
 
 
@@ -183,6 +193,8 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
     Reward functions get `images`, a list of PIL images, beside TRL's arguments: `f(images, prompts, **columns)`.
 
     Exact resume, dynamic sampling, skipping images without an advantage and the guards work as they do for text.
+    `credit_log_steps` shows images, with the estimate of the clean image and the credit at each step
+    ([`~trl_credit.trainer.image_log.ImageLog`]).
 
     Logged besides: `sampling/replay_difference/mean` and `/max`, the absolute difference between the log-probs of a step
     in the update and in the rollout while the policy is the same. It must stay below the clip range; if not, the run warns
@@ -253,6 +265,15 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
         self._warned_of_replay = False
         self._sampled_at: int | None = None
         self.credit_observers.append(self._measure_replay)
+
+    def _make_credit_log(self, steps, completions):
+        from .image_log import ImageLog
+
+        return ImageLog(self, steps, completions)
+
+    @property
+    def _shows_update(self) -> bool:
+        return self._credit_log is not None and self._credit_log.wants and self.accelerator.is_main_process
 
     @staticmethod
     def _load(model: Any, args: GRPOConfig) -> Any:

@@ -177,7 +177,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         self._collapse = CollapseWatch(self.credit_method)
         self._credit_log: CreditLog | None = None
         if steps := getattr(self.args, "credit_log_steps", None):
-            self._credit_log = CreditLog(self, steps, self.args.credit_log_completions or DEFAULT_COMPLETIONS)
+            self._credit_log = self._make_credit_log(steps, self.args.credit_log_completions or DEFAULT_COMPLETIONS)
             self.add_callback(self._credit_log)
             self.credit_observers.append(self._credit_log.see)
         if self.credit_pass.sources and _has_active_dropout(self.model):
@@ -198,6 +198,10 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             )
         check_policy(method, self._policy_kind)
         return method
+
+    def _make_credit_log(self, steps: int, completions: int) -> CreditLog:
+        """What shows `completions` of an update every `steps` updates."""
+        return CreditLog(self, steps, completions)
 
     def _resolve_savings(self) -> Savings:
         """Optimizations to use: the configured ones, else all that are exact here, or none with `uniform`."""
@@ -308,7 +312,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         for source in self.credit_pass.sources.values():
             source.extend_rollout(self, inputs, self._rollout_prompts, batch)
         if self._credit_log and self.model.training:
-            self._credit_log.extend_rollout(self._rollout_prompts, batch)
+            self._credit_log.extend_rollout(inputs, self._rollout_prompts, batch)
         return batch
 
     def _prepare_inputs(self, generation_batch):

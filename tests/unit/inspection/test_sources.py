@@ -4,10 +4,12 @@ import json
 
 import pandas as pd
 import pytest
+from support.image_credit import make_image
 
 from trl_credit._util.files import to_line
 from trl_credit.evaluation.store import checksum
 from trl_credit.inspection.sources import read_completions
+from trl_credit.records.images import write_parquet
 
 
 # Sources
@@ -110,3 +112,10 @@ def test_damaged_samples_are_left_out(tmp_path, caplog):
     (tmp_path / "problems.jsonl").unlink()
     with pytest.raises(ValueError, match=r"problems.jsonl' has none of the samples' problems"):
         read_completions(str(tmp_path), 1)
+
+
+def test_image_credit_has_a_page(tmp_path):
+    (tmp_path / "credit").mkdir()
+    write_parquet(tmp_path / "credit" / "step-000005.parquet", [make_image()])
+    with pytest.raises(ValueError, match=r"has the credit of images, .* the page beside it, step-000005\.html"):
+        read_completions(str(tmp_path), 10)
