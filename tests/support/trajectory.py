@@ -58,7 +58,9 @@ def _run_on_images(name: str, output_dir: str, settings: dict) -> dict:
     trainer = DiffusionGRPOTrainer(
         model="trl_credit:digits",
         reward_funcs=digit_probability,
-        args=config(output_dir, DiffusionGRPOConfig, credit=name, logging_steps=1, loss_type="grpo", **settings),
+        args=config(
+            output_dir, kind=DiffusionGRPOConfig, max_completion_length=None, credit=name, loss_type="grpo", **settings
+        ),
         train_dataset=make_dataset(40, seed=0),
     )
     return _record(trainer)
