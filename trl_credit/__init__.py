@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .trainer.diffusion import DiffusionGRPOTrainer, PCPOTrainer
     from .trainer.diffusion_config import DiffusionGRPOConfig
     from .trainer.grpo import CreditGRPOTrainer, DGPOTrainer, GCPOTrainer
+    from .trainer.image_tokens import ImageTokenGRPOTrainer
+    from .trainer.image_tokens_config import ImageTokenGRPOConfig
 
 # Importing TRL takes seconds, so `trl-credit --help` and the evaluation's statistics do without it
 _HOMES = {
@@ -38,6 +40,8 @@ _HOMES = {
     "DiffusionGRPOConfig": ".trainer.diffusion_config",
     "DiffusionGRPOTrainer": ".trainer.diffusion",
     "GCPOTrainer": ".trainer.grpo",
+    "ImageTokenGRPOConfig": ".trainer.image_tokens_config",
+    "ImageTokenGRPOTrainer": ".trainer.image_tokens",
     "PCPO": ".methods.pcpo",
     "PCPOTrainer": ".trainer.diffusion",
     "NegativePromptLogps": ".signals.negative_prompt",
@@ -68,6 +72,8 @@ __all__ = [
     "DiffusionGRPOConfig",
     "DiffusionGRPOTrainer",
     "GCPOTrainer",
+    "ImageTokenGRPOConfig",
+    "ImageTokenGRPOTrainer",
     "NegativePromptLogps",
     "PCPOTrainer",
     "Paper",

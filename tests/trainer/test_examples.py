@@ -52,3 +52,11 @@ def test_script(name, tmp_path, monkeypatch):
     if "trainer" in left:
         assert left["trainer"].state.global_step == 2
     assert (tmp_path / "outputs" / name).is_dir()
+
+
+def test_image_tokens(tmp_path, monkeypatch, capsys):
+    words = ["--updates", "2", "--seeds", "1", "--pretraining_steps", "2", "--judge_steps", "20"]
+    monkeypatch.setattr("sys.argv", ["image_tokens", *words, "--output", str(tmp_path)])
+    runpy.run_path(str(EXAMPLES / "image_tokens.py"), run_name="__main__")
+    assert {"uniform", "gcpo"} <= set(capsys.readouterr().out.split())
+    assert (tmp_path / "credit.png").stat().st_size > 1000

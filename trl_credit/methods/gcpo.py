@@ -162,8 +162,9 @@ class GCPO(CreditMethod):
 
     Args:
         negative_prompt: The negative prompt x-: `wrong_answer` (the prompt plus a note to generate an incorrect
-            answer), `empty` (a bare instruction), `blank_image` (the same text with white images), `column` (the
-            dataset's column `negative_prompt`), or your own text in which `{prompt}` stands for the prompt.
+            answer), `empty` (a bare instruction), `blank_image` (the same text with white images), `pad` (every token of
+            the prompt but the beginning of the text, and of the image, is padding: for image-token models), `column`
+            (the dataset's column `negative_prompt`), or your own text in which `{prompt}` stands for the prompt.
         top_fraction: Fraction of each completion's tokens, those with the highest contrast, that get `top_mass`.
         top_mass: Fraction of the completion's advantage that the top tokens get.
         divergence: `sampled` is the estimate at the sampled token; `full` is the divergence over the whole vocabulary,
@@ -202,6 +203,12 @@ class GCPO(CreditMethod):
         "224 x 224 image.",
         "The paper writes the divergence over the whole vocabulary; the official code, and `divergence: sampled` here, "
         "use its estimate at the sampled token. `divergence: full` follows the paper, without the code's clamps on u and c.",
+        "With a KL penalty, the official code for images (t2i, `kl_reweight`) multiplies each token's penalty by "
+        "0.5 + 0.5 clamp(2 - 2 w, 0, 1); here `beta` is TRL's, alike for all tokens, since TRL's loss has no place for it.",
+        "The official code for images adds 0.4 times a centered bonus to the group's best images, 1 / (1 + d^2) with d "
+        "the difference of the mean entropies of policy and reference (`entropy_reward`); here rewards are the user's.",
+        "The official code for images pads prompts on the right, which its batches of one prompt never do; TRL pads on the "
+        "left, and `pad` does not attend to that padding.",
     )
 
     def validate(self) -> None:

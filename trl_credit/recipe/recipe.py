@@ -26,7 +26,7 @@ from ..evaluation.config import EvalConfig
 from ..extras.effect import check_rows
 from ..fields import ANSWER_MATCHES
 from ..methods.registry import METHODS
-from ..model_files import base_of_adapter, check_model, resolve_model
+from ..model_files import LocalModel, base_of_adapter, check_model, resolve_model
 from ..rewards import accuracy, build_reward, judged, judges_images, required_columns
 from ..samplers.pipelines import check_pipeline
 from ..trainer.config import CreditGRPOConfig
@@ -187,8 +187,14 @@ class Recipe(NamedTuple):
         """
         arguments = self.trainer_arguments()
         evaluation = None
-        if self.script.trainer == "diffusion":
-            check_pipeline(arguments["model"])
+        if self.script.trainer in ("diffusion", "image_tokens"):
+            if self.script.trainer == "diffusion":
+                check_pipeline(arguments["model"])
+            else:
+                from ..image_tokens import check_architecture
+
+                code = self.training.trust_remote_code
+                check_architecture(LocalModel.find(arguments["model"], self.model.model_revision, code).config())
             if self.script.eval is not None:
                 raise ValueError("`eval` asks for answers to problems, which an image model does not give. Remove it.")
             return arguments, None

@@ -31,6 +31,7 @@ class PolicyContext(Protocol):
         context_length: Maximum tokens of prompt plus completion; `None` if unlimited.
         forward_dtype: Dtype of the policy's forward.
         head_dtype: Dtype of its output head.
+        frame_token_ids: Tokens of a prompt that are no content, which the negative prompt `pad` keeps.
         policy_hidden_states: Captures the policy's hidden states; `None` if no signal needs them.
     """
 
@@ -62,6 +63,9 @@ class PolicyContext(Protocol):
 
     @property
     def head_dtype(self) -> torch.dtype: ...
+
+    @property
+    def frame_token_ids(self) -> frozenset[int]: ...
 
     def tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], Any, dict[str, Any]]:
         """Token ids of each prompt, the images, and further per-token fields, as TRL makes them for a rollout."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,8 @@ TEMPLATES = {
     "wrong_answer": SLOT + "\n\nNote: Intentionally generate an incorrect answer.",
     "empty": "Answer the question.",
 }
-BUILT_IN = (*TEMPLATES, "blank_image", "column")
+PAD = "pad"
+BUILT_IN = (*TEMPLATES, "blank_image", PAD, "column")
 # Rows checked before training starts; later ones are checked when they are generated
 _MAX_ROWS = 10_000
 
@@ -122,6 +124,19 @@ def negative_prompt_of(prompt: str | list[dict], negative_prompt: str, example: 
     return [*prompt[:last], rewritten, *prompt[last + 1 :]]
 
 
+def padded_prompt(ids: list[int], kept: Collection[int], pad_token_id: int) -> list[int]:
+    """Token ids of the negative prompt `pad`: every token of the prompt but those to keep is padding.
+
+    It has the prompt's length and is attended to as a whole, like the unguided branch of an image-token model.
+
+    Args:
+        ids: The prompt's token ids, without the batch's padding.
+        kept: Token ids to keep, wherever they stand.
+        pad_token_id: Replaces the others.
+    """
+    return [token if token in kept else pad_token_id for token in ids]
+
+
 def _parts(prompt: list[dict]) -> list[dict]:
     """The content parts of a multimodal conversation."""
     return [part for message in prompt if isinstance(message["content"], list) for part in message["content"]]
@@ -138,7 +153,7 @@ class NegativePromptLogps(Signal):
     the rollout temperature.
 
     Args:
-        negative_prompt: `wrong_answer`, `empty`, `blank_image`, `column`, or a text with the slot `{prompt}`.
+        negative_prompt: `wrong_answer`, `empty`, `blank_image`, `pad`, `column`, or a text with the slot `{prompt}`.
     """
 
     negative_prompt: str = "wrong_answer"
@@ -206,6 +221,13 @@ class _NegativePromptSource(SignalSource):
         limit = context.context_length
         if self.negative_prompt == "blank_image" and not context.is_vision:
             raise ValueError("`negative_prompt: blank_image` needs a vision-language model; this model is text-only.")
+        if self.negative_prompt == PAD:
+            if context.is_vision:
+                raise ValueError(
+                    "`negative_prompt: pad` would replace the tokens of a prompt's images; this model is a vision-language "
+                    "model. Use `blank_image`, or a text."
+                )
+            return  # as long as the prompt
         if limit is None or context.is_vision or isinstance(dataset, IterableDataset) or context.environment_factories:
             return
         if "prompt" not in dataset.column_names or not len(dataset):
@@ -229,11 +251,17 @@ class _NegativePromptSource(SignalSource):
     def extend_rollout(
         self, context: PolicyContext, examples: list[dict], prompts: list, batch: dict[str, Any]
     ) -> None:
-        negatives = [
-            negative_prompt_of(prompt, self.negative_prompt, example)
-            for prompt, example in zip(prompts, examples, strict=True)
-        ]
-        ids, images, fields = context.tokenize_prompts(negatives)
+        if self.negative_prompt == PAD:
+            pad_token_id = context.tokenizer.pad_token_id
+            rows = zip(batch["prompt_ids"], batch["prompt_mask"].bool(), strict=True)
+            negatives, images, fields = prompts, None, {}
+            ids = [padded_prompt(row[mask].tolist(), context.frame_token_ids, pad_token_id) for row, mask in rows]
+        else:
+            negatives = [
+                negative_prompt_of(prompt, self.negative_prompt, example)
+                for prompt, example in zip(prompts, examples, strict=True)
+            ]
+            ids, images, fields = context.tokenize_prompts(negatives)
 
         lengths = batch["completion_mask"].sum(-1).tolist()
         limit = context.context_length or float("inf")

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .diffusion import DiffusionGRPOTrainer, PCPOTrainer
     from .diffusion_config import DiffusionGRPOConfig
     from .grpo import CreditGRPOTrainer, DGPOTrainer, GCPOTrainer
+    from .image_tokens import ImageTokenGRPOTrainer
+    from .image_tokens_config import ImageTokenGRPOConfig
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -21,6 +23,8 @@ __getattr__, __dir__ = lazy_names(
         "PCPOTrainer": ".diffusion",
         "DGPOTrainer": ".grpo",
         "GCPOTrainer": ".grpo",
+        "ImageTokenGRPOConfig": ".image_tokens_config",
+        "ImageTokenGRPOTrainer": ".image_tokens",
     },
 )
 
@@ -31,5 +35,7 @@ __all__ = [
     "DiffusionGRPOConfig",
     "DiffusionGRPOTrainer",
     "GCPOTrainer",
+    "ImageTokenGRPOConfig",
+    "ImageTokenGRPOTrainer",
     "PCPOTrainer",
 ]

@@ -383,7 +383,8 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
         trained = getattr(self.pipeline, component)
         with torch.device("meta"):
             whole = type(trained).from_config(trained.config)
-        whole.load_state_dict({name.removeprefix("denoiser."): value for name, value in state.items()}, assign=True)
+        saved = dict(trained.named_buffers()) | {name.removeprefix("denoiser."): value for name, value in state.items()}
+        whole.load_state_dict({name: saved[name] for name in whole.state_dict()}, assign=True)
         vars(self.pipeline)[component] = whole  # the trained one may be sharded
         try:
             self.pipeline.save_pretrained(folder)

@@ -283,6 +283,11 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         """Dtype of the policy's output head."""
         return torch.float32 if self.args.cast_lm_head_to_fp32 else self.forward_dtype
 
+    @property
+    def frame_token_ids(self) -> frozenset[int]:
+        """Tokens that the negative prompt `pad` keeps: the beginning of the text, if the tokenizer has one."""
+        return frozenset({self._tokenizer.bos_token_id} - {None})
+
     def policy_logps_and_entropies(self, *args, **kwargs):
         """TRL's forward, without credit."""
         return super()._get_per_token_logps_and_entropies(*args, **kwargs)

@@ -8,6 +8,7 @@ from typing import Any
 TRAINERS: dict[str, tuple[str, str, str]] = {
     "grpo": (".grpo", "CreditGRPOConfig", "CreditGRPOTrainer"),
     "diffusion": (".diffusion", "DiffusionGRPOConfig", "DiffusionGRPOTrainer"),
+    "image_tokens": (".image_tokens", "ImageTokenGRPOConfig", "ImageTokenGRPOTrainer"),
 }
 
 

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from helpers import config, letter_reward, place_reward, prompts, save_tiny_model
 from support.negative_prompt import column_args
 
@@ -77,3 +78,18 @@ def test_iterable_dataset(tiny_model, tmp_path):
     )
     trainer.train()
     assert trainer.state.log_history[0]["credit/weight_std"] > 0.5
+
+
+def test_pad_in_a_text_model(tiny_model, tmp_path):
+    """Without a beginning of the text, the whole prompt is padding, and the model sees all of it."""
+    trainer = CreditGRPOTrainer(
+        model=tiny_model,
+        reward_funcs=place_reward,
+        args=config(tmp_path, credit={"method": "gcpo", "negative_prompt": "pad"}),
+        train_dataset=prompts(),
+    )
+    trainer.train()
+    batch = trainer._buffered_inputs[0]
+    assert torch.equal(batch["negative_prompt/pad/mask"].sum(1), batch["prompt_mask"].sum(1))
+    assert (batch["negative_prompt/pad/ids"] == trainer._tokenizer.pad_token_id).all()
+    assert trainer.state.log_history[0]["credit/contrast"] > 0

@@ -1,0 +1,80 @@
+"""Image models on two gloo processes: the same result whatever the launcher, saved as diffusers loads it."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from support.launch import assert_histories_close, start
+from support.pipelines import PIPELINES
+
+
+SGD = {"optim": "sgd", "learning_rate": 1.0, "max_steps": 3, "num_iterations": 2, "credit": "pcpo"}
+CASES = {
+    "whole": {},
+    "lora": {"peft": True, "pipeline": "sd3", "learning_rate": 10.0},
+    "kl": {"peft": True, "beta": 0.1},
+    "flux": {"pipeline": "flux", "half_constant": True, "gradient_checkpointing": True},
+    "saved": {"save_strategy": "steps", "save_steps": 1, "optim_args": "momentum=0.5"},
+    "resumed": {"resume": "saved/checkpoint-1", "optim_args": "momentum=0.5"},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    found, path = {}, tmp_path_factory.mktemp("images")
+
+    def launch(backend):
+        if backend not in found:
+            cases = {name: SGD | settings for name, settings in CASES.items()}
+            done = start(backend, path / backend, {}, cases, "diffusion_worker.py")
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+            found[backend] = {name: json.loads((path / backend / name / "result.json").read_text()) for name in cases}
+        return found[backend], path / backend
+
+    return launch
+
+
+def weights(folder, peft):
+    if peft:
+        return load_file(folder / "pytorch_lora_weights.safetensors")
+    (component,) = [name for name in ("unet", "transformer") if (folder / name).exists()]
+    (file,) = (folder / component).glob("*.safetensors")
+    return load_file(file)
+
+
+@pytest.mark.parametrize("backend", ["ddp", "zero2", "fsdp2"])
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(backend, case, runs):
+    (single, single_path), (ours, path) = runs("single"), runs(backend)
+    assert ours[case]["num_processes"] == 2
+    assert_histories_close(ours[case]["history"], single[case]["history"])
+    peft = CASES[case].get("peft", False)
+    expected, found = weights(single_path / case, peft), weights(path / case, peft)
+    assert found.keys() == expected.keys()
+    start_ = PIPELINES[CASES[case].get("pipeline", "sd15")](path / "start")
+    moved = 0.0
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+        if not peft:
+            initial = (start_.unet if hasattr(start_, "unet") else start_.transformer).state_dict()[name]
+            moved = max(moved, (value - initial).abs().max().item())
+        elif "lora_B" in name:
+            moved = max(moved, value.abs().max().item())
+    assert moved > 1e-3
+
+
+@pytest.mark.parametrize("backend", ["single", "ddp", "zero2", "fsdp2"])
+def test_a_resumed_run_is_the_uninterrupted_one(backend, runs):
+    _, path = runs(backend)
+    expected, found = weights(path / "saved", False), weights(path / "resumed", False)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_what_a_sharded_run_saves_is_a_pipeline(runs):
+    _, path = runs("fsdp2")
+    pipeline = DiffusionPipeline.from_pretrained(path / "whole")
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline("a red fox", num_inference_steps=2, height=16, width=16, output_type="pt").images
+    assert torch.isfinite(images).all()
