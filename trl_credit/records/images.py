@@ -17,7 +17,7 @@ from markupsafe import Markup
 from .._util.text import without_folders
 from ..report import svg
 from ..report.grid import image_grid
-from ..report.page import clean, finite, visible, write_page
+from ..report.page import clean, finite, write_page
 from .page import number
 from .record import FILE_KEY
 
@@ -340,13 +340,15 @@ def picture(records: Sequence[ImageCredit]) -> Image:
         same = weights is not None and all(
             np.allclose(next(iter(record.weights.values()), weights), weights, equal_nan=True) for record in records
         )
-        titles = [
-            f"{step}: c {number(float(weights[i]))}" if same else f"step {step}" for i, step in enumerate(first.steps)
-        ]
+        titles = [f"{step}: c {_ascii(weights[i])}" if same else f"step {step}" for i, step in enumerate(first.steps)]
         titles.append("image")
     rows: dict[str, list[Image]] = {}
     for i, record in enumerate(records):
-        reward = "unknown" if record.reward is None else number(record.reward)
-        label = f"{i + 1}. reward {reward}, advantage {number(record.advantage)}"
-        rows[visible(label)] = [*record.clean, *([] if record.image is None else [record.image])]
+        label = f"{i + 1}. reward {_ascii(record.reward)}, advantage {_ascii(record.advantage)}"
+        rows[label] = [*record.clean, *([] if record.image is None else [record.image])]
     return image_grid(rows, titles=titles[: max(map(len, rows.values()))], cell=96)
+
+
+def _ascii(value: Any) -> str:
+    """A number in characters that the font of pictures has."""
+    return f"{value:.3g}" if finite(value) else "unknown"
