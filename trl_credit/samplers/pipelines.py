@@ -337,7 +337,9 @@ class _Recorder:
                 for part in outputs.chunk(call["parts"])
             ]
         )
-        if not torch.allclose(prediction, output.float(), rtol=1e-2, atol=1e-2 * output.float().abs().mean().item()):
+        # In half precision, guidance multiplies the rounding of the two predictions
+        tolerance = max(1e-3, 10 * torch.finfo(output.dtype).eps)
+        if not sampler._checked and (prediction - output).norm() > tolerance * output.float().norm():
             raise PipelineError(
                 f"{type(sampler.pipeline).__name__} combines its denoiser's predictions in a way that the update cannot "
                 "repeat: only classifier-free guidance with one scale is known (no `guidance_rescale`, no skipped "

@@ -108,7 +108,8 @@ class _SamplerTrainer(GRPOTrainer):
         count, steps = trajectory["steps"].shape
         rows = torch.arange(count, device=device).repeat_interleave(steps)
         columns = torch.arange(steps, device=device).repeat(count)
-        size = getattr(self.args, "denoiser_batch_size", None) or len(rows)
+        # TRL asks for the old policy's log-probs of a whole generation batch, in parts of `batch_size` images
+        size = getattr(self.args, "denoiser_batch_size", None) or (batch_size or count) * steps
         logps, kl, clean = [], [], []
         keeps_clean = self._micro_batch is not None and self._shows_update
         for part in range(0, len(rows), size):
