@@ -17,6 +17,7 @@ from .extras.checkpoints import ResumeError, checkpoint_to_resume
 from .extras.effect import NothingTrainedError
 from .recipe.adapters import continue_adapter
 from .recipe.recipe import Recipe
+from .samplers.pipelines import PipelineError
 
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> "CreditGRPOTrainer":
             print(f"trl-credit train: error: {safe_lines(error)} No model is saved.", file=sys.stderr)
         _close(trainer)
         raise SystemExit(2 if isinstance(error, ResumeError) else 1) from error
-    except ImportError as error:  # transformers looks for an optimizer's or kernel's package only now
+    except (ImportError, PipelineError) as error:  # transformers looks for an optimizer's or kernel's package only now
         logger.debug("", exc_info=True)
         if PartialState().is_main_process:
             print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)

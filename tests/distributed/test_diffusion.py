@@ -16,6 +16,17 @@ CASES = {
     "lora": {"peft": True, "pipeline": "sd3", "learning_rate": 10.0},
     "kl": {"peft": True, "beta": 0.1},
     "flux": {"pipeline": "flux", "half_constant": True, "gradient_checkpointing": True},
+    # one process has no image with an advantage, and others need several forwards
+    "chunked": {
+        "pipeline": "sd3",
+        "half_constant": True,
+        "denoiser_batch_size": 5,
+        "peft": True,
+        "beta": 0.1,
+        "learning_rate": 10.0,
+    },
+    "chunked_skips": {"pipeline": "sd3", "half_constant": True, "denoiser_batch_size": 5},
+    "dynamic": {"dynamic_sampling": True, "half_constant": True},
     "saved": {"save_strategy": "steps", "save_steps": 1, "optim_args": "momentum=0.5"},
     "resumed": {"resume": "saved/checkpoint-1", "optim_args": "momentum=0.5"},
 }

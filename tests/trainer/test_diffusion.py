@@ -20,12 +20,14 @@ from trl_credit.toy.digits import digit_probability, load_digits_pipeline, make_
 
 def make(output_dir, pipeline="trl_credit:digits", reward=digit_probability, data=None, **settings):
     lora, cls = settings.pop("lora", None), settings.pop("cls", DiffusionGRPOTrainer)
+    evaluation = settings.pop("eval_dataset", None)
     defaults = {"max_completion_length": None, "loss_type": "grpo", "learning_rate": 1e-3, "num_inference_steps": 5}
     return cls(
         pipeline,
         reward,
         config(output_dir, kind=DiffusionGRPOConfig, **(defaults | settings)),
         make_dataset(20) if data is None else data,
+        evaluation,
         peft_config=LoraConfig(r=4, target_modules=lora) if lora else None,
     )
 
@@ -338,6 +340,37 @@ def test_a_clip_range_below_the_noise_of_the_replay_is_told_once(tmp_path, caplo
     logs = [log for log in trainer.state.log_history if "reward" in log]
     assert [log["sampling/replay_difference/mean"] for log in logs] == pytest.approx([1e-3] * 3, rel=1e-3)
     assert caplog.text.count("below the noise of repeating the sampler's steps") == 1
+
+
+def test_the_noise_of_the_replay_is_not_measured_on_a_policy_that_moved(tmp_path):
+    """Not even if an evaluation samples images between the updates from a rollout."""
+    trainer = make(
+        tmp_path, num_iterations=2, max_steps=4, eval_strategy="steps", eval_steps=1, num_generations_eval=1,
+        per_device_eval_batch_size=20, learning_rate=1e-2, eval_dataset=make_dataset(20),
+    )  # fmt: skip
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert ["sampling/replay_difference/max" in log for log in logs] == [True, False, True, False]
+
+
+def test_a_run_resumes_with_another_guidance(tmp_path):
+    """The generation batch of the checkpoint, which was made with the old one, is dropped."""
+    common = {"num_iterations": 4, "save_strategy": "steps", "save_steps": 2}
+    make(tmp_path / "a", guidance_scale=2.0, max_steps=2, **common).train()
+    again = make(tmp_path / "b", guidance_scale=1.0, max_steps=4, **common)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert again.state.global_step == 4
+
+
+def test_a_pipeline_keeps_its_settings(tmp_path):
+    pipeline = stable_diffusion(tmp_path)
+    buffers = set(pipeline.unet.state_dict())
+    trainer = make(tmp_path, pipeline, darkness, Dataset.from_dict({"prompt": ["a fox"] * 8}), **SETTINGS["sd15"])
+    trainer.train()
+    assert not getattr(pipeline, "_progress_bar_config", {})
+    assert set(pipeline.unet.state_dict()) == buffers
+    assert type(pipeline.unet).__name__ == "UNet2DConditionModel"
+    assert pipeline.config["unet"] == ("diffusers", "UNet2DConditionModel")
 
 
 def test_nan_and_failing_rewards_are_guarded(tmp_path):

@@ -13,8 +13,8 @@ from ..methods.table import TABLE
 
 
 def words_of(argv: Sequence[str], file: str = "recipe") -> dict[str, Any]:
-    """The fields of a command line and of its `--config`, as written; none if a field is there twice or the file is a
-    pipe, which can be read once.
+    """The fields of a command line and of its `--config`, as written; none if the file is a pipe, which can be read
+    once. Of a field that is there twice, the last value counts.
 
     Raises:
         ValueError: The file cannot be read.
@@ -23,7 +23,7 @@ def words_of(argv: Sequence[str], file: str = "recipe") -> dict[str, Any]:
     given += [(word, value) for word, value in pairwise(argv) if word.startswith("--") and "=" not in word]
     values = {word.removeprefix("--").replace("-", "_"): value for word, value in given}
     path = Path(values.get("config", "")).expanduser()
-    if len(values) < len(given) or ("config" in values and path.exists() and not path.is_file()):
+    if "config" in values and path.exists() and not path.is_file():
         return {}
     fields = read_mapping(values["config"], {}, file) if "config" in values else {}
     return fields | values

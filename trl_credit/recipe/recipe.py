@@ -47,8 +47,8 @@ class CreditScriptArguments(ScriptArguments):
     trainer: one_of(*TRAINERS) = field(
         default="grpo",
         metadata={
-            "help": "`grpo` trains a language model, `diffusion` a diffusers pipeline. It decides which fields a recipe "
-            "may have."
+            "help": "`grpo` trains a language model, `diffusion` a diffusers pipeline, `image_tokens` Janus. It decides "
+            "which fields a recipe may have."
         },
     )
     eval_dataset_name: str | None = field(

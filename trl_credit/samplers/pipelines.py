@@ -44,9 +44,6 @@ class PipelineError(ValueError):
 def load_pipeline(model: str, dtype: torch.dtype | None = None, **kwargs: Any) -> DiffusionPipeline:
     """Loads a diffusers pipeline by path or hub id, or the embedded one (`trl_credit:digits`).
 
-    A pipeline of a diffusion model whose scheduler has no stochastic step gets a `DDIMScheduler` with the same noise
-    levels, with a notice.
-
     Raises:
         ValueError: diffusers is not installed, or there is no such pipeline.
     """
@@ -179,7 +176,6 @@ class PipelineSampler:
                 )
         forward = list(inspect.signature(getattr(pipeline, self.component).forward).parameters)
         self._positions, self._latents_name = forward, forward[0]
-        pipeline.set_progress_bar_config(disable=True)
 
     # Sampling
 
@@ -204,7 +200,7 @@ class PipelineSampler:
         for start in range(0, len(prompts), rows or len(prompts)):
             part = list(prompts[start : start + (rows or len(prompts))])
             recorder = _Recorder(self, model, len(part))
-            with recorder.installed():
+            with recorder.installed(), _no_progress_bar(self.pipeline):
                 self.pipeline(prompt=part, **self._arguments)
             trajectories += recorder.trajectories()
             images += self.decode(recorder.latents[-1])
@@ -279,6 +275,16 @@ class PipelineSampler:
         coefficients = trajectory["coefficients"][rows, steps]
         scale, gain = coefficients[:, CLEAN_SCALE], coefficients[:, CLEAN_GAIN]
         return step_mean(prediction, trajectory["latents"][rows, steps], scale, gain)
+
+
+@contextlib.contextmanager
+def _no_progress_bar(pipeline: DiffusionPipeline) -> Iterator[None]:
+    before = dict(getattr(pipeline, "_progress_bar_config", {}))
+    pipeline.set_progress_bar_config(**(before | {"disable": True}))
+    try:
+        yield
+    finally:
+        pipeline.set_progress_bar_config(**before)
 
 
 class _Recorder:
@@ -411,7 +417,9 @@ class _Recorder:
             for call, value in zip(calls, self._outputs, strict=True)
             for part in value.chunk(call["parts"])
         ]
-        if len(outputs) == 2:
+        if sampler.template is not None:
+            template["unconditional"] = sampler.template["unconditional"]
+        elif len(outputs) == 2:
             errors = []
             for unconditional in (0, 1):
                 base, conditional = outputs[unconditional], outputs[1 - unconditional]
@@ -425,6 +433,11 @@ class _Recorder:
     def _check_unchanged(self) -> None:
         """Only latents and time may change between steps."""
         skipped = (self._sampler._latents_name, "timestep")
+        if [list(call) for call in self._first] != [list(call) for call in self._calls]:
+            raise PipelineError(
+                f"{type(self._sampler.pipeline).__name__} calls its denoiser differently from step to step, which the "
+                "update cannot repeat. Change `pipeline_kwargs`."
+            )
         for before, now in zip(self._first, self._calls, strict=True):
             for (name, first), (_, value) in zip(_flat(before), _flat(now), strict=True):
                 if name in skipped or first is value:
@@ -476,19 +489,24 @@ class _Recorder:
         return [{name: value[i].to(where, copy=True) for name, value in batch.items()} for i in range(rows)]
 
 
-class _Denoiser:
-    """A denoiser whose call goes to a function; all else is the denoiser's own."""
+class _Denoiser(nn.Module):
+    """A denoiser whose call goes to a function; all else is the denoiser's own. A module, so that a pipeline without
+    other models finds its device."""
 
     def __init__(self, denoiser: nn.Module, call: Callable[[dict[str, Any]], Tensor]):
+        super().__init__()
         self._denoiser = denoiser
         self._call = call
-        self.components = list(inspect.signature(denoiser.forward).parameters)
+        self._names = list(inspect.signature(denoiser.forward).parameters)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._denoiser, name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("_denoiser"), name)
 
-    def __call__(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        output = self._call(dict(zip(self.components, args, strict=False)) | kwargs)
+    def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        output = self._call(dict(zip(self._names, args, strict=False)) | kwargs)
         return SimpleNamespace(sample=output) if return_dict else (output,)
 
 

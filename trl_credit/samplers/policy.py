@@ -39,9 +39,6 @@ class DenoiserPolicy(PreTrainedModel):
         super().__init__(DenoiserConfig(name_or_path=name))
         self.denoiser = denoiser
         self.generation_config = GenerationConfig()
-        # Constants such as positions. FSDP2, as accelerate prepares it, cannot have them in a state dict
-        for module in denoiser.modules():
-            module._non_persistent_buffers_set.update(module._buffers)
         self._no_split_modules = list(getattr(denoiser, "_no_split_modules", None) or [])
         self._inputs_require_grad = False
         self.eval()

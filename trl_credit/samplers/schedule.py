@@ -112,13 +112,8 @@ def ddim_schedule(scheduler: Any, eta: float) -> StepSchedule:
     """
     if eta <= 0:
         raise ValueError(f"`eta` must be above 0, got {eta}: a deterministic sampler has no log-probs.")
+    _check_config(scheduler)
     config = scheduler.config
-    for name in ("clip_sample", "thresholding"):
-        if config.get(name):
-            raise ValueError(
-                f"the scheduler's `{name}` cuts the estimate of the clean image, so a step is not Gaussian in the "
-                f"prediction. Load the pipeline with a scheduler whose `{name}` is false."
-            )
     times = scheduler.timesteps.long().cpu()
     before = times - config.num_train_timesteps // scheduler.num_inference_steps
     cumulative = scheduler.alphas_cumprod.double().cpu()
@@ -132,10 +127,6 @@ def ddim_schedule(scheduler: Any, eta: float) -> StepSchedule:
         "v_prediction": ((signal, -noise), (noise, signal)),
         "sample": ((zero, one), (1 / noise, -signal / noise)),
     }
-    if config.prediction_type not in kinds:
-        raise ValueError(
-            f"the scheduler's `prediction_type` is {config.prediction_type!r}; it must be one of {', '.join(kinds)}."
-        )
     clean, estimate = kinds[config.prediction_type]
     direction = (1 - then - std.square()).clamp(min=0).sqrt()
     scale, gain = (then.sqrt() * c + direction * e for c, e in zip(clean, estimate, strict=True))
@@ -159,7 +150,8 @@ def flow_schedule(scheduler: Any, eta: float, sde: str = "flow_grpo") -> StepSch
     if sde not in FLOW_SDES:
         raise ValueError(f"`sde` must be one of {', '.join(FLOW_SDES)}, got {sde!r}.")
     times = scheduler.sigmas.double().cpu()
-    if scheduler.config.get("invert_sigmas") or times[0] > 1 or (times.diff() >= 0).any() or times[-1] < 0:
+    _check_config(scheduler)
+    if times[0] > 1 or (times.diff() >= 0).any() or times[-1] < 0:
         raise ValueError("the scheduler's `sigmas` must fall from at most 1 to 0.")
     time, interval = times[:-1], -times.diff()
     if sde == "flow_grpo":
@@ -178,6 +170,25 @@ def flow_schedule(scheduler: Any, eta: float, sde: str = "flow_grpo") -> StepSch
     )
 
 
+def _check_config(scheduler: Any) -> None:
+    """Raises `ValueError` for settings of a scheduler with which its steps are not the known ones."""
+    config = scheduler.config
+    for name in ("clip_sample", "thresholding"):
+        if config.get(name):
+            raise ValueError(
+                f"the scheduler's `{name}` cuts the estimate of the clean image, so a step is not Gaussian in the "
+                f"prediction. Load the pipeline with a scheduler whose `{name}` is false."
+            )
+    if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(
+            f"the scheduler's `prediction_type` is {config.prediction_type!r}; it must be epsilon, v_prediction or sample."
+        )
+    if config.get("invert_sigmas"):
+        raise ValueError(
+            "the scheduler's `invert_sigmas` turns time around: its `sigmas` must fall from at most 1 to 0."
+        )
+
+
 def schedule_builder(scheduler: Any, eta: float | None, sde: str | None) -> Callable[[], StepSchedule]:
     """A function that reads the steps from a diffusers scheduler once its timesteps are set.
 
@@ -185,6 +196,8 @@ def schedule_builder(scheduler: Any, eta: float | None, sde: str | None) -> Call
         ValueError: The scheduler has no stochastic step that is known here, or `sde` has no effect.
     """
     name = type(scheduler).__name__
+    if name == "DDIMScheduler" or name.startswith("FlowMatchEuler"):
+        _check_config(scheduler)
     if name.startswith("FlowMatchEuler"):
         return lambda: flow_schedule(scheduler, FLOW_ETA if eta is None else eta, sde or FLOW_SDES[0])
     if name == "DDIMScheduler":

@@ -20,13 +20,14 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 
 from ..credit_pass import CreditResult
-from ..extras.trainer import bind_arguments, default_output_dir
-from ..methods import PCPO, CreditMethod
+from ..extras.trainer import bind_arguments, check_arguments, default_output_dir
+from ..methods import PCPO, CreditMethod, Uniform
 from ..samplers.pipelines import GAIN, STD, PipelineSampler, load_pipeline
 from ..samplers.policy import DenoiserPolicy, step_tokenizer
 from ..samplers.schedule import step_kl
 from ..signals.sampler_steps import SAMPLER
 from .diffusion_config import DiffusionGRPOConfig
+from .exactness import check_credit
 from .grpo import CreditGRPOTrainer
 
 
@@ -58,6 +59,9 @@ class _SamplerTrainer(GRPOTrainer):
             super().__init__(*args, **kwargs)
         finally:
             training_args.beta = self.kl_beta
+        if self.is_fsdp_enabled:  # as accelerate prepares FSDP2, a state dict can hold no constants such as positions
+            for module in self.accelerator.unwrap_model(self.model).modules():
+                module._non_persistent_buffers_set.update(module._buffers)
         self.rollout_func = _rollout  # set here, because TRL warns about one that it gets as an argument
         if reference is not None:
             if self.is_deepspeed_enabled:
@@ -88,7 +92,8 @@ class _SamplerTrainer(GRPOTrainer):
 
     def _trajectory_of_rows(self) -> dict[str, torch.Tensor]:
         rows = [row[TRAJECTORY] for row in self._rows]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        where = self.args.latents_device or self.accelerator.device  # those of other processes come from main memory
+        return {name: torch.stack([row[name].to(where) for row in rows]) for name in rows[0]}
 
     @property
     def _shows_update(self) -> bool:
@@ -104,29 +109,45 @@ class _SamplerTrainer(GRPOTrainer):
             prefix = len(SAMPLER)
             trajectory = {name[prefix:]: value for name, value in self._micro_batch.items() if name.startswith(SAMPLER)}
         device = self.accelerator.device
-        trajectory = {name: value.to(device, non_blocking=True) for name, value in trajectory.items()}
         count, steps = trajectory["steps"].shape
         rows = torch.arange(count, device=device).repeat_interleave(steps)
         columns = torch.arange(steps, device=device).repeat(count)
         # TRL asks for the old policy's log-probs of a whole generation batch, in parts of `batch_size` images
-        size = getattr(self.args, "denoiser_batch_size", None) or (batch_size or count) * steps
-        logps, kl, clean = [], [], []
+        size = self.args.denoiser_batch_size or (batch_size or count) * steps
+        logps, kl, clean, idle = [], [], [], 0.0
         keeps_clean = self._micro_batch is not None and self._shows_update
-        for part in range(0, len(rows), size):
-            at, step = rows[part : part + size], columns[part : part + size]
+        for number in range(self._number_of_parts(-(-len(rows) // size))):
+            part = slice(number * size, (number + 1) * size)
+            works = number * size < len(rows)  # else only to stay in step with the other processes
+            at, step = (rows[part], columns[part]) if works else (rows[:1], columns[:1])
+            first, last = at[0].item(), at[-1].item() + 1
+            chunk = {name: value[first:last].to(device) for name, value in trajectory.items()}
+            at = at - first
             with self.accelerator.autocast():
-                prediction = self.sampler.predict(model, trajectory, at, step)
-            logps.append(self.sampler.log_prob(prediction, trajectory, at, step))
-            if keeps_clean:
-                clean.append(self.sampler.clean_estimate(prediction.detach(), trajectory, at, step))
+                prediction = self.sampler.predict(model, chunk, at, step)
+            divergence = None
             if self.kl_beta and self._micro_batch is not None:
-                kl.append(self._divergence(model, prediction, trajectory, at, step))
+                divergence = self._divergence(model, prediction, chunk, at, step)
+            if not works:
+                idle = idle + 0.0 * prediction.sum()
+                continue
+            logps.append(self.sampler.log_prob(prediction, chunk, at, step))
+            if keeps_clean:
+                clean.append(self.sampler.clean_estimate(prediction.detach(), chunk, at, step))
+            if divergence is not None:
+                kl.append(divergence)
         self._kl = torch.cat(kl).view(count, steps) if kl else None
         self.clean_estimates = torch.cat(clean).unflatten(0, (count, steps)) if clean else None
         entropy = None
         if compute_entropy:  # of a Gaussian, per dimension
-            entropy = trajectory["coefficients"][..., STD].log() + 0.5 * math.log(2 * math.pi * math.e)
-        return torch.cat(logps).view(count, steps), entropy, None
+            entropy = trajectory["coefficients"][..., STD].to(device).log() + 0.5 * math.log(2 * math.pi * math.e)
+        return torch.cat(logps).view(count, steps) + idle, entropy, None
+
+    def _number_of_parts(self, parts: int) -> int:
+        """The most parts that any process has: sharded models gather, and DDP may broadcast, in each forward."""
+        if self.accelerator.num_processes == 1 or not self.args.denoiser_batch_size:
+            return parts
+        return int(self.accelerator.gather(torch.tensor([parts], device=self.accelerator.device)).max())
 
     def _divergence(self, model, prediction, trajectory, at, step) -> torch.Tensor:
         """(R,) KL divergence from the frozen model."""
@@ -157,14 +178,16 @@ class _SamplerTrainer(GRPOTrainer):
 def _rollout(prompts: list, trainer: "DiffusionGRPOTrainer") -> dict[str, Any]:
     """TRL's `rollout_func`: samples an image for each prompt."""
     args, tokenizer = trainer.args, trainer.processing_class
-    rows = getattr(args, "sampling_batch_size", None) or args.per_device_train_batch_size
+    rows = args.sampling_batch_size or args.per_device_train_batch_size
     with trainer.accelerator.autocast():
         trajectories, images = trainer.sampler.sample(list(map(prompt_text, prompts)), trainer.model_wrapped, rows)
+    if args.dynamic_sampling and trainer.accelerator.num_processes > 1:  # groups may move to another process
+        trajectories = [{name: value.cpu() for name, value in row.items()} for row in trajectories]
     ends = tokenizer.eos_token_id
     return {
         "prompt_ids": [[ends] for _ in prompts],
         # The last trained step is the end, so that TRL counts no image as cut off
-        "completion_ids": [[int(step) + 2 for step in row["steps"][:-1]] + [ends] for row in trajectories],
+        "completion_ids": [[step + 2 for step in row["steps"].tolist()[:-1]] + [ends] for row in trajectories],
         "logprobs": [row["log_probs"].tolist() for row in trajectories],
         IMAGES: images,
         TRAJECTORY: trajectories,
@@ -217,7 +240,16 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
     trainer = DiffusionGRPOTrainer(
         model="stabilityai/stable-diffusion-3.5-medium",
         reward_funcs=reward,
-        args=DiffusionGRPOConfig(output_dir="out", credit="pcpo", num_inference_steps=10, guidance_scale=4.5),
+        args=DiffusionGRPOConfig(
+            output_dir="out",
+            credit="pcpo",
+            num_inference_steps=10,
+            guidance_scale=4.5,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=32,
+            steps_per_generation=64,
+            denoiser_batch_size=4,
+        ),
         train_dataset=dataset,
         peft_config=LoraConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"]),
     )
@@ -235,32 +267,47 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
             if arguments.get(name):
                 raise ValueError(f"`{name}` has no meaning for an image model. Remove it.")
         if training_args is None:
-            training_args = DiffusionGRPOConfig(default_output_dir(model, (self._preset or PCPO).name.upper()))
+            training_args = DiffusionGRPOConfig(default_output_dir(model, (self._preset or Uniform).name.upper()))
         if not isinstance(training_args, DiffusionGRPOConfig):
             raise ValueError(
                 "`args` must be a DiffusionGRPOConfig, which has the sampler's settings, got "
                 f"{type(training_args).__name__}."
             )
-        columns = set(getattr(arguments["train_dataset"], "column_names", None) or ())
-        if taken := columns & {"image", IMAGES, TRAJECTORY}:
-            raise ValueError(
-                f"The dataset's column {min(taken)!r} has the name of what the sampler adds. Rename or remove it."
-            )
-        self.credit_method = self._resolve_credit(training_args)  # before a pipeline is loaded
+        for dataset in (arguments["train_dataset"], arguments["eval_dataset"]):
+            taken = set(getattr(dataset, "column_names", None) or ()) & {"image", IMAGES, TRAJECTORY}
+            if taken:
+                raise ValueError(
+                    f"The dataset's column {min(taken)!r} has the name of what the sampler adds. Rename or remove it."
+                )
+        rewards = arguments["reward_funcs"] or []
+        for reward in rewards if isinstance(rewards, list) else [rewards]:
+            if isinstance(reward, (str, nn.Module)):
+                raise ValueError("`reward_funcs`: a reward model scores text. Give a function of images.")
+        arguments["args"] = training_args
+        # Before a pipeline is loaded
+        self.credit_method = self._resolve_credit(training_args)
+        check_credit(self.credit_method, training_args)
+        check_arguments(type(self), arguments)
         self.pipeline = self._load(model, training_args)
         self.sampler = PipelineSampler(self.pipeline, **training_args.call_arguments)
         name = model if isinstance(model, str) else self.pipeline.config.get("_name_or_path") or ""
         denoiser = getattr(self.pipeline, self.sampler.component)
+        if getattr(denoiser, "peft_config", None):
+            raise ValueError(
+                "The pipeline has an adapter loaded. Merge it first (`fuse_lora()`, then `unload_lora_weights()`), or "
+                "load the pipeline without it."
+            )
+        if getattr(arguments["peft_config"], "lora_dropout", 0):
+            logger.warning(
+                "`lora_dropout` has no effect: a denoiser runs in eval mode, so that log-probs can be repeated."
+            )
         for component in self.pipeline.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(component is denoiser)
                 component.eval()
         arguments["model"] = DenoiserPolicy(denoiser, name)
         _check_targets(arguments["peft_config"], denoiser)
-        arguments["args"], arguments["processing_class"] = (
-            training_args,
-            step_tokenizer(training_args.num_inference_steps),
-        )
+        arguments["processing_class"] = step_tokenizer(training_args.num_inference_steps)
         super().__init__(**arguments)
         self._place_pipeline()
         self._warned_of_replay = False
@@ -281,8 +328,11 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
         if not isinstance(model, str):
             return model
         options = dict(args.model_init_kwargs or {})
-        options.pop("attn_implementation", None)
+        if options.pop("attn_implementation", None) is not None:
+            raise ValueError("`attn_implementation` has no effect on a diffusers pipeline. Remove it.")
         dtype = options.pop("dtype", None)
+        if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"`dtype` must be float32, bfloat16 or float16, got {dtype!r}.")
         dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         options = {key: value for key, value in options.items() if value is not None}
         return load_pipeline(model, dtype, **options)
@@ -294,7 +344,8 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
                 component.to(self.accelerator.device)
 
     def _generate_and_score_completions(self, inputs):
-        self._sampled_at = self.state.global_step
+        if self.model.training:
+            self._sampled_at = self.state.global_step
         return super()._generate_and_score_completions(inputs)
 
     # How far the update's log-probs are from the rollout's
@@ -331,8 +382,13 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
 
     def _load_extra_state(self, state):
         super()._load_extra_state(state)
-        if "sampler" in state:
-            self.sampler.template = json.loads(state["sampler"])
+        self._saved_template = json.loads(state["sampler"]) if "sampler" in state else None
+
+    def _batch_from_save(self, batch):
+        self.sampler.template = self._saved_template  # how to repeat the calls that made this batch
+        where = self.args.latents_device or self.accelerator.device
+        batch = super()._batch_from_save(batch)
+        return {name: value.to(where) if name.startswith(SAMPLER) else value for name, value in batch.items()}
 
     def _batch_settings(self):
         names = (
@@ -344,6 +400,7 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
             "height",
             "width",
             "guidance_scale",
+            "pipeline_kwargs",
         )
         settings = {name: getattr(self.args, name) for name in names}
         return super()._batch_settings() | {"sampler": json.dumps(settings, sort_keys=True)}

@@ -180,7 +180,8 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             self._credit_log = self._make_credit_log(steps, self.args.credit_log_completions or DEFAULT_COMPLETIONS)
             self.add_callback(self._credit_log)
             self.credit_observers.append(self._credit_log.see)
-        if self.credit_pass.sources and _has_active_dropout(self.model):
+        tokens = self._policy_kind == "tokens"  # a denoiser runs in eval mode
+        if tokens and self.credit_pass.sources and _has_active_dropout(self.model):
             logger.warning(
                 "The policy has active dropout: its own forward in the loss uses it, the credit method's forwards do "
                 "not, so part of the token credit is noise. Set `disable_dropout=True` (and `lora_dropout=0`)."
