@@ -27,7 +27,7 @@ from ..extras.effect import check_rows
 from ..fields import ANSWER_MATCHES
 from ..methods.registry import METHODS
 from ..model_files import LocalModel, base_of_adapter, check_model, resolve_model
-from ..rewards import accuracy, build_reward, judged, judges_images, required_columns
+from ..rewards import TEXT_REWARDS, accuracy, build_reward, judged, judges_images, required_columns
 from ..samplers.pipelines import check_pipeline
 from ..trainer.config import CreditGRPOConfig
 from ..trainer.table import TRAINERS, config_class, trainer_class
@@ -305,6 +305,8 @@ def build_rewards(script_args, training_args, train_dataset) -> list:
     if not functions and not script_args.reward_model_name_or_path:
         raise ValueError("No reward: set `reward_funcs` or `reward_model_name_or_path`.")
     names, makes_images = train_dataset.column_names, script_args.trainer != "grpo"
+    if makes_images:
+        _check_image_rewards(script_args)
     for function in functions:
         if judges_images(function) and not makes_images:
             raise ValueError(
@@ -329,6 +331,21 @@ def build_rewards(script_args, training_args, train_dataset) -> list:
         report_bare_latex(train_dataset)
     models = [script_args.reward_model_name_or_path] if script_args.reward_model_name_or_path else []
     return models + functions
+
+
+def _check_image_rewards(script_args) -> None:
+    """Raises `ValueError` for a reward that scores text, in a run that makes images."""
+    if script_args.reward_model_name_or_path:
+        raise ValueError(
+            "`reward_model_name_or_path`: a reward model scores text, and this run makes images. Remove it."
+        )
+    for spec in script_args.reward_funcs or []:
+        name = spec.get("name") if isinstance(spec, Mapping) else spec
+        if name in TEXT_REWARDS:
+            raise ValueError(
+                f"`reward_funcs`: {name!r} scores text, and this run makes images (`trainer: {script_args.trainer}`). Use a "
+                "reward for images, such as clip_score, or your own function."
+            )
 
 
 def trainer_arguments(script_args, training_args, model_args, dataset_args) -> dict[str, Any]:

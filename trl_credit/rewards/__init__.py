@@ -179,6 +179,8 @@ REWARD_FACTORIES: dict[str, Callable] = {
     "repetition_penalty": get_repetition_penalty_reward,
     "soft_overlong_punishment": get_soft_overlong_punishment,
 }
+# Names of those that score text, as all of them do
+TEXT_REWARDS = (*REWARDS, *REWARD_FACTORIES)
 # The same for rewards that judge images, which only image models make
 IMAGE_REWARDS: dict[str, Callable] = {"compressibility": compressibility, "incompressibility": incompressibility}
 IMAGE_REWARD_FACTORIES: dict[str, Callable] = {

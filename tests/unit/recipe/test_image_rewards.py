@@ -31,7 +31,7 @@ def test_an_image_model_s_rewards(tmp_path, monkeypatch):
     [
         (["compresibility"], "unknown reward 'compresibility'. Did you mean 'compressibility'"),
         (['{"name": "hps", "modle": "a"}'], "'hps' has no argument 'modle'. Did you mean 'model'"),
-        (["accuracy"], "'accuracy' needs a dataset column 'solution'"),
+        (["accuracy"], "'accuracy' scores text, and this run makes images"),
     ],
 )
 def test_wrong_rewards(words, message, tmp_path, monkeypatch):
