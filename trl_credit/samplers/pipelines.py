@@ -73,8 +73,8 @@ def check_pipeline(model: str) -> None:
     """Raises `ValueError` if a local folder is no diffusers pipeline. Loads nothing."""
     if (Path(model) / "adapter_config.json").exists():
         raise ValueError(
-            f"`model_name_or_path`: {model!r} is an adapter, and this trains a whole pipeline or a new adapter for one. Name "
-            "the pipeline; to start from the adapter, load and fuse it, and save the pipeline."
+            f"`model_name_or_path`: {model!r} is an adapter, and this trains a whole pipeline or a new adapter for one. "
+            "Name the pipeline; to start from the adapter, load and fuse it, and save the pipeline."
         )
     if Path(model).is_dir() and not (Path(model) / "model_index.json").exists():
         raise ValueError(

@@ -147,7 +147,8 @@ class _SamplerTrainer(GRPOTrainer):
         """The most parts that any process has: sharded models gather, and DDP may broadcast, in each forward."""
         if self.accelerator.num_processes == 1 or not self.args.denoiser_batch_size:
             return parts
-        return int(self.accelerator.gather(torch.tensor([parts], device=self.accelerator.device)).max())
+        mine = torch.tensor([[parts]], device=self.accelerator.device)  # two-dimensional: no value per row
+        return int(self.accelerator.gather(mine).max())
 
     def _divergence(self, model, prediction, trajectory, at, step) -> torch.Tensor:
         """(R,) KL divergence from the frozen model."""
