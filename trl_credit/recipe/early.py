@@ -14,7 +14,7 @@ from ..methods.table import TABLE
 
 def words_of(argv: Sequence[str], file: str = "recipe") -> dict[str, Any]:
     """The fields of a command line and of its `--config`, as written; none if the file is a pipe, which can be read
-    once. Of a field that is there twice, the last value counts.
+    once, or there are two. Of a field that is there twice, the last value counts.
 
     Raises:
         ValueError: The file cannot be read.
@@ -23,7 +23,8 @@ def words_of(argv: Sequence[str], file: str = "recipe") -> dict[str, Any]:
     given += [(word, value) for word, value in pairwise(argv) if word.startswith("--") and "=" not in word]
     values = {word.removeprefix("--").replace("-", "_"): value for word, value in given}
     path = Path(values.get("config", "")).expanduser()
-    if "config" in values and path.exists() and not path.is_file():
+    files = sum(word == "--config" for word, _ in given)
+    if files > 1 or (files and path.exists() and not path.is_file()):
         return {}
     fields = read_mapping(values["config"], {}, file) if "config" in values else {}
     return fields | values
