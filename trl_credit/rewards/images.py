@@ -196,7 +196,7 @@ def _similarity(
     **columns,
 ) -> list[float]:
     images = check_images(kind, images)
-    texts = [prompt_text(prompt, i, kind) for i, prompt in enumerate(prompts or [])]
+    texts = [prompt_text(prompt, i, f"The reward {kind!r}") for i, prompt in enumerate(prompts or [])]
     if len(texts) != len(images):
         raise ValueError(f"The reward {kind!r} needs a prompt for each image, but got {len(texts)} for {len(images)}.")
     if not images:
@@ -234,11 +234,11 @@ def _aesthetic(
     return scores.squeeze(-1).tolist()
 
 
-def prompt_text(prompt: Any, index: int = 0, reward: str = "prompt_text") -> str:
+def prompt_text(prompt: Any, index: int = 0, reader: str = "This") -> str:
     """A prompt as text: itself, or the text of a conversation's last user message.
 
     Raises:
-        ValueError: There is no such text; the message names `reward` and `index`.
+        ValueError: There is no such text; the message names `reader` and `index`.
     """
     text = prompt
     if isinstance(prompt, list | tuple):
@@ -249,7 +249,7 @@ def prompt_text(prompt: Any, index: int = 0, reward: str = "prompt_text") -> str
             text = " ".join(filter(None, parts)) or None
     if not isinstance(text, str):
         raise ValueError(
-            f"The reward {reward!r} reads prompts as text, or a conversation's last user message, but prompt {index} has "
+            f"{reader} reads prompts as text, or a conversation's last user message, but prompt {index} has "
             f"none: {str(prompt)[:200]}"
         )
     return text

@@ -1,7 +1,8 @@
 """The trainer's config: the credit method and the optimizations of the update."""
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, ClassVar
 
 from trl import GRPOConfig
@@ -167,4 +168,21 @@ class CreditGRPOConfig(GRPOExtrasConfig):
             raise ValueError(
                 f"`credit_log_steps` ({self.credit_log_steps}) must be a multiple of `logging_steps` ({self.logging_steps}) "
                 "with `log_completions`: token credit adds columns to its table, which is written every `logging_steps`."
+            )
+
+
+def refuse_settings(config: GRPOConfig, without_meaning: Mapping[str, tuple[str, ...]], model: str) -> None:
+    """Raises `ValueError` for settings that have no meaning for a kind of model and are not at their defaults.
+
+    Args:
+        config: The config.
+        without_meaning: Names of settings, by the reason.
+        model: The kind of model, in words.
+    """
+    for f in fields(config):
+        reason = next((reason for reason, names in without_meaning.items() if f.name in names), None)
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if reason is not None and getattr(config, f.name) != default:
+            raise ValueError(
+                f"`{f.name}` ({getattr(config, f.name)!r}) has no meaning for {model}: {reason}. Remove it."
             )

@@ -22,6 +22,7 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 from ..credit_pass import CreditResult
 from ..extras.trainer import bind_arguments, check_arguments, default_output_dir
 from ..methods import PCPO, CreditMethod, Uniform
+from ..rewards.images import prompt_text
 from ..samplers.pipelines import GAIN, STD, PipelineSampler, load_pipeline
 from ..samplers.policy import DenoiserPolicy, step_tokenizer
 from ..samplers.schedule import step_kl
@@ -180,8 +181,9 @@ def _rollout(prompts: list, trainer: "DiffusionGRPOTrainer") -> dict[str, Any]:
     """TRL's `rollout_func`: samples an image for each prompt."""
     args, tokenizer = trainer.args, trainer.processing_class
     rows = args.sampling_batch_size or args.per_device_train_batch_size
+    texts = [prompt_text(prompt, i, "The pipeline") for i, prompt in enumerate(prompts)]
     with trainer.accelerator.autocast():
-        trajectories, images = trainer.sampler.sample(list(map(prompt_text, prompts)), trainer.model_wrapped, rows)
+        trajectories, images = trainer.sampler.sample(texts, trainer.model_wrapped, rows)
     if args.dynamic_sampling and trainer.accelerator.num_processes > 1:  # groups may move to another process
         trajectories = [{name: value.cpu() for name, value in row.items()} for row in trajectories]
     ends = tokenizer.eos_token_id
@@ -193,17 +195,6 @@ def _rollout(prompts: list, trainer: "DiffusionGRPOTrainer") -> dict[str, Any]:
         IMAGES: images,
         TRAJECTORY: trajectories,
     }
-
-
-def prompt_text(prompt: str | list[dict]) -> str:
-    """A prompt's text: the prompt itself, or the last user message of a conversation."""
-    if isinstance(prompt, str):
-        return prompt
-    messages = [message["content"] for message in prompt if message["role"] == "user"]
-    content = messages[-1] if messages else ""
-    if isinstance(content, str):
-        return content
-    return " ".join(part["text"] for part in content if part.get("type") == "text")
 
 
 class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):

@@ -1,13 +1,13 @@
 """Config of the trainer for diffusion and flow-matching models."""
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Gt
 
 from .._util.settings import AtLeast1, Finite, NonNegative, Rule, Unchecked, one_of
 from ..samplers.schedule import FLOW_SDES, steps_to_train
-from .config import CreditGRPOConfig
+from .config import CreditGRPOConfig, refuse_settings
 
 
 # TRL's settings without meaning for images, with their defaults; the reason is said once
@@ -115,15 +115,7 @@ class DiffusionGRPOConfig(CreditGRPOConfig):
 
     def _check_before_trl(self):
         super()._check_before_trl()
-        defaults = {
-            f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(type(self))
-        }
-        for reason, names in _TEXT_SETTINGS.items():
-            for name in names:
-                if name in defaults and getattr(self, name) != defaults[name]:
-                    raise ValueError(
-                        f"`{name}` ({getattr(self, name)!r}) has no meaning for an image model: {reason}. Remove it."
-                    )
+        refuse_settings(self, _TEXT_SETTINGS, "an image model")
         if self.loss_type not in _LOSSES:
             raise ValueError(
                 f"`loss_type` ({self.loss_type!r}) is made for a sequence's ratio. Set it to one of {', '.join(_LOSSES)}."

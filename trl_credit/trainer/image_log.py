@@ -12,9 +12,10 @@ import torch
 
 from ..credit_pass import CreditResult
 from ..records.images import ImageCredit, picture, write_image_report, write_parquet
+from ..rewards.images import prompt_text
 from ..signals.sampler_steps import SAMPLER
 from .credit_log import REWARD, ROW, CreditLog, _Seen
-from .diffusion import IMAGES, prompt_text
+from .diffusion import IMAGES
 
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
 """Config of the trainer for autoregressive image models."""
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 
 from .._util.settings import AtLeast1, NonNegative
-from .config import CreditGRPOConfig
+from .config import CreditGRPOConfig, refuse_settings
 
 
 # TRL's settings without meaning for image codes; the reason is said once
@@ -56,14 +56,6 @@ class ImageTokenGRPOConfig(CreditGRPOConfig):
 
     def _check_before_trl(self):
         super()._check_before_trl()
-        defaults = {
-            f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(type(self))
-        }
-        for reason, names in _TEXT_SETTINGS.items():
-            for name in names:
-                if name in defaults and getattr(self, name) != defaults[name]:
-                    raise ValueError(
-                        f"`{name}` ({getattr(self, name)!r}) has no meaning for an image-token model: {reason}. Remove it."
-                    )
+        refuse_settings(self, _TEXT_SETTINGS, "an image-token model")
         if not self.temperature > 0:
             raise ValueError(f"`temperature` ({self.temperature!r}) must be above 0: codes are sampled.")
