@@ -59,7 +59,7 @@ def run(settings, output):
     )  # fmt: skip
     torch.manual_seed(0)
     trainer = DiffusionGRPOTrainer(
-        PIPELINES[name](output / "source"),
+        PIPELINES[name](output / "source" / os.environ.get("RANK", "0")),  # each process writes a vocabulary
         reward,
         args,
         Dataset.from_dict({"prompt": ["a red fox", "blue boat"] * 8}),

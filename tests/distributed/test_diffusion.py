@@ -39,10 +39,14 @@ def runs(tmp_path_factory):
     def launch(backend):
         if backend not in found:
             cases = {name: SGD | settings for name, settings in CASES.items()}
-            done = start(backend, path / backend, {}, cases, "diffusion_worker.py")
-            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-            found[backend] = {name: json.loads((path / backend / name / "result.json").read_text()) for name in cases}
-        return found[backend], path / backend
+            done = found[backend] = start(backend, path / backend, {}, cases, "diffusion_worker.py")
+            if done.returncode == 0:
+                found[backend] = {
+                    name: json.loads((path / backend / name / "result.json").read_text()) for name in cases
+                }
+        results = found[backend]
+        assert isinstance(results, dict), results.stdout[-2000:] + results.stderr[-6000:]
+        return results, path / backend
 
     return launch
 
