@@ -19,6 +19,7 @@ from support.pipelines import PIPELINES, SETTINGS, TARGETS
 from worker import allow_fsdp_on_cpu
 
 from trl_credit import DiffusionGRPOConfig, DiffusionGRPOTrainer
+from trl_credit._util.unsharded import unsharded
 from trl_credit.samplers.pipelines import PipelineSampler
 
 
@@ -52,14 +53,22 @@ def run(settings, output):
     output.mkdir(parents=True, exist_ok=True)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     name, peft, resume = settings.pop("pipeline", "sd15"), settings.pop("peft", False), settings.pop("resume", None)
+    by_path = settings.pop("by_path", False)
     reward = half_constant if settings.pop("half_constant", False) else darkness
     args = config(
         output, kind=DiffusionGRPOConfig, max_completion_length=None, per_device_train_batch_size=8 // processes,
         **(SETTINGS[name] | settings),
     )  # fmt: skip
     torch.manual_seed(0)
+    source = output / "source" / os.environ.get("RANK", "0")  # each process writes a vocabulary
+    with unsharded():
+        pipeline = PIPELINES[name](source)
+        if by_path:  # which the main process alone saves
+            pipeline.save_pretrained(output / "pipeline")
+            PartialState().wait_for_everyone()
+            pipeline = str(output / "pipeline")
     trainer = DiffusionGRPOTrainer(
-        PIPELINES[name](output / "source" / os.environ.get("RANK", "0")),  # each process writes a vocabulary
+        pipeline,
         reward,
         args,
         Dataset.from_dict({"prompt": ["a red fox", "blue boat"] * 8}),

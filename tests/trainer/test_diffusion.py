@@ -3,16 +3,20 @@
 import json
 import logging
 import math
+from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from diffusers import PNDMScheduler
 from helpers import config
+from huggingface_hub import ModelCard
 from peft import LoraConfig
 from safetensors.torch import load_file
 from support.pipelines import PIPELINES, SETTINGS, TARGETS, stable_diffusion
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from trl_credit import DiffusionGRPOConfig, DiffusionGRPOTrainer, PCPOTrainer
 from trl_credit.toy.digits import digit_probability, load_digits_pipeline, make_dataset
@@ -406,6 +410,95 @@ def test_what_cannot_work_is_an_error(change, message, tmp_path):
     }
     with pytest.raises(ValueError, match=message):
         DiffusionGRPOTrainer(**(arguments | change))
+
+
+@pytest.mark.parametrize("lora", [TARGETS, None], ids=["lora", "whole"])
+def test_the_hub_gets_what_diffusers_loads(lora, tmp_path, monkeypatch, caplog):
+    """And a card that says so. Checkpoints, which hold the denoiser as TRL saves it, stay here."""
+    sent = []
+
+    class Hub:
+        def upload_folder(self, folder_path, ignore_patterns=(), **_):
+            sent.append({path.name for path in Path(folder_path).iterdir()})
+            job = Future()
+            job.set_result(None)
+            return job
+
+    def init(self, token=None):
+        self.hub_model_id, self.push_in_progress = "jane/foxes", None
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", init)
+    monkeypatch.setattr(transformers.trainer, "hf_api", Hub)
+    data, settings = Dataset.from_dict({"prompt": ["a red fox", "blue boat"] * 4}), SETTINGS["sd15"]
+    with caplog.at_level(logging.WARNING):
+        trainer = make(
+            tmp_path / "out", stable_diffusion(tmp_path), darkness, data, lora=lora, max_steps=2, push_to_hub=True,
+            save_strategy="steps", save_steps=1, **settings,
+        )  # fmt: skip
+    trainer.pipeline.config["_name_or_path"] = "jane/base"
+    trainer.model.config._name_or_path = "jane/base"
+    trainer.train()
+    trainer.push_to_hub()
+    assert ("sent to the hub at the end of the run" in caplog.text) == (lora is None)
+    assert len(sent) == (1 if lora is None else 3)
+    policy = {"model.safetensors", "config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"}
+    expected = {"adapter_model.safetensors", "pytorch_lora_weights.safetensors"} if lora else set()
+    assert sent[-1] & policy == expected
+    assert ("model_index.json" in sent[-1]) == (lora is None)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-image")
+    code = card.text.partition("```python\n")[2].partition("```")[0]
+    assert "time machine" not in card.text
+    assert f'DiffusionPipeline.from_pretrained("{"jane/base" if lora else "jane/foxes"}")' in code
+    assert ('pipeline.load_lora_weights("jane/foxes")' in code) == (lora is not None)
+    assert 'pipeline("A red fox", num_inference_steps=5, guidance_scale=3).images[0]' in code
+    compile(code, "card", "exec")
+
+
+def test_checkpoints_are_not_for_the_hub(tmp_path):
+    with pytest.raises(ValueError, match=r"`hub_strategy` \('checkpoint'\) sends checkpoints"):
+        make(tmp_path, push_to_hub=True, hub_strategy="checkpoint")
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_table_of_completions_has_the_images(dynamic, tmp_path):
+    """For trackers, as TRL's table has those of vision-language models."""
+    seen = []
+
+    def reward(images, digit, **_):
+        seen.extend(images)
+        return digit_probability(images, digit=digit)
+
+    settings = {"dynamic_sampling": True} if dynamic else {}
+    trainer = make(tmp_path, reward=reward, log_completions=True, max_steps=2, **settings)
+    trainer.train()
+    logged = list(trainer._logs["images"])
+    assert len(logged) == len(trainer._logs["prompt"]) == 8
+    assert [image for (image,) in logged] == seen[-8:]
+    trainer = make(tmp_path, log_completions=True, log_multimodal=False, max_steps=1)
+    trainer.train()
+    assert not trainer._logs["images"]
+
+
+def test_only_the_denoiser_runs_under_autocast(tmp_path):
+    """Half precision would overflow many a VAE."""
+    pipeline, seen = stable_diffusion(tmp_path), {}
+    for name in ("unet", "vae", "text_encoder"):
+        module = getattr(pipeline, name)
+        target = module.decoder if name == "vae" else module
+        target.register_forward_pre_hook(
+            lambda *_, name=name: seen.setdefault(name, []).append(torch.is_autocast_enabled("cpu"))
+        )
+    trainer = make(
+        tmp_path, pipeline, darkness, Dataset.from_dict({"prompt": ["a fox"] * 8}), bf16=True, max_steps=1,
+        **SETTINGS["sd15"],
+    )  # fmt: skip
+    trainer.train()
+    assert {name: set(values) for name, values in seen.items()} == {
+        "unet": {True},
+        "vae": {False},
+        "text_encoder": {False},
+    }
 
 
 def test_checkpoints_hold_what_the_update_needs(tmp_path):

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--config",
         type=Path,
         required=True,
-        help="recipe; its `compare` section may set methods, seeds, baseline and target_reward",
+        help="recipe; its `compare` section may set methods, seeds, baseline, target_reward and at_target",
     )
     add(
         "--methods",
@@ -66,6 +66,12 @@ def parser() -> argparse.ArgumentParser:
     add("--output_dir", type=Path, help="default: outputs/compare/NAME_OF_RECIPE")
     add("--baseline", help="label of the method the others are compared with (default: the first)")
     add("--target_reward", type=float, help="also compare the updates and tokens until this reward")
+    add(
+        "--at_target",
+        nargs="+",
+        metavar="METRIC",
+        help="also compare these logged metrics at the update that reaches the target",
+    )
     add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     add("--keep_models", action="store_true", help="keep the trained models")
     add("--num_processes", type=int, help="processes of each run")
@@ -122,6 +128,7 @@ def _compare(argv: list[str]) -> None:
             seeds=seeds[0] if seeds and len(seeds) == 1 else seeds,
             baseline=arguments.baseline,
             target_reward=arguments.target_reward,
+            at_target=arguments.at_target,
             launch=launch,
         )
         folder.lock()

@@ -32,9 +32,9 @@ def style_of(place: int) -> tuple[str, str]:
 
 def write_learning_report(path: Path, comparison: dict) -> None:
     """Writes a self-contained HTML file with all results of a comparison."""
-    from .results import QUANTITIES, basis, headings, rows_of, sentences
+    from .results import basis, headings, quantities, rows_of, sentences
 
-    methods = comparison["methods"]
+    methods, compared = comparison["methods"], quantities(comparison.get("at_target", ()))
     charts = [
         {"name": name, "title": _TITLES[name], "chart": chart, "index": place}
         for place, name in enumerate(_TITLES)
@@ -42,7 +42,7 @@ def write_learning_report(path: Path, comparison: dict) -> None:
     ]
     forests = [
         {"title": quantity.title, "chart": chart, "larger": quantity.larger_is_better}
-        for quantity in QUANTITIES
+        for quantity in compared
         if (chart := forest_chart(comparison, quantity)) is not None
     ]
     write_page(
@@ -60,7 +60,7 @@ def write_learning_report(path: Path, comparison: dict) -> None:
         headings=headings(comparison),
         rows=rows_of(comparison),
         seeds=[str(seed) for seed in comparison["seeds"]],
-        quantities=[q for q in QUANTITIES if any(q.name in m["quantities"] for m in methods)],
+        quantities=[q for q in compared if any(q.name in m["quantities"] for m in methods)],
         charts=charts,
         forests=forests,
         key=key_line,

@@ -27,7 +27,7 @@ _VARIED = {
     "seed": "--seeds",
 }
 _DECIDED = ("output_dir", "logging_steps", "logging_strategy", "disable_tqdm", "resume_from_checkpoint", "push_to_hub")
-_SECTION = ("methods", "seeds", "baseline", "target_reward")
+_SECTION = ("methods", "seeds", "baseline", "target_reward", "at_target")
 
 
 @dataclass
@@ -52,6 +52,7 @@ class Plan:
         seeds: All seeds.
         baseline: Label of the method that others are compared with.
         target_reward: The reward to reach, or `None`.
+        at_target: Logged metrics to compare at the update that reaches it.
         asked: Labels and seeds of this command.
         launch: The launcher's words. Empty for one process.
         command: Command that makes the whole comparison.
@@ -64,6 +65,7 @@ class Plan:
     seeds: list[int]
     baseline: str
     target_reward: float | None = None
+    at_target: list[str] = field(default_factory=list)
     asked: tuple[list[str], list[int]] = field(default_factory=lambda: ([], []))
     launch: list[str] = field(default_factory=list)
     command: str = ""
@@ -81,6 +83,7 @@ class Plan:
         Raises:
             KeyError, TypeError: The data is not a plan.
         """
+        data = {"at_target": [], **data}  # plans of version 0.1 have none
         known = {f.name: data[f.name] for f in fields(cls) if f.name != "asked"}
         known["methods"] = [Method(**method) for method in known["methods"]]
         return cls(**known)
@@ -291,6 +294,7 @@ def make_plan(
     seeds: Sequence[int] | int | None = None,
     baseline: str | None = None,
     target_reward: float | None = None,
+    at_target: Sequence[str] | None = None,
     launch: Sequence[str] = (),
 ) -> Plan:
     """Reads and checks everything that can be known before loading a model. Writes nothing.
@@ -303,6 +307,7 @@ def make_plan(
         seeds: As in `parse_seeds`.
         baseline: Label of a method.
         target_reward: The reward to reach.
+        at_target: Logged metrics to compare at the update that reaches it.
         launch: The launcher's words.
 
     Raises:
@@ -327,6 +332,7 @@ def make_plan(
     )
     asked_seeds = parse_seeds(section.get("seeds", 1) if seeds is None else seeds)
     baseline, target_reward = _choices(section, before, baseline, target_reward, every)
+    at_target = _metrics_at_target(section, before, at_target, target_reward)
     plan = Plan(
         recipe=recipe,
         overrides=list(overrides),
@@ -335,6 +341,7 @@ def make_plan(
         seeds=[*(before.seeds if before else []), *(s for s in asked_seeds if not before or s not in before.seeds)],
         baseline=baseline,
         target_reward=target_reward,
+        at_target=at_target,
         asked=(labels, asked_seeds),
         launch=list(launch),
     )
@@ -367,6 +374,18 @@ def _choices(section: Mapping, before: Plan | None, baseline, target_reward, met
     if target_reward is not None:
         target_reward = check_value("target_reward", target_reward, Finite)
     return baseline, target_reward
+
+
+def _metrics_at_target(section: Mapping, before: Plan | None, metrics, target_reward: float | None) -> list[str]:
+    """Names from the command line, else the recipe, else the folder."""
+    if metrics is None:
+        metrics = section.get("at_target", before.at_target if before else [])
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics or ())
+    if not all(isinstance(name, str) for name in metrics):
+        raise ValueError(f"`at_target` must be a list of logged metrics, got {metrics!r}.")
+    if metrics and target_reward is None:
+        raise ValueError(f"`at_target` ({', '.join(metrics)}) needs a `target_reward`.")
+    return list(dict.fromkeys(metrics))
 
 
 def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
@@ -421,4 +440,6 @@ def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
     words += ["--output_dir", str(output_dir), "--baseline", plan.baseline]
     if plan.target_reward is not None:
         words += ["--target_reward", f"{plan.target_reward:g}"]
+    if plan.at_target:
+        words += ["--at_target", *plan.at_target]
     return shlex.join([*words, *plan.launch, *redact_words(plan.overrides)])

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._util.files import RunFolderError, read_json
 from .._util.moved import moved_names
-from .._util.text import safe
+from .._util.text import nearest, safe
 from ..methods.registry import build_credit
 from ..statistics.paired import area, band, enough_seeds, first_reached, holm, interval, paired, smoothed, verdict
 from .plan import Method, Plan, run_folder
@@ -36,7 +36,7 @@ class Quantity:
     Args:
         name: Key in comparison.json.
         title: Name for display.
-        larger_is_better: Direction of improvement.
+        larger_is_better: Direction of improvement. `None` if unknown.
         digits: Digits after the point.
         scale: 100 for shares shown in percent.
         ranks: Runs may lack a value (target not reached), which counts as larger than all others.
@@ -44,7 +44,7 @@ class Quantity:
 
     name: str
     title: str
-    larger_is_better: bool
+    larger_is_better: bool | None
     digits: int
     scale: float = 1.0
     ranks: bool = False
@@ -75,6 +75,13 @@ QUANTITIES = (
     Quantity("seconds", "seconds of training steps", False, 1),
 )
 BY_NAME = {quantity.name: quantity for quantity in QUANTITIES}
+_AT_TARGET = "at_target/"
+
+
+def quantities(at_target: Collection[str] = ()) -> tuple[Quantity, ...]:
+    """All quantities, with logged metrics at the update that reaches the target before those of time."""
+    logged = [Quantity(_AT_TARGET + name, f"{name} at the target", None, 3) for name in at_target]
+    return (*QUANTITIES[:-2], *logged, *QUANTITIES[-2:])
 
 
 def read_runs(output_dir: Path, plan: Plan) -> dict[str, dict[int, dict[str, Any]]]:
@@ -94,8 +101,10 @@ def _column(run: Mapping[str, Any], name: str) -> np.ndarray:
     return np.array([math.nan if value is None else value for value in column or []], float)
 
 
-def run_values(run: Mapping[str, Any], window: int, target: float | None) -> dict[str, float]:
-    """The quantities of a run. Infinite if the target was not reached."""
+def run_values(
+    run: Mapping[str, Any], window: int, target: float | None, at_target: Collection[str] = ()
+) -> dict[str, float]:
+    """The quantities of a run. Updates and tokens are infinite, and metrics absent, if the target was not reached."""
     rewards = _column(run, "reward")
     values = {"mean_reward": area(rewards)}
     if run.get("accuracy") is None:
@@ -107,6 +116,9 @@ def run_values(run: Mapping[str, Any], window: int, target: float | None) -> dic
         tokens = np.nancumsum(_column(run, "generated_tokens"))
         values["updates_to_target"] = updates
         values["tokens_to_target"] = float(tokens[int(updates) - 1]) if math.isfinite(updates) else math.inf
+        for name in at_target if math.isfinite(updates) else ():
+            logged = smoothed(_column(run, name), window)
+            values[_AT_TARGET + name] = float(logged[int(updates) - 1]) if len(logged) else math.nan
     seconds = float(np.nansum(_column(run, "step_time")))
     values["seconds_per_update"] = seconds / max(1, run["updates"])
     values["seconds"] = seconds
@@ -129,19 +141,19 @@ def summarize(plan: Plan, runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -
     updates = min(lengths)
     window = max(1, updates // 10)
     values = {
-        label: {seed: run_values(run, window, plan.target_reward) for seed, run in of_method.items()}
+        label: {seed: run_values(run, window, plan.target_reward, plan.at_target) for seed, run in of_method.items()}
         for label, of_method in runs.items()
     }
     methods = []
     for method in plan.methods:
         of_method = runs[method.label]
-        quantities = {}
-        for quantity in QUANTITIES:
+        of_quantity = {}
+        for quantity in quantities(plan.at_target):
             known = {
                 seed: found[quantity.name] for seed, found in values[method.label].items() if quantity.name in found
             }
             if known:
-                quantities[quantity.name] = _quantity(list(known.values())) | {
+                of_quantity[quantity.name] = _quantity(list(known.values())) | {
                     "by_seed": {str(seed): _json(value) for seed, value in known.items()}
                 }
         methods.append(
@@ -150,7 +162,7 @@ def summarize(plan: Plan, runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -
                 "credit": method.credit | ({"settings": method.settings} if method.settings else {}),
                 "seeds": sorted(of_method),
                 "missing": sorted(set(plan.seeds) - set(of_method)),
-                "quantities": quantities,
+                "quantities": of_quantity,
                 "curves": {name: _curve(of_method, name, updates, window) for name in CURVES},
             }
         )
@@ -164,11 +176,13 @@ def summarize(plan: Plan, runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -
         "n": next((run["n"] for of_method in runs.values() for run in of_method.values() if run.get("n")), None),
         "baseline": plan.baseline,
         "target_reward": plan.target_reward,
+        "at_target": plan.at_target,
         "seeds": sorted(plan.seeds),
         "methods": methods,
         "differences": _differences(plan, values),
         "notes": [
             *(note for method in plan.methods if (note := _collapse(method, runs[method.label].values()))),
+            *_unlogged(plan.at_target, runs),
             *_notes(methods, jobs, versions),
         ],
         "settings": plan.settings,
@@ -207,7 +221,7 @@ def _curve(runs: Mapping[int, Mapping[str, Any]], name: str, updates: int, windo
 
 def _differences(plan: Plan, values: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[dict[str, Any]]:
     found = []
-    for quantity in QUANTITIES:
+    for quantity in quantities(plan.at_target):
         name, compared = quantity.name, []
         for method in plan.methods:
             before, after = values[plan.baseline], values[method.label]
@@ -244,6 +258,12 @@ def _collapse(method: Method, runs: Collection[Mapping[str, Any]]) -> str | None
         f"{method.label} was uniform in effect (mean effective token fraction {metrics['credit/effective_fraction']:.5f}), "
         "so what differs is noise."
     )
+
+
+def _unlogged(metrics: Collection[str], runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str]:
+    """A note for each metric that no run logged."""
+    logged = sorted({name for of_method in runs.values() for run in of_method.values() for name in run["history"]})
+    return [f"No run logged {name!r}. {nearest(name, logged)}" for name in metrics if name not in logged]
 
 
 def _notes(methods: list[dict[str, Any]], jobs: list[int], versions: list[dict[str, str]]) -> list[str]:
@@ -294,7 +314,7 @@ def shown_p(value: float) -> str:
 def rows_of(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
     """The table as text, by quantity: each method's value, difference from the baseline, Holm's p and verdict."""
     rows = []
-    for quantity in QUANTITIES:
+    for quantity in quantities(comparison.get("at_target", ())):
         for method in comparison["methods"]:
             if quantity.name not in method["quantities"]:
                 continue
@@ -321,7 +341,8 @@ def difference_of(comparison: Mapping[str, Any], quantity: str, label: str) -> d
 
 def sentence(comparison: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """Describes one difference in a sentence."""
-    quantity, count = BY_NAME[row["quantity"]], len(row["seeds"])
+    (quantity,) = [q for q in quantities(comparison.get("at_target", ())) if q.name == row["quantity"]]
+    count = len(row["seeds"])
     start = f"{quantity.title}, {row['label']} \u2212 {comparison['baseline']}: "
     if row["low"] is None:
         start += shown_difference(quantity, row)
@@ -385,6 +406,10 @@ def basis(comparison: Mapping[str, Any]) -> str:
         window = comparison["window"]
         smooth = f"the mean of the last {window} updates' rewards" if window > 1 else "an update's reward"
         target = f" The target is reached when {smooth} is at {comparison['target_reward']:g}."
+    if comparison.get("at_target"):
+        target += (
+            " A metric at the target is the mean of the same updates, over the seeds in which both methods reach it."
+        )
     accuracy = f" Final accuracy is avg@{comparison['n']} on held-out problems." if comparison["n"] else ""
     return (
         f"{comparison['updates']} updates, {seeds} seed{'s' if seeds > 1 else ''}, paired: a seed gives every method the "

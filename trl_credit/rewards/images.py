@@ -14,7 +14,6 @@ share it if their arguments are the same. Images may differ in size and mode. A 
 last user message counts.
 """
 
-import contextlib
 import functools
 import io
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from annotated_types import Ge, Le
 from .._util.images import check_images
 from .._util.settings import AtLeast1, Whole, check_value
 from .._util.text import nearest
+from .._util.unsharded import unsharded
 
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def _load_clip(settings: _ClipSettings) -> _Clip:
         config = AutoConfig.from_pretrained(settings.model, revision=settings.revision)
         if config.model_type != "clip":  # transformers would load it all the same, with random weights
             raise ValueError(f"it is of the type {config.model_type!r}.")
-        with _unpartitioned():
+        with unsharded():
             model = CLIPModel.from_pretrained(
                 settings.model, revision=settings.revision, dtype=getattr(torch, settings.dtype)
             )
@@ -325,14 +325,6 @@ def _load_clip(settings: _ClipSettings) -> _Clip:
             f"{settings.processor!r}): {reason}"
         ) from error
     return _Clip(model.to(settings.device or PartialState().device).eval().requires_grad_(False), images, tokenizer)
-
-
-def _unpartitioned() -> Any:
-    """Keeps ZeRO-3 from partitioning a model that every process uses by itself."""
-    from accelerate.state import AcceleratorState, is_initialized
-
-    plugin = AcceleratorState().deepspeed_plugin if is_initialized() else None
-    return contextlib.nullcontext() if plugin is None else plugin.zero3_init_context_manager(enable=False)
 
 
 # Places of the linear layers in the official network; between them stands dropout

@@ -191,12 +191,17 @@ def enough_seeds(seeds: int, methods: int) -> bool:
     return methods * 2.0 ** (1 - seeds) < ALPHA
 
 
-def verdict(difference: Difference, p_holm: float, methods: int, larger_is_better: bool) -> str:
-    """`"better"`, `"worse"`, `"noise"`, or `"too few seeds"` if no difference could have been shown."""
+def verdict(difference: Difference, p_holm: float, methods: int, larger_is_better: bool | None) -> str:
+    """`"better"`, `"worse"`, `"noise"`, or `"too few seeds"` if no difference could have been shown.
+
+    `"higher"` or `"lower"` where neither direction is known to be better (`None`).
+    """
     if not enough_seeds(difference.seeds, methods):
         return "too few seeds"
     apart = difference.low is None or difference.low > 0 or difference.high < 0
     if p_holm >= ALPHA or not apart:
         return "noise"
     higher = (difference.rank_sum if difference.mean is None else difference.mean) > 0
+    if larger_is_better is None:
+        return "higher" if higher else "lower"
     return "better" if higher == larger_is_better else "worse"

@@ -9,16 +9,20 @@ import copy
 import functools
 import json
 import math
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 from peft import get_peft_model_state_dict
 from torch import nn
+from transformers.trainer_utils import HubStrategy
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.trainer.utils import get_config_model_id
 
+from .._util.text import hub_id
 from ..credit_pass import CreditResult
 from ..extras.trainer import bind_arguments, check_arguments, default_output_dir
 from ..methods import PCPO, CreditMethod, Uniform
@@ -29,7 +33,7 @@ from ..samplers.schedule import step_kl
 from ..signals.sampler_steps import SAMPLER
 from .diffusion_config import DiffusionGRPOConfig
 from .exactness import check_credit
-from .grpo import CreditGRPOTrainer
+from .grpo import CreditGRPOTrainer, set_quick_start
 
 
 logger = get_logger(__name__)
@@ -79,6 +83,8 @@ class _SamplerTrainer(GRPOTrainer):
         try:
             batch = super()._generate_and_score_completions(inputs)
             batch.update({SAMPLER + name: value for name, value in self._trajectory_of_rows().items()})
+            if before is None and self.log_completions and self.log_multimodal:
+                self._logs[IMAGES].extend(gather_object([[row[IMAGES]] for row in inputs]))
         finally:
             self._rows = before
         return batch
@@ -182,8 +188,12 @@ def _rollout(prompts: list, trainer: "DiffusionGRPOTrainer") -> dict[str, Any]:
     args, tokenizer = trainer.args, trainer.processing_class
     rows = args.sampling_batch_size or args.per_device_train_batch_size
     texts = [prompt_text(prompt, i, "The pipeline") for i, prompt in enumerate(prompts)]
-    with trainer.accelerator.autocast():
-        trajectories, images = trainer.sampler.sample(texts, trainer.model_wrapped, rows)
+
+    def policy(**arguments) -> torch.Tensor:  # text encoders and VAE keep their own dtype
+        with trainer.accelerator.autocast():
+            return trainer.model_wrapped(**arguments)
+
+    trajectories, images = trainer.sampler.sample(texts, policy, rows)
     if args.dynamic_sampling and trainer.accelerator.num_processes > 1:  # groups may move to another process
         trajectories = [{name: value.cpu() for name, value in row.items()} for row in trajectories]
     ends = tokenizer.eos_token_id
@@ -282,7 +292,7 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
         check_arguments(type(self), arguments)
         self.pipeline = self._load(model, training_args)
         self.sampler = PipelineSampler(self.pipeline, **training_args.call_arguments)
-        name = model if isinstance(model, str) else self.pipeline.config.get("_name_or_path") or ""
+        source = model if isinstance(model, str) else self.pipeline.config.get("_name_or_path") or ""
         denoiser = getattr(self.pipeline, self.sampler.component)
         if getattr(denoiser, "peft_config", None):
             raise ValueError(
@@ -293,11 +303,18 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
             logger.warning(
                 "`lora_dropout` has no effect: a denoiser runs in eval mode, so that log-probs can be repeated."
             )
-        for component in self.pipeline.components.values():
+        for name, component in self.pipeline.components.items():
             if isinstance(component, nn.Module):
+                if any(hasattr(parameter, "ds_id") for parameter in component.parameters()):
+                    raise ValueError(
+                        f"ZeRO-3 partitioned the pipeline's `{name}` as it was loaded. Load the pipeline before the "
+                        "config is made, or give its name or path as `model`."
+                    )
                 component.requires_grad_(component is denoiser)
                 component.eval()
-        arguments["model"] = DenoiserPolicy(denoiser, name)
+        if training_args.push_to_hub and arguments["peft_config"] is None:
+            _push_at_the_end(training_args)
+        arguments["model"] = DenoiserPolicy(denoiser, source)
         _check_targets(arguments["peft_config"], denoiser)
         arguments["processing_class"] = step_tokenizer(training_args.num_inference_steps)
         super().__init__(**arguments)
@@ -394,8 +411,9 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
             "guidance_scale",
             "pipeline_kwargs",
         )
-        settings = {name: getattr(self.args, name) for name in names}
-        return super()._batch_settings() | {"sampler": json.dumps(settings, sort_keys=True)}
+        return super()._batch_settings() | {
+            name: json.dumps(getattr(self.args, name), sort_keys=True, default=str) for name in names
+        }
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Saves what diffusers loads; a checkpoint is saved as TRL does.
@@ -405,9 +423,10 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
         """
         folder = output_dir or self.args.output_dir
         adapter = is_peft_model(self.accelerator.unwrap_model(self.model))
-        if _internal_call or adapter:
+        is_checkpoint = _internal_call and output_dir is not None  # `push_to_hub` calls it without a folder
+        if is_checkpoint or adapter:
             super().save_model(output_dir, _internal_call)
-        if _internal_call:
+        if is_checkpoint:
             return
         # Gathers shards, so every process takes part
         state = self.accelerator.get_state_dict(self.model_wrapped if self.is_deepspeed_enabled else self.model)
@@ -441,11 +460,38 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
         finally:
             vars(self.pipeline)[component] = trained
 
+    def _describe_use(self, card):
+        adapter = is_peft_model(self.accelerator.unwrap_model(self.model))
+        name = self.hub_model_id or Path(self.args.output_dir).resolve().name
+        base = get_config_model_id(self.model.config)
+        base = hub_id(base) or Path(base).name or "the pipeline"
+        lines = ["```python", "from diffusers import DiffusionPipeline", ""]
+        lines.append(f'pipeline = DiffusionPipeline.from_pretrained("{base if adapter else name}")')
+        if adapter:
+            lines.append(f'pipeline.load_lora_weights("{name}")')
+        scale = f", guidance_scale={self.sampler.guidance_scale:g}" if self.args.guidance_scale is not None else ""
+        lines.append(f'pipeline("A red fox", num_inference_steps={self.args.num_inference_steps}{scale}).images[0]')
+        lines.append("```")
+        set_quick_start(card, "\n".join(lines))
+        card.data.library_name, card.data.pipeline_tag = "diffusers", "text-to-image"
+
 
 class PCPOTrainer(DiffusionGRPOTrainer):
     """[`DiffusionGRPOTrainer`] with the credit method [`PCPO`] (arXiv 2509.25774)."""
 
     _preset: ClassVar[type[CreditMethod] | None] = PCPO
+
+
+def _push_at_the_end(args: DiffusionGRPOConfig) -> None:
+    """A checkpoint holds the denoiser as TRL saves it, which no pipeline loads."""
+    if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        raise ValueError(
+            f"`hub_strategy` ({args.hub_strategy.value!r}) sends checkpoints, which diffusers does not load. Set "
+            "`hub_strategy: end`, which sends the pipeline."
+        )
+    if args.hub_strategy is HubStrategy.EVERY_SAVE:  # the default
+        logger.warning("The pipeline is sent to the hub at the end of the run, not with each checkpoint.")
+        args.hub_strategy = HubStrategy.END
 
 
 _PEFT_PREFIX = "base_model.model.denoiser."

@@ -19,6 +19,8 @@ _TEXT_SETTINGS = {
     "the entropy of a sampler's step does not depend on the policy": (
         "entropy_coef", "use_adaptive_entropy", "top_entropy_quantile",
     ),
+    "a denoiser always runs in eval mode": ("disable_dropout",),
+    "a pipeline samples with the sharded denoiser": ("ds3_gather_for_generation",),
     "every image has all of its steps": ("mask_truncated_completions", "trim_padding", "pad_to_multiple_of"),
     "a step has a log-prob of its own": ("importance_sampling_level", "off_policy_mask_threshold"),
     "it is for a language model's head": ("cast_lm_head_to_fp32", "router_aux_loss_coef"),

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -527,7 +528,11 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         parameters = yaml.safe_dump({"credit": without_folders(self.credit_method.to_dict())}, sort_keys=False)
         data = f" on {local_name(dataset_name)}" if dataset_name and on_hub is None else ""
         card.text += f"\n\n## Token credit\n\nTrained with trl-credit{data}:\n\n```yaml\n{parameters}```\n"
+        self._describe_use(card)
         card.save(path)
+
+    def _describe_use(self, card: ModelCard) -> None:
+        """Changes how TRL's card says to use the model. TRL's text fits language models."""
 
 
 class GCPOTrainer(CreditGRPOTrainer):
@@ -540,6 +545,13 @@ class DGPOTrainer(CreditGRPOTrainer):
     """[`CreditGRPOTrainer`] with the credit method [`DGPO`] (arXiv 2605.03327)."""
 
     _preset = DGPO
+
+
+def set_quick_start(card: ModelCard, text: str) -> None:
+    """Replaces the code with which TRL's card starts."""
+    card.text = re.sub(
+        r"(## Quick start\n\n)```python\n.*?\n```", lambda found: found[1] + text, card.text, count=1, flags=re.DOTALL
+    )
 
 
 def _has_active_dropout(model: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from ..extras.trainer import bind_arguments, check_arguments, default_output_dir
 from ..image_tokens import VIEWS, ImageTokenView, check_architecture, image_token_view
 from ..signals.models import causal_model
 from .exactness import check_credit
-from .grpo import CreditGRPOTrainer
+from .grpo import CreditGRPOTrainer, set_quick_start
 from .image_tokens_config import ImageTokenGRPOConfig
 
 
@@ -192,6 +192,10 @@ class ImageTokenGRPOTrainer(CreditGRPOTrainer, _ImageRollout):
     @property
     def frame_token_ids(self) -> frozenset[int]:
         return super().frame_token_ids | {self._start_token_id}
+
+    def _describe_use(self, card):
+        set_quick_start(card, "Its base model's card says how to draw images with it.")
+        card.data.pipeline_tag = "text-to-image"
 
     def _batch_settings(self):
         return super()._batch_settings() | {"guidance_scale": str(self.args.guidance_scale)}

@@ -113,6 +113,8 @@ def test_the_recipes_section(comparison_recipe):
         ({}, {"overrides": ["--logging-steps", "5"]}, "`logging_steps` cannot be set"),
         ({}, {"baseline": "dgpo"}, "not among the methods"),
         ({"compare": {"target_reward": "high"}}, {}, "`target_reward` must be a number"),
+        ({"compare": {"at_target": ["entropy"]}}, {}, r"`at_target` \(entropy\) needs a `target_reward`"),
+        ({"compare": {"at_target": [3], "target_reward": 1}}, {}, "`at_target` must be a list of logged metrics"),
         ({"importance_sampling_level": "sequence"}, {}, "cancels the token credit of 'gcpo'"),
         ({"max_steps": 0}, {}, "`max_steps` must be"),
         ({"reward_funcs": ["no.such.reward"]}, {}, "no.such.reward"),
@@ -164,13 +166,17 @@ def test_a_folder_that_is_none(tmp_path, comparison_recipe):
 
 def test_the_command_makes_the_plan_again(comparison_recipe, tmp_path):
     path, out = comparison_recipe(), tmp_path / "out"
-    found = make_plan(path, out, methods=["uniform", SHARP], seeds=2, target_reward=0.5, overrides=["--beta", "0"])
+    found = make_plan(
+        path, out, methods=["uniform", SHARP], seeds=2, target_reward=0.5, at_target=["entropy", "kl"],
+        overrides=["--beta", "0"],
+    )  # fmt: skip
     words = shlex.split(found.command)[2:]
     arguments, overrides = cli.parser().parse_known_args(words)
     assert overrides == ["--beta", "0"]
     again = make_plan(
-        path, out, overrides, arguments.methods, arguments.seeds[0], arguments.baseline, arguments.target_reward
-    )
+        path, out, overrides, arguments.methods, arguments.seeds[0], arguments.baseline, arguments.target_reward,
+        arguments.at_target,
+    )  # fmt: skip
     assert again == found
 
 

@@ -55,6 +55,29 @@ def test_a_collapsed_method_is_named():
     assert results._collapse(Method("g", "g", {"method": "gone.Method"}), runs) is None
 
 
+def test_metrics_at_the_target():
+    """Each run's mean over the updates that reach it; of the seeds in which both methods do."""
+    plan, runs = make_comparison(labels=("uniform", "gcpo"), seeds=8, updates=20, gains=(0.0, 0.0), target=0.9)
+    plan.at_target = ["distance", "distence"]
+    for label, extra in (("uniform", 0.0), ("gcpo", 5.0)):
+        for seed in range(8):
+            reached = seed < 7 or label == "uniform"
+            # Means of 2: the target is reached at update 11 (seed even) or 12
+            last = 11 if seed % 2 == 0 else 12
+            rewards = [0.5] * (last - 2) + [0.95] * (20 - last + 2) if reached else [0.5] * 20
+            runs[label][seed] = make_run(rewards)
+            runs[label][seed]["history"]["distance"] = [seed + extra + step for step in range(1, 21)]
+    found = results.summarize(plan, runs)
+    uniform, gcpo = (method["quantities"]["at_target/distance"]["by_seed"] for method in found["methods"])
+    assert uniform == {str(seed): seed + 10.5 + seed % 2 for seed in range(8)}
+    assert gcpo == {str(seed): seed + 15.5 + seed % 2 for seed in range(7)}
+    row = results.difference_of(found, "at_target/distance", "gcpo")
+    assert (row["seeds"], row["mean"], row["verdict"]) == (list(range(7)), 5.0, "higher")
+    assert "distance at the target" in results.to_markdown(found)
+    (note,) = [note for note in found["notes"] if "distence" in note]
+    assert note.startswith("No run logged 'distence'. Did you mean 'distance'?")
+
+
 def test_runs_that_do_not_reach_the_target_count_as_later():
     before, after = [10, 20, math.inf, 30, math.inf, 12], [8, math.inf, 40, 30, math.inf, 5]
     # Sizes 2, inf, inf, 0, 0, 7: ranks 3, 5.5, 5.5, 1.5, 1.5, 4
