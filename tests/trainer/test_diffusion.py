@@ -366,6 +366,62 @@ def test_a_run_resumes_with_another_guidance(tmp_path):
     assert again.state.global_step == 4
 
 
+def test_the_kl_penalty_is_the_same_in_parts(tmp_path):
+    """A batch in two micro-batches has the gradient of one. The second update is the first whose KL has a gradient."""
+    gradients = []
+    for rows in (8, 4):
+        trainer = make(
+            tmp_path / str(rows), beta=2.0, per_device_train_batch_size=rows, gradient_accumulation_steps=8 // rows,
+            sampling_batch_size=8, max_steps=2, learning_rate=0.1, optim="sgd", max_grad_norm=0,
+        )  # fmt: skip
+        kept = Gradients(trainer)
+        trainer.train()
+        gradients.append(kept.updates[1]["gradients"])
+    scale = max(gradient.abs().max() for gradient in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5 * scale.item())
+
+
+@pytest.mark.parametrize(
+    "change", [{"eta": 0.5}, {"sde": "dance_grpo"}, {"train_steps": ":-2"}], ids=lambda c: next(iter(c))
+)
+def test_a_resumed_run_says_which_setting_of_the_sampler_changed(change, tmp_path, caplog):
+    common = {"num_iterations": 4, "save_strategy": "steps", "save_steps": 2}
+    make(tmp_path / "a", max_steps=2, **common).train()
+    again = make(tmp_path / "b", max_steps=3, **common, **change)
+    with caplog.at_level(logging.WARNING):
+        again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert f"`{next(iter(change))}` changed since the checkpoint was saved" in caplog.text
+
+
+def test_old_log_probs_are_made_in_parts(tmp_path):
+    """TRL asks for those of the generation batch at once; memory must be that of a micro-batch."""
+    trainer = make(
+        tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, num_iterations=2, max_steps=1,
+        sampling_batch_size=4,
+    )  # fmt: skip
+    rows = []
+    predict = trainer.sampler.predict
+    trainer.sampler.predict = lambda model, chunk, at, step: rows.append(len(at)) or predict(model, chunk, at, step)
+    trainer.train()
+    assert rows
+    assert max(rows) == 4 * 4
+
+
+def test_reentrant_checkpointing_reaches_the_adapter(tmp_path):
+    trainer = make(
+        tmp_path, stable_diffusion(tmp_path), darkness, Dataset.from_dict({"prompt": ["a red fox", "blue boat"] * 4}),
+        lora=TARGETS, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}, max_steps=1,
+        **SETTINGS["sd15"],
+    )  # fmt: skip
+    kept = Gradients(trainer)
+    trainer.train()
+    (update,) = kept.updates
+    adapted = [name for name in update["before"] if "lora_B" in name]
+    assert adapted
+    assert all(update["gradients"][name].abs().sum() > 0 for name in adapted)
+
+
 def test_a_pipeline_keeps_its_settings(tmp_path):
     pipeline = stable_diffusion(tmp_path)
     buffers = set(pipeline.unet.state_dict())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+# Arguments of a pipeline's call that the trainer sets, and those that are text for each image
+_OURS = ("prompt", "latents", "generator", "return_dict")
+_PROMPT = re.compile(r"(negative_)?prompt(_\d)?")
 # Columns of a trajectory's `coefficients`
 SCALE, GAIN, STD, CLEAN_SCALE, CLEAN_GAIN = range(5)
 
@@ -159,6 +163,12 @@ class PipelineSampler:
             raise PipelineError(f"`guidance_scale` ({guidance_scale}): {type(pipeline).__name__} has no guidance.")
         else:
             self.guidance_scale = 1.0
+        # FLUX reads `guidance_scale` as an input; its classifier-free guidance has a scale of its own
+        if "true_cfg_scale" in known:
+            default = known["true_cfg_scale"].default
+            self._two_scale = float((arguments or {}).get("true_cfg_scale", default))
+        else:
+            self._two_scale = self.guidance_scale
         self._arguments = {"num_inference_steps": steps, "output_type": "latent"}
         if "guidance_scale" in known:
             self._arguments["guidance_scale"] = self.guidance_scale
@@ -166,8 +176,12 @@ class PipelineSampler:
             if value is not None:
                 self._arguments[name] = value
         for name, value in (arguments or {}).items():
-            if name in self._arguments or name in ("prompt", "latents", "generator", "return_dict"):
+            if name in self._arguments or name in _OURS:
                 raise PipelineError(f"`pipeline_kwargs`: {name!r} is set by the trainer. Remove it.")
+            if name == "num_images_per_prompt":
+                raise PipelineError(
+                    f"`pipeline_kwargs`: {name!r} would draw more images than prompts. Set `num_generations` instead."
+                )
             self._arguments[name] = value
         for name in self._arguments:
             if name not in known:
@@ -201,10 +215,24 @@ class PipelineSampler:
             part = list(prompts[start : start + (rows or len(prompts))])
             recorder = Recorder(self, model, len(part))
             with recorder.installed(), _no_progress_bar(self.pipeline):
-                self.pipeline(prompt=part, **self._arguments)
+                self.pipeline(prompt=part, **self._for_rows(len(part)))
             trajectories += recorder.trajectories()
-            images += self.decode(recorder.latents[-1])
+            images += self.decode(recorder.final)
+        for name, first in trajectories[0].items():
+            if any(trajectory[name].shape != first.shape for trajectory in trajectories):
+                raise PipelineError(
+                    f"{type(self.pipeline).__name__} pads prompts to the longest of a call, so `{name}` differs in size "
+                    "between images. Set `pipeline_kwargs` to pad them alike (often `max_sequence_length` with `padding`), "
+                    "or train another pipeline."
+                )
         return trajectories, images
+
+    def _for_rows(self, rows: int) -> dict[str, Any]:
+        """The call's arguments, with a text such as the negative prompt once for each row: many pipelines demand it."""
+        return {
+            name: [value] * rows if isinstance(value, str) and _PROMPT.fullmatch(name) else value
+            for name, value in self._arguments.items()
+        }
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image]:
@@ -217,8 +245,21 @@ class PipelineSampler:
             default = pipeline.default_sample_size * pipeline.vae_scale_factor
             size = [self._arguments.get(name) or default for name in ("height", "width")]
             latents = pipeline._unpack_latents(latents, *size, pipeline.vae_scale_factor)
-        latents = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        pixels = vae.decode(latents.to(vae.device, vae.dtype), return_dict=False)[0]
+        mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
+        if mean is not None and std is not None:
+            mean, std = (torch.tensor(values).to(latents).view(1, -1, 1, 1) for values in (mean, std))
+            latents = latents * std / vae.config.scaling_factor + mean
+        else:
+            latents = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        dtype = vae.dtype
+        upcast = dtype == torch.float16 and vae.config.get("force_upcast") and hasattr(pipeline, "upcast_vae")
+        if upcast:  # as the pipeline does: it overflows in float16
+            vae.to(torch.float32)
+        try:
+            pixels = vae.decode(latents.to(vae.device, vae.dtype), return_dict=False)[0]
+        finally:
+            if upcast:
+                vae.to(dtype)
         return pipeline.image_processor.postprocess(pixels.float(), output_type="pil")
 
     # The update
@@ -258,7 +299,7 @@ class PipelineSampler:
             return outputs[0]
         unconditional = self.template["unconditional"]
         base, conditional = outputs[unconditional], outputs[1 - unconditional]
-        return base + self.guidance_scale * (conditional - base)
+        return base + self._two_scale * (conditional - base)
 
     def log_prob(self, prediction: Tensor, trajectory: dict[str, Tensor], rows: Tensor, steps: Tensor) -> Tensor:
         """(R,) log-probs of the steps that were taken, given (R, ...) predictions for them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,9 @@ class Recorder:
         self._outputs: list[Tensor] = []
         self._first: list[dict[str, Any]] = []
         self._schedule: StepSchedule | None = None
-        self.latents: list[Tensor] = []
+        # Latents before and after each step
+        self._before: list[Tensor] = []
+        self._after: list[Tensor] = []
         self._times: list[float] = []
         self._log_probs: list[Tensor] = []
 
@@ -55,27 +58,40 @@ class Recorder:
         finally:
             vars(pipeline)[name], vars(pipeline)["scheduler"] = denoiser, scheduler
 
+    @property
+    def final(self) -> Tensor:
+        """(R, ...) latents of the finished images."""
+        return self._after[-1]
+
     def _denoise(self, arguments: dict[str, Any]) -> Tensor:
         self._calls.append(arguments)
         output = self._model(latents_name=self._sampler._latents_name, **arguments)
         self._outputs.append(output)
         return output
 
-    def _step(self, output: Tensor, sample: Tensor) -> Tensor:
+    def _step(self, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
         """The stochastic step, in place of the scheduler's."""
         sampler, latents, index = self._sampler, sample.float(), len(self._times)
+        name = type(sampler.pipeline).__name__
         if self._schedule is None:
             self._schedule = sampler._build_schedule()
             if len(self._schedule) != sampler.steps:
                 raise PipelineError(
-                    f"{type(sampler.pipeline).__name__} takes {len(self._schedule)} steps, not `num_inference_steps` "
-                    f"({sampler.steps})."
+                    f"{name} takes {len(self._schedule)} steps, not `num_inference_steps` ({sampler.steps})."
                 )
-            self.latents.append(latents)
             self._first = self._calls
-            self._read_template(output)
+            self._read_template(output, latents)
         elif not sampler._checked:
             self._check_unchanged()
+        times = self._scheduler.timesteps
+        if index >= len(times) or not math.isclose(float(timestep), float(times[index]), rel_tol=1e-5, abs_tol=1e-6):
+            raise PipelineError(
+                f"{name} does not take its scheduler's steps from the first to the last, as image-to-image pipelines do. "
+                "Train a text-to-image pipeline."
+            )
+        if index and not torch.equal(sample, self._after[-1].to(sample.dtype)):
+            raise PipelineError(f"{name} changes the latents between its steps, which the update cannot repeat.")
+        self._before.append(latents)
         prediction = sampler._guided(
             [
                 part.float()
@@ -86,11 +102,7 @@ class Recorder:
         # In half precision, guidance multiplies the rounding of the two predictions
         tolerance = max(1e-3, 10 * torch.finfo(output.dtype).eps)
         if not sampler._checked and (prediction - output).norm() > tolerance * output.float().norm():
-            raise PipelineError(
-                f"{type(sampler.pipeline).__name__} combines its denoiser's predictions in a way that the update cannot "
-                "repeat: only classifier-free guidance with one scale is known (no `guidance_rescale`, no skipped "
-                "layers). Change `pipeline_kwargs`."
-            )
+            raise self._unknown_combination()
         schedule = self._schedule
         scale, gain, std = (
             values[index].to(latents).expand(len(latents)) for values in (schedule.scale, schedule.gain, schedule.std)
@@ -104,18 +116,18 @@ class Recorder:
             else scale.new_full(scale.shape, torch.nan)
         )
         self._times.append(float(self._calls[0]["timestep"].flatten()[0]))
-        self.latents.append(following)
+        self._after.append(following)
         self._calls, self._outputs = [], []
         return following
 
-    def _read_template(self, output: Tensor) -> None:
+    def _read_template(self, output: Tensor, sample: Tensor) -> None:
         """Learns from the first step how the pipeline calls its denoiser."""
         sampler, rows = self._sampler, self._rows
         calls = []
         for call in self._calls:
             latents = call[sampler._latents_name]
             parts, rest = divmod(len(latents), rows)
-            expected = torch.cat([self.latents[0]] * parts) if not rest else None
+            expected = torch.cat([sample] * parts) if not rest else None
             if (
                 rest
                 or latents.shape != expected.shape
@@ -157,18 +169,27 @@ class Recorder:
             for call, value in zip(calls, self._outputs, strict=True)
             for part in value.chunk(call["parts"])
         ]
+        if outputs[0].shape != output.shape:
+            raise self._unknown_combination()
         if sampler.template is not None:
             template["unconditional"] = sampler.template["unconditional"]
         elif len(outputs) == 2:
             errors = []
             for unconditional in (0, 1):
                 base, conditional = outputs[unconditional], outputs[1 - unconditional]
-                guided = base + sampler.guidance_scale * (conditional - base)
+                guided = base + sampler._two_scale * (conditional - base)
                 errors.append((guided - output.float()).abs().max().item())
             template["unconditional"] = int(errors[1] < errors[0])
         if sampler.template is not None and sampler.template != template:
             raise PipelineError(f"{type(sampler.pipeline).__name__} does not call its denoiser as it did before.")
         sampler.template = template
+
+    def _unknown_combination(self) -> PipelineError:
+        return PipelineError(
+            f"{type(self._sampler.pipeline).__name__} combines its denoiser's predictions in a way that the update cannot "
+            "repeat: only classifier-free guidance with one scale is known (no `guidance_rescale`, no skipped layers, no "
+            "learned variance). Change `pipeline_kwargs`, or train another pipeline."
+        )
 
     def _check_unchanged(self) -> None:
         """Only latents and time may change between steps."""
@@ -193,14 +214,20 @@ class Recorder:
         """Each row's trajectory: K trained steps' latents and the next ones, times, coefficients, shares and log-probs."""
         sampler, schedule, rows = self._sampler, self._schedule, self._rows
         sampler._checked = True
+        if len(self._after) != len(schedule):
+            raise PipelineError(
+                f"{type(sampler.pipeline).__name__} took {len(self._after)} steps, not `num_inference_steps` "
+                f"({len(schedule)})."
+            )
         without = [step for step in sampler.trained if schedule.std[step] <= 0]
         if without:
             raise PipelineError(
                 f"`train_steps`: step {without[0]} of {len(schedule)} is deterministic in this schedule: it has no log-prob."
                 f" Leave it out, for example with `train_steps: ':{without[0]}'`."
             )
-        device = self.latents[0].device
-        path, times = torch.stack(self.latents, 1), torch.tensor(self._times, device=device)
+        device = self._before[0].device
+        before, after = torch.stack(self._before, 1), torch.stack(self._after, 1)
+        times = torch.tensor(self._times, device=device)
         values = [getattr(schedule, name) for name in ("scale", "gain", "std", "clean_scale", "clean_gain")]
         coefficients = torch.stack(values, -1).float().to(device)
         log_probs = torch.stack(self._log_probs, 1)
@@ -211,8 +238,8 @@ class Recorder:
         row = torch.arange(rows, device=device).unsqueeze(1)
         batch = {
             "steps": chosen,
-            "latents": path[row, chosen],
-            "next": path[row, chosen + 1],
+            "latents": before[row, chosen],
+            "next": after[row, chosen],
             "timestep": times[chosen],
             "coefficients": coefficients[chosen],
             "log_probs": log_probs[row, chosen],
@@ -253,7 +280,7 @@ class _Denoiser(nn.Module):
 class _Scheduler:
     """A scheduler whose step goes to a function; all else is the scheduler's own."""
 
-    def __init__(self, scheduler: Any, step: Callable[[Tensor, Tensor], Tensor]):
+    def __init__(self, scheduler: Any, step: Callable[[Tensor, Any, Tensor], Tensor]):
         self._scheduler = scheduler
         self._step = step
 
@@ -261,7 +288,7 @@ class _Scheduler:
         return getattr(self._scheduler, name)
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True, **_: Any) -> Any:
-        following = self._step(model_output, sample)
+        following = self._step(model_output, timestep, sample)
         return SimpleNamespace(prev_sample=following) if return_dict else (following,)
 
 

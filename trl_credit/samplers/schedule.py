@@ -8,6 +8,7 @@ DDIM and DDPM (arXiv 2010.02502) and the flow-matching SDEs of Flow-GRPO (2505.0
 this form, so everything after the coefficients is shared.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -128,8 +129,20 @@ def ddim_schedule(scheduler: Any, eta: float) -> StepSchedule:
         "sample": ((zero, one), (1 / noise, -signal / noise)),
     }
     clean, estimate = kinds[config.prediction_type]
+    if (std.square() > (1 - then) * (1 + 1e-6)).any():  # at eta 1 it may exceed that by rounding
+        noisy = std > 0
+        most = math.floor(1e3 * eta * ((1 - then[noisy]).sqrt() / std[noisy]).min().item()) / 1e3
+        raise ValueError(
+            f"`eta` ({eta:g}) adds more noise than a step's result may have. Set it to at most {most:g} for these steps; "
+            "1 is DDPM's noise."
+        )
     direction = (1 - then - std.square()).clamp(min=0).sqrt()
     scale, gain = (then.sqrt() * c + direction * e for c, e in zip(clean, estimate, strict=True))
+    if not (scale.isfinite() & gain.isfinite()).all():
+        raise ValueError(
+            f"a step starts from pure noise, of which a prediction of {config.prediction_type!r} says nothing. Load the "
+            "pipeline with `rescale_betas_zero_snr` false, or with another `timestep_spacing`."
+        )
     return StepSchedule(scale, gain, std, torch.ones_like(std), *clean)
 
 
@@ -150,6 +163,7 @@ def flow_schedule(scheduler: Any, eta: float, sde: str = "flow_grpo") -> StepSch
     if sde not in FLOW_SDES:
         raise ValueError(f"`sde` must be one of {', '.join(FLOW_SDES)}, got {sde!r}.")
     times = scheduler.sigmas.double().cpu()
+    times = torch.where((times - 1).abs() < 1e-6, 1.0, times)  # diffusers computes them in float32
     _check_config(scheduler)
     if times[0] > 1 or (times.diff() >= 0).any() or times[-1] < 0:
         raise ValueError("the scheduler's `sigmas` must fall from at most 1 to 0.")

@@ -1,6 +1,6 @@
 """Config of the trainer for diffusion and flow-matching models."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Gt
@@ -10,21 +10,30 @@ from ..samplers.schedule import FLOW_SDES, steps_to_train
 from .config import CreditGRPOConfig, refuse_settings
 
 
+_VLLM = tuple(f.name for f in fields(CreditGRPOConfig) if f.name.startswith("vllm_"))
+_VESPO = tuple(f.name for f in fields(CreditGRPOConfig) if f.name.startswith("vespo_"))
 # TRL's settings without meaning for images, with their defaults; the reason is said once
 _TEXT_SETTINGS = {
     "it samples text": (
         "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs", "cache_implementation",
-        "use_transformers_continuous_batching", "use_vllm", "chat_template_kwargs", "max_tool_calling_iterations",
+        "use_transformers_continuous_batching", "transformers_continuous_batching_config", "use_vllm", *_VLLM,
+        "chat_template_kwargs", "max_tool_calling_iterations",
     ),
     "the entropy of a sampler's step does not depend on the policy": (
-        "entropy_coef", "use_adaptive_entropy", "top_entropy_quantile",
+        "entropy_coef", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target",
+        "use_adaptive_entropy", "top_entropy_quantile",
     ),
     "a denoiser always runs in eval mode": ("disable_dropout",),
     "a pipeline samples with the sharded denoiser": ("ds3_gather_for_generation",),
     "every image has all of its steps": ("mask_truncated_completions", "trim_padding", "pad_to_multiple_of"),
     "a step has a log-prob of its own": ("importance_sampling_level", "off_policy_mask_threshold"),
-    "it is for a language model's head": ("cast_lm_head_to_fp32", "router_aux_loss_coef"),
-    "the KL divergence is exact, and its reference stays as it is": ("use_bias_correction_kl", "sync_ref_model"),
+    "it is for a language model": (
+        "cast_lm_head_to_fp32", "router_aux_loss_coef", "neftune_noise_alpha", "use_liger_kernel", "liger_kernel_config",
+    ),
+    "the KL divergence is exact, and its reference stays as it is": (
+        "use_bias_correction_kl", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps",
+    ),
+    "its loss is made for a sequence's ratio": _VESPO,
 }  # fmt: skip
 # Losses made for sequences
 _LOSSES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo")

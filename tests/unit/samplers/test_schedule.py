@@ -90,6 +90,18 @@ def test_flow_steps_are_the_papers(sde, even):
         assert schedule.native[i].item() == pytest.approx(weight * (1 + (1 - times[i]) * sigma**2 / (2 * times[i])))
 
 
+@pytest.mark.parametrize("shift", [1.18, 1.32, 1.57, 1.91, 2.61])
+def test_a_first_time_that_rounding_moves_is_one(shift):
+    """diffusers computes sigmas in float32: shift / (1 + (shift - 1)) is not always 1."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(10)
+    assert scheduler.sigmas[0] != 1
+    found = flow_schedule(scheduler, 0.7)
+    time, following = 1.0, float(scheduler.sigmas[1])
+    expected = 0.7 * (time / (1 - following)) ** 0.5 * (time - following) ** 0.5
+    assert found.std[0].item() == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("schedule", [ddim_schedule(ddim(6), 1.0), flow_schedule(flow(6), 0.7)], ids=["ddim", "flow"])
 def test_the_log_ratio_is_the_papers(schedule):
     """log rho_i = -[w mean(D eps) + w^2 / 2 mean(D^2)], from log-probs that know nothing of w."""
@@ -127,6 +139,11 @@ def test_shares_sum_to_one_and_follow_their_quantity():
         (lambda: flow_schedule(flow(), -1.0), "`eta` must be above 0"),
         (lambda: ddim_schedule(ddim(clip_sample=True), 1.0), "`clip_sample`"),
         (lambda: ddim_schedule(ddim(thresholding=True), 1.0), "`thresholding`"),
+        (lambda: ddim_schedule(ddim(20, timestep_spacing="trailing"), 1.2), "Set it to at most 1"),
+        (
+            lambda: ddim_schedule(ddim(timestep_spacing="trailing", rescale_betas_zero_snr=True), 1.0),
+            "starts from pure noise",
+        ),
         (lambda: flow_schedule(flow(), 0.7, "ode"), "`sde` must be one of flow_grpo, dance_grpo"),
         (lambda: flow_schedule(flow(invert_sigmas=True), 0.7), "must fall"),
         (lambda: schedule_builder(ddim(), None, "flow_grpo"), "has no effect with DDIMScheduler"),
