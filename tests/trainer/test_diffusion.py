@@ -293,8 +293,11 @@ def test_a_scheduler_without_a_stochastic_step_is_replaced(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         trainer = make(tmp_path, pipeline, darkness, Dataset.from_dict({"prompt": ["a fox"] * 8}), **SETTINGS["sd15"])
     assert "PNDMScheduler has no stochastic step" in caplog.text
-    assert type(trainer.pipeline.scheduler).__name__ == "DDIMScheduler"
+    assert type(trainer.sampler.scheduler).__name__ == "DDIMScheduler"
     trainer.train()
+    trainer.save_model()
+    assert type(pipeline.scheduler).__name__ == "PNDMScheduler"
+    assert type(type(pipeline).from_pretrained(tmp_path).scheduler).__name__ == "PNDMScheduler"
 
 
 def test_a_pipeline_that_cannot_be_repeated_is_refused(tmp_path):
@@ -454,8 +457,10 @@ def test_nan_and_failing_rewards_are_guarded(tmp_path):
         ({"rollout_func": print}, "`rollout_func` has no meaning"),
         ({"model": "no/such/place/at/all"}, "cannot load the pipeline"),
         ({"peft_config": LoraConfig()}, "`lora_target_modules` must name"),
+        ({"train_dataset": Dataset.from_dict({"text": ["3"]})}, "no column 'prompt'. .*Known: text"),
+        ({"reward_funcs": "hps"}, "one of `trl_credit.rewards.images`, imported"),
     ],
-    ids=["config", "columns", "rollout", "model", "lora"],
+    ids=["config", "columns", "rollout", "model", "lora", "prompt", "reward"],
 )
 def test_what_cannot_work_is_an_error(change, message, tmp_path):
     arguments = {
@@ -509,6 +514,38 @@ def test_the_hub_gets_what_diffusers_loads(lora, tmp_path, monkeypatch, caplog):
     assert ('pipeline.load_lora_weights("jane/foxes")' in code) == (lora is not None)
     assert 'pipeline("A red fox", num_inference_steps=5, guidance_scale=3).images[0]' in code
     compile(code, "card", "exec")
+
+
+def test_diffusers_loads_the_adapter_of_a_checkpoint(tmp_path):
+    pipeline, settings = stable_diffusion(tmp_path), SETTINGS["sd15"]
+    data = Dataset.from_dict({"prompt": ["a red fox", "blue boat"] * 4})
+    trainer = make(
+        tmp_path / "out", pipeline, darkness, data, lora=TARGETS, max_steps=1, save_strategy="steps", save_steps=1,
+        learning_rate=1e-2, **settings,
+    )  # fmt: skip
+    trainer.train()
+    fresh = stable_diffusion(tmp_path)
+    for component in (fresh.unet, fresh.text_encoder, fresh.vae):
+        component.eval()
+    untrained = draw(fresh, "sd15")
+    fresh.load_lora_weights(str(tmp_path / "out" / "checkpoint-1"))
+    images = draw(fresh, "sd15")
+    torch.testing.assert_close(images, draw(pipeline, "sd15"), rtol=0, atol=2e-6)
+    assert (images - untrained).abs().max() > 1e-4
+
+
+def test_a_reward_of_none_prints_no_tensors(tmp_path, caplog):
+    """TRL's warning shows the dataset's row, which holds the trajectory."""
+
+    def unsure(images, **_):
+        return [None, *range(1, len(images))]
+
+    trainer = make(tmp_path, reward=unsure, max_steps=1)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    (record,) = [record for record in caplog.records if "None for the following kwargs" in record.getMessage()]
+    assert "<trajectory of 4 steps>" in record.getMessage()
+    assert len(record.getMessage()) < 2000
 
 
 def test_checkpoints_are_not_for_the_hub(tmp_path):

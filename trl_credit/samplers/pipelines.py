@@ -34,6 +34,11 @@ logger = get_logger(__name__)
 
 # Arguments of a pipeline's call that the trainer sets, and those that are text for each image
 _OURS = ("prompt", "latents", "generator", "return_dict")
+_INSTEAD = {
+    "num_images_per_prompt": "Set `num_generations` instead.",
+    "eta": "Set `eta` of the config instead.",
+    "timesteps": "Set `num_inference_steps`, or the scheduler's config.",
+}
 _PROMPT = re.compile(r"(negative_)?prompt(_\d)?")
 # Columns of a trajectory's `coefficients`
 SCALE, GAIN, STD, CLEAN_SCALE, CLEAN_GAIN = range(5)
@@ -82,19 +87,21 @@ def check_pipeline(model: str) -> None:
         )
 
 
-def use_stochastic_scheduler(pipeline: DiffusionPipeline) -> None:
-    """Gives a pipeline whose scheduler has no stochastic step a `DDIMScheduler` with the same noise levels."""
+def stochastic_scheduler(pipeline: DiffusionPipeline) -> Any:
+    """The pipeline's scheduler, or a `DDIMScheduler` of the same training schedule if its own has no stochastic step."""
     from diffusers import DDIMScheduler
 
     scheduler = pipeline.scheduler
     if type(scheduler) is not DDIMScheduler and "DDIMScheduler" in [cls.__name__ for cls in scheduler.compatibles]:
         if scheduler.config.get("prediction_type") == "flow_prediction":
-            return
+            return scheduler
         logger.warning(
-            "%s has no stochastic step that is known here: sampling uses a DDIMScheduler with its noise levels.",
+            "%s has no stochastic step that is known here: training samples with a DDIMScheduler of the same betas. The "
+            "pipeline keeps its own.",
             type(scheduler).__name__,
         )
-        pipeline.scheduler = DDIMScheduler.from_config(scheduler.config, clip_sample=False, thresholding=False)
+        return DDIMScheduler.from_config(scheduler.config, clip_sample=False, thresholding=False)
+    return scheduler
 
 
 def denoiser_name(pipeline: DiffusionPipeline) -> str:
@@ -153,8 +160,8 @@ class PipelineSampler:
         self.template: dict[str, Any] | None = None
         self._checked = False
         self.component = denoiser_name(pipeline)
-        use_stochastic_scheduler(pipeline)
-        self._build_schedule = schedule_builder(pipeline.scheduler, eta, sde)
+        self.scheduler = stochastic_scheduler(pipeline)
+        self._build_schedule = schedule_builder(self.scheduler, eta, sde)
         known = inspect.signature(pipeline.__call__).parameters
         if "guidance_scale" in known:
             scale = known["guidance_scale"].default if guidance_scale is None else guidance_scale
@@ -178,10 +185,8 @@ class PipelineSampler:
         for name, value in (arguments or {}).items():
             if name in self._arguments or name in _OURS:
                 raise PipelineError(f"`pipeline_kwargs`: {name!r} is set by the trainer. Remove it.")
-            if name == "num_images_per_prompt":
-                raise PipelineError(
-                    f"`pipeline_kwargs`: {name!r} would draw more images than prompts. Set `num_generations` instead."
-                )
+            if name in _INSTEAD:
+                raise PipelineError(f"`pipeline_kwargs`: {name!r} cannot be set there. {_INSTEAD[name]}")
             self._arguments[name] = value
         for name in self._arguments:
             if name not in known:
@@ -215,7 +220,12 @@ class PipelineSampler:
             part = list(prompts[start : start + (rows or len(prompts))])
             recorder = Recorder(self, model, len(part))
             with recorder.installed(), _no_progress_bar(self.pipeline):
-                self.pipeline(prompt=part, **self._for_rows(len(part)))
+                try:
+                    self.pipeline(prompt=part, **self._for_rows(len(part)))
+                except (TypeError, ValueError) as error:
+                    if isinstance(error, PipelineError) or recorder.started:
+                        raise
+                    raise PipelineError(f"{type(self.pipeline).__name__} refuses its arguments: {error}") from error
             trajectories += recorder.trajectories()
             images += self.decode(recorder.final)
         for name, first in trajectories[0].items():

@@ -12,6 +12,10 @@ from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 
+# Tokens of `step_tokenizer`
+PAD, END = 0, 1
+
+
 class DenoiserConfig(PretrainedConfig):
     """Config of a [`DenoiserPolicy`]. There is nothing to set: the denoiser has its own."""
 
@@ -36,9 +40,10 @@ class DenoiserPolicy(PreTrainedModel):
     _supports_sdpa = True
 
     def __init__(self, denoiser: nn.Module, name: str = ""):
-        super().__init__(DenoiserConfig(name_or_path=name))
+        ends = {"pad_token_id": PAD, "eos_token_id": END}
+        super().__init__(DenoiserConfig(name_or_path=name, **ends))
         self.denoiser = denoiser
-        self.generation_config = GenerationConfig()
+        self.generation_config = GenerationConfig(**ends)
         self._no_split_modules = list(getattr(denoiser, "_no_split_modules", None) or [])
         self._inputs_require_grad = False
         self.eval()

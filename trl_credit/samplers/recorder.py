@@ -28,6 +28,13 @@ class PipelineError(ValueError):
     """A pipeline whose sampling cannot be repeated for the update."""
 
 
+class Trajectory(dict[str, Tensor]):
+    """An image's trajectory. TRL prints dataset rows in warnings, so it shows no numbers."""
+
+    def __repr__(self) -> str:
+        return f"<trajectory of {len(self['steps'])} steps>"
+
+
 class Recorder:
     """Takes the place of a pipeline's denoiser and scheduler during one call."""
 
@@ -48,15 +55,19 @@ class Recorder:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         pipeline, name = self._sampler.pipeline, self._sampler.component
-        denoiser, scheduler = getattr(pipeline, name), pipeline.scheduler
+        denoiser, own = getattr(pipeline, name), pipeline.scheduler
         # Around `DiffusionPipeline.__setattr__`, which would write them into the pipeline's config
         vars(pipeline)[name] = _Denoiser(denoiser, self._denoise)
-        vars(pipeline)["scheduler"] = _Scheduler(scheduler, self._step)
-        self._scheduler = scheduler
+        vars(pipeline)["scheduler"] = _Scheduler(self._sampler.scheduler, self._step)
         try:
             yield
         finally:
-            vars(pipeline)[name], vars(pipeline)["scheduler"] = denoiser, scheduler
+            vars(pipeline)[name], vars(pipeline)["scheduler"] = denoiser, own
+
+    @property
+    def started(self) -> bool:
+        """True once the pipeline has called its denoiser."""
+        return bool(self._calls or self._after)
 
     @property
     def final(self) -> Tensor:
@@ -83,7 +94,7 @@ class Recorder:
             self._read_template(output, latents)
         elif not sampler._checked:
             self._check_unchanged()
-        times = self._scheduler.timesteps
+        times = sampler.scheduler.timesteps
         if index >= len(times) or not math.isclose(float(timestep), float(times[index]), rel_tol=1e-5, abs_tol=1e-6):
             raise PipelineError(
                 f"{name} does not take its scheduler's steps from the first to the last, as image-to-image pipelines do. "
@@ -253,7 +264,7 @@ class Recorder:
             for name in call["shared"]:
                 batch[f"{CONDITION}{number}/{name}"] = given[name].unsqueeze(0).expand(rows, *given[name].shape)
         where = sampler.device or device
-        return [{name: value[i].to(where, copy=True) for name, value in batch.items()} for i in range(rows)]
+        return [Trajectory({name: value[i].to(where, copy=True) for name, value in batch.items()}) for i in range(rows)]
 
 
 class _Denoiser(nn.Module):

@@ -234,6 +234,8 @@ def steps_to_train(steps: str, count: int) -> list[int]:
     Raises:
         ValueError: Neither of the two, an index out of range, or no step left.
     """
+    if not isinstance(steps, str):
+        raise ValueError(f"`train_steps` must be text, such as ':-1', '2:8' or '0, 2, 4', got {steps!r}.")
     sliced = ":" in steps
     try:
         numbers = [int(part) if part.strip() or not sliced else None for part in steps.split(":" if sliced else ",")]

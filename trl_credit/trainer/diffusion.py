@@ -22,13 +22,14 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import get_config_model_id
 
-from .._util.text import hub_id
+from .._util.text import hub_id, nearest
 from ..credit_pass import CreditResult
 from ..extras.trainer import bind_arguments, check_arguments, default_output_dir
 from ..methods import PCPO, CreditMethod, Uniform
 from ..rewards.images import prompt_text
 from ..samplers.pipelines import GAIN, STD, PipelineSampler, load_pipeline
 from ..samplers.policy import DenoiserPolicy, step_tokenizer
+from ..samplers.recorder import Trajectory
 from ..samplers.schedule import step_kl
 from ..signals.sampler_steps import SAMPLER
 from .diffusion_config import DiffusionGRPOConfig
@@ -57,13 +58,15 @@ class _SamplerTrainer(GRPOTrainer):
         training_args, model = kwargs["args"], kwargs["model"]
         # TRL's KL penalty is an estimate from log-probs; ours is exact, and its own term
         self.kl_beta, training_args.beta = training_args.beta, 0.0
+        # The pipeline is loaded with them, and TRL would say that they are ignored
+        options, training_args.model_init_kwargs = training_args.model_init_kwargs, None
         reference = None
         if self.kl_beta and kwargs["peft_config"] is None and not is_peft_model(model):
             reference = copy.deepcopy(model).requires_grad_(False)
         try:
             super().__init__(*args, **kwargs)
         finally:
-            training_args.beta = self.kl_beta
+            training_args.beta, training_args.model_init_kwargs = self.kl_beta, options
         if self.is_fsdp_enabled:  # as accelerate prepares FSDP2, a state dict can hold no constants such as positions
             for module in self.accelerator.unwrap_model(self.model).modules():
                 module._non_persistent_buffers_set.update(module._buffers)
@@ -195,7 +198,7 @@ def _rollout(prompts: list, trainer: "DiffusionGRPOTrainer") -> dict[str, Any]:
 
     trajectories, images = trainer.sampler.sample(texts, policy, rows)
     if args.dynamic_sampling and trainer.accelerator.num_processes > 1:  # groups may move to another process
-        trajectories = [{name: value.cpu() for name, value in row.items()} for row in trajectories]
+        trajectories = [Trajectory({name: value.cpu() for name, value in row.items()}) for row in trajectories]
     ends = tokenizer.eos_token_id
     return {
         "prompt_ids": [[ends] for _ in prompts],
@@ -276,15 +279,20 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
                 f"{type(training_args).__name__}."
             )
         for dataset in (arguments["train_dataset"], arguments["eval_dataset"]):
-            taken = set(getattr(dataset, "column_names", None) or ()) & {"image", IMAGES, TRAJECTORY}
-            if taken:
+            columns = set(getattr(dataset, "column_names", None) or ())
+            if columns and "prompt" not in columns:
+                raise ValueError(f"The dataset has no column 'prompt'. {nearest('prompt', columns)}")
+            if taken := columns & {"image", IMAGES, TRAJECTORY}:
                 raise ValueError(
                     f"The dataset's column {min(taken)!r} has the name of what the sampler adds. Rename or remove it."
                 )
         rewards = arguments["reward_funcs"] or []
         for reward in rewards if isinstance(rewards, list) else [rewards]:
             if isinstance(reward, (str, nn.Module)):
-                raise ValueError("`reward_funcs`: a reward model scores text. Give a function of images.")
+                raise ValueError(
+                    "`reward_funcs`: a reward model scores text. Give a function of images, such as one of "
+                    "`trl_credit.rewards.images`, imported."
+                )
         arguments["args"] = training_args
         # Before a pipeline is loaded
         self.credit_method = self._resolve_credit(training_args)
@@ -316,6 +324,9 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
             _push_at_the_end(training_args)
         arguments["model"] = DenoiserPolicy(denoiser, source)
         _check_targets(arguments["peft_config"], denoiser)
+        if getattr(arguments["peft_config"], "task_type", None) is not None:  # a denoiser is none of PEFT's tasks
+            arguments["peft_config"] = copy.copy(arguments["peft_config"])
+            arguments["peft_config"].task_type = None
         arguments["processing_class"] = step_tokenizer(training_args.num_inference_steps)
         super().__init__(**arguments)
         self._place_pipeline()
@@ -426,7 +437,8 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
         is_checkpoint = _internal_call and output_dir is not None  # `push_to_hub` calls it without a folder
         if is_checkpoint or adapter:
             super().save_model(output_dir, _internal_call)
-        if is_checkpoint:
+        # Gathering shards for a second file would double the time of a sharded run's checkpoints
+        if is_checkpoint and (not adapter or self.is_deepspeed_enabled or self.is_fsdp_enabled):
             return
         # Gathers shards, so every process takes part
         state = self.accelerator.get_state_dict(self.model_wrapped if self.is_deepspeed_enabled else self.model)

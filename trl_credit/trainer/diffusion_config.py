@@ -144,7 +144,9 @@ class DiffusionGRPOConfig(CreditGRPOConfig):
                 f"steps ({count}) follow from `num_inference_steps` and `train_steps`. Remove it."
             )
         self.max_completion_length = count
-        if isinstance(self.pipeline_kwargs, str):
+        if isinstance(self.pipeline_kwargs, str) and not self.pipeline_kwargs.lstrip().startswith(
+            "{"
+        ):  # else JSON, for TRL
             raise ValueError(f"`pipeline_kwargs` must be a mapping, got {self.pipeline_kwargs!r}.")
 
     @property
