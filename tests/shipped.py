@@ -11,6 +11,12 @@ REGIMES = ("plain", "letters", "long", "drift")
 # A second look at what the first ten seeds of a regime showed
 AGAIN = "long_again"
 COLUMNS = ("gcpo", "dgpo", "dgpo adaptive", "surprisal", "entropy")
+# Recipes of the embedded image model, and what is special about each
+IMAGE_REGIMES = {
+    "digits_all_steps": "all steps trained",
+    "digits": "last step out",
+    "digits_reuse": "last step out, batches used twice",
+}
 BENCH_ROWS = (
     ("gcpo", 0),
     ("gcpo", 80),
@@ -37,6 +43,29 @@ def learning_rows(results: Path = RESULTS) -> list[str]:
         cells = [f"{signed(found[c]['mean'])}, {found[c]['verdict']}" if c in found else "\u2013" for c in COLUMNS]
         name = "long, ten other seeds" if regime == AGAIN else regime
         rows.append(f"| {name} | {uniform['quantities']['mean_reward']['mean']:.3f} | {' | '.join(cells)} |")
+    return rows
+
+
+def image_rows(results: Path = RESULTS) -> list[str]:
+    rows = [
+        "| trained | method | mean reward | difference, p | updates to 0.9 | Frechet distance there |",
+        "|---" * 6 + "|",
+    ]
+    for regime, title in IMAGE_REGIMES.items():
+        comparison = json.loads((results / regime / "comparison.json").read_text())
+        found = {d["label"]: d for d in comparison["differences"] if d["quantity"] == "mean_reward"}
+        for place, method in enumerate(comparison["methods"]):
+            label, values = method["label"], method["quantities"]
+            updates = values["updates_to_target"]
+            shown = f"{updates['mean']:.1f}" if updates["mean"] is not None else f"{updates['median']:.1f}*"
+            difference = "\u2013"
+            if label in found:
+                row = found[label]
+                difference = f"{signed(row['mean'])}, {row['p_holm']:.3f}: {row['verdict']}"
+            rows.append(
+                f"| {title if not place else ''} | {label} | {values['mean_reward']['mean']:.3f} | {difference} | {shown} "
+                f"| {values['at_target/frechet_distance']['mean']:.1f} |"
+            )
     return rows
 
 
