@@ -7,12 +7,14 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -84,6 +86,25 @@ def stable_diffusion(folder: Path, scheduler: type = DDIMScheduler) -> StableDif
     )  # fmt: skip
 
 
+def stable_diffusion_xl(folder: Path) -> StableDiffusionXLPipeline:
+    """With Euler's scheduler, as it comes, and a VAE whose latents have a mean and a deviation for each channel."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 16), layers_per_block=1, sample_size=8, in_channels=4, out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64, attention_head_dim=2, norm_num_groups=4, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 32,
+    )  # fmt: skip
+    vae = _vae(4, None)
+    vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.5, 1.0, 2.0])
+    tokenizer = clip_tokenizer(folder / "clip")
+    return StableDiffusionXLPipeline(
+        unet=unet, scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        vae=vae, text_encoder=CLIPTextModel(_clip_config()), tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(_clip_config()), tokenizer_2=tokenizer, add_watermarker=False,
+    )  # fmt: skip
+
+
 def stable_diffusion_3(folder: Path) -> StableDiffusion3Pipeline:
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
@@ -115,11 +136,12 @@ def flux(folder: Path) -> FluxPipeline:
     )  # fmt: skip
 
 
-PIPELINES = {"sd15": stable_diffusion, "sd3": stable_diffusion_3, "flux": flux}
+PIPELINES = {"sd15": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3, "flux": flux}
 # The sampler's settings that suit each
 _SMALL = {"num_inference_steps": 5, "guidance_scale": 3.0, "height": 16, "width": 16}
 SETTINGS = {
     "sd15": _SMALL,
+    "sdxl": _SMALL,
     "sd3": _SMALL | {"pipeline_kwargs": {"max_sequence_length": 12}},
     "flux": _SMALL | {"pipeline_kwargs": {"max_sequence_length": 12}},
 }

@@ -28,6 +28,8 @@ def test_a_recipe_trains(name, tmp_path):
         "--dataset_name", write(tmp_path / "prompts.jsonl", rows), "--problem_column", "caption", "--reward_funcs",
         "incompressibility", "--output_dir", str(tmp_path / "out"), *SMALL, *ON_CPU,
     ]  # fmt: skip
+    if kind == "flux":
+        words += ["--train_steps_drawn", "3"]
     if "pipeline_kwargs" in SETTINGS[kind]:
         words += ["--pipeline_kwargs", '{"max_sequence_length": 12}']
     trainer = train.main(words)

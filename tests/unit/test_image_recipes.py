@@ -31,7 +31,7 @@ def test_every_field_is_used(path):
     if "credit" in settings:
         assert training.credit == build_credit(settings["credit"]).to_dict()
     assert training.gradient_accumulation_steps <= training.steps_per_generation
-    assert training.max_completion_length == len(training.trained_steps)
+    assert training.max_completion_length == (training.train_steps_drawn or len(training.trained_steps))
     assert bool(model.use_peft) == ("lora" in path.stem)
 
 

@@ -27,6 +27,11 @@ _VARIED = {
     "seed": "--seeds",
 }
 _DECIDED = ("output_dir", "logging_steps", "logging_strategy", "disable_tqdm", "resume_from_checkpoint", "push_to_hub")
+# What is compared: the task, the model, the measures and the number of updates
+_COMMON = (
+    "trainer", "model_name_or_path", "model_revision", "dataset_name", "dataset_config", "dataset_train_split",
+    "reward_funcs", "reward_weights", "max_steps", "num_train_epochs", "num_generations", "per_device_train_batch_size", "eval",
+)  # fmt: skip
 _SECTION = ("methods", "seeds", "baseline", "target_reward", "at_target")
 
 
@@ -243,7 +248,7 @@ def _method_settings(settings: Any) -> dict[str, Any]:
     if not isinstance(settings, Mapping):
         raise ValueError(f"`settings` of a method must be a mapping of the recipe's fields, got {settings!r}.")
     for name in settings:
-        if name in (*_VARIED, *_DECIDED, "trainer"):
+        if name in (*_VARIED, *_DECIDED, *_COMMON):
             raise ValueError(f"`settings` of a method: {name!r} cannot differ between the methods of a comparison.")
     return json.loads(json.dumps(dict(settings)))
 

@@ -8,6 +8,8 @@
 | `pickscore` | cos times CLIP's learned temperature, about 15 to 25 | PickScore, arXiv 2305.01569 |
 | `hps` | cos, about 0.2 to 0.35 | HPS v2, arXiv 2306.09341 |
 
+Images are prepared as the checkpoint's processor says. HPS's own code pads what is not square; a CLIP processor crops it.
+
 cos is the cosine of CLIP's embeddings of image and prompt. The first two are reward functions. The others are factories,
 whose arguments a recipe gives as `{name: clip_score, model: ...}`: they load CLIP at the first call, once per process, and
 share it if their arguments are the same. Images may differ in size and mode. A prompt may be a conversation, of which the

@@ -75,6 +75,7 @@ def test_the_recipes_own_method_by_name_has_its_parameters():
         (['{"method": dgpo}'], "not valid JSON"),
         ([{"method": "gcpo", "label": "uniform"}, "uniform"], "Two methods have the label 'uniform'"),
         ([{"method": "gcpo", "label": 3}], "must be text"),
+        ([{"method": "uniform", "settings": {"max_steps": 3}}], "'max_steps' cannot differ between the methods"),
     ],
 )
 def test_bad_methods(methods, message):

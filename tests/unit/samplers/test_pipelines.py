@@ -160,7 +160,7 @@ def test_learned_variance_is_refused(tmp_path):
         sample(make(pipeline, pipeline_kwargs=kwargs))
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd3", "flux"])
+@pytest.mark.parametrize("name", PIPELINES)
 def test_images_are_the_pipelines_own(name, tmp_path):
     """`decode` on latents gives what the pipeline itself makes of them: the VAE's scale, shift, means, and packing."""
     pipeline = pipeline_of(name, tmp_path)
