@@ -29,8 +29,8 @@ _VARIED = {
 _DECIDED = ("output_dir", "logging_steps", "logging_strategy", "disable_tqdm", "resume_from_checkpoint", "push_to_hub")
 # What is compared: the task, the model, the measures and the number of updates
 _COMMON = (
-    "trainer", "model_name_or_path", "model_revision", "dataset_name", "dataset_config", "dataset_train_split",
-    "reward_funcs", "reward_weights", "max_steps", "num_train_epochs", "num_generations", "per_device_train_batch_size", "eval",
+    "trainer", "model_name_or_path", "model_revision", "dataset_name", "dataset_config", "dataset_train_split", "eval",
+    "reward_funcs", "reward_weights", "max_steps", "num_train_epochs", "num_generations", "per_device_train_batch_size",
 )  # fmt: skip
 _SECTION = ("methods", "seeds", "baseline", "target_reward", "at_target")
 

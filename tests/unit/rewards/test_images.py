@@ -18,6 +18,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    is_deepspeed_zero3_enabled,
+    unset_hf_deepspeed_config,
+)
 
 from trl_credit.rewards import IMAGE_REWARD_FACTORIES, IMAGE_REWARDS, build_reward, judges_images, required_columns
 from trl_credit.rewards import images as module
@@ -166,6 +171,23 @@ def test_the_head_against_the_official_network(tmp_path):
     for weight, bias in module._load_head(str(tmp_path / "head.pth"), "", WIDTH):
         scores = scores @ weight.T + bias
     torch.testing.assert_close(scores, network.eval().layers(x))
+
+
+def test_zero_3_leaves_it_whole(clip_folder, monkeypatch):
+    """transformers would partition what it loads, and no engine gathers this model."""
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    sharding, load = [], CLIPModel.from_pretrained
+
+    def loads(*args, **kwargs):
+        sharding.append(is_deepspeed_zero3_enabled())
+        unset_hf_deepspeed_config()  # whatever it was: there is no process group here
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(CLIPModel, "from_pretrained", loads)
+    build_reward({"name": "clip_score", "model": clip_folder})(images=IMAGES, prompts=PROMPTS)
+    assert sharding == [False]
+    assert config.is_zero3()
+    unset_hf_deepspeed_config()
 
 
 def test_loaded_once_and_frozen(clip_folder, tmp_path, monkeypatch):
