@@ -22,7 +22,7 @@ _TITLES = {
     "completions/mean_length": "Tokens of a completion",
     "credit/effective_fraction": "Effective token fraction",
 }
-_KINDS = {"better": "up", "worse": "down"}
+_KINDS = {"better": "up", "worse": "down", "higher": "apart", "lower": "apart"}
 
 
 def style_of(place: int) -> tuple[str, str]:

@@ -385,8 +385,8 @@ def _metrics_at_target(section: Mapping, before: Plan | None, metrics, target_re
     """Names from the command line, else the recipe, else the folder."""
     if metrics is None:
         metrics = section.get("at_target", before.at_target if before else [])
-    metrics = [metrics] if isinstance(metrics, str) else list(metrics or ())
-    if not all(isinstance(name, str) for name in metrics):
+    metrics = [metrics] if isinstance(metrics, str) else metrics or []
+    if not isinstance(metrics, (list, tuple)) or not all(isinstance(name, str) and name for name in metrics):
         raise ValueError(f"`at_target` must be a list of logged metrics, got {metrics!r}.")
     if metrics and target_reward is None:
         raise ValueError(f"`at_target` ({', '.join(metrics)}) needs a `target_reward`.")

@@ -388,7 +388,7 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
     rows, last = [], None
     for row in rows_of(comparison):
         cells = list(row.values())
-        if row["verdict"] in ("better", "worse"):
+        if row["verdict"] in ("better", "worse", "higher", "lower"):
             cells[-1] = f"**{row['verdict']}**"
         rows.append(line(["" if row["quantity"] == last else row["quantity"], *cells[1:]]))
         last = row["quantity"]

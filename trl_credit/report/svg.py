@@ -32,6 +32,7 @@ def marker(shape: str, x: str, y: float, title: str, css: str) -> Markup:
         "square": "M-3.5-3.5h7v7h-7z",
         "up": "M0-5L5 4H-5z",
         "down": "M0 5L5-4H-5z",
+        "apart": "M0-5L5 0L0 5L-5 0z",
         "same": "M-2.5 0a2.5 2.5 0 1 0 5 0a2.5 2.5 0 1 0 -5 0z",
     }[shape]
     inner = tag("title", visible(title)) + tag("path", d=path, class_=css)

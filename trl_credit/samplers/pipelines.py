@@ -165,19 +165,19 @@ class PipelineSampler:
         known = inspect.signature(pipeline.__call__).parameters
         if "guidance_scale" in known:
             scale = known["guidance_scale"].default if guidance_scale is None else guidance_scale
-            self.guidance_scale = float(scale)
+            self.guidance_scale = 1.0 if scale is None else float(scale)
         elif guidance_scale is not None:
             raise PipelineError(f"`guidance_scale` ({guidance_scale}): {type(pipeline).__name__} has no guidance.")
         else:
             self.guidance_scale = 1.0
         # FLUX reads `guidance_scale` as an input; its classifier-free guidance has a scale of its own
         if "true_cfg_scale" in known:
-            default = known["true_cfg_scale"].default
-            self._two_scale = float((arguments or {}).get("true_cfg_scale", default))
+            scale_of_two = (arguments or {}).get("true_cfg_scale", known["true_cfg_scale"].default)
+            self._two_scale = 1.0 if scale_of_two is None else float(scale_of_two)
         else:
             self._two_scale = self.guidance_scale
         self._arguments = {"num_inference_steps": steps, "output_type": "latent"}
-        if "guidance_scale" in known:
+        if "guidance_scale" in known and scale is not None:
             self._arguments["guidance_scale"] = self.guidance_scale
         for name, value in zip(("height", "width"), size, strict=True):
             if value is not None:
@@ -185,6 +185,8 @@ class PipelineSampler:
         for name, value in (arguments or {}).items():
             if name in self._arguments or name in _OURS:
                 raise PipelineError(f"`pipeline_kwargs`: {name!r} is set by the trainer. Remove it.")
+            if _PROMPT.fullmatch(name) and not isinstance(value, (str, type(None))):
+                raise PipelineError(f"`pipeline_kwargs`: {name!r} must be one text for all images, got {value!r}.")
             if name in _INSTEAD:
                 raise PipelineError(f"`pipeline_kwargs`: {name!r} cannot be set there. {_INSTEAD[name]}")
             self._arguments[name] = value
@@ -225,7 +227,10 @@ class PipelineSampler:
                 except (TypeError, ValueError) as error:
                     if isinstance(error, PipelineError) or recorder.started:
                         raise
-                    raise PipelineError(f"{type(self.pipeline).__name__} refuses its arguments: {error}") from error
+                    raise PipelineError(
+                        f"{type(self.pipeline).__name__} failed before its first step, as it does if an argument "
+                        f"(`height`, `width`, `pipeline_kwargs`) is wrong: {error}"
+                    ) from error
             trajectories += recorder.trajectories()
             images += self.decode(recorder.final)
         for name, first in trajectories[0].items():

@@ -100,7 +100,8 @@ class Recorder:
                 f"{name} does not take its scheduler's steps from the first to the last, as image-to-image pipelines do. "
                 "Train a text-to-image pipeline."
             )
-        if index and not torch.equal(sample, self._after[-1].to(sample.dtype)):
+        # A NaN of the policy is no change of the pipeline's
+        if index and not torch.allclose(sample, self._after[-1].to(sample.dtype), rtol=0, atol=0, equal_nan=True):
             raise PipelineError(f"{name} changes the latents between its steps, which the update cannot repeat.")
         self._before.append(latents)
         prediction = sampler._guided(
@@ -232,9 +233,10 @@ class Recorder:
             )
         without = [step for step in sampler.trained if schedule.std[step] <= 0]
         if without:
+            way = f"Leave it out, for example with `train_steps: ':{without[0]}'`."
             raise PipelineError(
-                f"`train_steps`: step {without[0]} of {len(schedule)} is deterministic in this schedule: it has no log-prob."
-                f" Leave it out, for example with `train_steps: ':{without[0]}'`."
+                f"`train_steps`: step {without[0]} of {len(schedule)} is deterministic in this schedule: it has no "
+                f"log-prob. {way if without[0] else 'Raise `num_inference_steps`.'}"
             )
         device = self._before[0].device
         before, after = torch.stack(self._before, 1), torch.stack(self._after, 1)

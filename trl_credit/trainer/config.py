@@ -182,7 +182,8 @@ def refuse_settings(config: GRPOConfig, without_meaning: Mapping[str, tuple[str,
     for f in fields(config):
         reason = next((reason for reason, names in without_meaning.items() if f.name in names), None)
         default = f.default if f.default_factory is MISSING else f.default_factory()
-        if reason is not None and getattr(config, f.name) != default:
+        # TRL turns the default "auto" of `pad_to_multiple_of` into `None`
+        if reason is not None and getattr(config, f.name) not in (default, *([None] if default == "auto" else [])):
             raise ValueError(
                 f"`{f.name}` ({getattr(config, f.name)!r}) has no meaning for {model}: {reason}. Remove it."
             )

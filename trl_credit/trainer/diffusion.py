@@ -9,6 +9,7 @@ import copy
 import functools
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -278,7 +279,11 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
                 "`args` must be a DiffusionGRPOConfig, which has the sampler's settings, got "
                 f"{type(training_args).__name__}."
             )
-        for dataset in (arguments["train_dataset"], arguments["eval_dataset"]):
+        evaluated = arguments["eval_dataset"]
+        for dataset in (
+            arguments["train_dataset"],
+            *(evaluated.values() if isinstance(evaluated, Mapping) else [evaluated]),
+        ):
             columns = set(getattr(dataset, "column_names", None) or ())
             if columns and "prompt" not in columns:
                 raise ValueError(f"The dataset has no column 'prompt'. {nearest('prompt', columns)}")
@@ -320,7 +325,7 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
                     )
                 component.requires_grad_(component is denoiser)
                 component.eval()
-        if training_args.push_to_hub and arguments["peft_config"] is None:
+        if training_args.push_to_hub:
             _push_at_the_end(training_args)
         arguments["model"] = DenoiserPolicy(denoiser, source)
         _check_targets(arguments["peft_config"], denoiser)
@@ -436,7 +441,7 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
         adapter = is_peft_model(self.accelerator.unwrap_model(self.model))
         is_checkpoint = _internal_call and output_dir is not None  # `push_to_hub` calls it without a folder
         if is_checkpoint or adapter:
-            super().save_model(output_dir, _internal_call)
+            super().save_model(output_dir, _internal_call=True)
         # Gathering shards for a second file would double the time of a sharded run's checkpoints
         if is_checkpoint and (not adapter or self.is_deepspeed_enabled or self.is_fsdp_enabled):
             return
@@ -445,6 +450,8 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
         if self.args.should_save:
             (self._save_adapter if adapter else self._save_pipeline)(folder, state)
         self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:  # as `Trainer.save_model` does
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_adapter(self, folder: str, state: dict[str, torch.Tensor]) -> None:
         if not hasattr(self.pipeline, "save_lora_weights"):  # PEFT's format is all there is
@@ -475,8 +482,12 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
     def _describe_use(self, card):
         adapter = is_peft_model(self.accelerator.unwrap_model(self.model))
         name = self.hub_model_id or Path(self.args.output_dir).resolve().name
-        base = get_config_model_id(self.model.config)
-        base = hub_id(base) or Path(base).name or "the pipeline"
+        base = get_config_model_id(self.model.config) or ""
+        card.data.library_name, card.data.pipeline_tag = "diffusers", "text-to-image"
+        if type(self.pipeline).__module__.partition(".")[0] != "diffusers" or (adapter and not base):
+            set_quick_start(card, "Load it with the class of its base pipeline.")
+            return
+        base = hub_id(base) or Path(base).name
         lines = ["```python", "from diffusers import DiffusionPipeline", ""]
         lines.append(f'pipeline = DiffusionPipeline.from_pretrained("{base if adapter else name}")')
         if adapter:
@@ -485,7 +496,6 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
         lines.append(f'pipeline("A red fox", num_inference_steps={self.args.num_inference_steps}{scale}).images[0]')
         lines.append("```")
         set_quick_start(card, "\n".join(lines))
-        card.data.library_name, card.data.pipeline_tag = "diffusers", "text-to-image"
 
 
 class PCPOTrainer(DiffusionGRPOTrainer):
@@ -495,14 +505,14 @@ class PCPOTrainer(DiffusionGRPOTrainer):
 
 
 def _push_at_the_end(args: DiffusionGRPOConfig) -> None:
-    """A checkpoint holds the denoiser as TRL saves it, which no pipeline loads."""
+    """What is sent with a checkpoint is a fixed list of TRL's files, which no pipeline loads."""
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         raise ValueError(
             f"`hub_strategy` ({args.hub_strategy.value!r}) sends checkpoints, which diffusers does not load. Set "
-            "`hub_strategy: end`, which sends the pipeline."
+            "`hub_strategy: end`, which sends what it does."
         )
     if args.hub_strategy is HubStrategy.EVERY_SAVE:  # the default
-        logger.warning("The pipeline is sent to the hub at the end of the run, not with each checkpoint.")
+        logger.warning("The model is sent to the hub at the end of the run, not with each checkpoint.")
         args.hub_strategy = HubStrategy.END
 
 

@@ -16,8 +16,8 @@ _VESPO = tuple(f.name for f in fields(CreditGRPOConfig) if f.name.startswith("ve
 _TEXT_SETTINGS = {
     "it samples text": (
         "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs", "cache_implementation",
-        "use_transformers_continuous_batching", "transformers_continuous_batching_config", "use_vllm", *_VLLM,
-        "chat_template_kwargs", "max_tool_calling_iterations",
+        "use_transformers_continuous_batching", "transformers_continuous_batching_config", "use_transformers_paged",
+        "use_vllm", *_VLLM, "chat_template_kwargs", "max_tool_calling_iterations",
     ),
     "the entropy of a sampler's step does not depend on the policy": (
         "entropy_coef", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target",
@@ -144,9 +144,7 @@ class DiffusionGRPOConfig(CreditGRPOConfig):
                 f"steps ({count}) follow from `num_inference_steps` and `train_steps`. Remove it."
             )
         self.max_completion_length = count
-        if isinstance(self.pipeline_kwargs, str) and not self.pipeline_kwargs.lstrip().startswith(
-            "{"
-        ):  # else JSON, for TRL
+        if isinstance(self.pipeline_kwargs, str) and not self.pipeline_kwargs.startswith("{"):  # else JSON, for TRL
             raise ValueError(f"`pipeline_kwargs` must be a mapping, got {self.pipeline_kwargs!r}.")
 
     @property

@@ -14,7 +14,7 @@ _TEXT_SETTINGS = {
     ),
     "an image-token model generates with its own loop": (
         "use_vllm", "use_transformers_continuous_batching", "transformers_continuous_batching_config",
-        "cache_implementation", *_VLLM,
+        "use_transformers_paged", "cache_implementation", *_VLLM,
     ),
     "every image has all of its codes": ("mask_truncated_completions", "pad_to_multiple_of"),
     "images call no tools": ("max_tool_calling_iterations",),

@@ -115,6 +115,7 @@ def test_the_recipes_section(comparison_recipe):
         ({}, {"baseline": "dgpo"}, "not among the methods"),
         ({"compare": {"target_reward": "high"}}, {}, "`target_reward` must be a number"),
         ({"compare": {"at_target": ["entropy"]}}, {}, r"`at_target` \(entropy\) needs a `target_reward`"),
+        ({"compare": {"at_target": 5, "target_reward": 1}}, {}, "`at_target` must be a list of logged metrics"),
         ({"compare": {"at_target": [3], "target_reward": 1}}, {}, "`at_target` must be a list of logged metrics"),
         ({"importance_sampling_level": "sequence"}, {}, "cancels the token credit of 'gcpo'"),
         ({"max_steps": 0}, {}, "`max_steps` must be"),

@@ -143,6 +143,25 @@ def test_more_images_than_prompts_are_refused(tmp_path):
         make(pipeline_of("sd15", tmp_path), pipeline_kwargs={"num_images_per_prompt": 2})
 
 
+def test_a_negative_prompt_is_one_text(tmp_path):
+    with pytest.raises(PipelineError, match="must be one text for all images"):
+        make(pipeline_of("sd15", tmp_path), pipeline_kwargs={"negative_prompt": ["snow", "boat"]})
+
+
+def test_no_guidance_is_a_scale_of_1(tmp_path):
+    sampler = make(
+        pipeline_of("flux", tmp_path), "flux", pipeline_kwargs={"max_sequence_length": 12, "true_cfg_scale": None}
+    )
+    assert sampler._two_scale == 1.0
+
+
+def test_what_fails_before_the_first_step_is_said(tmp_path):
+    with pytest.raises(PipelineError, match="failed before its first step.*divisible by 8"):
+        sampler = make(pipeline_of("sd15", tmp_path))
+        sampler._arguments["height"] = 30
+        sample(sampler)
+
+
 def test_learned_variance_is_refused(tmp_path):
     """PixArt's transformer predicts it beside the noise."""
     parts = pipeline_of("sd3", tmp_path).components
