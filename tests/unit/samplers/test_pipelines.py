@@ -149,16 +149,15 @@ def test_a_negative_prompt_is_one_text(tmp_path):
 
 
 def test_no_guidance_is_a_scale_of_1(tmp_path):
-    sampler = make(
-        pipeline_of("flux", tmp_path), "flux", pipeline_kwargs={"max_sequence_length": 12, "true_cfg_scale": None}
-    )
+    kwargs = {"max_sequence_length": 12, "true_cfg_scale": None}
+    sampler = make(pipeline_of("flux", tmp_path), "flux", pipeline_kwargs=kwargs)
     assert sampler._two_scale == 1.0
 
 
 def test_what_fails_before_the_first_step_is_said(tmp_path):
-    with pytest.raises(PipelineError, match="failed before its first step.*divisible by 8"):
-        sampler = make(pipeline_of("sd15", tmp_path))
-        sampler._arguments["height"] = 30
+    sampler = make(pipeline_of("sd15", tmp_path))
+    sampler._arguments["height"] = 30
+    with pytest.raises(PipelineError, match=r"failed before its first step.*divisible by 8"):
         sample(sampler)
 
 
