@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.logging import get_logger
 from torch import Tensor, nn
 
 from .._util.text import nearest
@@ -29,8 +28,6 @@ from .schedule import schedule_builder, step_log_prob, step_mean
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from PIL.Image import Image
-
-logger = get_logger(__name__)
 
 # Arguments of a pipeline's call that the trainer sets, and those that are text for each image
 _OURS = ("prompt", "latents", "generator", "return_dict")
@@ -95,11 +92,6 @@ def stochastic_scheduler(pipeline: DiffusionPipeline) -> Any:
     if type(scheduler) is not DDIMScheduler and "DDIMScheduler" in [cls.__name__ for cls in scheduler.compatibles]:
         if scheduler.config.get("prediction_type") == "flow_prediction":
             return scheduler
-        logger.warning(
-            "%s has no stochastic step that is known here: training samples with a DDIMScheduler of the same betas. The "
-            "pipeline keeps its own.",
-            type(scheduler).__name__,
-        )
         return DDIMScheduler.from_config(scheduler.config, clip_sample=False, thresholding=False)
     return scheduler
 

@@ -305,6 +305,12 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
         check_arguments(type(self), arguments)
         self.pipeline = self._load(model, training_args)
         self.sampler = PipelineSampler(self.pipeline, **training_args.call_arguments)
+        if type(self.sampler.scheduler) is not type(self.pipeline.scheduler):
+            logger.warning(
+                "%s has no stochastic step that is known here: training samples with a DDIMScheduler of the same betas. The "
+                "pipeline keeps its own.",
+                type(self.pipeline.scheduler).__name__,
+            )
         source = model if isinstance(model, str) else self.pipeline.config.get("_name_or_path") or ""
         denoiser = getattr(self.pipeline, self.sampler.component)
         if getattr(denoiser, "peft_config", None):
