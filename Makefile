@@ -30,7 +30,7 @@ test-all: test $(VENV)/.browser
 # The full cross of what `test-all` thins: every loss with every method, every case on every launcher
 test-nightly: $(VENV)/.dev
 	$(PYTEST) tests/trainer -m 'nightly and not gpu' $(PARALLEL)
-	$(PYTEST) tests/distributed -m 'nightly and not gpu'
+	$(PYTEST) tests/unit tests/distributed -m 'nightly and not gpu'
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

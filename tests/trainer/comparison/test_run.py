@@ -49,14 +49,16 @@ def test_a_comparison_that_is_killed_goes_on_with_equal_results(comparison_recip
     assert f"{there} finished run" in text
     assert contents(killed) == contents(whole)
 
-    process = command(path=path, out=stopped)
+    process = command("--seeds", "1", path=path, out=stopped)
     await_runs(stopped, 1, process)
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143
     assert "Finished runs are saved" in err
-    finish(command(path=path, out=stopped))
-    assert contents(stopped) == contents(whole)
+    finish(command("--seeds", "1", path=path, out=stopped))
+    of_seed = {name: run for name, run in contents(whole).items() if "seed-0" in name}
+    assert len(of_seed) == 2
+    assert contents(stopped) == of_seed
 
     process = command("--max_steps", "4", path=path, out=whole)
     _, err = process.communicate(timeout=300)

@@ -612,7 +612,8 @@ def test_workers_end_with_the_verifier(stub):
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_nothing_leaks_over_100_000_answers():
+@pytest.mark.parametrize("rounds", [6, pytest.param(20, marks=pytest.mark.nightly)], ids=["30_000", "100_000"])
+def test_nothing_leaks_over_many_answers(rounds):
     """File descriptors, threads and processes stay as many; memory is bounded, here and in the workers."""
     plain = [("I do not know.", "7"), ("", "12"), ("The answer is 5", "5"), ("so it is clear", r"\frac{1}{2}")]
     usage, before = [], children()  # of other tests
@@ -621,7 +622,7 @@ def test_nothing_leaks_over_100_000_answers():
         return [child for child in children() if child not in before]
 
     with MathVerifier(workers=2, time_limit=2.0, max_tasks=5_000) as pool:
-        for i in range(20):
+        for i in range(rounds):
             batch = [(rf"\boxed{{{i * 1000 + j}}}", str(j)) for j in range(1000)] + plain * 999
             batch += [HOSTILE["tower"], HOSTILE["1 MB of dollars"], (r"\boxed{7}", "sorry"), (r"\boxed{x+y}", "$y+x$")]
             verdicts = pool.verify(*zip(*batch, strict=True))
