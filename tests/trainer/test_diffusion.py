@@ -382,7 +382,7 @@ def test_the_kl_penalty_is_the_same_in_parts(tmp_path):
         gradients.append(kept.updates[1]["gradients"])
     scale = max(gradient.abs().max() for gradient in gradients[0].values())
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5 * scale.item())
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6 * scale.item())
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ class Plan:
         Raises:
             KeyError, TypeError: The data is not a plan.
         """
-        data = {"at_target": [], **data}  # plans of version 0.1 have none
+        data = {"at_target": [], **data}  # older plans have none
         known = {f.name: data[f.name] for f in fields(cls) if f.name != "asked"}
         known["methods"] = [Method(**method) for method in known["methods"]]
         return cls(**known)

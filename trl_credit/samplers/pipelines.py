@@ -164,10 +164,10 @@ class PipelineSampler:
             self.guidance_scale = 1.0
         # FLUX reads `guidance_scale` as an input; its classifier-free guidance has a scale of its own
         if "true_cfg_scale" in known:
-            scale_of_two = (arguments or {}).get("true_cfg_scale", known["true_cfg_scale"].default)
-            self._two_scale = 1.0 if scale_of_two is None else float(scale_of_two)
+            cfg_scale = (arguments or {}).get("true_cfg_scale", known["true_cfg_scale"].default)
+            self.cfg_scale = 1.0 if cfg_scale is None else float(cfg_scale)
         else:
-            self._two_scale = self.guidance_scale
+            self.cfg_scale = self.guidance_scale
         self._arguments = {"num_inference_steps": steps, "output_type": "latent"}
         if "guidance_scale" in known and scale is not None:
             self._arguments["guidance_scale"] = self.guidance_scale
@@ -306,7 +306,7 @@ class PipelineSampler:
             return outputs[0]
         unconditional = self.template["unconditional"]
         base, conditional = outputs[unconditional], outputs[1 - unconditional]
-        return base + self._two_scale * (conditional - base)
+        return base + self.cfg_scale * (conditional - base)
 
     def log_prob(self, prediction: Tensor, trajectory: dict[str, Tensor], rows: Tensor, steps: Tensor) -> Tensor:
         """(R,) log-probs of the steps that were taken, given (R, ...) predictions for them."""

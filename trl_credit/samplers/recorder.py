@@ -189,8 +189,8 @@ class Recorder:
             errors = []
             for unconditional in (0, 1):
                 base, conditional = outputs[unconditional], outputs[1 - unconditional]
-                guided = base + sampler._two_scale * (conditional - base)
-                errors.append((guided - output.float()).abs().max().item())
+                guided = base + sampler.cfg_scale * (conditional - base)
+                errors.append((guided - output.float()).nan_to_num().abs().max().item())  # rows may overflow
             template["unconditional"] = int(errors[1] < errors[0])
         if sampler.template is not None and sampler.template != template:
             raise PipelineError(f"{type(sampler.pipeline).__name__} does not call its denoiser as it did before.")

@@ -171,6 +171,9 @@ class CreditGRPOConfig(GRPOExtrasConfig):
             )
 
 
+VLLM_SETTINGS = tuple(f.name for f in fields(CreditGRPOConfig) if f.name.startswith("vllm_"))
+
+
 def refuse_settings(config: GRPOConfig, without_meaning: Mapping[str, tuple[str, ...]], model: str) -> None:
     """Raises `ValueError` for settings that have no meaning for a kind of model and are not at their defaults.
 

@@ -438,7 +438,7 @@ class DiffusionGRPOTrainer(CreditGRPOTrainer, _SamplerTrainer):
         }
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Saves what diffusers loads; a checkpoint is saved as TRL does.
+        """Saves what diffusers loads. A checkpoint is TRL's; with LoRA on one process or DDP, diffusers loads it, too.
 
         A LoRA adapter is written as PEFT does and as `pytorch_lora_weights.safetensors`, for the pipeline's
         `load_lora_weights`. If the denoiser was trained whole, the pipeline is written, for `from_pretrained`.

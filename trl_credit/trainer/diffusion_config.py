@@ -7,17 +7,16 @@ from annotated_types import Gt
 
 from .._util.settings import AtLeast1, Finite, NonNegative, Rule, Unchecked, one_of
 from ..samplers.schedule import FLOW_SDES, steps_to_train
-from .config import CreditGRPOConfig, refuse_settings
+from .config import VLLM_SETTINGS, CreditGRPOConfig, refuse_settings
 
 
-_VLLM = tuple(f.name for f in fields(CreditGRPOConfig) if f.name.startswith("vllm_"))
 _VESPO = tuple(f.name for f in fields(CreditGRPOConfig) if f.name.startswith("vespo_"))
 # TRL's settings without meaning for images, with their defaults; the reason is said once
 _TEXT_SETTINGS = {
     "it samples text": (
         "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs", "cache_implementation",
         "use_transformers_continuous_batching", "transformers_continuous_batching_config", "use_transformers_paged",
-        "use_vllm", *_VLLM, "chat_template_kwargs", "max_tool_calling_iterations",
+        "use_vllm", *VLLM_SETTINGS, "chat_template_kwargs", "max_tool_calling_iterations",
     ),
     "the entropy of a sampler's step does not depend on the policy": (
         "entropy_coef", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target",

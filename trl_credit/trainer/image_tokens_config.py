@@ -1,12 +1,11 @@
 """Config of the trainer for autoregressive image models."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from .._util.settings import AtLeast1, NonNegative
-from .config import CreditGRPOConfig, refuse_settings
+from .config import VLLM_SETTINGS, CreditGRPOConfig, refuse_settings
 
 
-_VLLM = tuple(f.name for f in fields(CreditGRPOConfig) if f.name.startswith("vllm_"))
 # TRL's settings without meaning for image codes; the reason is said once
 _TEXT_SETTINGS = {
     "codes are sampled from the whole guided distribution, so that training sees the same one": (
@@ -14,7 +13,7 @@ _TEXT_SETTINGS = {
     ),
     "an image-token model generates with its own loop": (
         "use_vllm", "use_transformers_continuous_batching", "transformers_continuous_batching_config",
-        "use_transformers_paged", "cache_implementation", *_VLLM,
+        "use_transformers_paged", "cache_implementation", *VLLM_SETTINGS,
     ),
     "every image has all of its codes": ("mask_truncated_completions", "pad_to_multiple_of"),
     "images call no tools": ("max_tool_calling_iterations",),

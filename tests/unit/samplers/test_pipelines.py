@@ -151,7 +151,7 @@ def test_a_negative_prompt_is_one_text(tmp_path):
 def test_no_guidance_is_a_scale_of_1(tmp_path):
     kwargs = {"max_sequence_length": 12, "true_cfg_scale": None}
     sampler = make(pipeline_of("flux", tmp_path), "flux", pipeline_kwargs=kwargs)
-    assert sampler._two_scale == 1.0
+    assert sampler.cfg_scale == 1.0
 
 
 def test_what_fails_before_the_first_step_is_said(tmp_path):
@@ -194,6 +194,17 @@ def test_images_are_the_pipelines_own(name, tmp_path):
         PROMPTS, num_inference_steps=1, latents=kept["latents"], height=16, width=16, output_type="pil", **kwargs
     ).images
     assert [image.tobytes() for image in images] == [image.tobytes() for image in theirs]
+
+
+def test_a_vae_that_overflows_in_float16_decodes_in_float32(tmp_path):
+    """As SDXL's pipeline does. Stable Diffusion 1.5's does not, whatever the VAE's config says."""
+    for name, expected in (("sdxl", torch.float32), ("sd15", torch.float16)):
+        pipeline, seen = pipeline_of(name, tmp_path), []
+        pipeline.vae.to(torch.float16).register_to_config(force_upcast=True)
+        pipeline.vae.decoder.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0].dtype))
+        make(pipeline, name).decode(torch.zeros(1, 4, 8, 8))
+        assert seen == [expected]
+        assert pipeline.vae.dtype == torch.float16
 
 
 def test_the_denoiser_stays_in_eval_mode(tmp_path):
