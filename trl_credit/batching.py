@@ -31,6 +31,10 @@ COMPLETION_KEYS = (
 SEQUENCE_KEYS = ("token_type_ids", "mm_token_type_ids")
 # Prefix of batch keys that signals add with one column per completion token
 COMPLETION_PREFIX = "completion/"
+# Prefix of what a method's rollout stage computed, (B, T) each
+STAGE_PREFIX = COMPLETION_PREFIX + "stage/"
+# (B,) bool: the completions to which a method with a rollout stage gives credit
+HAS_CREDIT = "rollout/has_credit"
 # `pixel_values` and the keys that are meaningless without it
 IMAGE_KEYS = (
     "pixel_values", "image_grid_thw", "image_position_ids", "pixel_attention_mask", "spatial_shapes", "image_sizes",
@@ -174,6 +178,8 @@ def placeholder_row(batch: dict[str, Any]) -> dict[str, Any]:
         if key != "completion_ids" and row.get(key) is not None:
             row[key] = torch.zeros_like(row[key])
     row["advantages"] = torch.zeros_like(row["advantages"])
+    if HAS_CREDIT in row:
+        row[HAS_CREDIT] = torch.zeros_like(row[HAS_CREDIT])
     return row
 
 
@@ -286,10 +292,21 @@ def loss_mask(batch: dict[str, Any]) -> torch.Tensor:
     return mask if "tool_mask" not in batch else mask & batch["tool_mask"].bool()
 
 
+def turns_of(batch: dict[str, Any]) -> torch.Tensor | None:
+    """(B, T) int, the turn of each completion token, from 0; `None` without tools. Text of a tool ends a turn."""
+    if "tool_mask" not in batch:
+        return None
+    own = batch["tool_mask"].bool()
+    before = torch.nn.functional.pad(own, (1, 0))[:, :-1]
+    return ((own & ~before).long().cumsum(-1) - 1).clamp(min=0)
+
+
 def _has_gradient(batch: dict[str, Any], every_row: bool = False) -> np.ndarray:
-    """(B,) bool, rows with a token in the loss and, unless `every_row`, a nonzero advantage."""
+    """(B,) bool, rows with a token in the loss and, unless `every_row`, a nonzero advantage or the method's credit."""
     occupied = loss_mask(batch).any(-1)
-    return (occupied if every_row else occupied & (batch["advantages"] != 0)).cpu().numpy()
+    if every_row:
+        return occupied.cpu().numpy()
+    return (occupied & batch.get(HAS_CREDIT, batch["advantages"] != 0)).cpu().numpy()
 
 
 def regroup_rows(

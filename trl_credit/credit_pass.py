@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .batching import UpdatePlan, cut, loss_mask, placeholder_row, select
+from .batching import STAGE_PREFIX, UpdatePlan, cut, loss_mask, placeholder_row, select, turns_of
 from .methods import CreditInputs, CreditMethod
 from .signals import PolicyForward, Signal, SignalSource
 from .signals.context import PolicyContext
@@ -147,8 +147,13 @@ class CreditPass:
         return own
 
     @torch.no_grad()
-    def finish(self, started: StartedPass, policy: PolicyForward) -> CreditResult:
+    def finish(self, started: StartedPass, policy: PolicyForward, step: int = 0) -> CreditResult:
         """Turns the sequence advantages into token advantages, given the policy's forward of every row of the batch.
+
+        Args:
+            started: What [`start`] returned.
+            policy: The policy's forward.
+            step: Number of updates so far.
 
         Raises:
             ValueError: The method's weights break the contract of a reweighting method (checked once).
@@ -162,6 +167,11 @@ class CreditPass:
                 policy_entropy=none,
                 vocab_size=self.vocab_size,
                 signals=dict.fromkeys(self.sources, none),
+                advantages=none[:, 0],
+                old_logps=None if batch.get("old_per_token_logps") is None else none,
+                token_ids=none.long(),
+                step=step,
+                rollout=dict.fromkeys(_stage_results(batch), none),
             )
             return CreditResult(inputs, self.method.weights(inputs))
         if view is not batch:
@@ -176,6 +186,13 @@ class CreditPass:
                 for signal, source in self.sources.items()
             },
             compute_dtype=self.context.forward_dtype,
+            advantages=view["advantages"],
+            old_logps=view.get("old_per_token_logps"),
+            sampling_logps=view.get("sampling_per_token_logps"),
+            token_ids=view["completion_ids"],
+            turns=turns_of(view),
+            step=step,
+            rollout=_stage_results(view),
         )
         weights = self.method.weights(inputs)
         if not self._checked and self.method.reweights:
@@ -203,14 +220,21 @@ class CreditPass:
         return CreditResult(inputs, weights, row_advantages, every, ratio_weights, dict(view), rows, unscored)
 
 
+def _stage_results(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What the method's rollout stage left in the batch, by name."""
+    return {key.removeprefix(STAGE_PREFIX): value for key, value in batch.items() if key.startswith(STAGE_PREFIX)}
+
+
 def check_weights(method: CreditMethod, weights: torch.Tensor, inputs: CreditInputs) -> None:
     """Checks the weights of a reweighting method. Completions with a NaN or infinite input are not checked.
 
     Raises:
-        ValueError: The weights are not (B, T) without gradient, >= 0, 0 off the mask and of mean 1 over each
-            completion's mask.
+        ValueError: The weights are not (B, T) without gradient, >= 0, 0 off the mask and, unless the method says
+            otherwise, of mean 1 over each completion's mask.
     """
     name, mask, shape = method.name, inputs.mask, tuple(inputs.mask.shape)
+    if weights is None:
+        raise ValueError(f"credit method {name!r} defines none of `weights`, `term` and `token_advantages`.")
     if weights.shape != mask.shape or weights.requires_grad:
         raise ValueError(
             f"credit method {name!r}: `weights` must return a {shape} tensor without gradient, got "
@@ -222,10 +246,12 @@ def check_weights(method: CreditMethod, weights: torch.Tensor, inputs: CreditInp
         return
     tokens = mask.sum(-1)
     means = torch.where(mask, weights, 0.0).sum(-1) / tokens.clamp(min=1)
-    off = (means - (tokens > 0).to(means)).abs().max().item()
+    off = (means - (tokens > 0).to(means)).abs().max().item() if method.mean_one else 0.0
     if not (off <= 1e-2 and (weights >= 0).all() and (weights[~mask] == 0).all()):
+        if not method.mean_one:
+            raise ValueError(f"credit method {name!r}: `weights` must be >= 0, and 0 off the mask.")
         raise ValueError(
             f"credit method {name!r}: `weights` must be >= 0, 0 off the mask and of mean 1 over each completion's mask; "
-            f"the means are off by up to {off:.3g}. `trl_credit.mean_one` scales scores so; a method that does not "
-            "reweight sets `reweights = False`."
+            f"the means are off by up to {off:.3g}. `trl_credit.mean_one` scales scores so; a method whose weights have "
+            "another mean sets `mean_one = False`."
         )

@@ -19,14 +19,16 @@ from .._util.moved import moved_names
 from ..credit_pass import CreditResult
 from ..extras.groups import total_rewards
 from ..methods import CreditInputs, CreditMethod
-from ..methods.compose import AllSignals, credit_of, inputs_of
+from ..methods.compose import AllSignals, credit_of
 from ..methods.metrics import remedy_if_uniform
+from ..methods.mix import part_inputs
 from ..records.record import SOURCE_PROMPT, CompletionCredit, token_pieces
 from ..rewards.thinking import opened_tag
 from ..signals.base import signal_titles
 from ..signals.models import vocabulary_size
 from ..trainer.config import CreditGRPOConfig
 from ..trainer.grpo import CreditGRPOTrainer
+from ..trainer.rollout_stage import add_rollout_stage
 
 
 __getattr__ = moved_names(__name__)
@@ -271,13 +273,15 @@ class CreditScorer:
             return bool(rows[i]) if completions[i].mask is None else any(completions[i].mask)
 
         sizes = {i: (len(rows[i]), len(prompts[i])) for i in range(len(rows)) if in_loss(i)}
-        for part in (part for kind in kinds for part in _batches({i: sizes[i] for i in kind if i in sizes})):
+        groups = {i: completions[i].group for i in sizes} if self._trainer.credit_method.has_rollout_stage else None
+        for part in (part for kind in kinds for part in _batches({i: sizes[i] for i in kind if i in sizes}, groups)):
             chosen = [completions[i] for i in part]
             inputs = self.inputs(chosen, [prompts[i] for i in part], [rows[i] for i in part])
             advantages = torch.tensor([c.advantage or 0.0 for c in chosen], device=inputs.mask.device)
             weights, token_advantages = credit_of(self.methods, inputs, advantages)
-            for label, method in self.methods.items():
-                verdicts[label].append(remedy_if_uniform(method, inputs_of(method, inputs), weights.get(label)))
+            for place, (label, method) in enumerate(self.methods.items()):
+                seen = part_inputs(method, inputs, place)
+                verdicts[label].append(remedy_if_uniform(method, seen, weights.get(label)))
 
             def of(tensor: torch.Tensor, place: int, length: int) -> np.ndarray:
                 return tensor[place, :length].float().cpu().numpy()
@@ -336,6 +340,12 @@ class CreditScorer:
         examples = [dict(c.example) for c in completions]
         for source in trainer.credit_pass.sources.values():
             source.extend_rollout(trainer, examples, [c.prompt for c in completions], batch)
+        if trainer.credit_method.has_rollout_stage:
+            rewards = [math.nan if c.reward is None else c.reward for c in completions]
+            groups = torch.tensor([c.group for c in completions], device=device)
+            add_rollout_stage(
+                trainer, trainer.credit_method, batch, torch.tensor(rewards, device=device), groups.unique(return_inverse=True)[1]
+            )
         with torch.no_grad():
             trainer._compute_loss(trainer.model, batch)
         trainer._metrics["eval"].clear()
@@ -360,8 +370,29 @@ class CreditScorer:
         )
 
 
-def _batches(sizes: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
-    """Batches of completions of similar length, as large as fits. `sizes`: tokens of completion and prompt."""
+def _batches(
+    sizes: Mapping[int, tuple[int, int]], groups: Mapping[int, int] | None = None
+) -> Iterator[list[int]]:
+    """Batches of completions of similar length, as large as fits.
+
+    Args:
+        sizes: Tokens of completion and prompt.
+        groups: The group of each completion, if groups must stay whole.
+    """
+    if groups is not None:
+        together: dict[int, list[int]] = {}
+        for i in sizes:
+            together.setdefault(groups[i], []).append(i)
+        longest = {group: max(sizes[i] for i in rows) for group, rows in together.items()}
+        batch: list[int] = []
+        for group in sorted(together, key=longest.get):
+            if batch and sum(longest[group]) * (len(batch) + len(together[group])) > TOKENS_PER_BATCH:
+                yield batch
+                batch = []
+            batch = batch + together[group]
+        if batch:
+            yield batch
+        return
     part: list[int] = []
     for i in sorted(sizes, key=sizes.get):
         width = sum(max(sizes[j][side] for j in [*part, i]) for side in (0, 1))

@@ -3,13 +3,13 @@
 import math
 import types
 import typing
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .._util.imports import dotted_path
@@ -18,6 +18,7 @@ from .._util.text import nearest
 from ..signals.base import Signal
 from .inputs import CreditInputs
 from .ops import UNIFORM_FRACTION
+from .rollout import Rollout
 
 
 __getattr__ = moved_names(__name__)
@@ -46,17 +47,40 @@ def _matches(value: Any, hint: Any) -> bool:
 class CreditMethod(ABC):
     """Base of all credit methods. Subclasses are frozen dataclasses whose fields are the method's parameters.
 
-    Most methods *reweight*: [`weights`] returns non-negative weights with mean 1 over each completion's mask, and the
-    token advantage is `A_i * w_i,t`. Any other method sets `reweights = False` and overrides [`token_advantages`]; its
-    [`weights`] may return `None`.
+    The advantage of token t is `A * w_t + a_t`. A method is of one of four kinds:
+
+    | kind | it has | the token advantage | class attributes |
+    |---|---|---|---|
+    | weights | [`weights`] of mean 1 over each completion | `A * w_t` | |
+    | factors | [`weights`] >= 0 of any mean | `A * w_t` | `mean_one = False` |
+    | a term | [`term`] | `A + a_t` | `reweights = False` |
+    | its own | [`token_advantages`] | what it returns | `reweights = False`, `own_advantages = True` |
+
+    What the kind switches off, in one place:
+
+    - A ratio of the whole sequence (`importance_sampling_level: sequence`) is refused for every kind, because its
+      gradient sums over the completion ([`credits_tokens`]).
+    - Completions with zero advantage are skipped with weights and factors, which leave zero at zero. A term gives
+      them an advantage, so none is skipped ([`credits_zero_advantage`]). A method with a rollout stage may name the
+      completions itself ([`rows_with_credit`]).
+    - Weights and factors multiply in a list of methods, terms add, and at most one method has advantages of its own
+      ([`~trl_credit.methods.mix.Mix`]).
 
     Class attributes:
         name: The name in recipes and on the command line.
         paper: Citation, for `trl-credit methods` and the model card.
         differences: Differences from the paper or its official code, one sentence each, in order.
-        reweights: True if the weights have mean 1 over each completion. A sequence-level ratio would then cancel them,
-            because its gradient sums over the completion.
-        mean_one: False if the weights are positive but have another mean; metrics then do not take it for 1.
+        reweights: True if [`weights`] is what the method does, with mean 1 unless `mean_one` is False.
+        mean_one: False if the weights are >= 0 but have another mean; metrics then do not take it for 1.
+        own_advantages: True if [`token_advantages`] replaces the sequence advantage, sign included.
+        reads_sign: True if the rule depends on the sign of the sequence advantage, so that a method with advantages of
+            its own cannot go before it.
+        needs_old_policy: True if the method has no effect on-policy, where old and live policy are one.
+        reads_batch: True if the weights depend on which completions share a micro-batch. Then rows are neither
+            regrouped nor left out.
+        on_its_own: The reason the method cannot be part of a list; empty if it can.
+        rollout_needs: What the rollout stage reads of the policy that generated: `"logps"`, `"sum_squared_probs"`,
+            `"hidden_states"`. Any of them costs one forward per generation batch.
     """
 
     name: ClassVar[str]
@@ -64,6 +88,12 @@ class CreditMethod(ABC):
     differences: ClassVar[tuple[str, ...]] = ()
     reweights: ClassVar[bool] = True
     mean_one: ClassVar[bool] = True
+    own_advantages: ClassVar[bool] = False
+    reads_sign: ClassVar[bool] = False
+    needs_old_policy: ClassVar[bool] = False
+    reads_batch: ClassVar[bool] = False
+    on_its_own: ClassVar[str] = ""
+    rollout_needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
@@ -95,13 +125,42 @@ class CreditMethod(ABC):
         """Signals the trainer must compute, besides the policy's own log-probs and entropy."""
         return ()
 
-    @abstractmethod
+    # At rollout time, on whole groups
+
+    def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
+        """Computes what needs all completions of a generation batch, once, before they are dealt to updates.
+
+        Returns:
+            (B, T) float tensors by name, for this process's completions. The update reads them as
+            [`CreditInputs.rollout`].
+        """
+        return {}
+
+    def rows_with_credit(self, rollout: Rollout) -> Bool[Tensor, " batch"] | None:
+        """(B,) bool, the completions that get token advantages; `None` if those are the ones with an advantage."""
+        return None
+
+    @property
+    def has_rollout_stage(self) -> bool:
+        return type(self).rollout_stage is not CreditMethod.rollout_stage
+
+    # At each update, on a micro-batch
+
     def weights(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"] | None:
         """Returns (B, T) float weights: >= 0, 0 off the mask, mean 1 over each completion's mask, no gradient.
 
         A completion's weights may depend only on its own inputs, because the trainer chooses which rows share a
         micro-batch.
         """
+        return None
+
+    def term(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"] | None:
+        """Returns the (B, T) float term that is added to the sequence advantage, 0 off the mask, without gradient."""
+        return None
+
+    @property
+    def has_term(self) -> bool:
+        return type(self).term is not CreditMethod.term
 
     def token_advantages(
         self,
@@ -110,7 +169,14 @@ class CreditMethod(ABC):
         inputs: CreditInputs,
     ) -> Float[Tensor, "batch tokens"] | Float[Tensor, " batch"]:
         """Turns the (B,) sequence advantages into the (B, T) or (B,) advantages that TRL's loss uses."""
-        return advantages.unsqueeze(1) * weights.to(advantages.dtype)
+        if not self.has_term:
+            return advantages.unsqueeze(1) * weights.to(advantages.dtype)
+        return advantages.unsqueeze(1) + self.term(inputs).to(advantages.dtype)
+
+    @property
+    def credits_tokens(self) -> bool:
+        """True if tokens of a completion can get different advantages, which a ratio of the whole sequence cancels."""
+        return self.reweights or self.has_term or self.own_advantages
 
     @property
     def shapes_ratio(self) -> bool:
@@ -134,8 +200,15 @@ class CreditMethod(ABC):
 
     @property
     def credits_zero_advantage(self) -> bool:
-        """True if completions with zero advantage can still get token advantages and so must not be skipped."""
+        """True if completions with zero advantage can still get token advantages and so must not be skipped. A method
+        that names its completions ([`rows_with_credit`]) returns False."""
+        if type(self).rows_with_credit is not CreditMethod.rows_with_credit:
+            return False
         return not self.reweights or type(self).token_advantages is not CreditMethod.token_advantages
+
+    def components(self) -> "Mapping[str, CreditMethod]":
+        """The methods that this one is made of, by the prefix of their metrics; itself, unless it is a list."""
+        return {"": self}
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
         """(B, T) tensors to log as `credit/<name>`, each averaged over the finite entries on the mask."""
@@ -145,13 +218,17 @@ class CreditMethod(ABC):
         """True if the weights were effectively uniform, which defeats the method's purpose.
 
         Args:
-            metrics: Averages over some completions: `credit/effective_fraction`, and [`metrics`] as `credit/<name>`.
+            metrics: Averages over some completions: `credit/effective_fraction` or, without weights,
+                `credit/advantage_change`, and [`metrics`] as `credit/<name>`.
 
         Returns:
-            `None` if unknown: no completion was weighted, or the method has no weights.
+            `None` if unknown, because no completion needed credit.
         """
-        fraction = metrics.get("credit/effective_fraction")
-        return None if fraction is None or math.isnan(fraction) else fraction > UNIFORM_FRACTION
+        fraction = metrics.get("credit/effective_fraction", math.nan)
+        if not math.isnan(fraction):
+            return fraction > UNIFORM_FRACTION
+        change = metrics.get("credit/advantage_change", math.nan)
+        return None if math.isnan(change) else change < 1 - UNIFORM_FRACTION
 
     def remedy(self, inputs: CreditInputs) -> str:
         """Advice for when the weights are effectively uniform on `inputs`, phrased to end a sentence."""

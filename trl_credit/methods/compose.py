@@ -1,13 +1,15 @@
 """Runs several methods on the same inputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from ..signals.base import Signal
 from . import CreditInputs, CreditMethod, Paper
+from .mix import part_inputs, rollout_stages, shared_signals
 from .registry import build_credit
+from .rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,23 @@ class AllSignals(CreditMethod):
     paper = Paper(title="", id="", citation="")
     reweights = False
 
+    @property
+    def _built(self) -> list[CreditMethod]:
+        return [build_credit(method) for method in self.methods]
+
+    @property
+    def rollout_needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(need for method in self._built for need in method.rollout_needs))
+
+    @property
+    def has_rollout_stage(self) -> bool:
+        return any(method.has_rollout_stage for method in self._built)
+
     def signals(self) -> tuple[Signal, ...]:
-        return tuple(dict.fromkeys(signal for method in self.methods for signal in build_credit(method).signals()))
+        return shared_signals(self._built)
+
+    def rollout_stage(self, rollout: Rollout) -> dict[str, torch.Tensor]:
+        return rollout_stages(self._built, rollout)
 
     def weights(self, inputs: CreditInputs) -> None:
         return None
@@ -53,18 +70,13 @@ def labelled(methods: Sequence[str | Mapping | CreditMethod]) -> dict[str, Credi
     return labels
 
 
-def inputs_of(method: CreditMethod, inputs: CreditInputs) -> CreditInputs:
-    """The inputs with only the signals that `method` requests."""
-    return replace(inputs, signals={signal: inputs.signals[signal] for signal in method.signals()})
-
-
 def credit_of(
     methods: Mapping[str, CreditMethod], inputs: CreditInputs, advantages: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """(B, T) weights and (B, T) token advantages by method label. Methods without weights have no weights entry."""
     weights, token_advantages = {}, {}
-    for label, method in methods.items():
-        seen = inputs_of(method, inputs)
+    for place, (label, method) in enumerate(methods.items()):
+        seen = part_inputs(method, inputs, place)
         found = method.weights(seen)
         if found is not None:
             weights[label] = found

@@ -24,7 +24,8 @@ def credit_metrics(
 
     `credit/weight_std` (around each completion's mean, which is 1 for most methods) and `credit/weight_max` cover the
     tokens on the mask. `credit/weight_mean` is logged by methods whose weights have another mean.
-    `credit/effective_fraction` is the mean over completions of exp(H(w / sum w)) / T. `credit/nonfinite_tokens` counts
+    `credit/effective_fraction` is the mean over completions of exp(H(w / sum w)) / T. `credit/advantage_change` is the mean
+    of abs(A_t - A) over the tokens on the mask, for methods that do more than weight. `credit/nonfinite_tokens` counts
     tokens with a NaN or infinite log-prob, entropy, signal or sampler log-prob. The method's own metrics are means over
     the finite values on the mask, or NaN if there are none (TRL leaves NaN out of its averages).
 
@@ -52,7 +53,12 @@ def credit_metrics(
         if not method.mean_one:
             sums["sum weight_mean"], sums["count weight_mean"] = masked_sum(weights, mask), mask.sum()
         sums["effective"] = masked_sum(effective_token_fraction(weights.to(dtype), mask), occupied)
-    for name, values in method.metrics(inputs).items():
+    values_of = dict(method.metrics(inputs))
+    if inputs.advantages is not None and (weights is None or method.has_term or method.own_advantages):
+        changed = method.token_advantages(inputs.advantages, weights, inputs)
+        changed = changed.unsqueeze(1) if changed.dim() == 1 else changed
+        values_of["advantage_change"] = (changed - inputs.advantages.unsqueeze(1)).abs().expand_as(mask)
+    for name, values in values_of.items():
         finite = mask & torch.isfinite(values)
         sums[f"sum {name}"], sums[f"count {name}"] = masked_sum(values, finite), finite.sum()
     largest = mask.new_zeros((), dtype=dtype) if weights is None else torch.where(mask, weights.to(dtype), 0.0).amax()

@@ -2,12 +2,13 @@
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._util.imports import is_dotted, load_dotted
 from .._util.text import nearest
 from .base import CreditMethod, Paper
+from .mix import Mix
 from .table import TABLE
 
 
@@ -30,6 +31,8 @@ def get_method_class(name: str) -> type[CreditMethod]:
     """
     if name in METHODS:
         return METHODS[name]
+    if name == Mix.name:
+        return Mix
     if not is_dotted(name):
         raise ValueError(f"Unknown credit method {name!r}. {nearest(name, METHODS)}")
     try:
@@ -43,12 +46,13 @@ def get_method_class(name: str) -> type[CreditMethod]:
     return cls
 
 
-def build_credit(credit: "str | Mapping[str, Any] | CreditMethod") -> CreditMethod:
+def build_credit(credit: "str | Mapping[str, Any] | Sequence | CreditMethod") -> CreditMethod:
     """Builds a credit method from the user's specification.
 
     Args:
-        credit: A name (`"dgpo"`) or path of a class, a mapping (`{"method": "dgpo", "temperature": 0.5}`), that mapping
-            as JSON text, or a method object, which is returned unchanged.
+        credit: A name (`"dgpo"`) or path of a class, a mapping (`{"method": "dgpo", "temperature": 0.5}`), a list of
+            those ([`~trl_credit.methods.mix.Mix`]; a list of one is that method), a mapping or list as JSON text, or a
+            method object, which is returned unchanged.
 
     Raises:
         ValueError: Invalid JSON, unknown method or parameter (the message suggests the nearest one), a missing
@@ -57,7 +61,7 @@ def build_credit(credit: "str | Mapping[str, Any] | CreditMethod") -> CreditMeth
     """
     if isinstance(credit, CreditMethod):
         return credit
-    if isinstance(credit, str) and credit.lstrip().startswith("{"):
+    if isinstance(credit, str) and credit.lstrip().startswith(("{", "[")):
         try:
             credit = json.loads(credit)
         except json.JSONDecodeError as error:
@@ -67,6 +71,8 @@ def build_credit(credit: "str | Mapping[str, Any] | CreditMethod") -> CreditMeth
             ) from None
     if isinstance(credit, str):
         return get_method_class(credit).from_mapping({})
+    if isinstance(credit, Sequence):
+        return build_credit(credit[0]) if len(credit) == 1 else Mix(list(credit))
     if isinstance(credit, Mapping):
         parameters = dict(credit)
         name = parameters.pop("method", None)
@@ -74,6 +80,6 @@ def build_credit(credit: "str | Mapping[str, Any] | CreditMethod") -> CreditMeth
             raise ValueError(f"`credit` mapping has no `method` name: {dict(credit)}. Add one. {nearest('', METHODS)}")
         return get_method_class(name).from_mapping(parameters)
     raise TypeError(
-        f"`credit` must be the name of a method, a mapping or a CreditMethod object, got {credit!r} "
+        f"`credit` must be the name of a method, a mapping, a list of those or a CreditMethod object, got {credit!r} "
         f"({type(credit).__name__})."
     )

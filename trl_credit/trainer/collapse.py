@@ -2,16 +2,54 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from accelerate.logging import get_logger
 
 from ..methods import CreditInputs, CreditMethod
+from ..methods.mix import part_inputs
 
 
 logger = get_logger(__name__)
 
 # Consecutive uniform updates before the warning
 PATIENCE = 20
+# What shows a collapse, and its name
+_MEASURES = {
+    "credit/effective_fraction": "effective token fraction",
+    "credit/advantage_change": "mean change of the advantage",
+}
+
+
+class CollapseWatches:
+    """Watches each of the methods that a credit method is made of ([`~trl_credit.CreditMethod.components`])."""
+
+    def __init__(self, method: CreditMethod):
+        self._watches = {label: CollapseWatch(part) for label, part in method.components().items()}
+
+    def see(self, update: int, metrics: Mapping[str, float], inputs: CreditInputs) -> None:
+        """Records a micro-batch; see [`CollapseWatch.see`]."""
+        for place, (label, watch) in enumerate(self._watches.items()):
+            if label:
+                prefix = f"credit/{label}"
+                own = {
+                    f"credit/{name.removeprefix(prefix)}": value
+                    for name, value in metrics.items()
+                    if name.startswith(prefix)
+                }
+                watch.see(update, own, part_inputs(watch.method, inputs, place))
+            else:
+                watch.see(update, metrics, inputs)
+
+    def state_dict(self) -> dict[str, dict[str, int]]:
+        """State for checkpoints."""
+        return {label: watch.state_dict() for label, watch in self._watches.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        state = state if "streak" not in state else {"": state}  # of release 0.1
+        for label, watch in self._watches.items():
+            if label in state:
+                watch.load_state_dict(state[label])
 
 
 class CollapseWatch:
@@ -23,13 +61,13 @@ class CollapseWatch:
     """
 
     def __init__(self, method: CreditMethod, patience: int = PATIENCE):
-        self._method = method
+        self.method = method
         self._patience = patience
         self._warned = False
         self._streak = 0
         self._update: int | None = None
         self._uniform = False
-        self._fraction = math.nan
+        self._measured = ""
         self._inputs: CreditInputs | None = None
 
     def see(self, update: int, metrics: Mapping[str, float], inputs: CreditInputs) -> None:
@@ -40,14 +78,16 @@ class CollapseWatch:
             metrics: Its credit metrics.
             inputs: The method's inputs, from which it derives its advice.
         """
-        uniform = None if self._warned else self._method.is_uniform(metrics)
+        uniform = None if self._warned else self.method.is_uniform(metrics)
         if uniform is None:
             return
         if update != self._update:
             self._end_update()
             self._update, self._uniform = update, True
         self._uniform &= uniform
-        self._fraction = metrics["credit/effective_fraction"]
+        self._measured = next(
+            f"{text} {metrics[name]:.4f}" for name, text in _MEASURES.items() if not math.isnan(metrics.get(name, math.nan))
+        )
         if uniform and inputs.mask.any():  # not the placeholder of a process without completions
             self._inputs = inputs
 
@@ -59,12 +99,12 @@ class CollapseWatch:
             return
         self._warned = True
         logger.warning(
-            "Credit method %r: weights were effectively uniform for %d updates (effective token fraction %.4f): this run is "
-            "plain GRPO.%s",
-            self._method.name,
+            "Credit method %r: weights were effectively uniform for %d updates (%s): this run is plain "
+            "GRPO.%s",
+            self.method.name,
             self._patience,
-            self._fraction,
-            f" What to change: {self._method.remedy(self._inputs)}" if self._inputs is not None else "",
+            self._measured,
+            f" What to change: {self.method.remedy(self._inputs)}" if self._inputs is not None else "",
         )
         self._inputs = None
 

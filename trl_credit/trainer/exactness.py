@@ -17,11 +17,11 @@ IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence", "sequence_token")
 
 def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
     """Raises `ValueError` for settings that would cancel the method's token credit, or have no effect."""
-    if method.reweights and args.importance_sampling_level == "sequence" and args.loss_type in RATIO_GRADIENT_LOSSES:
+    if method.credits_tokens and args.importance_sampling_level == "sequence" and args.loss_type in RATIO_GRADIENT_LOSSES:
         raise ValueError(
             f"`importance_sampling_level='sequence'` cancels the token credit of {method.name!r} with "
             f"`loss_type={args.loss_type!r}`: the gradient of a sequence-level ratio sums over the completion, so "
-            "weights of mean 1 have no effect. Set `importance_sampling_level='sequence_token'` (the sequence's ratio, "
+            "only the mean of its token advantages has an effect. Set `importance_sampling_level='sequence_token'` (the sequence's ratio, "
             "each token's gradient) or 'token', or `loss_type='cispo'`, or `credit='uniform'` (which is GSPO)."
         )
     if method.shapes_ratio and args.loss_type not in CLIPPED_LOSSES:
@@ -29,12 +29,35 @@ def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
             f"credit method {method.name!r} enters through a clipped ratio, which `loss_type={args.loss_type!r}` does not "
             f"have. Set `loss_type` to one of {', '.join(CLIPPED_LOSSES)}, or the method's `form` to 'advantage'."
         )
+    if method.reads_batch and args.top_entropy_quantile < 1.0:
+        raise ValueError(
+            f"`top_entropy_quantile` ({args.top_entropy_quantile}) and credit method {method.name!r} both choose tokens by a "
+            "quantile over the micro-batch. Keep one."
+        )
     if args.importance_sampling_level == "sequence_token" and args.loss_type not in RATIO_GRADIENT_LOSSES:
         raise ValueError(
             f"`importance_sampling_level='sequence_token'` has no effect with `loss_type={args.loss_type!r}`, whose ratio "
             "carries no gradient: with `cispo` it equals 'sequence', and `vespo` ignores the level. Set 'sequence' or "
             "'token'."
         )
+
+
+def is_off_policy(args: GRPOConfig) -> bool:
+    """True if TRL keeps the log-probs of the policy that generated."""
+    return bool(args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations)) or (
+        args.use_vllm and args.vllm_importance_sampling_correction
+    )
+
+
+def check_old_policy(method: CreditMethod, args: GRPOConfig) -> None:
+    """Raises `ValueError` if a method compares with the policy that generated, and every update is on-policy."""
+    for part in method.components().values():
+        if part.needs_old_policy and not is_off_policy(args):
+            raise ValueError(
+                f"credit method {part.name!r} has no effect here: every update is on-policy, so old and live policy are one. "
+                f"Set `num_iterations` above 1 (now {args.num_iterations}), or `steps_per_generation` "
+                f"({args.steps_per_generation}) above `gradient_accumulation_steps` ({args.gradient_accumulation_steps})."
+            )
 
 
 # Losses that clip the ratio to the old policy
@@ -62,12 +85,14 @@ def check_policy(method: CreditMethod, kind: str) -> None:
     )
 
 
-def _composition(args: GRPOConfig, aux_loss: bool) -> str | None:
+def _composition(args: GRPOConfig, aux_loss: bool, method: CreditMethod | None) -> str | None:
     """The reason if the loss depends on which rows share a micro-batch and on zero-advantage rows, else `None`."""
     if args.entropy_coef != 0.0 or args.use_adaptive_entropy:
         return "the entropy bonus is a mean over each micro-batch's tokens."
     if args.top_entropy_quantile < 1.0:
         return f"`top_entropy_quantile` ({args.top_entropy_quantile}) is a quantile over each micro-batch's tokens."
+    if method is not None and method.reads_batch:
+        return f"credit method {method.name!r} looks at all tokens of a micro-batch at once."
     if aux_loss:
         return "the MoE auxiliary loss is computed from each micro-batch's tokens (`router_aux_loss_coef`)."
     return None
@@ -85,14 +110,17 @@ def skip_refusal(args: GRPOConfig, method: CreditMethod | None = None, aux_loss:
         return f"the KL penalty (`beta={args.beta}`) has a gradient on every completion."
     if method is not None and method.credits_zero_advantage:
         return f"credit method {method.name!r} gives advantages to completions that have none."
-    return _composition(args, aux_loss)
+    return _composition(args, aux_loss, method)
 
 
-def regroup_refusal(args: GRPOConfig, aux_loss: bool = False, dropout: bool = False) -> str | None:
+def regroup_refusal(
+    args: GRPOConfig, method: CreditMethod | None = None, aux_loss: bool = False, dropout: bool = False
+) -> str | None:
     """The reason if regrouping rows among micro-batches would not be exact, else `None`.
 
     Args:
         args: The configuration.
+        method: The credit method, if known.
         aux_loss: Whether the loss has an MoE auxiliary term.
         dropout: Whether the policy has active dropout.
     """
@@ -100,4 +128,4 @@ def regroup_refusal(args: GRPOConfig, aux_loss: bool = False, dropout: bool = Fa
         return f"`loss_type='bnpo'` divides the KL penalty (`beta={args.beta}`) by each micro-batch's tokens."
     if dropout:
         return "active dropout masks depend on a row's position."
-    return _composition(args, aux_loss)
+    return _composition(args, aux_loss, method)

@@ -33,17 +33,19 @@ from ..batching import (
     plan_updates,
 )
 from ..credit_pass import CreditPass, CreditResult, StartedPass
+from ..extras.groups import total_rewards
 from ..extras.trainer import GRPOExtrasTrainer, bind_arguments, check_arguments, default_output_dir
 from ..methods import DGPO, GCPO, CreditMethod, Uniform
 from ..methods.metrics import credit_metrics
 from ..methods.registry import build_credit
 from ..signals.base import PolicyForward
 from ..signals.models import HiddenStates, causal_model
-from .collapse import CollapseWatch
+from .collapse import CollapseWatches
 from .config import CreditGRPOConfig
 from .credit_log import DEFAULT_COMPLETIONS, CreditLog
-from .exactness import check_credit, check_policy, regroup_refusal, skip_refusal
+from .exactness import check_credit, check_old_policy, check_policy, is_off_policy, regroup_refusal, skip_refusal
 from .gspo_token import sequence_token_old_logps
+from .rollout_stage import add_rollout_stage
 
 
 logger = get_logger(__name__)
@@ -136,6 +138,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             training_args = CreditGRPOConfig(default_output_dir(arguments["model"], name.upper()))
         self.credit_method = self._resolve_credit(training_args)
         check_credit(self.credit_method, training_args)
+        check_old_policy(self.credit_method, training_args)
         if isinstance(training_args, CreditGRPOConfig) and training_args.credit is None:
             training_args = copy.copy(training_args)  # leave the caller's config unchanged
             training_args.credit = self.credit_method.to_dict()
@@ -170,12 +173,15 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
                     "ratios are 1. Set `num_iterations` above 1, or `steps_per_generation` above "
                     "`gradient_accumulation_steps`."
                 )
-        if any(source.needs_hidden_states for source in self.credit_pass.sources.values()):
+        self._updates_need_hidden_states = any(
+            source.needs_hidden_states for source in self.credit_pass.sources.values()
+        )
+        if self._updates_need_hidden_states or self.credit_method.rollout_needs:
             self.policy_hidden_states = HiddenStates(self.model)
         for source in self.credit_pass.sources.values():
             source.after_trainer_init(self)
         self._savings = self._resolve_savings()
-        self._collapse = CollapseWatch(self.credit_method)
+        self._collapse = CollapseWatches(self.credit_method)
         self._credit_log: CreditLog | None = None
         if steps := getattr(self.args, "credit_log_steps", None):
             self._credit_log = self._make_credit_log(steps, self.args.credit_log_completions or DEFAULT_COMPLETIONS)
@@ -217,7 +223,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             raise ValueError(
                 f"`trim_padding` is not exact here: {self.credit_pass.padding_affects_output} Set `trim_padding=False`."
             )
-        no_regroup = regroup_refusal(args, self.aux_loss_enabled, _has_active_dropout(self.model))
+        no_regroup = regroup_refusal(args, self.credit_method, self.aux_loss_enabled, _has_active_dropout(self.model))
         if trim and no_regroup:
             logger.warning("`trim_padding` cuts micro-batches, but does not regroup rows by length: %s", no_regroup)
         for name in ("credit_cache_gib", "credit_cache_device"):
@@ -244,10 +250,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
     @property
     def _off_policy(self) -> bool:
         """True if TRL keeps the log-probs of the policy that generated."""
-        args = self.args
-        return bool(args.gradient_accumulation_steps % (args.steps_per_generation * self.num_iterations)) or (
-            self.use_vllm and self.vllm_importance_sampling_correction
-        )
+        return is_off_policy(self.args)
 
     # The PolicyContext that signals see
 
@@ -313,9 +316,25 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         batch = super()._generate_and_score_completions(inputs)
         for source in self.credit_pass.sources.values():
             source.extend_rollout(self, inputs, self._rollout_prompts, batch)
+        if self.credit_method.has_rollout_stage:
+            add_rollout_stage(self, self.credit_method, batch, self._rollout_rewards(len(inputs)))
         if self._credit_log and self.model.training:
             self._credit_log.extend_rollout(inputs, self._rollout_prompts, batch)
         return batch
+
+    def _rollout_rewards(self, rows: int) -> torch.Tensor:
+        """(N,) weighted rewards of all processes' completions of the batch just scored, as TRL logs them: after dynamic
+        sampling and every override."""
+        count = rows * self.accelerator.num_processes
+        logged = self._logs["rewards"]
+        columns = [list(logged[name])[-count:] for name in self.reward_func_names]
+        rewards = torch.tensor(columns, device=self.accelerator.device).T
+        if len(rewards) < count:
+            raise ValueError(
+                f"credit method {self.credit_method.name!r} needs the rewards of whole groups, and TRL keeps those of "
+                f"{len(rewards)} completions of an evaluation batch of {count}. Lower `per_device_eval_batch_size`."
+            )
+        return total_rewards(rewards, self.reward_weights)
 
     def _prepare_inputs(self, generation_batch):
         buffered = self._buffered_inputs
@@ -441,15 +460,16 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         if self._started is None:  # the old policy's or TRL's reference's log-probs
             return forward()
         started, self._started = self._started, None
-        with self.policy_hidden_states.captured() if self.policy_hidden_states else contextlib.nullcontext():
+        states = self.policy_hidden_states if self._updates_need_hidden_states else None
+        with states.captured() if states else contextlib.nullcontext():
             logps, entropies, aux_loss = forward()
-        hidden_states = self.policy_hidden_states and self.policy_hidden_states.pop(logits_to_keep)
-        batch = started.batch
+        hidden_states = states and states.pop(logits_to_keep)
+        policy = PolicyForward(logps.detach(), entropies.detach(), hidden_states)
+        result, batch = self.credit_pass.finish(started, policy, self.state.global_step), started.batch
         if self._sequence_token and "old_per_token_logps" in batch:
             batch["old_per_token_logps"] = sequence_token_old_logps(
                 logps, batch["old_per_token_logps"], loss_mask(batch)
             )
-        result = self.credit_pass.finish(started, PolicyForward(logps.detach(), entropies.detach(), hidden_states))
         if result.token_advantages is not None:
             batch["advantages"] = result.token_advantages
         if result.ratio_weights is not None:

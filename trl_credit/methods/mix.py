@@ -1,0 +1,255 @@
+"""Several methods as one.
+
+    A_i,t = guard(A_i prod_j w_j,t + sum_k a_k,t)
+
+Weights and factors multiply; if all have mean 1, so does their product after one last scaling. Terms add. A method with
+advantages of its own takes the place of A. With `guard: true`, tokens whose advantage would have the other sign than A
+get 0.
+
+A mix may hold `advantage`, a number or schedule l that multiplies A: l A + sum_k a_k. That is the mix of GRPO and
+distillation that TRL's issue 7291 asks for.
+
+The result does not depend on the order of the list.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..signals.base import Signal
+from .base import CreditMethod, Paper
+from .inputs import CreditInputs
+from .ops import effective_token_fraction, mean_one
+from .rollout import Rollout
+from .schedule import check_schedule, value_at
+
+
+def part_inputs(method: CreditMethod, inputs: CreditInputs, place: int) -> CreditInputs:
+    """The inputs of one of several methods: the signals that it requests and the results of its rollout stage."""
+    prefix = f"{place}/"
+    return replace(
+        inputs,
+        signals={signal: inputs.signals[signal] for signal in method.signals()},
+        rollout={
+            name.removeprefix(prefix): value for name, value in inputs.rollout.items() if name.startswith(prefix)
+        },
+    )
+
+
+def rollout_stages(methods: "list[CreditMethod]", rollout: Rollout) -> dict[str, Tensor]:
+    """The results of several methods' rollout stages, each method's under its place in the list."""
+    return {
+        f"{place}/{name}": value
+        for place, method in enumerate(methods)
+        if method.has_rollout_stage
+        for name, value in method.rollout_stage(rollout).items()
+    }
+
+
+def shared_signals(methods: "list[CreditMethod]") -> tuple[Signal, ...]:
+    """The signals of several methods, equal ones once."""
+    return tuple(dict.fromkeys(signal for method in methods for signal in method.signals()))
+
+
+@dataclass(frozen=True)
+class Mix(CreditMethod):
+    """Several methods as one: weights multiply, terms add. In a recipe, `credit` may be just the list.
+
+    Args:
+        parts: The methods, as names, mappings or objects.
+        advantage: Multiplies the sequence advantage in front of the terms: a number, or a schedule such as `{from: 0.0, to:
+            1.0, updates: 100}`.
+        guard: Whether tokens whose advantage would have the other sign than their completion's get 0.
+    """
+
+    parts: list
+    advantage: float | dict = 1.0
+    guard: bool = False
+
+    name = "mix"
+    paper = Paper(
+        title="trl-credit",
+        id="",
+        citation="",
+    )
+
+    def validate(self) -> None:
+        from .registry import build_credit
+
+        if not self.parts:
+            raise ValueError("credit method 'mix': `parts` is empty. Name at least one method.")
+        object.__setattr__(self, "parts", [build_credit(part).to_dict() for part in self.parts])
+        check_schedule(self.advantage, "advantage")
+        self._check_parts()
+        labels = self.labels  # refuses a method that is listed twice
+        terms = [label for label, part in labels.items() if part.has_term]
+        if not terms and self.advantage != 1.0:
+            raise ValueError(
+                f"credit method 'mix': `advantage` ({self.advantage!r}) weighs the advantage against terms, and none of "
+                f"{', '.join(labels)} adds one: it would only scale the loss. Leave it out."
+            )
+        if self.guard and not terms:
+            raise ValueError(
+                f"credit method 'mix': `guard` has no effect, because none of {', '.join(labels)} can change an "
+                "advantage's sign. Leave it out."
+            )
+        if self.guard and self.own_advantages:
+            raise ValueError(
+                f"credit method 'mix': `guard` keeps the sign of the sequence advantage, which {self._owner.name!r} replaces. "
+                "Leave out one of them."
+            )
+
+    def _check_parts(self) -> None:
+        names = [part.name for part in self._built]
+        for part in self._built:
+            if reason := "it is a list itself: write one list" if isinstance(part, Mix) else part.on_its_own:
+                raise ValueError(f"credit method {part.name!r} cannot be part of a list: {reason}.")
+            if not part.credits_tokens:
+                raise ValueError(
+                    f"credit method {part.name!r} changes nothing in the list {names}. Leave it out. (A class of your own whose "
+                    "`token_advantages` replaces the advantage sets `own_advantages = True`.)"
+                )
+        owners = [part.name for part in self._built if part.own_advantages]
+        if len(owners) > 1:
+            raise ValueError(
+                f"credit methods {' and '.join(map(repr, owners))} each replace the sequence advantage, sign included. Keep one."
+            )
+        readers = [part.name for part in self._built if part.reads_sign]
+        if owners and readers:
+            raise ValueError(
+                f"credit method {readers[0]!r} goes by the sign of the sequence advantage, and {owners[0]!r} gives each token "
+                "its own. Keep one."
+            )
+
+    @functools.cached_property
+    def _built(self) -> list[CreditMethod]:
+        from .registry import build_credit
+
+        return [build_credit(part) for part in self.parts]
+
+    @functools.cached_property
+    def labels(self) -> dict[str, CreditMethod]:
+        """The parts by label: the name, plus the parameters that differ if several share it."""
+        from .compose import labelled
+
+        return labelled(self._built)
+
+    @functools.cached_property
+    def _in_order(self) -> list[tuple[int, CreditMethod]]:
+        """The parts and their places in the list, in an order that does not depend on it."""
+        return sorted(enumerate(self._built), key=lambda pair: json.dumps(pair[1].to_dict(), sort_keys=True))
+
+    @property
+    def _owner(self) -> CreditMethod | None:
+        return next((part for part in self._built if part.own_advantages), None)
+
+    # What the parts are, taken together
+
+    @property
+    def reweights(self) -> bool:
+        return any(part.reweights for part in self._built)
+
+    @property
+    def mean_one(self) -> bool:
+        return all(part.mean_one for part in self._built if part.reweights)
+
+    @property
+    def own_advantages(self) -> bool:
+        return self._owner is not None
+
+    @property
+    def reads_sign(self) -> bool:
+        return any(part.reads_sign for part in self._built)
+
+    @property
+    def needs_old_policy(self) -> bool:
+        return all(part.needs_old_policy for part in self._built)
+
+    @property
+    def reads_batch(self) -> bool:
+        return any(part.reads_batch for part in self._built)
+
+    @property
+    def rollout_needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(need for part in self._built for need in part.rollout_needs))
+
+    @property
+    def has_rollout_stage(self) -> bool:
+        return any(part.has_rollout_stage for part in self._built)
+
+    @property
+    def has_term(self) -> bool:
+        return any(part.has_term for part in self._built)
+
+    @property
+    def credits_zero_advantage(self) -> bool:
+        return any(part.credits_zero_advantage for part in self._built)
+
+    def components(self) -> Mapping[str, CreditMethod]:
+        return {f"{label}/": part for label, part in self.labels.items()}
+
+    def signals(self) -> tuple[Signal, ...]:
+        return shared_signals(self._built)
+
+    def rollout_stage(self, rollout: Rollout) -> dict[str, Tensor]:
+        return rollout_stages(self._built, rollout)
+
+    def rows_with_credit(self, rollout: Rollout) -> Bool[Tensor, " batch"] | None:
+        return None if self._owner is None else self._owner.rows_with_credit(rollout)
+
+    def weights(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"] | None:
+        found = [part.weights(part_inputs(part, inputs, place)) for place, part in self._in_order if part.reweights]
+        if not found:
+            return None
+        product = functools.reduce(torch.mul, found)
+        return mean_one(product, inputs.mask) if len(found) > 1 and self.mean_one else product
+
+    def token_advantages(
+        self,
+        advantages: Float[Tensor, " batch"],
+        weights: Float[Tensor, "batch tokens"] | None,
+        inputs: CreditInputs,
+    ) -> Float[Tensor, "batch tokens"]:
+        scale = value_at(self.advantage, inputs.step)
+        result = (advantages if scale == 1 else advantages * scale).unsqueeze(1)
+        for place, part in self._in_order:
+            if part.own_advantages:
+                result = part.token_advantages(advantages, None, part_inputs(part, inputs, place)) * scale
+        if weights is not None:
+            result = result * weights.to(advantages.dtype)
+        for place, part in self._in_order:
+            if part.has_term:
+                result = result + part.term(part_inputs(part, inputs, place)).to(advantages.dtype)
+        if self.guard:
+            result = torch.where(result * advantages.unsqueeze(1) < 0, 0.0, result)
+        return result
+
+    def is_uniform(self, metrics: Mapping[str, float]) -> None:
+        """Never: each part is watched by itself ([`components`])."""
+        return
+
+    def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
+        """Each part's own metrics as `<label>/<name>`, and `<label>/effective_fraction` of its weights or
+        `<label>/advantage_change`, the mean size of its term."""
+        values = {}
+        for place, (label, part) in enumerate(self.labels.items()):
+            seen = part_inputs(part, inputs, place)
+            if part.reweights:
+                fraction = effective_token_fraction(part.weights(seen), seen.mask)
+                values[f"{label}/effective_fraction"] = fraction.unsqueeze(-1).expand_as(seen.mask)
+            elif part.has_term:
+                values[f"{label}/advantage_change"] = part.term(seen).abs()
+            elif inputs.advantages is not None:
+                changed = part.token_advantages(inputs.advantages, None, seen) - inputs.advantages.unsqueeze(1)
+                values[f"{label}/advantage_change"] = changed.abs()
+            values |= {f"{label}/{name}": value for name, value in part.metrics(seen).items()}
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"method": self.name, "parts": self.parts, "advantage": self.advantage, "guard": self.guard}

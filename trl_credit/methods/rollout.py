@@ -1,0 +1,77 @@
+"""What a method sees of a generation batch: whole groups, before TRL deals the completions to updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """This process's B completions of a generation batch, of at most T tokens. No tensor carries a gradient.
+
+    A group's completions may lie on several processes: [`all`] and [`sum`] reach those of the others. Every process
+    must call them equally often.
+
+    Args:
+        mask: (B, T) bool, the tokens in the loss.
+        token_ids: (B, T) int.
+        advantages: (B,) float, TRL's sequence advantages.
+        rewards: (B,) float, the weighted sum of the reward functions; NaN if none gave a reward.
+        groups: (B,) int, the number of the completion's prompt, unique over all processes.
+        logps: (B, T) float32, nats; log-probs under the policy that generated, at the rollout temperature. `None`
+            unless the method needs them ([`CreditMethod.rollout_needs`]), like the next two.
+        sum_squared_probs: (B, T) float32; sum over the vocabulary of the squared next-token probabilities.
+        hidden_states: (B, T, H); the states from which the head computes each token's logits.
+        turns: (B, T) int, the turn of each token, from 0; `None` without tools.
+        gather: Concatenates a tensor of equal shape over the processes; the default is for a single process.
+        first: Place of this process's first completion among all.
+    """
+
+    mask: Bool[Tensor, "batch tokens"]
+    token_ids: Int[Tensor, "batch tokens"]
+    advantages: Float[Tensor, " batch"]
+    rewards: Float[Tensor, " batch"]
+    groups: Int[Tensor, " batch"]
+    logps: Float[Tensor, "batch tokens"] | None = None
+    sum_squared_probs: Float[Tensor, "batch tokens"] | None = None
+    hidden_states: Float[Tensor, "batch tokens hidden"] | None = None
+    turns: Int[Tensor, "batch tokens"] | None = None
+    gather: Callable[[Tensor], Tensor] = field(default=_alone, repr=False)
+    first: int = 0
+
+    def all(self, tensor: Shaped[Tensor, "batch *rest"]) -> Shaped[Tensor, "all *longest"]:
+        """All processes' rows of a tensor, in order. If it has columns, shorter ones are filled with zeros."""
+        if tensor.dim() > 1:
+            longest = int(self.gather(torch.tensor([tensor.size(1)], device=tensor.device)).max())
+            filled = tensor.new_zeros(tensor.size(0), longest, *tensor.shape[2:])
+            filled[:, : tensor.size(1)] = tensor
+            tensor = filled
+        return self.gather(tensor)
+
+    def own(self, tensor: Shaped[Tensor, "all *longest"]) -> Shaped[Tensor, "batch *rest"]:
+        """This process's part of a tensor with all processes' rows: what [`all`] would make it from."""
+        tensor = tensor[self.first : self.first + len(self.mask)]
+        return tensor[:, : self.mask.size(1)] if tensor.dim() > 1 else tensor
+
+    def sum(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """The sum of a tensor over all processes."""
+        return self.gather(tensor.unsqueeze(0)).sum(0)
+
+    @property
+    def groups_with_signal(self) -> Bool[Tensor, " batch"]:
+        """(B,) bool, completions whose group has more than one reward. NaN is no reward."""
+        rewards, groups = self.all(self.rewards), self.all(self.groups)
+        known = ~torch.isnan(rewards)
+        size = int(groups.max()) + 1 if len(groups) else 0
+        high = rewards.new_full((size,), -torch.inf).scatter_reduce(0, groups[known], rewards[known], "amax")
+        low = rewards.new_full((size,), torch.inf).scatter_reduce(0, groups[known], rewards[known], "amin")
+        return (high > low)[self.groups]
