@@ -21,7 +21,7 @@ from ..extras.groups import total_rewards
 from ..methods import CreditInputs, CreditMethod
 from ..methods.compose import AllSignals, credit_of
 from ..methods.metrics import remedy_if_uniform
-from ..methods.mix import part_inputs
+from ..methods.mix import inputs_of
 from ..records.record import SOURCE_PROMPT, CompletionCredit, token_pieces
 from ..rewards.thinking import opened_tag
 from ..signals.base import signal_titles
@@ -280,7 +280,7 @@ class CreditScorer:
             advantages = torch.tensor([c.advantage or 0.0 for c in chosen], device=inputs.mask.device)
             weights, token_advantages = credit_of(self.methods, inputs, advantages)
             for place, (label, method) in enumerate(self.methods.items()):
-                seen = part_inputs(method, inputs, place)
+                seen = inputs_of(method, inputs, place)
                 verdicts[label].append(remedy_if_uniform(method, seen, weights.get(label)))
 
             def of(tensor: torch.Tensor, place: int, length: int) -> np.ndarray:
@@ -344,7 +344,11 @@ class CreditScorer:
             rewards = [math.nan if c.reward is None else c.reward for c in completions]
             groups = torch.tensor([c.group for c in completions], device=device)
             add_rollout_stage(
-                trainer, trainer.credit_method, batch, torch.tensor(rewards, device=device), groups.unique(return_inverse=True)[1]
+                trainer,
+                trainer.credit_method,
+                batch,
+                torch.tensor(rewards, device=device),
+                groups.unique(return_inverse=True)[1],
             )
         with torch.no_grad():
             trainer._compute_loss(trainer.model, batch)
@@ -370,9 +374,7 @@ class CreditScorer:
         )
 
 
-def _batches(
-    sizes: Mapping[int, tuple[int, int]], groups: Mapping[int, int] | None = None
-) -> Iterator[list[int]]:
+def _batches(sizes: Mapping[int, tuple[int, int]], groups: Mapping[int, int] | None = None) -> Iterator[list[int]]:
     """Batches of completions of similar length, as large as fits.
 
     Args:

@@ -7,7 +7,7 @@ import torch
 
 from ..signals.base import Signal
 from . import CreditInputs, CreditMethod, Paper
-from .mix import part_inputs, rollout_stages, shared_signals
+from .mix import inputs_of, rollout_stages, shared_signals
 from .registry import build_credit
 from .rollout import Rollout
 
@@ -76,7 +76,7 @@ def credit_of(
     """(B, T) weights and (B, T) token advantages by method label. Methods without weights have no weights entry."""
     weights, token_advantages = {}, {}
     for place, (label, method) in enumerate(methods.items()):
-        seen = part_inputs(method, inputs, place)
+        seen = inputs_of(method, inputs, place)
         found = method.weights(seen)
         if found is not None:
             weights[label] = found

@@ -88,9 +88,7 @@ class CreditInputs:
     def map(self, function: Callable[[Tensor], Tensor]) -> CreditInputs:
         """The inputs with a function applied to each tensor, e.g. to pick rows."""
         changed = {
-            name: function(value)
-            for name in ("advantages", *_PER_TOKEN)
-            if (value := getattr(self, name)) is not None
+            name: function(value) for name in ("advantages", *_PER_TOKEN) if (value := getattr(self, name)) is not None
         }
         changed["signals"] = {signal: function(value) for signal, value in self.signals.items()}
         changed["rollout"] = {name: function(value) for name, value in self.rollout.items()}

@@ -30,15 +30,13 @@ from .rollout import Rollout
 from .schedule import check_schedule, value_at
 
 
-def part_inputs(method: CreditMethod, inputs: CreditInputs, place: int) -> CreditInputs:
+def inputs_of(method: CreditMethod, inputs: CreditInputs, place: int = 0) -> CreditInputs:
     """The inputs of one of several methods: the signals that it requests and the results of its rollout stage."""
     prefix = f"{place}/"
     return replace(
         inputs,
         signals={signal: inputs.signals[signal] for signal in method.signals()},
-        rollout={
-            name.removeprefix(prefix): value for name, value in inputs.rollout.items() if name.startswith(prefix)
-        },
+        rollout={name.removeprefix(prefix): value for name, value in inputs.rollout.items() if name.startswith(prefix)},
     )
 
 
@@ -204,7 +202,7 @@ class Mix(CreditMethod):
         return None if self._owner is None else self._owner.rows_with_credit(rollout)
 
     def weights(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"] | None:
-        found = [part.weights(part_inputs(part, inputs, place)) for place, part in self._in_order if part.reweights]
+        found = [part.weights(inputs_of(part, inputs, place)) for place, part in self._in_order if part.reweights]
         if not found:
             return None
         product = functools.reduce(torch.mul, found)
@@ -220,12 +218,12 @@ class Mix(CreditMethod):
         result = (advantages if scale == 1 else advantages * scale).unsqueeze(1)
         for place, part in self._in_order:
             if part.own_advantages:
-                result = part.token_advantages(advantages, None, part_inputs(part, inputs, place)) * scale
+                result = part.token_advantages(advantages, None, inputs_of(part, inputs, place)) * scale
         if weights is not None:
             result = result * weights.to(advantages.dtype)
         for place, part in self._in_order:
             if part.has_term:
-                result = result + part.term(part_inputs(part, inputs, place)).to(advantages.dtype)
+                result = result + part.term(inputs_of(part, inputs, place)).to(advantages.dtype)
         if self.guard:
             result = torch.where(result * advantages.unsqueeze(1) < 0, 0.0, result)
         return result
@@ -239,7 +237,7 @@ class Mix(CreditMethod):
         `<label>/advantage_change`, the mean size of its term."""
         values = {}
         for place, (label, part) in enumerate(self.labels.items()):
-            seen = part_inputs(part, inputs, place)
+            seen = inputs_of(part, inputs, place)
             if part.reweights:
                 fraction = effective_token_fraction(part.weights(seen), seen.mask)
                 values[f"{label}/effective_fraction"] = fraction.unsqueeze(-1).expand_as(seen.mask)

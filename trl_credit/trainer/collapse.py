@@ -7,7 +7,7 @@ from typing import Any
 from accelerate.logging import get_logger
 
 from ..methods import CreditInputs, CreditMethod
-from ..methods.mix import part_inputs
+from ..methods.mix import inputs_of
 
 
 logger = get_logger(__name__)
@@ -37,7 +37,7 @@ class CollapseWatches:
                     for name, value in metrics.items()
                     if name.startswith(prefix)
                 }
-                watch.see(update, own, part_inputs(watch.method, inputs, place))
+                watch.see(update, own, inputs_of(watch.method, inputs, place))
             else:
                 watch.see(update, metrics, inputs)
 
@@ -86,7 +86,9 @@ class CollapseWatch:
             self._update, self._uniform = update, True
         self._uniform &= uniform
         self._measured = next(
-            f"{text} {metrics[name]:.4f}" for name, text in _MEASURES.items() if not math.isnan(metrics.get(name, math.nan))
+            f"{text} {metrics[name]:.4f}"
+            for name, text in _MEASURES.items()
+            if not math.isnan(metrics.get(name, math.nan))
         )
         if uniform and inputs.mask.any():  # not the placeholder of a process without completions
             self._inputs = inputs
@@ -99,8 +101,7 @@ class CollapseWatch:
             return
         self._warned = True
         logger.warning(
-            "Credit method %r: weights were effectively uniform for %d updates (%s): this run is plain "
-            "GRPO.%s",
+            "Credit method %r: weights were effectively uniform for %d updates (%s): this run is plain GRPO.%s",
             self.method.name,
             self._patience,
             self._measured,

@@ -17,7 +17,11 @@ IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence", "sequence_token")
 
 def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
     """Raises `ValueError` for settings that would cancel the method's token credit, or have no effect."""
-    if method.credits_tokens and args.importance_sampling_level == "sequence" and args.loss_type in RATIO_GRADIENT_LOSSES:
+    if (
+        method.credits_tokens
+        and args.importance_sampling_level == "sequence"
+        and args.loss_type in RATIO_GRADIENT_LOSSES
+    ):
         raise ValueError(
             f"`importance_sampling_level='sequence'` cancels the token credit of {method.name!r} with "
             f"`loss_type={args.loss_type!r}`: the gradient of a sequence-level ratio sums over the completion, so "
