@@ -1,13 +1,41 @@
 """Credit inputs of awkward shapes."""
 
-import dataclasses
-
 import torch
 
-from trl_credit import CreditInputs, CreditMethod
+from trl_credit import CreditInputs, CreditMethod, build_credit
+from trl_credit.methods.rollout import Rollout
 
 
 VOCAB = 50
+
+# Values for parameters that have no default
+REQUIRED: dict[str, dict] = {}
+
+
+def built(name: str) -> CreditMethod:
+    """A registered method at its defaults."""
+    return build_credit({"method": name, **REQUIRED.get(name, {})})
+
+
+def make_rollout(seed: int, mask: torch.Tensor, dtype=torch.float32, hidden: int = 6) -> Rollout:
+    """Completions in groups of two or three with rewards of 0, 0.5 and 1; one has no reward."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    batch = len(mask)
+    rewards = torch.randint(0, 3, (batch,), generator=generator).to(dtype) / 2
+    rewards[seed % batch] = torch.nan
+    logps = -3 * torch.rand(mask.shape, generator=generator).to(dtype)
+    spread = torch.rand(mask.shape, generator=generator).to(dtype)
+    return Rollout(
+        mask=mask,
+        token_ids=torch.randint(0, VOCAB, mask.shape, generator=generator),
+        advantages=torch.randn(batch, generator=generator).to(dtype),
+        rewards=rewards,
+        groups=torch.arange(batch) // 2 if batch % 2 == 0 else torch.arange(batch) // 3,
+        logps=logps,
+        sum_squared_probs=(2 * logps).exp() + (1 - logps.exp()).square() * spread,
+        hidden_states=torch.randn(*mask.shape, hidden, generator=generator).to(dtype),
+        turns=torch.arange(mask.size(1)).div(4, rounding_mode="floor").expand_as(mask),
+    )
 
 
 def make_inputs(method: CreditMethod, seed: int, batch: int, length: int, dtype=torch.float32) -> CreditInputs:
@@ -25,20 +53,33 @@ def make_inputs(method: CreditMethod, seed: int, batch: int, length: int, dtype=
     for signal, values in signals.items():
         if "Logps" in type(signal).__name__:
             signals[signal] = -4 * values
+    logps = -4 * uniform(batch, length) ** 2
+    rollout = make_rollout(seed, mask, dtype)
+    advantages = rollout.advantages.clone()
+    advantages[seed % batch] = 0
     return CreditInputs(
         mask=mask,
-        policy_logps=-4 * uniform(batch, length) ** 2,
+        policy_logps=logps,
         policy_entropy=2 * uniform(batch, length),
         vocab_size=VOCAB,
         signals=signals,
+        advantages=advantages,
+        old_logps=logps + uniform(batch, length) - 0.5,
+        sampling_logps=logps + (uniform(batch, length) - 0.5) / 10,
+        token_ids=rollout.token_ids,
+        turns=rollout.turns,
+        step=7,
+        rollout=method.rollout_stage(rollout),
     )
+
+
+def credit(method: CreditMethod, inputs: CreditInputs) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """(B, T) weights, if the method has any, and (B, T) token advantages, 0 off the mask."""
+    weights = method.weights(inputs)
+    advantages = method.token_advantages(inputs.advantages, weights, inputs)
+    advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
+    return weights, torch.where(inputs.mask, advantages, 0.0)
 
 
 def mapped(inputs: CreditInputs, function) -> CreditInputs:
-    return dataclasses.replace(
-        inputs,
-        mask=function(inputs.mask),
-        policy_logps=function(inputs.policy_logps),
-        policy_entropy=function(inputs.policy_entropy),
-        signals={signal: function(values) for signal, values in inputs.signals.items()},
-    )
+    return inputs.map(function)

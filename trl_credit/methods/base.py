@@ -79,6 +79,7 @@ class CreditMethod(ABC):
         reads_batch: True if the weights depend on which completions share a micro-batch. Then rows are neither
             regrouped nor left out.
         on_its_own: The reason the method cannot be part of a list; empty if it can.
+        policies: Kinds of policy for which it makes sense, see [`Signal`].
         rollout_needs: What the rollout stage reads of the policy that generated: `"logps"`, `"sum_squared_probs"`,
             `"hidden_states"`. Any of them costs one forward per generation batch.
     """
@@ -93,6 +94,7 @@ class CreditMethod(ABC):
     needs_old_policy: ClassVar[bool] = False
     reads_batch: ClassVar[bool] = False
     on_its_own: ClassVar[str] = ""
+    policies: ClassVar[tuple[str, ...]] = ("tokens", "steps")
     rollout_needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):

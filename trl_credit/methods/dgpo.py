@@ -179,6 +179,8 @@ class DGPO(CreditMethod):
         "reference that follows the policy (`sync_ref_model`) are additions, off by default.",
     )
 
+    policies = ("tokens",)
+
     def validate(self) -> None:
         if isinstance(self.temperature, str):
             self.require(self.temperature == ADAPTIVE, "temperature", f"a number or {ADAPTIVE!r}")

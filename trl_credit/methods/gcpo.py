@@ -211,6 +211,8 @@ class GCPO(CreditMethod):
         "left, and `pad` does not attend to that padding.",
     )
 
+    policies = ("tokens",)
+
     def validate(self) -> None:
         check_negative_prompt(self.negative_prompt)
         self.require(0 < self.top_fraction < 1, "top_fraction", "between 0 and 1 (both excluded)")

@@ -99,8 +99,8 @@ class Mix(CreditMethod):
             )
         if self.guard and self.own_advantages:
             raise ValueError(
-                f"credit method 'mix': `guard` keeps the sign of the sequence advantage, which {self._owner.name!r} replaces. "
-                "Leave out one of them."
+                "credit method 'mix': `guard` keeps the sign of the sequence advantage, which "
+                f"{self._owner.name!r} replaces. Leave out one of them."
             )
 
     def _check_parts(self) -> None:
@@ -110,19 +110,20 @@ class Mix(CreditMethod):
                 raise ValueError(f"credit method {part.name!r} cannot be part of a list: {reason}.")
             if not part.credits_tokens:
                 raise ValueError(
-                    f"credit method {part.name!r} changes nothing in the list {names}. Leave it out. (A class of your own whose "
-                    "`token_advantages` replaces the advantage sets `own_advantages = True`.)"
+                    f"credit method {part.name!r} changes nothing in the list {names}. Leave it out. (A class of your own "
+                    "whose `token_advantages` replaces the advantage sets `own_advantages = True`.)"
                 )
         owners = [part.name for part in self._built if part.own_advantages]
         if len(owners) > 1:
             raise ValueError(
-                f"credit methods {' and '.join(map(repr, owners))} each replace the sequence advantage, sign included. Keep one."
+                f"credit methods {' and '.join(map(repr, owners))} each replace the sequence advantage, "
+                "sign included. Keep one."
             )
         readers = [part.name for part in self._built if part.reads_sign]
         if owners and readers:
             raise ValueError(
-                f"credit method {readers[0]!r} goes by the sign of the sequence advantage, and {owners[0]!r} gives each token "
-                "its own. Keep one."
+                f"credit method {readers[0]!r} goes by the sign of the sequence advantage, and {owners[0]!r} "
+                "gives each token its own. Keep one."
             )
 
     @functools.cached_property

@@ -107,6 +107,8 @@ class PCPO(CreditMethod):
     # c has no mean of 1, and steps have no sequence-level ratio
     reweights = False
     mean_one = False
+    policies = ("steps",)
+    on_its_own = "its weights enter through the loss's ratio"
 
     def validate(self) -> None:
         self.require(self.form in FORMS, "form", f"one of {', '.join(FORMS)}")

@@ -18,8 +18,8 @@ METHODS: dict[str, type[CreditMethod]] = {
 
 
 def methods_for(policy: str) -> list[str]:
-    """Names of the registered methods that work with a kind of policy, `"tokens"` or `"steps"`, at their defaults."""
-    return [name for name, cls in METHODS.items() if all(signal.policy == policy for signal in cls().signals())]
+    """Names of the registered methods that work with a kind of policy, `"tokens"` or `"steps"`."""
+    return [name for name, cls in METHODS.items() if policy in cls.policies]
 
 
 def get_method_class(name: str) -> type[CreditMethod]:

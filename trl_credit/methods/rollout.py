@@ -48,7 +48,7 @@ class Rollout:
     gather: Callable[[Tensor], Tensor] = field(default=_alone, repr=False)
     first: int = 0
 
-    def all(self, tensor: Shaped[Tensor, "batch *rest"]) -> Shaped[Tensor, "all *longest"]:
+    def all(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*all"]:
         """All processes' rows of a tensor, in order. If it has columns, shorter ones are filled with zeros."""
         if tensor.dim() > 1:
             longest = int(self.gather(torch.tensor([tensor.size(1)], device=tensor.device)).max())
@@ -57,7 +57,7 @@ class Rollout:
             tensor = filled
         return self.gather(tensor)
 
-    def own(self, tensor: Shaped[Tensor, "all *longest"]) -> Shaped[Tensor, "batch *rest"]:
+    def own(self, tensor: Shaped[Tensor, "*all"]) -> Shaped[Tensor, "*shape"]:
         """This process's part of a tensor with all processes' rows: what [`all`] would make it from."""
         tensor = tensor[self.first : self.first + len(self.mask)]
         return tensor[:, : self.mask.size(1)] if tensor.dim() > 1 else tensor

@@ -25,8 +25,8 @@ def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
         raise ValueError(
             f"`importance_sampling_level='sequence'` cancels the token credit of {method.name!r} with "
             f"`loss_type={args.loss_type!r}`: the gradient of a sequence-level ratio sums over the completion, so "
-            "only the mean of its token advantages has an effect. Set `importance_sampling_level='sequence_token'` (the sequence's ratio, "
-            "each token's gradient) or 'token', or `loss_type='cispo'`, or `credit='uniform'` (which is GSPO)."
+            "only the mean of its token advantages has an effect. Set `importance_sampling_level='sequence_token'` (the "
+            "sequence's ratio, each token's gradient) or 'token', or `loss_type='cispo'`, or `credit='uniform'` (which is GSPO)."
         )
     if method.shapes_ratio and args.loss_type not in CLIPPED_LOSSES:
         raise ValueError(
@@ -35,8 +35,8 @@ def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
         )
     if method.reads_batch and args.top_entropy_quantile < 1.0:
         raise ValueError(
-            f"`top_entropy_quantile` ({args.top_entropy_quantile}) and credit method {method.name!r} both choose tokens by a "
-            "quantile over the micro-batch. Keep one."
+            f"`top_entropy_quantile` ({args.top_entropy_quantile}) and credit method {method.name!r} both choose tokens by "
+            "a quantile over the micro-batch. Keep one."
         )
     if args.importance_sampling_level == "sequence_token" and args.loss_type not in RATIO_GRADIENT_LOSSES:
         raise ValueError(
@@ -58,8 +58,8 @@ def check_old_policy(method: CreditMethod, args: GRPOConfig) -> None:
     for part in method.components().values():
         if part.needs_old_policy and not is_off_policy(args):
             raise ValueError(
-                f"credit method {part.name!r} has no effect here: every update is on-policy, so old and live policy are one. "
-                f"Set `num_iterations` above 1 (now {args.num_iterations}), or `steps_per_generation` "
+                f"credit method {part.name!r} has no effect here: every update is on-policy, so old and live policy are "
+                f"one. Set `num_iterations` above 1 (now {args.num_iterations}), or `steps_per_generation` "
                 f"({args.steps_per_generation}) above `gradient_accumulation_steps` ({args.gradient_accumulation_steps})."
             )
 
@@ -75,8 +75,7 @@ def check_policy(method: CreditMethod, kind: str) -> None:
         method: The credit method.
         kind: `"tokens"` or `"steps"`; see [`Signal`].
     """
-    other = next((signal for signal in method.signals() if signal.policy != kind), None)
-    if other is None:
+    if kind in method.policies and all(signal.policy == kind for signal in method.signals()):
         return
     if kind == "tokens":
         raise ValueError(

@@ -7,19 +7,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
-from support.inputs import make_inputs, mapped
+from support.inputs import REQUIRED, built, credit, make_inputs, make_rollout, mapped
 
 from trl_credit import METHODS, CreditInputs, build_credit
 from trl_credit.methods.metrics import credit_metrics
+from trl_credit.methods.mix import Mix
 from trl_credit.methods.ops import effective_token_fraction, mean_one
 
 
 # Every registered method at its defaults, and what needs other signals
-EVERY = {name: cls() for name, cls in METHODS.items()} | {
+EVERY = {name: built(name) for name in METHODS} | {
     "gcpo-full": build_credit({"method": "gcpo", "divergence": "full"}),
     "pcpo-ratio": build_credit({"method": "pcpo", "form": "ratio"}),
     "pcpo-advantage": build_credit({"method": "pcpo", "form": "advantage", "target": "count"}),
     "dgpo-adaptive": build_credit({"method": "dgpo", "temperature": "adaptive"}),
+    "mix": build_credit(["gcpo", {"method": "dgpo", "temperature": 0.01}]),
 }
 
 every_method = pytest.mark.parametrize("method", list(EVERY.values()), ids=list(EVERY))
@@ -32,9 +34,14 @@ shapes = given(seed=st.integers(0, 10_000), batch=st.integers(2, 6), length=st.i
 @every_method
 @settings(deadline=None, max_examples=50)
 @shapes
-def test_weights_are_weights(method, seed, batch, length):
+def test_credit_is_finite_and_without_gradient(method, seed, batch, length):
     inputs = make_inputs(method, seed, batch, length)
-    weights = method.weights(inputs)
+    weights, advantages = credit(method, inputs)
+    assert advantages.shape == inputs.mask.shape
+    assert not advantages.requires_grad
+    assert torch.isfinite(advantages).all()
+    if weights is None:
+        return
     assert weights.shape == inputs.mask.shape
     assert not weights.requires_grad
     assert torch.isfinite(weights).all()
@@ -42,7 +49,7 @@ def test_weights_are_weights(method, seed, batch, length):
     assert (weights[~inputs.mask] == 0).all()
     if method.mean_one:
         torch.testing.assert_close(weights.sum(-1), inputs.mask.sum(-1).float(), rtol=1e-5, atol=1e-6)
-    fraction = effective_token_fraction(weights, inputs.mask)[inputs.mask.any(-1)]
+    fraction = effective_token_fraction(weights, inputs.mask)[(weights > 0).any(-1)]
     assert ((fraction > 0) & (fraction <= 1 + 1e-5)).all()
 
 
@@ -51,11 +58,15 @@ def test_weights_are_weights(method, seed, batch, length):
 @shapes
 def test_right_padding_changes_nothing(method, seed, batch, length):
     inputs = make_inputs(method, seed, batch, length)
-    garbage = mapped(
-        inputs, lambda x: torch.nn.functional.pad(x, (0, 7), value=False if x.dtype == torch.bool else 9.0)
-    )
-    torch.testing.assert_close(method.weights(garbage)[:, :length], method.weights(inputs), rtol=1e-6, atol=1e-7)
-    assert (method.weights(garbage)[:, length:] == 0).all()
+
+    def with_garbage(x):
+        filler = {torch.bool: False, torch.int64: 7}.get(x.dtype, 9.0)
+        return torch.nn.functional.pad(x, (0, 7), value=filler) if x.dim() == 2 else x
+
+    for padded, found in zip(credit(method, mapped(inputs, with_garbage)), credit(method, inputs), strict=True):
+        if found is not None:
+            torch.testing.assert_close(padded[:, :length], found, rtol=1e-6, atol=1e-6)
+            assert (padded[:, length:] == 0).all()
 
 
 @every_method
@@ -64,41 +75,56 @@ def test_right_padding_changes_nothing(method, seed, batch, length):
 def test_batch_order_changes_nothing(method, seed, batch, length):
     inputs = make_inputs(method, seed, batch, length)
     order = torch.randperm(batch, generator=torch.Generator().manual_seed(seed))
-    shuffled = method.weights(mapped(inputs, lambda x: x[order]))
-    torch.testing.assert_close(shuffled, method.weights(inputs)[order], rtol=1e-6, atol=1e-7)
+    for shuffled, found in zip(credit(method, mapped(inputs, lambda x: x[order])), credit(method, inputs), strict=True):
+        if found is not None:
+            torch.testing.assert_close(shuffled, found[order], rtol=1e-6, atol=1e-7)
 
 
 @every_method
 def test_deterministic(method):
     inputs = make_inputs(method, 0, 4, 33)
-    assert torch.equal(method.weights(inputs), method.weights(inputs))
+    for first, second in zip(credit(method, inputs), credit(method, inputs), strict=True):
+        assert first is second is None or torch.equal(first, second)
 
 
 @every_method
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_dtype(method, dtype):
     inputs = make_inputs(method, 0, 4, 33, dtype)
-    weights = method.weights(inputs)
-    assert weights.dtype == (torch.float64 if dtype == torch.float64 and method.signals() else torch.float32)
-    wide = mapped(inputs, lambda x: x if x.dtype == torch.bool else x.double())
-    torch.testing.assert_close(weights.double(), method.weights(wide).double(), rtol=1e-4, atol=1e-5)
+    weights, advantages = credit(method, inputs)
+    wide = credit(method, mapped(inputs, lambda x: x.double() if x.is_floating_point() else x))
+    if weights is None:  # the loss's dtype
+        assert advantages.dtype == dtype
+        resolution = torch.finfo(dtype).resolution
+        torch.testing.assert_close(advantages.double(), wide[1].double(), rtol=4 * resolution, atol=4 * resolution)
+        return
+    assert weights.dtype == (
+        torch.float64 if dtype == torch.float64 and (method.signals() or method.rollout_needs) else torch.float32
+    )
+    torch.testing.assert_close(weights.double(), wide[0].double(), rtol=1e-4, atol=1e-5)
 
 
 @every_method
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nonfinite_signals(method, value):
+    """Neutral credit for the completion: the sequence's advantage on each token; no other completion changes."""
     inputs = make_inputs(method, 5, 5, 21)
     row = int(inputs.mask.sum(-1).argmax())
     place = int(inputs.mask[row].nonzero()[0])
-    clean = method.weights(inputs)
-    for values in inputs.signals.values():
+    clean = credit(method, inputs)
+    bad = (*inputs.signals.values(), *inputs.rollout.values())
+    for values in bad:
         values[row, place] = value
-    weights = method.weights(inputs)
-    assert int(inputs.nonfinite.sum()) == (1 if inputs.signals else 0)
+    weights, advantages = credit(method, inputs)
+    assert int(inputs.nonfinite.sum()) == (1 if bad else 0)
     others = [i for i in range(5) if i != row]
-    assert torch.equal(weights[others], clean[others])
-    if inputs.signals:
-        assert torch.equal(weights[row], inputs.mask[row].float())
+    assert torch.equal(advantages[others], clean[1][others])
+    if bad:
+        assert torch.equal(advantages[row], inputs.mask[row] * inputs.advantages[row])
+    if weights is not None:
+        assert torch.equal(weights[others], clean[0][others])
+        if bad:
+            assert torch.equal(weights[row], inputs.mask[row].float())
     for name, values in method.metrics(inputs).items():
         assert values.shape == inputs.mask.shape, name
 
@@ -106,41 +132,58 @@ def test_nonfinite_signals(method, value):
 @every_method
 def test_token_advantages(method):
     inputs = make_inputs(method, 1, 4, 9)
-    advantages = torch.tensor([1.0, -2.0, 0.0, 0.5])
-    weights = method.weights(inputs)
-    result = method.token_advantages(advantages, weights, inputs)
-    full = result.unsqueeze(1) * inputs.mask if result.dim() == 1 else result
-    if method.shapes_ratio:  # then weights enter through the ratio
-        assert torch.equal(result, advantages)
-    else:
-        torch.testing.assert_close(full, advantages.unsqueeze(1) * weights)
+    weights, found = credit(method, inputs)
+    expected = inputs.advantages.unsqueeze(1).expand_as(inputs.mask)
+    if method.own_advantages:
+        assert (found - torch.where(inputs.mask, expected, 0.0)).abs().max() > 1e-3
+        return
+    if weights is not None and not method.shapes_ratio:  # then weights enter through the ratio
+        expected = expected * weights
+    if method.has_term:
+        expected = expected + method.term(inputs)
+        assert (method.term(inputs)[~inputs.mask] == 0).all()
+    torch.testing.assert_close(found, torch.where(inputs.mask, expected, 0.0))
 
 
 @every_method
 def test_the_gradient_at_ratio_1_is_the_weighted_policy_gradient(method):
-    """Whatever way the weights enter: -A w d(logp)."""
+    """Whatever way the credit enters: -A_t d(logp)."""
     inputs = make_inputs(method, 3, 4, 9)
-    advantages, weights = torch.tensor([1.0, -2.0, 0.0, 0.5]), method.weights(inputs)
+    weights, advantages = credit(method, inputs)
     logps = inputs.policy_logps.clone().requires_grad_()
     shaped = method.ratio_logps(logps, logps.detach(), weights) if method.shapes_ratio else logps
-    result = method.token_advantages(advantages, weights, inputs)
+    result = method.token_advantages(inputs.advantages, weights, inputs)
     result = result.unsqueeze(1) if result.dim() == 1 else result
     (-torch.exp(shaped - shaped.detach()) * result)[inputs.mask].sum().backward()
-    torch.testing.assert_close(logps.grad, -(advantages.unsqueeze(1) * weights) * inputs.mask)
+    expected = inputs.advantages.unsqueeze(1) * weights if method.shapes_ratio else advantages
+    torch.testing.assert_close(logps.grad, -expected * inputs.mask)
 
 
 @every_method
 def test_completions_without_an_advantage_may_be_left_out_where_the_method_says_so(method):
-    """What `skip_zero_advantage` and the signals' forwards rely on."""
+    """What `skip_zero_advantage` and the signals' forwards rely on. A method with advantages of its own names the
+    completions itself, at rollout time."""
     if method.credits_zero_advantage:
         return
     inputs = make_inputs(method, 2, 5, 11)
-    advantages = torch.tensor([0.0, 1.0, 0.0, -1.0, 0.5])
-    result = method.token_advantages(advantages, method.weights(inputs), inputs)
-    kept = advantages.nonzero().flatten()
-    part = mapped(inputs, lambda x: x[kept])
-    torch.testing.assert_close(method.token_advantages(advantages[kept], method.weights(part), part), result[kept])
-    assert (result[advantages == 0] == 0).all()
+    inputs = dataclasses.replace(inputs, advantages=torch.tensor([0.0, 1.0, 0.0, -1.0, 0.5]))
+    result = credit(method, inputs)[1]
+    kept = inputs.advantages != 0
+    if method.own_advantages:
+        kept = method.rows_with_credit(make_rollout(2, inputs.mask))
+    torch.testing.assert_close(credit(method, mapped(inputs, lambda x: x[kept]))[1], result[kept])
+    torch.testing.assert_close(result[~kept], torch.zeros_like(result[~kept]))
+
+
+@every_method
+def test_what_a_method_is_goes_with_what_it_has(method):
+    """One kind, stated by its class attributes."""
+    kinds = [method.reweights or method.shapes_ratio, method.has_term, method.own_advantages]
+    if not isinstance(method, Mix) and method.name not in ("uniform", "pcpo"):
+        assert sum(kinds) == 1
+        assert method.credits_tokens
+    weights = method.weights(make_inputs(method, 0, 4, 9))
+    assert (weights is not None) or not method.reweights
 
 
 def test_a_method_with_token_advantages_of_its_own_credits_every_completion():
@@ -149,17 +192,21 @@ def test_a_method_with_token_advantages_of_its_own_credits_every_completion():
             return advantages.unsqueeze(1) + weights
 
     assert Additive().credits_zero_advantage
-    assert [method.credits_zero_advantage for method in EVERY.values()] == [False] * len(EVERY)
+    credit_all = {name for name, method in EVERY.items() if method.credits_zero_advantage}
+    assert credit_all == {name for name, method in EVERY.items() if method.has_term and not method.reads_sign}
 
 
 @every_method
 def test_round_trip(method):
     assert build_credit(method.to_dict()) == method
-    assert build_credit(method.name) == type(method)()
+    if method.name not in REQUIRED and not isinstance(method, Mix):
+        assert build_credit(method.name) == type(method)()
 
 
 @every_method
 def test_documentation(method):
+    if isinstance(method, Mix):  # the papers are its parts'
+        return
     assert method.paper.id
     assert method.paper.title in method.paper.citation
     assert method.paper.id in method.paper.citation
@@ -207,16 +254,21 @@ def test_metrics_are_global(method):
     expected = credit_metrics(method, inputs, weights, 3)
     for rows, unscored in ((slice(0, 2), 1), (slice(2, 6), 2)):
         part = mapped(inputs, lambda x, rows=rows: x[rows])
-        result = credit_metrics(method, part, weights[rows], unscored, gathering.gather)
+        result = credit_metrics(method, part, None if weights is None else weights[rows], unscored, gathering.gather)
     assert result == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert expected["credit/nonfinite_tokens"] == 3
     mask = inputs.mask
+    if weights is None or method.has_term:
+        changed = (credit(method, inputs)[1] - inputs.advantages.unsqueeze(1))[mask]
+        assert expected["credit/advantage_change"] == pytest.approx(changed.abs().double().mean().item(), rel=1e-6)
+    if weights is None:
+        return
     rows = [row[on].double() for row, on in zip(weights, mask, strict=True) if on.any()]
     spread = torch.cat([row - (1 if method.mean_one else row.mean()) for row in rows])
     assert expected["credit/weight_std"] == pytest.approx(spread.square().mean().sqrt().item(), rel=1e-6)
     if not method.mean_one:
         assert expected["credit/weight_mean"] == pytest.approx(torch.cat(rows).mean().item(), rel=1e-6)
     assert expected["credit/weight_max"] == pytest.approx(torch.cat(rows).max().item())
-    assert expected["credit/nonfinite_tokens"] == 3
 
 
 def test_shapes_and_dtypes_are_checked_in_the_tests():
