@@ -26,7 +26,8 @@ def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
             f"`importance_sampling_level='sequence'` cancels the token credit of {method.name!r} with "
             f"`loss_type={args.loss_type!r}`: the gradient of a sequence-level ratio sums over the completion, so "
             "only the mean of its token advantages has an effect. Set `importance_sampling_level='sequence_token'` (the "
-            "sequence's ratio, each token's gradient) or 'token', or `loss_type='cispo'`, or `credit='uniform'` (which is GSPO)."
+            "sequence's ratio, each token's gradient) or 'token', or `loss_type='cispo'`, or `credit='uniform'` (which is "
+            "GSPO)."
         )
     if method.shapes_ratio and args.loss_type not in CLIPPED_LOSSES:
         raise ValueError(

@@ -1,0 +1,211 @@
+"""Lists of methods."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from support.inputs import credit, make_inputs
+
+from trl_credit import CreditMethod, Paper, build_credit
+from trl_credit.methods.metrics import credit_metrics
+from trl_credit.methods.mix import Mix
+from trl_credit.methods.ops import mean_one
+from trl_credit.methods.schedule import check_schedule, value_at
+
+
+GCPO, DGPO = {"method": "gcpo"}, {"method": "dgpo", "temperature": 0.01}
+NO_PAPER = Paper(title="", id="", citation="")
+
+
+@dataclass(frozen=True)
+class Term(CreditMethod):
+    """Adds `size` times the entropy."""
+
+    size: float = 0.5
+    name = "term"
+    paper = NO_PAPER
+    reweights = False
+
+    def term(self, inputs):
+        return torch.where(inputs.mask, self.size * inputs.policy_entropy, 0.0)
+
+
+@dataclass(frozen=True)
+class Factor(CreditMethod):
+    """Triples every advantage."""
+
+    name = "factor"
+    paper = NO_PAPER
+    mean_one = False
+
+    def weights(self, inputs):
+        return 3.0 * inputs.mask
+
+
+@dataclass(frozen=True)
+class Own(CreditMethod):
+    """Advantages from the log-probs."""
+
+    name = "own"
+    paper = NO_PAPER
+    reweights = False
+    own_advantages = True
+
+    def token_advantages(self, advantages, weights, inputs):
+        return torch.where(inputs.mask, inputs.policy_logps, 0.0)
+
+    def rows_with_credit(self, rollout):
+        return rollout.groups_with_signal
+
+
+@dataclass(frozen=True)
+class Signed(CreditMethod):
+    """Goes by the sign."""
+
+    name = "signed"
+    paper = NO_PAPER
+    reads_sign = True
+
+    def weights(self, inputs):
+        return inputs.mask.float()
+
+
+def make(*parts, **settings) -> Mix:
+    return Mix([part if isinstance(part, dict) else part.to_dict() for part in parts], **settings)
+
+
+def test_weights_multiply_and_have_mean_one_again():
+    mix = make(GCPO, DGPO)
+    inputs = make_inputs(mix, 0, 5, 12)
+    product = build_credit(GCPO).weights(inputs) * build_credit(DGPO).weights(inputs)
+    expected = torch.zeros(5, 12, dtype=torch.float64)
+    for row in range(5):
+        on = inputs.mask[row]
+        if on.any():
+            expected[row, on] = product[row, on].double() * on.sum() / product[row, on].double().sum()
+    torch.testing.assert_close(mix.weights(inputs).double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_factor_is_not_scaled_away():
+    mix = make(GCPO, Factor())
+    inputs = make_inputs(mix, 0, 5, 12)
+    assert not mix.mean_one
+    torch.testing.assert_close(mix.weights(inputs), 3 * build_credit(GCPO).weights(inputs))
+
+
+def test_the_formula():
+    """guard(l A prod w + sum a)."""
+    mix = make(GCPO, Term(0.5), Term(-2.0), advantage=0.25)
+    inputs = make_inputs(mix, 1, 5, 12)
+    a = inputs.advantages.double().unsqueeze(1)
+    expected = 0.25 * a * build_credit(GCPO).weights(inputs).double() - 1.5 * inputs.policy_entropy.double()
+    expected = torch.where(inputs.mask, expected, 0.0)
+    torch.testing.assert_close(credit(mix, inputs)[1].double(), expected, rtol=1e-5, atol=1e-6)
+    guarded = credit(make(GCPO, Term(0.5), Term(-2.0), advantage=0.25, guard=True), inputs)[1].double()
+    flipped = (expected * a < 0) & inputs.mask
+    assert flipped.any() and not flipped.all()
+    torch.testing.assert_close(guarded, torch.where(flipped, 0.0, expected), rtol=1e-5, atol=1e-6)
+
+
+def test_own_advantages_take_the_place_of_the_sequences():
+    mix = make(Own(), GCPO, Term())
+    inputs = make_inputs(mix, 1, 5, 12)
+    expected = inputs.policy_logps * build_credit(GCPO).weights(inputs) + 0.5 * inputs.policy_entropy
+    torch.testing.assert_close(credit(mix, inputs)[1], torch.where(inputs.mask, expected, 0.0))
+
+
+def test_the_order_of_the_list_changes_no_bit():
+    parts = [GCPO, DGPO, Term(0.3).to_dict(), Term(0.7).to_dict(), Factor().to_dict()]
+    inputs = make_inputs(make(*parts), 2, 5, 12)
+    for order in ([4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
+        other = make(*(parts[i] for i in order))
+        assert torch.equal(credit(other, inputs)[1], credit(make(*parts), inputs)[1])
+
+
+@pytest.mark.parametrize("part", ["gcpo", DGPO, "uniform", Term().to_dict()])
+def test_a_list_of_one_is_the_method(part):
+    assert build_credit([part]) == build_credit(part)
+
+
+def test_a_list_in_every_form():
+    mix = build_credit(["gcpo", DGPO])
+    assert mix == build_credit('["gcpo", {"method": "dgpo", "temperature": 0.01}]') == build_credit(mix.to_dict())
+    assert mix == build_credit({"method": "mix", "parts": ["gcpo", DGPO]})
+
+
+def test_equal_signals_are_computed_once():
+    sharp = {"method": "gcpo", "top_fraction": 0.2}
+    assert len(make(GCPO, sharp).signals()) == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings", "message"),
+    [
+        ([], {}, "`parts` is empty"),
+        (["uniform", "gcpo"], {}, "'uniform' changes nothing in the list"),
+        (["gcpo", "gcpo"], {}, "'gcpo' is listed twice"),
+        (["pcpo", "gcpo"], {}, "'pcpo' cannot be part of a list: its weights enter through the loss's ratio"),
+        ([{"method": "mix", "parts": ["gcpo", DGPO]}, DGPO], {}, "write one list"),
+        ([Own(), {**Own().to_dict()}], {}, "each replace the sequence advantage"),
+        ([Own(), Signed()], {}, "'signed' goes by the sign of the sequence advantage"),
+        (["gcpo", DGPO], {"advantage": 0.5}, "none of gcpo, dgpo adds one"),
+        (["gcpo", DGPO], {"guard": True}, "`guard` has no effect"),
+        ([Own(), Term()], {"guard": True}, "which 'own' replaces"),
+        (["gcpo", "dgop"], {}, "dgpo"),
+        (["gcpo", Term()], {"advantage": {"from": 0.0, "too": 1.0, "updates": 3}}, "'too'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(parts, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(*(part if isinstance(part, (str, dict)) else part.to_dict() for part in parts), **settings) if not any(
+            isinstance(part, str) for part in parts
+        ) else Mix(list(parts), **settings)
+
+
+def test_what_the_mix_is():
+    weighted, added, own = make(GCPO, DGPO), make(GCPO, Term()), make(GCPO, Own())
+    assert (weighted.reweights, weighted.mean_one, weighted.has_term, weighted.own_advantages) == (
+        True,
+        True,
+        False,
+        False,
+    )
+    assert [mix.credits_zero_advantage for mix in (weighted, added, own)] == [False, True, False]
+    assert own.own_advantages and own.credits_tokens
+
+
+def test_each_part_has_its_metrics():
+    mix = make(GCPO, Term(), DGPO)
+    inputs = make_inputs(mix, 3, 5, 12)
+    found = credit_metrics(mix, inputs, mix.weights(inputs))
+    alone = credit_metrics(build_credit(GCPO), inputs, build_credit(GCPO).weights(inputs))
+    assert found["credit/gcpo/contrast"] == pytest.approx(alone["credit/contrast"])
+    assert found["credit/term/advantage_change"] == pytest.approx(
+        0.5 * inputs.policy_entropy[inputs.mask].double().mean().item(), rel=1e-6
+    )
+    assert 0 < found["credit/dgpo/effective_fraction"] < 1
+    assert set(mix.components()) == {"gcpo/", "term/", "dgpo/"}
+
+
+def test_schedules():
+    ramp = {"from": 0.5, "to": 0.0, "updates": 60, "start": 2}
+    assert [value_at(ramp, step) for step in (0, 2, 32, 62, 100)] == [0.5, 0.5, 0.25, 0.0, 0.0]
+    assert value_at(0.3, 10) == 0.3
+    mix = make(GCPO, Term(), advantage={"from": 0.0, "to": 1.0, "updates": 14})
+    inputs = make_inputs(mix, 1, 5, 12)  # after 7 updates
+    half = make(GCPO, Term(), advantage=0.5)
+    assert torch.equal(credit(mix, inputs)[1], credit(half, inputs)[1])
+    for wrong, message in [
+        ({"from": 1.0}, "lacks `to`, `updates`"),
+        ({**ramp, "updates": 0}, "`updates` must be a whole number of at least 1"),
+        ({**ramp, "to": float("nan")}, "`to` must be a finite number"),
+        (float("inf"), "must be finite"),
+        ({**ramp, "start": True}, "`start` must be a whole number"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_schedule(wrong, "coefficient")
+
+
+def test_a_product_that_is_zero_everywhere_is_uniform():
+    weights = torch.zeros(1, 4)
+    assert torch.equal(mean_one(weights, torch.ones(1, 4, dtype=torch.bool)), torch.ones(1, 4))
