@@ -101,3 +101,22 @@ def pcpo_row(native, interval, target):
         return [mean / w for w in native]
     zeta = sum(native) / sum(interval)
     return [zeta * dt / w for dt, w in zip(interval, native, strict=True)]
+
+
+def fipo(logps, old, advantages, mask, half_life=32.0, clip=0.2, both_sides=False, safe_ratio=4.0, ratio_limit=None):
+    """FIPO's weights, by its sums."""
+    weights = []
+    for row_logps, row_old, advantage, row_mask in zip(logps, old, advantages, mask, strict=True):
+        gap = [float(a) - float(b) if on else 0.0 for a, b, on in zip(row_logps, row_old, row_mask, strict=True)]
+        usable = all(math.isfinite(value) for value in gap)
+        gap = gap if usable else [0.0] * len(gap)
+        counted = [0.0 if ratio_limit is not None and math.exp(value) > ratio_limit else value for value in gap]
+        row = []
+        for t, on in enumerate(row_mask):
+            future = sum(2 ** (-(k - t) / half_life) * counted[k] for k in range(t, len(gap)))
+            weight = min(max(math.exp(future), 1 - clip if both_sides else 1.0), 1 + clip)
+            if advantage < 0 and math.exp(gap[t]) > safe_ratio:
+                weight = min(max(weight, 0.8), 1.0)
+            row.append(weight if on else 0.0)
+        weights.append(row)
+    return np.array(weights)

@@ -10,11 +10,17 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .methods.base import CreditMethod, Paper
     from .methods.dgpo import DGPO
+    from .methods.fipo import FIPO
+    from .methods.forking import Forking
     from .methods.gcpo import GCPO
     from .methods.inputs import CreditInputs
+    from .methods.mix import Mix
     from .methods.ops import mean_one
     from .methods.pcpo import PCPO
+    from .methods.random import RandomTokens
     from .methods.registry import METHODS, build_credit
+    from .methods.rollout import Rollout
+    from .methods.shuffled import Shuffled
     from .methods.uniform import Uniform
     from .signals.base import PolicyForward, Signal, SignalSource
     from .signals.negative_prompt import NegativePromptLogps
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
 # Importing TRL takes seconds, so `trl-credit --help` and the evaluation's statistics do without it
 _HOMES = {
     "DGPO": ".methods.dgpo",
+    "FIPO": ".methods.fipo",
+    "Forking": ".methods.forking",
     "GCPO": ".methods.gcpo",
     "METHODS": ".methods.registry",
     "CreditGRPOConfig": ".trainer.config",
@@ -45,7 +53,11 @@ _HOMES = {
     "PCPO": ".methods.pcpo",
     "PCPOTrainer": ".trainer.diffusion",
     "NegativePromptLogps": ".signals.negative_prompt",
+    "Mix": ".methods.mix",
     "Paper": ".methods.base",
+    "RandomTokens": ".methods.random",
+    "Rollout": ".methods.rollout",
+    "Shuffled": ".methods.shuffled",
     "PolicyForward": ".signals.base",
     "ReferenceHellinger": ".signals.reference",
     "Signal": ".signals.base",
@@ -61,6 +73,7 @@ moved.install()
 
 __all__ = [
     "DGPO",
+    "FIPO",
     "GCPO",
     "METHODS",
     "PCPO",
@@ -71,14 +84,19 @@ __all__ = [
     "DGPOTrainer",
     "DiffusionGRPOConfig",
     "DiffusionGRPOTrainer",
+    "Forking",
     "GCPOTrainer",
     "ImageTokenGRPOConfig",
     "ImageTokenGRPOTrainer",
+    "Mix",
     "NegativePromptLogps",
     "PCPOTrainer",
     "Paper",
     "PolicyForward",
+    "RandomTokens",
     "ReferenceHellinger",
+    "Rollout",
+    "Shuffled",
     "Signal",
     "SignalSource",
     "StepShare",

@@ -12,22 +12,34 @@ from .table import TABLE
 if TYPE_CHECKING:
     from .base import CreditMethod, Paper
     from .dgpo import DGPO
+    from .fipo import FIPO
+    from .forking import Forking
     from .gcpo import GCPO
     from .inputs import CreditInputs
+    from .mix import Mix
     from .pcpo import PCPO
+    from .random import RandomTokens
     from .registry import METHODS, build_credit, get_method_class
+    from .rollout import Rollout
+    from .shuffled import Shuffled
     from .uniform import Uniform
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "DGPO": ".dgpo",
+        "FIPO": ".fipo",
+        "Forking": ".forking",
         "GCPO": ".gcpo",
         "PCPO": ".pcpo",
         "METHODS": ".registry",
         "CreditInputs": ".inputs",
         "CreditMethod": ".base",
+        "Mix": ".mix",
         "Paper": ".base",
+        "RandomTokens": ".random",
+        "Rollout": ".rollout",
+        "Shuffled": ".shuffled",
         "Uniform": ".uniform",
         "build_credit": ".registry",
         "get_method_class": ".registry",
@@ -36,13 +48,19 @@ __getattr__, __dir__ = lazy_names(
 
 __all__ = [
     "DGPO",
+    "FIPO",
     "GCPO",
     "METHODS",
     "PCPO",
     "TABLE",
     "CreditInputs",
     "CreditMethod",
+    "Forking",
+    "Mix",
     "Paper",
+    "RandomTokens",
+    "Rollout",
+    "Shuffled",
     "Uniform",
     "build_credit",
     "get_method_class",

@@ -5,5 +5,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "uniform": (".uniform", "Uniform"),
     "gcpo": (".gcpo", "GCPO"),
     "dgpo": (".dgpo", "DGPO"),
+    "fipo": (".fipo", "FIPO"),
+    "forking": (".forking", "Forking"),
     "pcpo": (".pcpo", "PCPO"),
+    # Controls
+    "random": (".random", "RandomTokens"),
+    "shuffled": (".shuffled", "Shuffled"),
 }
