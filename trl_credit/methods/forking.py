@@ -21,6 +21,7 @@ from ..signals.base import Signal
 from ..signals.high_entropy import HighEntropy
 from .base import CreditMethod, Paper
 from .inputs import CreditInputs
+from .ops import at_least_float32
 
 
 @dataclass(frozen=True)
