@@ -101,3 +101,17 @@ def pcpo_row(native, interval, target):
         return [mean / w for w in native]
     zeta = sum(native) / sum(interval)
     return [zeta * dt / w for dt, w in zip(interval, native, strict=True)]
+
+
+def rlsd_row(policy_logps, hint_logps, mask, advantage, strength=0.5, clip_range=0.2):
+    weights = [0.0] * len(mask)
+    on = [t for t in range(len(mask)) if mask[t]]
+    usable = all(math.isfinite(policy_logps[t]) and math.isfinite(hint_logps[t]) for t in on)
+    for t in on:
+        if advantage == 0 or not usable:
+            weights[t] = 1.0
+            continue
+        gap = hint_logps[t] - policy_logps[t]
+        ratio = math.exp(min(gap if advantage > 0 else -gap, 700.0))
+        weights[t] = (1 - strength) + strength * min(max(ratio, 1 - clip_range), 1 + clip_range)
+    return weights

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from .methods.ops import mean_one
     from .methods.pcpo import PCPO
     from .methods.registry import METHODS, build_credit
+    from .methods.rlsd import RLSD
     from .methods.uniform import Uniform
     from .signals.base import PolicyForward, Signal, SignalSource
+    from .signals.hint import HintLogps
     from .signals.negative_prompt import NegativePromptLogps
     from .signals.reference import ReferenceHellinger
     from .signals.sampler_steps import StepShare
@@ -44,6 +46,8 @@ _HOMES = {
     "ImageTokenGRPOTrainer": ".trainer.image_tokens",
     "PCPO": ".methods.pcpo",
     "PCPOTrainer": ".trainer.diffusion",
+    "RLSD": ".methods.rlsd",
+    "HintLogps": ".signals.hint",
     "NegativePromptLogps": ".signals.negative_prompt",
     "Paper": ".methods.base",
     "PolicyForward": ".signals.base",
@@ -64,6 +68,7 @@ __all__ = [
     "GCPO",
     "METHODS",
     "PCPO",
+    "RLSD",
     "CreditGRPOConfig",
     "CreditGRPOTrainer",
     "CreditInputs",
@@ -72,6 +77,7 @@ __all__ = [
     "DiffusionGRPOConfig",
     "DiffusionGRPOTrainer",
     "GCPOTrainer",
+    "HintLogps",
     "ImageTokenGRPOConfig",
     "ImageTokenGRPOTrainer",
     "NegativePromptLogps",

@@ -16,7 +16,7 @@ from .._util.text import nearest
 from ..inspection.scoring import Completion, CreditScorer
 from ..methods import DGPO, CreditMethod
 from ..methods.compose import labelled
-from ..methods.registry import METHODS, build_credit, methods_for
+from ..methods.registry import METHODS, build_credit, ready_methods
 from ..model_files import LocalModel, embedded_model_path, resolve_model
 from ..recipe.toy import quickstart_credit
 from ..toy.arithmetic import make_dataset
@@ -54,7 +54,7 @@ class BenchSettings:
 
     model: str | None = None
     reference: str | None = None
-    methods: tuple[str, ...] = tuple(methods_for("tokens"))
+    methods: tuple[str, ...] = tuple(ready_methods("tokens"))
     tasks: tuple[str, ...] | None = None
     rendering: one_of(*RENDERINGS) | None = None
     num_items: Annotated[Whole, Ge(2)] = 200

@@ -10,7 +10,7 @@ from .._util.values import mapping_of
 from ..fields import check_match
 from ..methods import CreditMethod
 from ..methods.compose import labelled
-from ..methods.registry import build_credit, methods_for
+from ..methods.registry import build_credit, ready_methods
 from ..recipe.recipe import Recipe
 from ..recipe.toy import default_credit
 from ..trainer.exactness import check_policy
@@ -174,7 +174,7 @@ class InspectConfig:
             if self._credit is not None:
                 chosen = list({"uniform": "uniform", build_credit(self._credit).name: self._credit}.values())
             else:
-                chosen = [default_credit(name, self.model) for name in methods_for("tokens")]
+                chosen = [default_credit(name, self.model) for name in ready_methods("tokens")]
         else:
             chosen = [default_credit(method, self.model) for method in self.methods]
         built = [self._with_reference(build_credit(method)) for method in chosen]

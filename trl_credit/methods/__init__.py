@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .inputs import CreditInputs
     from .pcpo import PCPO
     from .registry import METHODS, build_credit, get_method_class
+    from .rlsd import RLSD
     from .uniform import Uniform
 
 __getattr__, __dir__ = lazy_names(
@@ -24,6 +25,7 @@ __getattr__, __dir__ = lazy_names(
         "DGPO": ".dgpo",
         "GCPO": ".gcpo",
         "PCPO": ".pcpo",
+        "RLSD": ".rlsd",
         "METHODS": ".registry",
         "CreditInputs": ".inputs",
         "CreditMethod": ".base",
@@ -39,6 +41,7 @@ __all__ = [
     "GCPO",
     "METHODS",
     "PCPO",
+    "RLSD",
     "TABLE",
     "CreditInputs",
     "CreditMethod",

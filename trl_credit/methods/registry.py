@@ -3,6 +3,7 @@
 import importlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from typing import Any
 
 from .._util.imports import is_dotted, load_dotted
@@ -20,6 +21,18 @@ METHODS: dict[str, type[CreditMethod]] = {
 def methods_for(policy: str) -> list[str]:
     """Names of the registered methods that work with a kind of policy, `"tokens"` or `"steps"`."""
     return [name for name, cls in METHODS.items() if policy in cls.policies]
+
+
+def ready_methods(policy: str) -> list[str]:
+    """Those of [`methods_for`] that a name alone describes and that run on any data: no parameter without a default, and no
+    signal that reads a column or whole groups. What a command compares if it is given no methods."""
+    ready = []
+    for name in methods_for(policy):
+        if all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(METHODS[name])):
+            sources = [signal.source() for signal in METHODS[name]().signals()]
+            if not any(source.columns or source.needs_groups for source in sources):
+                ready.append(name)
+    return ready
 
 
 def get_method_class(name: str) -> type[CreditMethod]:

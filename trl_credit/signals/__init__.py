@@ -1,12 +1,17 @@
 """Signals: tensors that credit methods ask the trainer to compute."""
 
 from .base import PolicyForward, Signal, SignalSource
+from .hint import HintLogps
 from .negative_prompt import NegativePromptKL, NegativePromptLogps
 from .reference import ReferenceHellinger
 from .sampler_steps import StepShare
+from .second_prompt import HasSecondPrompt
+from .thought_tokens import ThoughtTokens
 
 
 __all__ = [
+    "HasSecondPrompt",
+    "HintLogps",
     "NegativePromptKL",
     "NegativePromptLogps",
     "PolicyForward",
@@ -14,4 +19,5 @@ __all__ = [
     "Signal",
     "SignalSource",
     "StepShare",
+    "ThoughtTokens",
 ]
