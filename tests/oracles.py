@@ -115,3 +115,29 @@ def rlsd_row(policy_logps, hint_logps, mask, advantage, strength=0.5, clip_range
         ratio = math.exp(min(gap if advantage > 0 else -gap, 700.0))
         weights[t] = (1 - strength) + strength * min(max(ratio, 1 - clip_range), 1 + clip_range)
     return weights
+
+
+def fipo(logps, old, advantages, mask, half_life=32.0, clip=0.2, both_sides=False, safe_ratio=4.0, ratio_limit=None):
+    """FIPO's weights, by its sums."""
+    weights = []
+    for row_logps, row_old, advantage, row_mask in zip(logps, old, advantages, mask, strict=True):
+        gap = [float(a) - float(b) if on else 0.0 for a, b, on in zip(row_logps, row_old, row_mask, strict=True)]
+        usable = all(math.isfinite(value) for value in gap)
+        gap = gap if usable else [0.0] * len(gap)
+        counted = [0.0 if ratio_limit is not None and math.exp(value) > ratio_limit else value for value in gap]
+        row = []
+        for t, on in enumerate(row_mask):
+            future = sum(2 ** (-(k - t) / half_life) * counted[k] for k in range(t, len(gap)))
+            weight = min(max(math.exp(future), 1 - clip if both_sides else 1.0), 1 + clip)
+            if advantage < 0 and math.exp(gap[t]) > safe_ratio:
+                weight = min(max(weight, 0.8), 1.0)
+            row.append(weight if on else 0.0)
+        weights.append(row)
+    return np.array(weights)
+
+
+def teacher_row(teacher_logps, student_logps, mask, coefficient=1.0):
+    on = [t for t in range(len(mask)) if mask[t]]
+    if not all(math.isfinite(teacher_logps[t]) and math.isfinite(student_logps[t]) for t in on):
+        return [0.0] * len(mask)
+    return [coefficient * (teacher_logps[t] - student_logps[t]) if mask[t] else 0.0 for t in range(len(mask))]

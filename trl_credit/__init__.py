@@ -10,16 +10,24 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .methods.base import CreditMethod, Paper
     from .methods.dgpo import DGPO
+    from .methods.fipo import FIPO
+    from .methods.forking import Forking
     from .methods.gcpo import GCPO
     from .methods.inputs import CreditInputs
+    from .methods.mix import Mix
     from .methods.ops import mean_one
     from .methods.pcpo import PCPO
+    from .methods.random import RandomTokens
     from .methods.registry import METHODS, build_credit
     from .methods.rlsd import RLSD
+    from .methods.rollout import Rollout
+    from .methods.shuffled import Shuffled
+    from .methods.teacher import Teacher
     from .methods.uniform import Uniform
     from .signals.base import PolicyForward, Signal, SignalSource
     from .signals.hint import HintLogps
     from .signals.negative_prompt import NegativePromptLogps
+    from .signals.other_model import OtherModelLogps
     from .signals.reference import ReferenceHellinger
     from .signals.sampler_steps import StepShare
     from .trainer.config import CreditGRPOConfig
@@ -32,6 +40,8 @@ if TYPE_CHECKING:
 # Importing TRL takes seconds, so `trl-credit --help` and the evaluation's statistics do without it
 _HOMES = {
     "DGPO": ".methods.dgpo",
+    "FIPO": ".methods.fipo",
+    "Forking": ".methods.forking",
     "GCPO": ".methods.gcpo",
     "METHODS": ".methods.registry",
     "CreditGRPOConfig": ".trainer.config",
@@ -45,16 +55,22 @@ _HOMES = {
     "ImageTokenGRPOConfig": ".trainer.image_tokens_config",
     "ImageTokenGRPOTrainer": ".trainer.image_tokens",
     "PCPO": ".methods.pcpo",
+    "OtherModelLogps": ".signals.other_model",
     "PCPOTrainer": ".trainer.diffusion",
     "RLSD": ".methods.rlsd",
     "HintLogps": ".signals.hint",
     "NegativePromptLogps": ".signals.negative_prompt",
+    "Mix": ".methods.mix",
     "Paper": ".methods.base",
+    "RandomTokens": ".methods.random",
+    "Rollout": ".methods.rollout",
+    "Shuffled": ".methods.shuffled",
     "PolicyForward": ".signals.base",
     "ReferenceHellinger": ".signals.reference",
     "Signal": ".signals.base",
     "SignalSource": ".signals.base",
     "StepShare": ".signals.sampler_steps",
+    "Teacher": ".methods.teacher",
     "Uniform": ".methods.uniform",
     "build_credit": ".methods.registry",
     "mean_one": ".methods.ops",
@@ -65,6 +81,7 @@ moved.install()
 
 __all__ = [
     "DGPO",
+    "FIPO",
     "GCPO",
     "METHODS",
     "PCPO",
@@ -76,18 +93,25 @@ __all__ = [
     "DGPOTrainer",
     "DiffusionGRPOConfig",
     "DiffusionGRPOTrainer",
+    "Forking",
     "GCPOTrainer",
     "HintLogps",
     "ImageTokenGRPOConfig",
     "ImageTokenGRPOTrainer",
+    "Mix",
     "NegativePromptLogps",
+    "OtherModelLogps",
     "PCPOTrainer",
     "Paper",
     "PolicyForward",
+    "RandomTokens",
     "ReferenceHellinger",
+    "Rollout",
+    "Shuffled",
     "Signal",
     "SignalSource",
     "StepShare",
+    "Teacher",
     "Uniform",
     "__version__",
     "build_credit",

@@ -12,24 +12,38 @@ from .table import TABLE
 if TYPE_CHECKING:
     from .base import CreditMethod, Paper
     from .dgpo import DGPO
+    from .fipo import FIPO
+    from .forking import Forking
     from .gcpo import GCPO
     from .inputs import CreditInputs
+    from .mix import Mix
     from .pcpo import PCPO
+    from .random import RandomTokens
     from .registry import METHODS, build_credit, get_method_class
     from .rlsd import RLSD
+    from .rollout import Rollout
+    from .shuffled import Shuffled
+    from .teacher import Teacher
     from .uniform import Uniform
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "DGPO": ".dgpo",
+        "FIPO": ".fipo",
+        "Forking": ".forking",
         "GCPO": ".gcpo",
         "PCPO": ".pcpo",
         "RLSD": ".rlsd",
         "METHODS": ".registry",
         "CreditInputs": ".inputs",
         "CreditMethod": ".base",
+        "Mix": ".mix",
         "Paper": ".base",
+        "RandomTokens": ".random",
+        "Rollout": ".rollout",
+        "Shuffled": ".shuffled",
+        "Teacher": ".teacher",
         "Uniform": ".uniform",
         "build_credit": ".registry",
         "get_method_class": ".registry",
@@ -38,6 +52,7 @@ __getattr__, __dir__ = lazy_names(
 
 __all__ = [
     "DGPO",
+    "FIPO",
     "GCPO",
     "METHODS",
     "PCPO",
@@ -45,7 +60,13 @@ __all__ = [
     "TABLE",
     "CreditInputs",
     "CreditMethod",
+    "Forking",
+    "Mix",
     "Paper",
+    "RandomTokens",
+    "Rollout",
+    "Shuffled",
+    "Teacher",
     "Uniform",
     "build_credit",
     "get_method_class",

@@ -5,6 +5,12 @@ TABLE: dict[str, tuple[str, str]] = {
     "uniform": (".uniform", "Uniform"),
     "gcpo": (".gcpo", "GCPO"),
     "dgpo": (".dgpo", "DGPO"),
+    "fipo": (".fipo", "FIPO"),
+    "forking": (".forking", "Forking"),
     "pcpo": (".pcpo", "PCPO"),
     "rlsd": (".rlsd", "RLSD"),
+    "teacher": (".teacher", "Teacher"),
+    # Controls
+    "random": (".random", "RandomTokens"),
+    "shuffled": (".shuffled", "Shuffled"),
 }

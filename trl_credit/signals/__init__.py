@@ -3,6 +3,7 @@
 from .base import PolicyForward, Signal, SignalSource
 from .hint import HintLogps
 from .negative_prompt import NegativePromptKL, NegativePromptLogps
+from .other_model import OtherModelLogps
 from .reference import ReferenceHellinger
 from .sampler_steps import StepShare
 from .second_prompt import HasSecondPrompt
@@ -14,6 +15,7 @@ __all__ = [
     "HintLogps",
     "NegativePromptKL",
     "NegativePromptLogps",
+    "OtherModelLogps",
     "PolicyForward",
     "ReferenceHellinger",
     "Signal",

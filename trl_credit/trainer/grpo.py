@@ -364,7 +364,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         keeps, gib = self.model.training and self.num_iterations > 1, getattr(args, "credit_cache_gib", None)
         settings = PlanSettings(
             savings=savings,
-            every_row=self.credit_method.credits_zero_advantage,
+            every_row=self.credit_method.credits_zero_advantage or self.credit_method.reads_batch,
             loss_type=self.loss_type,
             # Largest window that always falls within one optimizer step, at every step and iteration
             window=math.gcd(args.gradient_accumulation_steps, args.steps_per_generation, len(batches)),

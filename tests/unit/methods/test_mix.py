@@ -103,7 +103,8 @@ def test_the_formula():
     torch.testing.assert_close(credit(mix, inputs)[1].double(), expected, rtol=1e-5, atol=1e-6)
     guarded = credit(make(GCPO, Term(0.5), Term(-2.0), advantage=0.25, guard=True), inputs)[1].double()
     flipped = (expected * a < 0) & inputs.mask
-    assert flipped.any() and not flipped.all()
+    assert flipped.any()
+    assert not flipped.all()
     torch.testing.assert_close(guarded, torch.where(flipped, 0.0, expected), rtol=1e-5, atol=1e-6)
 
 
@@ -171,7 +172,8 @@ def test_what_the_mix_is():
         False,
     )
     assert [mix.credits_zero_advantage for mix in (weighted, added, own)] == [False, True, False]
-    assert own.own_advantages and own.credits_tokens
+    assert own.own_advantages
+    assert own.credits_tokens
 
 
 def test_each_part_has_its_metrics():
