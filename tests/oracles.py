@@ -141,3 +141,21 @@ def teacher_row(teacher_logps, student_logps, mask, coefficient=1.0):
     if not all(math.isfinite(teacher_logps[t]) and math.isfinite(student_logps[t]) for t in on):
         return [0.0] * len(mask)
     return [coefficient * (teacher_logps[t] - student_logps[t]) if mask[t] else 0.0 for t in range(len(mask))]
+
+
+def rlcsd_row(
+    right, wrong, has_right, has_wrong, mask, advantage, scale=0.5, temperature=0.02, threshold=0.02, clip=2.0
+):
+    """A' - A of one completion; `wrong` and `has_wrong` are (K, T)."""
+    term = [0.0] * len(mask)
+    for t in range(len(mask)):
+        hints = [wrong[k][t] for k in range(len(wrong)) if has_wrong[k][t]]
+        if not mask[t] or not has_right[t] or not hints or advantage == 0:
+            continue
+        highest = max(hints)
+        together = highest + math.log(sum(math.exp(hint - highest) for hint in hints) / len(hints))
+        bonus = min(max(scale * math.tanh((right[t] - together) / temperature), -clip), clip)
+        if abs(bonus) > threshold:
+            changed = advantage + bonus
+            term[t] = (max(changed, 0.0) if advantage > 0 else min(changed, 0.0)) - advantage
+    return term

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .pcpo import PCPO
     from .random import RandomTokens
     from .registry import METHODS, build_credit, get_method_class
+    from .rlcsd import RLCSD
     from .rlsd import RLSD
     from .rollout import Rollout
     from .shuffled import Shuffled
@@ -34,6 +35,7 @@ __getattr__, __dir__ = lazy_names(
         "Forking": ".forking",
         "GCPO": ".gcpo",
         "PCPO": ".pcpo",
+        "RLCSD": ".rlcsd",
         "RLSD": ".rlsd",
         "METHODS": ".registry",
         "CreditInputs": ".inputs",
@@ -56,6 +58,7 @@ __all__ = [
     "GCPO",
     "METHODS",
     "PCPO",
+    "RLCSD",
     "RLSD",
     "TABLE",
     "CreditInputs",

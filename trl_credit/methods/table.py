@@ -8,6 +8,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "fipo": (".fipo", "FIPO"),
     "forking": (".forking", "Forking"),
     "pcpo": (".pcpo", "PCPO"),
+    "rlcsd": (".rlcsd", "RLCSD"),
     "rlsd": (".rlsd", "RLSD"),
     "teacher": (".teacher", "Teacher"),
     # Controls

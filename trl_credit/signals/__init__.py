@@ -7,6 +7,7 @@ from .other_model import OtherModelLogps
 from .reference import ReferenceHellinger
 from .sampler_steps import StepShare
 from .second_prompt import HasSecondPrompt
+from .sibling import SiblingLogps
 from .thought_tokens import ThoughtTokens
 
 
@@ -18,6 +19,7 @@ __all__ = [
     "OtherModelLogps",
     "PolicyForward",
     "ReferenceHellinger",
+    "SiblingLogps",
     "Signal",
     "SignalSource",
     "StepShare",

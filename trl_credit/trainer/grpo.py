@@ -45,7 +45,7 @@ from .config import CreditGRPOConfig
 from .credit_log import DEFAULT_COMPLETIONS, CreditLog
 from .exactness import check_credit, check_old_policy, check_policy, is_off_policy, regroup_refusal, skip_refusal
 from .gspo_token import sequence_token_old_logps
-from .rollout_stage import add_rollout_stage
+from .rollout_stage import add_rollout_stage, extend_rollout
 
 
 logger = get_logger(__name__)
@@ -317,8 +317,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         batch = super()._generate_and_score_completions(inputs)
         if self.model.training and self._length.names:
             self._length.see(self._metrics["train"]["completions/mean_length"][-1])
-        for source in self.credit_pass.sources.values():
-            source.extend_rollout(self, inputs, self._rollout_prompts, batch)
+        extend_rollout(self, inputs, self._rollout_prompts, batch, lambda: self._rollout_rewards(len(inputs)))
         if self.credit_method.has_rollout_stage:
             add_rollout_stage(self, self.credit_method, batch, self._rollout_rewards(len(inputs)))
         if self._credit_log and self.model.training:
