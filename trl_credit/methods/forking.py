@@ -54,6 +54,8 @@ class Forking(CreditMethod):
     differences = (
         "As in TRL, the quantile is taken over one micro-batch of all processes, not over the optimizer step's batch, so "
         "completions are neither skipped nor regrouped by length.",
+        "TRL's `clip_ratio/*` are shares of the chosen tokens with its `top_entropy_quantile`; here they are shares of all "
+        "tokens, of which the others are never clipped.",
     )
     mean_one = False
     reads_batch = True

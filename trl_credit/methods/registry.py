@@ -10,7 +10,7 @@ from .._util.imports import is_dotted, load_dotted
 from .._util.text import nearest
 from .base import CreditMethod, Paper
 from .mix import Mix
-from .table import TABLE
+from .table import MIX, TABLE
 
 
 METHODS: dict[str, type[CreditMethod]] = {
@@ -23,16 +23,19 @@ def methods_for(policy: str) -> list[str]:
     return [name for name, cls in METHODS.items() if policy in cls.policies]
 
 
-def ready_methods(policy: str) -> list[str]:
-    """Those of [`methods_for`] that a name alone describes and that run on any data: no parameter without a default, and no
-    signal that reads a column or whole groups. What a command compares if it is given no methods."""
-    ready = []
-    for name in methods_for(policy):
-        if all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(METHODS[name])):
-            sources = [signal.source() for signal in METHODS[name]().signals()]
-            if not any(source.columns or source.needs_groups for source in sources):
-                ready.append(name)
-    return ready
+def standalone_methods() -> list[str]:
+    """Names of the registered methods that can score any completion of a language model as they are: without a parameter
+    that must be set, rewards, a group, a column of the data or an older policy."""
+    names = []
+    for name in methods_for("tokens"):
+        required = any(f.default is MISSING and f.default_factory is MISSING for f in fields(METHODS[name]))
+        if required or METHODS[name].needs_old_policy:
+            continue
+        method = METHODS[name]()
+        sources = [signal.source() for signal in method.signals()]
+        if not method.has_rollout_stage and not any(source.columns or source.needs_groups for source in sources):
+            names.append(name)
+    return names
 
 
 def get_method_class(name: str) -> type[CreditMethod]:
@@ -44,7 +47,7 @@ def get_method_class(name: str) -> type[CreditMethod]:
     """
     if name in METHODS:
         return METHODS[name]
-    if name == Mix.name:
+    if name == MIX:
         return Mix
     if not is_dotted(name):
         raise ValueError(f"Unknown credit method {name!r}. {nearest(name, METHODS)}")

@@ -206,13 +206,13 @@ class RLCSD(CreditMethod):
         )
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
-        """`without_siblings`: fraction of tokens whose completion lacks a right or a wrong sibling. `selected`: fraction of
-        the others that get a bonus. `sibling_contrast`: mean of c_t - W_t there (nats)."""
+        """`sibling_contrast`: mean of c_t - W_t (nats) in completions with siblings of both kinds. `selected`: fraction of
+        their tokens that get a bonus. `without_siblings`: fraction of tokens of the other completions."""
         contrast, siblings = self._contrast(inputs)
         bonus = (self.scale * torch.tanh(contrast / self.temperature)).clamp(-self.clip, self.clip)
         selected = (bonus.abs() > self.threshold).to(contrast.dtype)
         return {
-            "without_siblings": (~siblings).to(contrast.dtype),
-            "selected": selected.masked_fill(~siblings | contrast.isnan(), torch.nan),
             "sibling_contrast": contrast.masked_fill(~siblings, torch.nan),
+            "selected": selected.masked_fill(~siblings | contrast.isnan(), torch.nan),
+            "without_siblings": (~siblings).to(contrast.dtype),
         }
