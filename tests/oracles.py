@@ -103,6 +103,20 @@ def pcpo_row(native, interval, target):
     return [zeta * dt / w for dt, w in zip(interval, native, strict=True)]
 
 
+def rlsd_row(policy_logps, hint_logps, mask, advantage, strength=0.5, clip_range=0.2):
+    weights = [0.0] * len(mask)
+    on = [t for t in range(len(mask)) if mask[t]]
+    usable = all(math.isfinite(policy_logps[t]) and math.isfinite(hint_logps[t]) for t in on)
+    for t in on:
+        if advantage == 0 or not usable:
+            weights[t] = 1.0
+            continue
+        gap = hint_logps[t] - policy_logps[t]
+        ratio = math.exp(min(gap if advantage > 0 else -gap, 700.0))
+        weights[t] = (1 - strength) + strength * min(max(ratio, 1 - clip_range), 1 + clip_range)
+    return weights
+
+
 def fipo(logps, old, advantages, mask, half_life=32.0, clip=0.2, both_sides=False, safe_ratio=4.0, ratio_limit=None):
     """FIPO's weights, by its sums."""
     weights = []
@@ -120,3 +134,28 @@ def fipo(logps, old, advantages, mask, half_life=32.0, clip=0.2, both_sides=Fals
             row.append(weight if on else 0.0)
         weights.append(row)
     return np.array(weights)
+
+
+def teacher_row(teacher_logps, student_logps, mask, coefficient=1.0):
+    on = [t for t in range(len(mask)) if mask[t]]
+    if not all(math.isfinite(teacher_logps[t]) and math.isfinite(student_logps[t]) for t in on):
+        return [0.0] * len(mask)
+    return [coefficient * (teacher_logps[t] - student_logps[t]) if mask[t] else 0.0 for t in range(len(mask))]
+
+
+def rlcsd_row(
+    right, wrong, has_right, has_wrong, mask, advantage, scale=0.5, temperature=0.02, threshold=0.02, clip=2.0
+):
+    """A' - A of one completion; `wrong` and `has_wrong` are (K, T)."""
+    term = [0.0] * len(mask)
+    for t in range(len(mask)):
+        hints = [wrong[k][t] for k in range(len(wrong)) if has_wrong[k][t]]
+        if not mask[t] or not has_right[t] or not hints or advantage == 0:
+            continue
+        highest = max(hints)
+        together = highest + math.log(sum(math.exp(hint - highest) for hint in hints) / len(hints))
+        bonus = min(max(scale * math.tanh((right[t] - together) / temperature), -clip), clip)
+        if abs(bonus) > threshold:
+            changed = advantage + bonus
+            term[t] = (max(changed, 0.0) if advantage > 0 else min(changed, 0.0)) - advantage
+    return term

@@ -19,13 +19,21 @@ if TYPE_CHECKING:
     from .methods.pcpo import PCPO
     from .methods.random import RandomTokens
     from .methods.registry import METHODS, build_credit
+    from .methods.rlcsd import RLCSD
+    from .methods.rlsd import RLSD
     from .methods.rollout import Rollout
     from .methods.shuffled import Shuffled
+    from .methods.teacher import Teacher
     from .methods.uniform import Uniform
     from .signals.base import PolicyForward, Signal, SignalSource
+    from .signals.hint import HintLogps
     from .signals.negative_prompt import NegativePromptLogps
+    from .signals.other_model import OtherModelLogps
     from .signals.reference import ReferenceHellinger
     from .signals.sampler_steps import StepShare
+    from .signals.second_prompt import HasSecondPrompt
+    from .signals.sibling import SiblingLogps
+    from .signals.thought_tokens import ThoughtTokens
     from .trainer.config import CreditGRPOConfig
     from .trainer.diffusion import DiffusionGRPOTrainer, PCPOTrainer
     from .trainer.diffusion_config import DiffusionGRPOConfig
@@ -51,7 +59,12 @@ _HOMES = {
     "ImageTokenGRPOConfig": ".trainer.image_tokens_config",
     "ImageTokenGRPOTrainer": ".trainer.image_tokens",
     "PCPO": ".methods.pcpo",
+    "OtherModelLogps": ".signals.other_model",
     "PCPOTrainer": ".trainer.diffusion",
+    "RLCSD": ".methods.rlcsd",
+    "RLSD": ".methods.rlsd",
+    "HasSecondPrompt": ".signals.second_prompt",
+    "HintLogps": ".signals.hint",
     "NegativePromptLogps": ".signals.negative_prompt",
     "Mix": ".methods.mix",
     "Paper": ".methods.base",
@@ -60,9 +73,12 @@ _HOMES = {
     "Shuffled": ".methods.shuffled",
     "PolicyForward": ".signals.base",
     "ReferenceHellinger": ".signals.reference",
+    "SiblingLogps": ".signals.sibling",
     "Signal": ".signals.base",
     "SignalSource": ".signals.base",
     "StepShare": ".signals.sampler_steps",
+    "Teacher": ".methods.teacher",
+    "ThoughtTokens": ".signals.thought_tokens",
     "Uniform": ".methods.uniform",
     "build_credit": ".methods.registry",
     "mean_one": ".methods.ops",
@@ -77,6 +93,8 @@ __all__ = [
     "GCPO",
     "METHODS",
     "PCPO",
+    "RLCSD",
+    "RLSD",
     "CreditGRPOConfig",
     "CreditGRPOTrainer",
     "CreditInputs",
@@ -86,10 +104,13 @@ __all__ = [
     "DiffusionGRPOTrainer",
     "Forking",
     "GCPOTrainer",
+    "HasSecondPrompt",
+    "HintLogps",
     "ImageTokenGRPOConfig",
     "ImageTokenGRPOTrainer",
     "Mix",
     "NegativePromptLogps",
+    "OtherModelLogps",
     "PCPOTrainer",
     "Paper",
     "PolicyForward",
@@ -97,9 +118,12 @@ __all__ = [
     "ReferenceHellinger",
     "Rollout",
     "Shuffled",
+    "SiblingLogps",
     "Signal",
     "SignalSource",
     "StepShare",
+    "Teacher",
+    "ThoughtTokens",
     "Uniform",
     "__version__",
     "build_credit",

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from .pcpo import PCPO
     from .random import RandomTokens
     from .registry import METHODS, build_credit, get_method_class
+    from .rlcsd import RLCSD
+    from .rlsd import RLSD
     from .rollout import Rollout
     from .shuffled import Shuffled
+    from .teacher import Teacher
     from .uniform import Uniform
 
 __getattr__, __dir__ = lazy_names(
@@ -32,6 +35,8 @@ __getattr__, __dir__ = lazy_names(
         "Forking": ".forking",
         "GCPO": ".gcpo",
         "PCPO": ".pcpo",
+        "RLCSD": ".rlcsd",
+        "RLSD": ".rlsd",
         "METHODS": ".registry",
         "CreditInputs": ".inputs",
         "CreditMethod": ".base",
@@ -40,6 +45,7 @@ __getattr__, __dir__ = lazy_names(
         "RandomTokens": ".random",
         "Rollout": ".rollout",
         "Shuffled": ".shuffled",
+        "Teacher": ".teacher",
         "Uniform": ".uniform",
         "build_credit": ".registry",
         "get_method_class": ".registry",
@@ -52,6 +58,8 @@ __all__ = [
     "GCPO",
     "METHODS",
     "PCPO",
+    "RLCSD",
+    "RLSD",
     "TABLE",
     "CreditInputs",
     "CreditMethod",
@@ -61,6 +69,7 @@ __all__ = [
     "RandomTokens",
     "Rollout",
     "Shuffled",
+    "Teacher",
     "Uniform",
     "build_credit",
     "get_method_class",

@@ -11,6 +11,9 @@ TABLE: dict[str, tuple[str, str]] = {
     "fipo": (".fipo", "FIPO"),
     "forking": (".forking", "Forking"),
     "pcpo": (".pcpo", "PCPO"),
+    "rlcsd": (".rlcsd", "RLCSD"),
+    "rlsd": (".rlsd", "RLSD"),
+    "teacher": (".teacher", "Teacher"),
     # Controls
     "random": (".random", "RandomTokens"),
     "shuffled": (".shuffled", "Shuffled"),
