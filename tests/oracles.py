@@ -101,3 +101,40 @@ def pcpo_row(native, interval, target):
         return [mean / w for w in native]
     zeta = sum(native) / sum(interval)
     return [zeta * dt / w for dt, w in zip(interval, native, strict=True)]
+
+
+def otb(logps, sum_squared_probs, rewards, groups, mask, zero_tail=False):
+    """OTB's token advantages of whole groups: R minus the mean of the group's rewards, weighted by the gradient gathered up
+    to the token's place; `None` for a completion with a value that is not finite."""
+    count, width = len(mask), len(mask[0])
+    places = [[t for t in range(width) if mask[i][t]] for i in range(count)]
+    gathered, broken = [], []
+    for i in range(count):
+        values = [(float(logps[i][t]), float(sum_squared_probs[i][t])) for t in places[i]]
+        broken.append(any(not (math.isfinite(a) and math.isfinite(b)) for a, b in values))
+        total, row = 0.0, []
+        for logp, squared in values if not broken[i] else []:
+            total += max(1 - 2 * math.exp(logp) + squared, 0.0)
+            row.append(total)
+        gathered.append(row)
+    result = []
+    for i in range(count):
+        peers = [j for j in range(count) if groups[j] == groups[i] and not math.isnan(rewards[j])]
+        row = [0.0] * width
+        if i in peers and len({float(rewards[j]) for j in peers}) > 1:
+            if broken[i]:
+                row = None
+            else:
+                for place, t in enumerate(places[i]):
+                    here = [j for j in peers if len(gathered[j]) > place]
+                    if zero_tail and len(here) == 1:
+                        row[t] = float(rewards[i])
+                        continue
+                    total = sum(gathered[j][place] for j in here)
+                    if total > 0:
+                        baseline = sum(gathered[j][place] * float(rewards[j]) for j in here) / total
+                    else:
+                        baseline = sum(float(rewards[j]) for j in peers) / len(peers)
+                    row[t] = float(rewards[i]) - baseline
+        result.append(row)
+    return result

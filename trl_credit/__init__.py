@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .methods.gcpo import GCPO
     from .methods.inputs import CreditInputs
     from .methods.ops import mean_one
+    from .methods.otb import OTB
     from .methods.pcpo import PCPO
     from .methods.registry import METHODS, build_credit
     from .methods.uniform import Uniform
@@ -42,6 +43,7 @@ _HOMES = {
     "GCPOTrainer": ".trainer.grpo",
     "ImageTokenGRPOConfig": ".trainer.image_tokens_config",
     "ImageTokenGRPOTrainer": ".trainer.image_tokens",
+    "OTB": ".methods.otb",
     "PCPO": ".methods.pcpo",
     "PCPOTrainer": ".trainer.diffusion",
     "NegativePromptLogps": ".signals.negative_prompt",
@@ -63,6 +65,7 @@ __all__ = [
     "DGPO",
     "GCPO",
     "METHODS",
+    "OTB",
     "PCPO",
     "CreditGRPOConfig",
     "CreditGRPOTrainer",

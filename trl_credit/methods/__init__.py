@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .dgpo import DGPO
     from .gcpo import GCPO
     from .inputs import CreditInputs
+    from .otb import OTB
     from .pcpo import PCPO
     from .registry import METHODS, build_credit, get_method_class
     from .uniform import Uniform
@@ -23,6 +24,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "DGPO": ".dgpo",
         "GCPO": ".gcpo",
+        "OTB": ".otb",
         "PCPO": ".pcpo",
         "METHODS": ".registry",
         "CreditInputs": ".inputs",
@@ -38,6 +40,7 @@ __all__ = [
     "DGPO",
     "GCPO",
     "METHODS",
+    "OTB",
     "PCPO",
     "TABLE",
     "CreditInputs",

@@ -6,4 +6,5 @@ TABLE: dict[str, tuple[str, str]] = {
     "gcpo": (".gcpo", "GCPO"),
     "dgpo": (".dgpo", "DGPO"),
     "pcpo": (".pcpo", "PCPO"),
+    "otb": (".otb", "OTB"),
 }
