@@ -138,3 +138,54 @@ def otb(logps, sum_squared_probs, rewards, groups, mask, zero_tail=False):
                     row[t] = float(rewards[i]) - baseline
         result.append(row)
     return result
+
+
+def delta(logps, hidden_states, advantages, mask, low=0.8, high=1.2, refinements=1):
+    """DelTA's factors with squared distances in full; rows of NaN for completions with a value that is not finite."""
+    logps, hidden, advantages = (np.asarray(x, dtype=np.float64) for x in (logps, hidden_states, advantages))
+    mask = np.asarray(mask, dtype=bool)
+    bad = [
+        i
+        for i in range(len(mask))
+        if not all(np.isfinite(logps[i, t]) and np.isfinite(hidden[i, t]).all() for t in np.flatnonzero(mask[i]))
+    ]
+    tokens = [(i, t) for i in range(len(mask)) for t in range(mask.shape[1]) if mask[i, t] and i not in bad]
+    factors = np.where(mask, 1.0, 0.0)
+    own = {side: [(i, t) for i, t in tokens if side * advantages[i] > 0] for side in (1, -1)}
+    if own[1] and own[-1]:
+        v = {(i, t): (1 - math.exp(logps[i, t])) * hidden[i, t] for i, t in tokens}
+
+        def centre(side, share):
+            weights = [abs(advantages[i]) * share[i, t] for i, t in own[side]]
+            return sum(w * v[token] for w, token in zip(weights, own[side], strict=True)) / max(sum(weights), 1e-8)
+
+        def margins_to(mu):
+            return {
+                token: ((v[token] - mu[-side]) ** 2).sum() - ((v[token] - mu[side]) ** 2).sum()
+                for side in (1, -1)
+                for token in own[side]
+            }
+
+        def deviations(margins):
+            return {side: max(math.sqrt(np.var([margins[token] for token in own[side]])), 1e-4) for side in (1, -1)}
+
+        def share_of(margins, tau):
+            return {token: 1 / (1 + math.exp(-margins[token] / tau[side])) for side in (1, -1) for token in own[side]}
+
+        mu = {side: centre(side, dict.fromkeys(own[side], 1.0)) for side in (1, -1)}
+        margins = margins_to(mu)
+        tau = deviations(margins)
+        for _ in range(refinements):
+            share = share_of(margins, tau)
+            tau = deviations(margins)
+            mu = {side: centre(side, share) for side in (1, -1)}
+            margins = margins_to(mu)
+        share = share_of(margins, tau)
+        for token in tokens:
+            factors[token] = low + (high - low) * share.get(token, 0.0)
+        mean = sum(factors[token] for token in tokens) / len(tokens)
+        for token in tokens:
+            factors[token] /= mean
+    for i in bad:
+        factors[i, mask[i]] = math.nan
+    return factors

@@ -9,6 +9,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .methods.base import CreditMethod, Paper
+    from .methods.delta import DelTA
     from .methods.dgpo import DGPO
     from .methods.gcpo import GCPO
     from .methods.inputs import CreditInputs
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # Importing TRL takes seconds, so `trl-credit --help` and the evaluation's statistics do without it
 _HOMES = {
     "DGPO": ".methods.dgpo",
+    "DelTA": ".methods.delta",
     "GCPO": ".methods.gcpo",
     "METHODS": ".methods.registry",
     "CreditGRPOConfig": ".trainer.config",
@@ -72,6 +74,7 @@ __all__ = [
     "CreditInputs",
     "CreditMethod",
     "DGPOTrainer",
+    "DelTA",
     "DiffusionGRPOConfig",
     "DiffusionGRPOTrainer",
     "GCPOTrainer",

@@ -11,6 +11,7 @@ from .table import TABLE
 
 if TYPE_CHECKING:
     from .base import CreditMethod, Paper
+    from .delta import DelTA
     from .dgpo import DGPO
     from .gcpo import GCPO
     from .inputs import CreditInputs
@@ -23,6 +24,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "DGPO": ".dgpo",
+        "DelTA": ".delta",
         "GCPO": ".gcpo",
         "OTB": ".otb",
         "PCPO": ".pcpo",
@@ -45,6 +47,7 @@ __all__ = [
     "TABLE",
     "CreditInputs",
     "CreditMethod",
+    "DelTA",
     "Paper",
     "Uniform",
     "build_credit",

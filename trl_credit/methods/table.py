@@ -6,5 +6,6 @@ TABLE: dict[str, tuple[str, str]] = {
     "gcpo": (".gcpo", "GCPO"),
     "dgpo": (".dgpo", "DGPO"),
     "pcpo": (".pcpo", "PCPO"),
+    "delta": (".delta", "DelTA"),
     "otb": (".otb", "OTB"),
 }
