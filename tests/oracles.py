@@ -189,3 +189,53 @@ def delta(logps, hidden_states, advantages, mask, low=0.8, high=1.2, refinements
     for i in bad:
         factors[i, mask[i]] = math.nan
     return factors
+
+
+def _deviation(value, others, divide=False):
+    """value - mean(others), 0 if all are equal; divided by their unbiased standard deviation plus 1e-6."""
+    if len(set(others)) < 2:
+        return 0.0
+    mean = sum(others) / len(others)
+    scale = math.sqrt(sum((other - mean) ** 2 for other in others) / (len(others) - 1)) + 1e-6 if divide else 1.0
+    return (value - mean) / scale
+
+
+def _returns(turn_rewards, discount):
+    rows = []
+    for row in turn_rewards:
+        values = [0.0 if math.isnan(r) else float(r) for r in row]
+        rows.append([sum(discount ** (j - k) * values[j] for j in range(k, len(values))) for k in range(len(values))])
+    return rows
+
+
+def turn_level(turn_rewards, rewards, groups, turns, mask, discount=1.0):
+    """Token advantages of turn-level rewards: the return from the turn on against the group's at the same turn."""
+    returns, result = _returns(turn_rewards, discount), []
+    for i in range(len(mask)):
+        peers = [j for j in range(len(mask)) if groups[j] == groups[i] and not math.isnan(rewards[j])]
+        row = []
+        for t in range(len(mask[i])):
+            k = turns[i][t]
+            row.append(_deviation(returns[i][k], [returns[j][k] for j in peers]) if mask[i][t] and i in peers else 0.0)
+        result.append(row)
+    return result
+
+
+def gigpo(turn_rewards, states, rewards, groups, turns, mask, discount=0.95, weight=1.0, divide=False):
+    """GiGPO's token advantages: the reward against the group's, and the turn's return against that of the group's turns from the
+    same state."""
+    returns, count, result = _returns(turn_rewards, discount), len(mask), []
+    known = [i for i in range(count) if not math.isnan(rewards[i])]
+    present = {(i, turns[i][t]) for i in known for t in range(len(mask[i])) if mask[i][t]}
+    for i in range(count):
+        row = []
+        for t in range(len(mask[i])):
+            if not mask[i][t] or i not in known:
+                row.append(0.0)
+                continue
+            k = turns[i][t]
+            episode = _deviation(rewards[i], [float(rewards[j]) for j in known if groups[j] == groups[i]], divide)
+            same = [returns[j][m] for j, m in present if groups[j] == groups[i] and states[j][m] == states[i][k]]
+            row.append(episode + weight * _deviation(returns[i][k], same, divide))
+        result.append(row)
+    return result

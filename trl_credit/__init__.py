@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from .methods.delta import DelTA
     from .methods.dgpo import DGPO
     from .methods.gcpo import GCPO
+    from .methods.gigpo import GiGPO
     from .methods.inputs import CreditInputs
     from .methods.ops import mean_one
     from .methods.otb import OTB
     from .methods.pcpo import PCPO
     from .methods.registry import METHODS, build_credit
+    from .methods.turn import TurnRewards
     from .methods.uniform import Uniform
     from .signals.base import PolicyForward, Signal, SignalSource
     from .signals.negative_prompt import NegativePromptLogps
@@ -43,6 +45,7 @@ _HOMES = {
     "DiffusionGRPOConfig": ".trainer.diffusion_config",
     "DiffusionGRPOTrainer": ".trainer.diffusion",
     "GCPOTrainer": ".trainer.grpo",
+    "GiGPO": ".methods.gigpo",
     "ImageTokenGRPOConfig": ".trainer.image_tokens_config",
     "ImageTokenGRPOTrainer": ".trainer.image_tokens",
     "OTB": ".methods.otb",
@@ -55,6 +58,7 @@ _HOMES = {
     "Signal": ".signals.base",
     "SignalSource": ".signals.base",
     "StepShare": ".signals.sampler_steps",
+    "TurnRewards": ".methods.turn",
     "Uniform": ".methods.uniform",
     "build_credit": ".methods.registry",
     "mean_one": ".methods.ops",
@@ -78,6 +82,7 @@ __all__ = [
     "DiffusionGRPOConfig",
     "DiffusionGRPOTrainer",
     "GCPOTrainer",
+    "GiGPO",
     "ImageTokenGRPOConfig",
     "ImageTokenGRPOTrainer",
     "NegativePromptLogps",
@@ -88,6 +93,7 @@ __all__ = [
     "Signal",
     "SignalSource",
     "StepShare",
+    "TurnRewards",
     "Uniform",
     "__version__",
     "build_credit",

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from .delta import DelTA
     from .dgpo import DGPO
     from .gcpo import GCPO
+    from .gigpo import GiGPO
     from .inputs import CreditInputs
     from .otb import OTB
     from .pcpo import PCPO
     from .registry import METHODS, build_credit, get_method_class
+    from .turn import TurnRewards
     from .uniform import Uniform
 
 __getattr__, __dir__ = lazy_names(
@@ -31,7 +33,9 @@ __getattr__, __dir__ = lazy_names(
         "METHODS": ".registry",
         "CreditInputs": ".inputs",
         "CreditMethod": ".base",
+        "GiGPO": ".gigpo",
         "Paper": ".base",
+        "TurnRewards": ".turn",
         "Uniform": ".uniform",
         "build_credit": ".registry",
         "get_method_class": ".registry",
@@ -48,7 +52,9 @@ __all__ = [
     "CreditInputs",
     "CreditMethod",
     "DelTA",
+    "GiGPO",
     "Paper",
+    "TurnRewards",
     "Uniform",
     "build_credit",
     "get_method_class",

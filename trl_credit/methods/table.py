@@ -7,5 +7,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "dgpo": (".dgpo", "DGPO"),
     "pcpo": (".pcpo", "PCPO"),
     "delta": (".delta", "DelTA"),
+    "gigpo": (".gigpo", "GiGPO"),
     "otb": (".otb", "OTB"),
+    "turn": (".turn", "TurnRewards"),
 }

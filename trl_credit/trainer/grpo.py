@@ -317,7 +317,8 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         for source in self.credit_pass.sources.values():
             source.extend_rollout(self, inputs, self._rollout_prompts, batch)
         if self.credit_method.has_rollout_stage:
-            add_rollout_stage(self, self.credit_method, batch, self._rollout_rewards(len(inputs)))
+            rewards = self._rollout_rewards(len(inputs))
+            add_rollout_stage(self, self.credit_method, batch, rewards, turn_rewards=self._turn_rewards)
         if self._credit_log and self.model.training:
             self._credit_log.extend_rollout(inputs, self._rollout_prompts, batch)
         return batch
