@@ -9,13 +9,16 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .methods.base import CreditMethod, Paper
+    from .methods.delta import DelTA
     from .methods.dgpo import DGPO
     from .methods.fipo import FIPO
     from .methods.forking import Forking
     from .methods.gcpo import GCPO
+    from .methods.gigpo import GiGPO
     from .methods.inputs import CreditInputs
     from .methods.mix import Mix
     from .methods.ops import mean_one
+    from .methods.otb import OTB
     from .methods.pcpo import PCPO
     from .methods.random import RandomTokens
     from .methods.registry import METHODS, build_credit
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from .methods.rollout import Rollout
     from .methods.shuffled import Shuffled
     from .methods.teacher import Teacher
+    from .methods.turn import TurnRewards
     from .methods.uniform import Uniform
     from .signals.base import PolicyForward, Signal, SignalSource
     from .signals.hint import HintLogps
@@ -46,6 +50,7 @@ _HOMES = {
     "DGPO": ".methods.dgpo",
     "FIPO": ".methods.fipo",
     "Forking": ".methods.forking",
+    "DelTA": ".methods.delta",
     "GCPO": ".methods.gcpo",
     "METHODS": ".methods.registry",
     "CreditGRPOConfig": ".trainer.config",
@@ -56,8 +61,10 @@ _HOMES = {
     "DiffusionGRPOConfig": ".trainer.diffusion_config",
     "DiffusionGRPOTrainer": ".trainer.diffusion",
     "GCPOTrainer": ".trainer.grpo",
+    "GiGPO": ".methods.gigpo",
     "ImageTokenGRPOConfig": ".trainer.image_tokens_config",
     "ImageTokenGRPOTrainer": ".trainer.image_tokens",
+    "OTB": ".methods.otb",
     "PCPO": ".methods.pcpo",
     "OtherModelLogps": ".signals.other_model",
     "PCPOTrainer": ".trainer.diffusion",
@@ -79,6 +86,7 @@ _HOMES = {
     "StepShare": ".signals.sampler_steps",
     "Teacher": ".methods.teacher",
     "ThoughtTokens": ".signals.thought_tokens",
+    "TurnRewards": ".methods.turn",
     "Uniform": ".methods.uniform",
     "build_credit": ".methods.registry",
     "mean_one": ".methods.ops",
@@ -92,6 +100,7 @@ __all__ = [
     "FIPO",
     "GCPO",
     "METHODS",
+    "OTB",
     "PCPO",
     "RLCSD",
     "RLSD",
@@ -100,10 +109,12 @@ __all__ = [
     "CreditInputs",
     "CreditMethod",
     "DGPOTrainer",
+    "DelTA",
     "DiffusionGRPOConfig",
     "DiffusionGRPOTrainer",
     "Forking",
     "GCPOTrainer",
+    "GiGPO",
     "HasSecondPrompt",
     "HintLogps",
     "ImageTokenGRPOConfig",
@@ -124,6 +135,7 @@ __all__ = [
     "StepShare",
     "Teacher",
     "ThoughtTokens",
+    "TurnRewards",
     "Uniform",
     "__version__",
     "build_credit",

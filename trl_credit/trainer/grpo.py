@@ -323,7 +323,8 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             self._length.see(self._metrics["train"]["completions/mean_length"][-1])
         extend_rollout(self, inputs, self._rollout_prompts, batch, lambda: self._rollout_rewards(len(inputs)))
         if self.credit_method.has_rollout_stage:
-            add_rollout_stage(self, self.credit_method, batch, self._rollout_rewards(len(inputs)))
+            rewards = self._rollout_rewards(len(inputs))
+            add_rollout_stage(self, self.credit_method, batch, rewards, turn_rewards=self._turn_rewards)
         if self._credit_log and self.model.training:
             self._credit_log.extend_rollout(inputs, self._rollout_prompts, batch)
         return batch
