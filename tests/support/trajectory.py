@@ -36,11 +36,15 @@ def run(name: str, model: str, output_dir: str) -> dict:
     settings = {"optim": "sgd", "learning_rate": 0.05, "max_steps": UPDATES, "num_iterations": 2, "seed": 0}
     if name not in methods_for("tokens"):
         return _run_on_images(name, output_dir, settings)
+    credit = CREDIT.get(name, name)
+    if name == "teacher":
+        teacher = save_tiny_model(f"{output_dir}/teacher", seed=5)
+        credit = {"method": "teacher", "model": teacher, "coefficient": 0.2}
     trainer = CreditGRPOTrainer(
         model=model,
         reward_funcs=letter_reward,
         rollout_func=fixed_rollout,
-        args=config(output_dir, credit=CREDIT[name], logging_steps=1, **settings),
+        args=config(output_dir, credit=credit, logging_steps=1, **settings),
         train_dataset=prompts(),
     )
     return _record(trainer)
