@@ -222,8 +222,8 @@ def turn_level(turn_rewards, rewards, groups, turns, mask, discount=1.0):
 
 
 def gigpo(turn_rewards, states, rewards, groups, turns, mask, discount=0.95, weight=1.0, divide=False):
-    """GiGPO's token advantages: the reward against the group's, and the turn's return against those of the group's turns from
-    the same state."""
+    """GiGPO's token advantages: the reward against the group's, and the turn's return against those of the group's turns
+    from the same state."""
     returns, count, result = _returns(turn_rewards, discount), len(mask), []
     known = [i for i in range(count) if not math.isnan(rewards[i])]
     present = {(i, turns[i][t]) for i in known for t in range(len(mask[i])) if mask[i][t]}

@@ -127,8 +127,8 @@ class TurnMethod(CreditMethod):
         if rollout.turns is None:
             raise ValueError(
                 f"credit method {self.name!r} needs turns, and this run has neither tools nor an environment: pass "
-                "`tools` or `environment_factory` to the trainer, or a `rollout_func` that returns `env_mask`. Without turns, "
-                "use another method."
+                "`tools` or `environment_factory` to the trainer, or a `rollout_func` that returns `env_mask`. Without "
+                "turns, use another method."
             )
 
     def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
