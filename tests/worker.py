@@ -119,6 +119,11 @@ def failing_reward(completions, **kwargs):
     return place_reward(completions)
 
 
+def turns_reward(completion_ids, **kwargs):
+    """A number for each of three turns."""
+    return [[sum(ids) % 7 / 7, len(ids) % 3 / 2, sum(ids) % 5 / 5] for ids in completion_ids]
+
+
 preempted_reward.__name__ = calm_reward.__name__  # its name is in the logs
 
 
@@ -131,6 +136,7 @@ REWARDS = {
     "even_prompt": even_prompt_reward,
     "preempted": preempted_reward,
     "calm": calm_reward,
+    "turns": turns_reward,
 }
 
 
@@ -167,6 +173,7 @@ class Recorder:
                 if mask[row].any():
                     ids = [*view["prompt_ids"][row].tolist(), *view["completion_ids"][row][mask[row]].tolist()]
                     key = " ".join(str(i) for i in ids if i)
+                    credit = result.row_advantages if result.weights is None else result.weights
                     self.steps[trainer.state.global_step][key] = [
                         values[row][mask[row]].tolist(),
                         shares[row][mask[row]].tolist(),
