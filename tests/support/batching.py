@@ -3,10 +3,16 @@
 import torch
 
 
+# The token methods on the tiny model, which does not know the default prompts' words, nor differs much from itself an
+# update earlier
 CREDIT = {
     "uniform": "uniform",
     "gcpo": {"method": "gcpo", "negative_prompt": "wrong! {prompt}"},
     "dgpo": {"method": "dgpo", "temperature": 0.002},
+    "fipo": {"method": "fipo", "both_sides": True},
+    "forking": {"method": "forking", "fraction": 0.4},
+    "random": "random",
+    "shuffled": {"method": "shuffled", "of": {"method": "gcpo", "negative_prompt": "wrong! {prompt}"}},
 }
 
 

@@ -1,6 +1,7 @@
 """Base class of credit methods: parameters, required signals, and a pure function from (B, T) tensors to weights."""
 
 import math
+import re
 import types
 import typing
 from abc import ABC
@@ -31,6 +32,10 @@ class Paper:
     title: str
     id: str
     citation: str
+
+    @property
+    def is_on_arxiv(self) -> bool:
+        return re.fullmatch(r"\d{4}\.\d{5}", self.id) is not None
 
 
 def _matches(value: Any, hint: Any) -> bool:

@@ -1,5 +1,8 @@
 """The registered credit methods, one line each."""
 
+# The name of a list of methods
+MIX = "mix"
+
 # Name -> (module in this package, class)
 TABLE: dict[str, tuple[str, str]] = {
     "uniform": (".uniform", "Uniform"),

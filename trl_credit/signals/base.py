@@ -74,6 +74,8 @@ class SignalSource:
     needs_hidden_states = False
     # True if the signal's reference is one that `sync_ref_model` updates
     follows_policy = False
+    # True if `extend_rollout` reads the batch's groups and rewards
+    needs_groups = False
     # Dataset columns that must survive `remove_unused_columns`
     columns: tuple[str, ...] = ()
 

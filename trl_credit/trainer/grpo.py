@@ -145,9 +145,13 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         arguments["args"] = training_args
         check_arguments(type(self), arguments)  # before a signal copies a model
 
-        self._name = self.credit_method.name.upper() if type(self.credit_method) is not Uniform else GRPOTrainer._name
-        self._paper = vars(self.credit_method.paper)
-        self._tag_names = [*GRPOTrainer._tag_names, "trl-credit", self.credit_method.name]
+        parts = self.credit_method.components().values()
+        self._name = GRPOTrainer._name
+        if type(self.credit_method) is not Uniform:
+            self._name = " + ".join(part.name.upper() for part in parts)
+        self._papers = [part.paper for part in parts if part.paper.is_on_arxiv] or [Uniform.paper]
+        self._paper = vars(self._papers[0])
+        self._tag_names = [*GRPOTrainer._tag_names, "trl-credit", *dict.fromkeys(part.name for part in parts)]
         self.credit_pass = CreditPass(self.credit_method, self, getattr(training_args, "credit_cache_device", None))
         self.credit_observers: list[Callable[[dict[str, Any], CreditResult], None]] = []
         self._started: StartedPass | None = None
@@ -548,6 +552,8 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         parameters = yaml.safe_dump({"credit": without_folders(self.credit_method.to_dict())}, sort_keys=False)
         data = f" on {local_name(dataset_name)}" if dataset_name and on_hub is None else ""
         card.text += f"\n\n## Token credit\n\nTrained with trl-credit{data}:\n\n```yaml\n{parameters}```\n"
+        for paper in self._papers[1:]:  # TRL's card cites one
+            card.text += f"\n```bibtex\n{paper.citation}\n```\n"
         self._describe_use(card)
         card.save(path)
 
