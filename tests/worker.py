@@ -173,7 +173,6 @@ class Recorder:
                 if mask[row].any():
                     ids = [*view["prompt_ids"][row].tolist(), *view["completion_ids"][row][mask[row]].tolist()]
                     key = " ".join(str(i) for i in ids if i)
-                    credit = result.row_advantages if result.weights is None else result.weights
                     self.steps[trainer.state.global_step][key] = [
                         values[row][mask[row]].tolist(),
                         shares[row][mask[row]].tolist(),
