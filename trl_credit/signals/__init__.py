@@ -1,6 +1,7 @@
 """Signals: tensors that credit methods ask the trainer to compute."""
 
 from .base import PolicyForward, Signal, SignalSource
+from .damaged_image import DamagedImageLogps
 from .hint import HintLogps
 from .negative_prompt import NegativePromptKL, NegativePromptLogps
 from .other_model import OtherModelLogps
@@ -12,6 +13,7 @@ from .thought_tokens import ThoughtTokens
 
 
 __all__ = [
+    "DamagedImageLogps",
     "HasSecondPrompt",
     "HintLogps",
     "NegativePromptKL",

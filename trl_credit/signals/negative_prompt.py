@@ -10,12 +10,25 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from .._trl import prepare_multimodal_messages, split_pixel_values_by_grid
+from .._trl import prepare_multimodal_messages
 from ..batching import loss_mask
 from .base import PolicyForward, Signal
 from .divergence import compare_distributions, gathered_head
 from .models import causal_model, check_backbone, completion_hidden_states
-from .second_prompt import SLOT, Prompt, SecondPromptSource, Tokenized, check_column, rewritten, shortened
+from .second_prompt import (
+    SLOT,
+    Prompt,
+    SecondPromptSource,
+    Tokenized,
+    check_column,
+    check_image_column,
+    check_vision,
+    content_parts,
+    processed_images,
+    rewritten,
+    shortened,
+    with_images_replaced,
+)
 
 
 if TYPE_CHECKING:
@@ -30,6 +43,7 @@ TEMPLATES = {
 }
 PAD = "pad"
 BUILT_IN = (*TEMPLATES, "blank_image", PAD, "column")
+_BLANK_IMAGE = "`negative_prompt: blank_image`"  # for messages
 
 
 def check_negative_prompt(negative_prompt: str) -> None:
@@ -43,12 +57,7 @@ def check_negative_prompt(negative_prompt: str) -> None:
         )
 
 
-def _blank(image: Any) -> Image.Image:
-    if not isinstance(image, Image.Image):
-        raise ValueError(
-            f"`negative_prompt: blank_image` needs PIL images, which `datasets` gives for an `Image` column; got "
-            f"{type(image).__name__}."
-        )
+def _blank(image: Image.Image, place: int) -> Image.Image:
     return Image.new("RGB", image.size, (255, 255, 255)).convert(image.mode)
 
 
@@ -75,23 +84,11 @@ def negative_prompt_of(prompt: str | list[dict], negative_prompt: str, example: 
                     f"The dataset's column {COLUMN!r} holds messages, but the prompt is plain text, in the row with "
                     f"the prompt {shortened(prompt)}."
                 )
-            images = [part["image"] for part in _parts(prompt) if part.get("type") == "image"]
+            images = [part["image"] for part in content_parts(prompt) if part.get("type") == "image"]
             return prepare_multimodal_messages(value, images=images) if images else value
         template = value
     elif negative_prompt == "blank_image":
-        prompt = [
-            {
-                **message,
-                "content": [
-                    {**part, "image": _blank(part["image"])} if part.get("type") == "image" else part
-                    for part in message["content"]
-                ],
-            }
-            if isinstance(message["content"], list)
-            else message
-            for message in prompt
-        ]
-        return prompt
+        return with_images_replaced(prompt, _blank, _BLANK_IMAGE)
     else:
         template = TEMPLATES.get(negative_prompt, negative_prompt)
     return rewritten(prompt, template, noun="negative prompt")
@@ -108,11 +105,6 @@ def padded_prompt(ids: list[int], kept: Collection[int], pad_token_id: int) -> l
         pad_token_id: Replaces the others.
     """
     return [token if token in kept else pad_token_id for token in ids]
-
-
-def _parts(prompt: list[dict]) -> list[dict]:
-    """The content parts of a multimodal conversation."""
-    return [part for message in prompt if isinstance(message["content"], list) for part in message["content"]]
 
 
 @dataclass(frozen=True)
@@ -160,18 +152,14 @@ class _NegativePromptSource(SecondPromptSource):
             self.columns = (COLUMN,)
 
     def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
-        columns = getattr(arguments.get("train_dataset"), "column_names", None)
-        if self.negative_prompt == "blank_image" and columns and not {"image", "images"} & set(columns):
-            raise ValueError(
-                "`negative_prompt: blank_image` needs a dataset with an `image` or `images` column; this one has only: "
-                f"{', '.join(columns)}. Without images the negative prompt would equal the prompt."
-            )
+        if self.negative_prompt == "blank_image":
+            check_image_column(arguments, _BLANK_IMAGE)
         if self.negative_prompt == "column":
             check_column(arguments, COLUMN, "`negative_prompt: column`")
 
     def after_trainer_init(self, context: PolicyContext) -> None:
-        if self.negative_prompt == "blank_image" and not context.is_vision:
-            raise ValueError("`negative_prompt: blank_image` needs a vision-language model; this model is text-only.")
+        if self.negative_prompt == "blank_image":
+            check_vision(context, _BLANK_IMAGE)
         if self.negative_prompt == PAD:
             if context.is_vision:
                 raise ValueError(
@@ -202,19 +190,8 @@ class _NegativePromptSource(SecondPromptSource):
         return Tokenized(prompts, ids)
 
     def add_images(self, context: PolicyContext, images: Any, batch: dict[str, Any]) -> None:
-        if self.negative_prompt != "blank_image" or batch.get("pixel_values") is None:
-            return
-        blank = context.processing_class.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        if blank.shape != batch["pixel_values"].shape:
-            raise ValueError(
-                "`negative_prompt: blank_image` is not supported here: the white images were processed to "
-                f"{tuple(blank.shape)}, the prompts' to {tuple(batch['pixel_values'].shape)}. Use another "
-                "negative prompt."
-            )
-        pixel_values = blank.to(batch["pixel_values"])
-        # One entry per completion, as TRL splits its pixel values before shuffling the batch
-        per_completion = split_pixel_values_by_grid({**batch, "pixel_values": pixel_values})["pixel_values"]
-        batch[f"{self.key}/pixel_values"] = per_completion
+        if self.negative_prompt == "blank_image" and batch.get("pixel_values") is not None:
+            batch[f"{self.key}/pixel_values"] = processed_images(context, images, batch, _BLANK_IMAGE)
 
 
 class _NegativePromptKLSource(_NegativePromptSource):

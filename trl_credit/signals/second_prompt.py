@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +13,10 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
-from .._trl import pad
+from .._trl import pad, split_pixel_values_by_grid
 from ..batching import SEQUENCE_KEYS, cut_width, token_counts
 from .base import PolicyForward, Signal, SignalSource
 from .models import FORWARD_KEYS, eval_mode
@@ -98,6 +99,86 @@ def shortened(value: Any) -> str:
     """A value as text for a message, of at most 200 characters and dots."""
     text = repr(value)
     return text if len(text) <= 200 else text[:200] + "..."
+
+
+# Images of a prompt
+
+
+def content_parts(prompt: Prompt) -> list[dict]:
+    """The content parts of a multimodal conversation; none for text."""
+    if isinstance(prompt, str):
+        return []
+    return [part for message in prompt if isinstance(message["content"], list) for part in message["content"]]
+
+
+def with_images_replaced(prompt: Prompt, replace: Callable[[Image.Image, int], Image.Image], setting: str) -> Prompt:
+    """A prompt with other images in the same places. `prompt` is not modified.
+
+    Args:
+        prompt: Text or messages.
+        replace: Makes the new image from the old one and its place among the prompt's images, from 0.
+        setting: What asks for it, for messages.
+
+    Raises:
+        ValueError: An image is not a PIL image.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    places = count()
+
+    def part_of(part: dict) -> dict:
+        if part.get("type") != "image":
+            return part
+        image = part["image"]
+        if not isinstance(image, Image.Image):
+            raise ValueError(
+                f"{setting} needs PIL images, which `datasets` gives for an `Image` column; got {type(image).__name__}."
+            )
+        return {**part, "image": replace(image, next(places))}
+
+    return [
+        {**message, "content": list(map(part_of, message["content"]))}
+        if isinstance(message["content"], list)
+        else message
+        for message in prompt
+    ]
+
+
+def check_image_column(arguments: dict[str, Any], setting: str) -> None:
+    """Raises `ValueError` if the training data among the trainer's arguments has no column of images."""
+    columns = getattr(arguments.get("train_dataset"), "column_names", None)
+    if columns and not {"image", "images"} & set(columns):
+        raise ValueError(
+            f"{setting} needs a dataset with an `image` or `images` column; this one has only: {', '.join(columns)}. "
+            "Without images both prompts would be the same."
+        )
+
+
+def check_vision(context: PolicyContext, setting: str) -> None:
+    """Raises `ValueError` unless the policy is a vision-language model."""
+    if not context.is_vision:
+        raise ValueError(f"{setting} needs a vision-language model; this model is text-only.")
+
+
+def processed_images(
+    context: PolicyContext, images: Sequence[Sequence[Image.Image] | None] | None, batch: dict[str, Any], setting: str
+) -> list[Tensor] | Tensor | None:
+    """Pixel values of other images than the prompts', one entry per completion, as TRL splits its own before it shuffles
+    the batch. `None` if the batch has no images.
+
+    Raises:
+        ValueError: They have another shape than the prompts' own.
+    """
+    if batch.get("pixel_values") is None:
+        return None
+    shown = [row for row in images or [] if row]
+    pixel_values = context.processing_class.image_processor(images=shown, return_tensors="pt")["pixel_values"]
+    if pixel_values.shape != batch["pixel_values"].shape:
+        raise ValueError(
+            f"{setting} is not supported here: its images were processed to {tuple(pixel_values.shape)}, the prompts' to "
+            f"{tuple(batch['pixel_values'].shape)}."
+        )
+    return split_pixel_values_by_grid({**batch, "pixel_values": pixel_values.to(batch["pixel_values"])})["pixel_values"]
 
 
 # Dataset columns
