@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from .methods.teacher import Teacher
     from .methods.turn import TurnRewards
     from .methods.uniform import Uniform
+    from .methods.vppo import VPPO
     from .signals.base import PolicyForward, Signal, SignalSource
+    from .signals.damaged_image import DamagedImageLogps
     from .signals.hint import HintLogps
     from .signals.negative_prompt import NegativePromptLogps
     from .signals.other_model import OtherModelLogps
@@ -58,6 +60,7 @@ _HOMES = {
     "CreditInputs": ".methods.inputs",
     "CreditMethod": ".methods.base",
     "DGPOTrainer": ".trainer.grpo",
+    "DamagedImageLogps": ".signals.damaged_image",
     "DiffusionGRPOConfig": ".trainer.diffusion_config",
     "DiffusionGRPOTrainer": ".trainer.diffusion",
     "GCPOTrainer": ".trainer.grpo",
@@ -88,6 +91,7 @@ _HOMES = {
     "ThoughtTokens": ".signals.thought_tokens",
     "TurnRewards": ".methods.turn",
     "Uniform": ".methods.uniform",
+    "VPPO": ".methods.vppo",
     "build_credit": ".methods.registry",
     "mean_one": ".methods.ops",
 }
@@ -104,11 +108,13 @@ __all__ = [
     "PCPO",
     "RLCSD",
     "RLSD",
+    "VPPO",
     "CreditGRPOConfig",
     "CreditGRPOTrainer",
     "CreditInputs",
     "CreditMethod",
     "DGPOTrainer",
+    "DamagedImageLogps",
     "DelTA",
     "DiffusionGRPOConfig",
     "DiffusionGRPOTrainer",

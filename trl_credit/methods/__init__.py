@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .teacher import Teacher
     from .turn import TurnRewards
     from .uniform import Uniform
+    from .vppo import VPPO
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -55,6 +56,7 @@ __getattr__, __dir__ = lazy_names(
         "GiGPO": ".gigpo",
         "TurnRewards": ".turn",
         "Uniform": ".uniform",
+        "VPPO": ".vppo",
         "build_credit": ".registry",
         "get_method_class": ".registry",
     },
@@ -70,6 +72,7 @@ __all__ = [
     "RLCSD",
     "RLSD",
     "TABLE",
+    "VPPO",
     "CreditInputs",
     "CreditMethod",
     "DelTA",

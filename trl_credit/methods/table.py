@@ -11,6 +11,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "rlsd": (".rlsd", "RLSD"),
     "rlcsd": (".rlcsd", "RLCSD"),
     "teacher": (".teacher", "Teacher"),
+    "vppo": (".vppo", "VPPO"),
     "otb": (".otb", "OTB"),
     "delta": (".delta", "DelTA"),
     "fipo": (".fipo", "FIPO"),
