@@ -297,3 +297,30 @@ def gigpo(turn_rewards, states, rewards, groups, turns, mask, discount=0.95, wei
             row.append(episode + weight * _deviation(returns[i][k], same, divide))
         result.append(row)
     return result
+
+
+def vppo(policy_logps, damaged_logps, mask, has_image, top_fraction=0.4, scaling_min=0.9):
+    """VPPO's factors, completion by completion."""
+    contrasts = []
+    for clean, damaged, on, shown in zip(policy_logps, damaged_logps, mask, has_image, strict=True):
+        places = [t for t in range(len(on)) if on[t]]
+        usable = shown and places and all(math.isfinite(clean[t]) and math.isfinite(damaged[t]) for t in places)
+        gaps = {t: min(max(damaged[t] - clean[t], -20.0), 20.0) for t in places} if usable else {}
+        contrasts.append({t: min(math.expm1(gap) - gap, 10.0) for t, gap in gaps.items()})
+    means = [sum(row.values()) / len(row) for row in contrasts if row]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    scaled = len(means) >= 2 and high - low > 1e-6
+    average = sum((one - low) / (high - low) for one in means) / len(means) if scaled else 1.0
+    weights = []
+    for row, on in zip(contrasts, mask, strict=True):
+        if not row:
+            weights.append([1.0 if one else 0.0 for one in on])
+            continue
+        factor = 1.0
+        if scaled:
+            score = (sum(row.values()) / len(row) - low) / (high - low)
+            factor = scaling_min + score * (1 - scaling_min) / (average + 1e-8)
+        most = math.ceil(len(row) * top_fraction - 1e-9)
+        best = sorted(row, key=lambda t, row=row: (-row[t], t))[:most]
+        weights.append([factor if t in best else 0.0 for t in range(len(on))])
+    return weights

@@ -8,6 +8,7 @@ import qwen_vision
 import torch
 from helpers import config, letter_reward, place_reward, prompts
 from support.batching import CREDIT
+from support.resumed import assert_same_run, outcome
 from support.tools import chats, tool_calling_model, vision
 
 from trl_credit import CreditGRPOTrainer, build_credit
@@ -147,6 +148,11 @@ def test_tools_and_environments(kind, tiny_model, tmp_path):
         assert negative.replace(note, "") == real != negative
 
 
+def images_in(pixel_values: torch.Tensor) -> list[bytes]:
+    """The images of a forward, whatever their order."""
+    return sorted(image.numpy().tobytes() for image in pixel_values)
+
+
 @pytest.mark.parametrize(
     "credit",
     [
@@ -155,6 +161,7 @@ def test_tools_and_environments(kind, tiny_model, tmp_path):
         {"method": "gcpo", "negative_prompt": "empty"},
         {"method": "gcpo", "negative_prompt": "blank_image"},
         "dgpo",
+        "vppo",
     ],
     ids=lambda settings: " ".join(settings) if isinstance(settings, dict) else None,
 )
@@ -180,6 +187,16 @@ def test_vision_language_model(credit, tmp_path):
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history[:-1])
     if credit == "dgpo":
         assert trainer.state.log_history[2]["credit/hellinger"] > 0
+    if credit == "vppo":
+        forwards = [images_in(p) for p in seen if p is not None]
+        for batch in trainer._buffered_inputs:
+            damaged = torch.cat(batch["damaged_image/14/0.5/pixel_values"])
+            assert len(set(images_in(damaged))) > len(set(images_in(batch["pixel_values"])))
+            assert forwards.count(images_in(damaged)) == 2  # one in each iteration
+        assert trainer.state.log_history[0]["credit/skipped_fraction"] == 0
+        for entry in trainer.state.log_history[:-1]:
+            assert entry["credit/contrast"] > 0
+            assert 0.4 <= entry["credit/selected"] < 0.7
     if isinstance(credit, dict) and credit["negative_prompt"] == "blank_image":
         picture = example.PILImage.new("RGB", (16, 16), (255, 255, 255))
         white = torch.as_tensor(processor.image_processor(images=[picture])["pixel_values"][0]).float()
@@ -213,3 +230,54 @@ def test_several_images_of_several_sizes(negative_prompt, white, tmp_path):
     contrasts = [entry["credit/contrast"] for entry in trainer.state.log_history[:-1]]
     same = negative_prompt == "{prompt}" or (negative_prompt == "blank_image" and white)
     assert (max(contrasts) == 0) if same else (min(contrasts) > 0)
+
+
+def test_damaged_images_of_several_sizes(tmp_path):
+    model, processor = qwen_vision.tiny_model()
+    trainer = CreditGRPOTrainer(
+        model=model,
+        processing_class=processor,
+        reward_funcs=letter_reward,
+        args=config(
+            tmp_path, credit="vppo", max_steps=4, num_iterations=2, per_device_train_batch_size=4, steps_per_generation=2,
+        ),
+        train_dataset=qwen_vision.make_dataset(),
+    )  # fmt: skip
+    trainer.train()
+    key = "damaged_image/14/0.5"
+    for batch in trainer._buffered_inputs:
+        assert batch[f"{key}/present"].all()
+        assert torch.equal(batch[f"{key}/mm_token_type_ids"] == 1, batch[f"{key}/ids"] == model.config.image_token_id)
+        patches = batch["image_grid_thw"].prod(-1)
+        assert sum(map(len, batch[f"{key}/pixel_values"])) == patches.sum() == len(batch["pixel_values"])
+    assert all(entry["credit/contrast"] > 0 for entry in trainer.state.log_history[:-1])
+
+
+def test_damaged_images_of_a_resumed_run(tmp_path):
+    """Within a generation batch and after it, the images and all that follows are those of the whole run."""
+
+    def make(path, checkpoint=None):
+        example = vision()
+        model, processor = example.tiny_model()
+        if checkpoint is not None:  # transformers' own loading misses the weights, which it saved by other names
+            model = type(model).from_pretrained(checkpoint)
+        return CreditGRPOTrainer(
+            model=model,
+            processing_class=processor,
+            reward_funcs=example.names_the_colour,
+            args=config(
+                path, credit="vppo", max_steps=8, num_iterations=2, per_device_train_batch_size=4, steps_per_generation=2,
+                learning_rate=3e-3, save_strategy="steps", save_steps=1,
+            ),
+            train_dataset=example.make_dataset(16),
+        )  # fmt: skip
+
+    whole = make(tmp_path / "whole")
+    whole.train()
+    expected = outcome(whole)
+    for stop in (3, 4):
+        checkpoint = str(tmp_path / "whole" / f"checkpoint-{stop}")
+        resumed = make(tmp_path / "resumed", checkpoint)
+        torch.manual_seed(stop)
+        resumed.train(resume_from_checkpoint=checkpoint)
+        assert_same_run(outcome(resumed), expected, f"stopped after {stop}")
