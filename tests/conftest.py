@@ -15,11 +15,12 @@ from jaxtyping import install_import_hook
 
 # Modules whose shapes are checked at each call. `CreditInputs` checks its own, with messages for users
 SHAPED = [
-    *(f"methods.{name}" for name in ("base", "dgpo", "gcpo", "ops", "rlcsd", "rlsd", "teacher", "uniform")),
+    *(f"methods.{name}" for name in ("base", "dgpo", "gcpo", "ops", "rlcsd", "rlsd", "teacher", "uniform", "vppo")),
     *(
         f"signals.{name}"
         for name in (
             "base",
+            "damaged_image",
             "divergence",
             "models",
             "negative_prompt",

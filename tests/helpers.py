@@ -118,6 +118,12 @@ def fixed_rollout(prompts_, trainer, special=0):
     return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
 
 
+def vision_rollout(prompts_, trainer):
+    """With the image tokens of each prompt."""
+    texts = [next(part["text"] for part in prompt[-1]["content"] if part["type"] == "text") for prompt in prompts_]
+    return {**fixed_rollout(texts, trainer, 4), "prompt_ids": trainer._tokenize_prompts(prompts_)[0]}
+
+
 def truncated_rollout(prompts_, trainer):
     """Every second completion lacks its end."""
     rollout = fixed_rollout(prompts_, trainer)

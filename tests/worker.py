@@ -17,7 +17,7 @@ import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
-from helpers import config, fixed_rollout, letter_reward, place_reward, prompts, truncated_rollout
+from helpers import config, fixed_rollout, letter_reward, place_reward, prompts, truncated_rollout, vision_rollout
 from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2VLForConditionalGeneration, TrainerCallback
@@ -50,12 +50,6 @@ def environment_rollout(prompts_, trainer):
     rollout["env_mask"] = [[int(place % 3 != 1) for place in range(len(row))] for row in rollout["completion_ids"]]
     rollout["logprobs"] = [[-3.0 - 0.1 * (token % 7) for token in row] for row in rollout["completion_ids"]]
     return rollout
-
-
-def vision_rollout(prompts_, trainer):
-    """With the image tokens of each prompt."""
-    texts = [next(part["text"] for part in prompt[-1]["content"] if part["type"] == "text") for prompt in prompts_]
-    return {**fixed_rollout(texts, trainer, 4), "prompt_ids": trainer._tokenize_prompts(prompts_)[0]}
 
 
 def placed_rollout(prompts_, trainer):

@@ -12,7 +12,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helpers import TESTS, config, fixed_rollout, letter_reward, prompts, save_tiny_model
+import qwen_vision
+from helpers import TESTS, config, fixed_rollout, letter_reward, prompts, save_tiny_model, vision_rollout
 from support.batching import CREDIT
 
 from trl_credit import METHODS, CreditGRPOTrainer
@@ -50,6 +51,8 @@ def run(name: str, model: str, output_dir: str) -> dict:
     settings = {"optim": "sgd", "learning_rate": 0.05, "max_steps": UPDATES, "num_iterations": 2, "seed": 0}
     if name not in methods_for("tokens"):
         return _run_on_images(name, output_dir, settings)
+    if name == "vppo":
+        return _run_with_images(name, output_dir, settings)
     turns = name in ("turn", "gigpo")
     credit = CREDIT.get(name, name)
     if name == "teacher":
@@ -60,6 +63,20 @@ def run(name: str, model: str, output_dir: str) -> dict:
         rollout_func=two_turns if turns else fixed_rollout,
         args=config(output_dir, credit=credit, logging_steps=1, **settings),
         train_dataset=prompts(),
+    )
+    return _record(name, trainer)
+
+
+def _run_with_images(name: str, output_dir: str, settings: dict) -> dict:
+    """As `run`, on a tiny vision-language model."""
+    model, processor = qwen_vision.tiny_model()
+    trainer = CreditGRPOTrainer(
+        model=model,
+        processing_class=processor,
+        reward_funcs=letter_reward,
+        rollout_func=vision_rollout,
+        args=config(output_dir, credit=name, logging_steps=1, **settings),
+        train_dataset=qwen_vision.make_dataset(),
     )
     return _record(name, trainer)
 

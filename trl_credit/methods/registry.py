@@ -25,7 +25,7 @@ def methods_for(policy: str) -> list[str]:
 
 def standalone_methods() -> list[str]:
     """Names of the registered methods that can score any completion of a language model as they are: without a parameter
-    that must be set, rewards, a group, a column of the data or an older policy."""
+    that must be set, rewards, a group, a column of the data, images or an older policy."""
     names = []
     for name in methods_for("tokens"):
         required = any(f.default is MISSING and f.default_factory is MISSING for f in fields(METHODS[name]))
@@ -33,7 +33,8 @@ def standalone_methods() -> list[str]:
             continue
         method = METHODS[name]()
         sources = [signal.source() for signal in method.signals()]
-        if not method.has_rollout_stage and not any(source.columns or source.needs_groups for source in sources):
+        needy = any(source.columns or source.needs_groups or source.needs_images for source in sources)
+        if not method.has_rollout_stage and not needy:
             names.append(name)
     return names
 

@@ -79,6 +79,8 @@ class SignalSource:
     # True if `extend_rollout` reads the batch's groups and rewards, (B,) each: `rollout/groups`, numbers that are unique
     # over all processes, and `rollout/rewards`, weighted sums
     needs_groups = False
+    # True if prompts must have images
+    needs_images = False
 
     def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
         """Runs before TRL's `__init__` with its arguments, which may be changed in place."""

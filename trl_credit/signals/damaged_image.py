@@ -89,6 +89,7 @@ class DamagedImageLogps(Signal):
 class _DamagedImageSource(SecondPromptSource):
     noun = "prompt with damaged images"
     optional = True
+    needs_images = True
 
     def __init__(self, patch_size: int, probability: float):
         super().__init__(f"damaged_image/{patch_size}/{probability}")
