@@ -72,7 +72,7 @@ def completion_factors(
         (B,) factors; 1 if fewer than two completions are usable or their means are equal up to rounding.
     """
     low, high = torch.where(usable, means, torch.inf).min(), torch.where(usable, means, -torch.inf).max()
-    spread = (usable.sum() >= 2) & (high - low > _LEAST_SPAN)
+    spread = high - low > _LEAST_SPAN  # not so with fewer than two
     scores = torch.where(usable & spread, (means - low) / torch.where(spread, high - low, 1.0), 0.0).clamp(0.0, 1.0)
     top = scaling_min + (1 - scaling_min) / (scores.sum() / usable.sum().clamp(min=1) + _EPSILON)
     return torch.where(usable & spread, scaling_min + scores * (top - scaling_min), 1.0)
@@ -104,7 +104,7 @@ def vppo_factors(
     finite = ((torch.isfinite(policy_logps) & torch.isfinite(damaged_logps)) | ~mask).all(-1)
     usable = finite & has_image & mask.any(-1)
     contrasts = contrast(policy_logps, damaged_logps, noise_floor=0.0)
-    contrasts = torch.where(mask & usable.unsqueeze(1), contrasts, 0.0)
+    contrasts = torch.where(mask, contrasts, 0.0)
     # float64 keeps small spans of the means apart, but not every accelerator has it
     wide = torch.float64 if contrasts.device.type in ("cpu", "cuda") else contrasts.dtype
     means = contrasts.to(wide).sum(-1) / mask.sum(-1).clamp(min=1)

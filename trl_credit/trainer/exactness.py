@@ -36,8 +36,8 @@ def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
         )
     if method.reads_batch and args.top_entropy_quantile < 1.0:
         raise ValueError(
-            f"`top_entropy_quantile` ({args.top_entropy_quantile}) and credit method {method.name!r} both choose tokens by "
-            "a quantile over the micro-batch. Keep one."
+            f"`top_entropy_quantile` ({args.top_entropy_quantile}) and credit method {method.name!r} both choose which "
+            "of the micro-batch's tokens are trained. Keep one."
         )
     if args.importance_sampling_level == "sequence_token" and args.loss_type not in RATIO_GRADIENT_LOSSES:
         raise ValueError(

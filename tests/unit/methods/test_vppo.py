@@ -10,6 +10,7 @@ from oracles import vppo
 from support.inputs import make_inputs
 
 from trl_credit import VPPO, HasSecondPrompt
+from trl_credit.methods.registry import standalone_methods
 from trl_credit.methods.vppo import completion_factors, top_tokens, vppo_factors
 
 
@@ -112,3 +113,8 @@ def test_collapse_is_damage_without_effect():
     assert method.is_uniform({"credit/contrast_fraction": math.nan}) is None
     assert method.is_uniform({}) is None
     assert "`damage_probability`" in method.remedy(inputs)
+
+
+def test_no_default_of_text_only_commands():
+    assert "gcpo" in standalone_methods()
+    assert "vppo" not in standalone_methods()

@@ -12,6 +12,9 @@ from trl_credit.signals.damaged_image import black_patches, damaged, seed_of
 from trl_credit.signals.second_prompt import processed_images
 
 
+PATTERN = ["..#.##", ".#.#..", "#.####"]
+
+
 def test_patches_lie_in_a_grid_from_the_top_left():
     found = black_patches((33, 20), 14, 0.5, seed=1)
     assert found.shape == (20, 33)
@@ -21,6 +24,8 @@ def test_patches_lie_in_a_grid_from_the_top_left():
     assert 0 < found.mean() < 1
     assert np.array_equal(found, black_patches((33, 20), 14, 0.5, seed=1))
     assert black_patches((33, 20), 14, 1.0, seed=1).all()
+    pattern = black_patches((6, 3), 1, 0.5, seed=1)  # a release that draws others does not resume this one's runs
+    assert ["".join("#" if on else "." for on in row) for row in pattern] == PATTERN
     share = black_patches((1000, 1000), 1, 0.3, seed=2).mean()
     assert share == pytest.approx(0.3, abs=0.005)
 
