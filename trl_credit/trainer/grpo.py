@@ -40,12 +40,12 @@ from ..methods.metrics import credit_metrics
 from ..methods.registry import build_credit
 from ..signals.base import PolicyForward
 from ..signals.models import HiddenStates, causal_model
-from .collapse import CollapseWatches
+from .collapse import CollapseWatches, LengthWatch
 from .config import CreditGRPOConfig
 from .credit_log import DEFAULT_COMPLETIONS, CreditLog
 from .exactness import check_credit, check_old_policy, check_policy, is_off_policy, regroup_refusal, skip_refusal
 from .gspo_token import sequence_token_old_logps
-from .rollout_stage import add_rollout_stage
+from .rollout_stage import add_rollout_stage, extend_rollout
 
 
 logger = get_logger(__name__)
@@ -186,6 +186,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             source.after_trainer_init(self)
         self._savings = self._resolve_savings()
         self._collapse = CollapseWatches(self.credit_method)
+        self._length = LengthWatch(self.credit_method)
         self._credit_log: CreditLog | None = None
         if steps := getattr(self.args, "credit_log_steps", None):
             self._credit_log = self._make_credit_log(steps, self.args.credit_log_completions or DEFAULT_COMPLETIONS)
@@ -318,10 +319,12 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
 
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
-        for source in self.credit_pass.sources.values():
-            source.extend_rollout(self, inputs, self._rollout_prompts, batch)
+        if self.model.training and self._length.names:
+            self._length.see(self._metrics["train"]["completions/mean_length"][-1])
+        extend_rollout(self, inputs, self._rollout_prompts, batch, lambda: self._rollout_rewards(len(inputs)))
         if self.credit_method.has_rollout_stage:
-            add_rollout_stage(self, self.credit_method, batch, self._rollout_rewards(len(inputs)))
+            rewards = self._rollout_rewards(len(inputs))
+            add_rollout_stage(self, self.credit_method, batch, rewards, turn_rewards=self._turn_rewards)
         if self._credit_log and self.model.training:
             self._credit_log.extend_rollout(inputs, self._rollout_prompts, batch)
         return batch
@@ -524,12 +527,15 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         return batch | {PLAN: decode_plan(batch[PLAN], signals)} if PLAN in batch else batch
 
     def _extra_state(self):
-        return super()._extra_state() | {"collapse": self._collapse.state_dict()}
+        length = {"length": self._length.state_dict()} if self._length.names else {}
+        return super()._extra_state() | {"collapse": self._collapse.state_dict()} | length
 
     def _load_extra_state(self, state):
         super()._load_extra_state(state)
         if "collapse" in state:
             self._collapse.load_state_dict(state["collapse"])
+        if "length" in state:
+            self._length.load_state_dict(state["length"])
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """Writes TRL's model card plus the credit method.
