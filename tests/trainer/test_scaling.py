@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_credit import METHODS, CreditGRPOConfig, CreditGRPOTrainer
+from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
 
 
 path = ROOT / "benchmarks" / "scaling.py"
@@ -46,12 +46,6 @@ def rollout(prompts_, trainer):
         "completion_ids": [[3 + (i + j) % 40 for j in range(COMPLETION)] for i in range(len(prompts_))],
         "logprobs": None,
     }
-
-
-def is_ready(name: str) -> bool:
-    """Whether TRL or the package has it."""
-    credit = CREDIT.get(name, "uniform")
-    return (credit["method"] if isinstance(credit, dict) else credit) in METHODS
 
 
 def half_constant(prompts, **kwargs):
@@ -101,7 +95,7 @@ def model(tmp_path_factory):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", [name for name in scaling.METHODS if is_ready(name)])
+@pytest.mark.parametrize("name", scaling.METHODS)
 def test_flops(name, settings, model, tmp_path):
     config_ = AutoModelForCausalLM.from_pretrained(model).config
     shape = scaling.Model(

@@ -10,6 +10,7 @@ from trl import GRPOConfig
 from .._util.settings import AtLeast1, NonNegative, Unchecked, one_of
 from ..extras.config import GRPOExtrasConfig
 from ..methods.registry import build_credit
+from ..methods.table import TABLE
 from .exactness import IMPORTANCE_SAMPLING_LEVELS, check_credit, check_policy, skip_refusal
 
 
@@ -20,12 +21,12 @@ class CreditGRPOConfig(GRPOExtrasConfig):
     method and two optimizations of the update.
 
     Parameters:
-        credit (`str` or `dict[str, Any]` or [`CreditMethod`], *optional*):
+        credit (`str` or `dict[str, Any]` or `list` or [`CreditMethod`], *optional*):
             The credit method: a name (`"dgpo"`), a mapping of the name and parameters (`{"method": "dgpo",
-            "temperature": 0.5}`, as JSON on the command line), or a method object. `method` may be the path of
-            your own class. `trl-credit methods` lists the names and `trl-credit methods NAME` the parameters. If unset,
-            the trainer's preset: `uniform` for [`CreditGRPOTrainer`]. If set, `__init__` expands it to the full
-            mapping.
+            "temperature": 0.5}`, as JSON on the command line), a method object, or a list of those, whose weights multiply
+            and whose terms add ([`~trl_credit.methods.mix.Mix`]). `method` may be the path of your own class. `trl-credit
+            methods` lists the names and `trl-credit methods NAME` the parameters. If unset, the trainer's preset: `uniform`
+            for [`CreditGRPOTrainer`]. If set, `__init__` expands it to the full mapping.
         skip_zero_advantage (`bool`, *optional*):
             Whether to leave completions out of the update's forward and backward if their advantage is exactly zero
             (their group is all right or all wrong) or none of their tokens is in the loss. The loss keeps the
@@ -72,9 +73,10 @@ class CreditGRPOConfig(GRPOExtrasConfig):
     credit: Annotated[dict | str | None, Unchecked] = field(
         default=None,
         metadata={
-            "help": "The credit method: a name (`uniform`, `gcpo`, `dgpo`), a mapping of `method` and its parameters (as "
-            "JSON on the command line), or the path of your own class (`my_module.Class`, `my_file.py:Class`). If unset, "
-            "the trainer's preset. `trl-credit methods` lists the names, `trl-credit methods NAME` the parameters."
+            "help": f"The credit method: a name ({', '.join(TABLE)}), a mapping of `method` and its parameters (as JSON on "
+            "the command line), the path of your own class (`my_module.Class`, `my_file.py:Class`), or a list of those, "
+            "whose weights multiply and whose terms add. If unset, the trainer's preset. "
+            "`trl-credit methods` lists the names, `trl-credit methods NAME` the parameters."
         },
     )
 
