@@ -103,6 +103,64 @@ def pcpo_row(native, interval, target):
     return [zeta * dt / w for dt, w in zip(interval, native, strict=True)]
 
 
+def rlsd_row(policy_logps, hint_logps, mask, advantage, strength=0.5, clip_range=0.2):
+    weights = [0.0] * len(mask)
+    on = [t for t in range(len(mask)) if mask[t]]
+    usable = all(math.isfinite(policy_logps[t]) and math.isfinite(hint_logps[t]) for t in on)
+    for t in on:
+        if advantage == 0 or not usable:
+            weights[t] = 1.0
+            continue
+        gap = hint_logps[t] - policy_logps[t]
+        ratio = math.exp(min(gap if advantage > 0 else -gap, 700.0))
+        weights[t] = (1 - strength) + strength * min(max(ratio, 1 - clip_range), 1 + clip_range)
+    return weights
+
+
+def fipo(logps, old, advantages, mask, half_life=32.0, clip=0.2, both_sides=False, safe_ratio=4.0, ratio_limit=None):
+    """FIPO's weights, by its sums."""
+    weights = []
+    for row_logps, row_old, advantage, row_mask in zip(logps, old, advantages, mask, strict=True):
+        gap = [float(a) - float(b) if on else 0.0 for a, b, on in zip(row_logps, row_old, row_mask, strict=True)]
+        usable = all(math.isfinite(value) for value in gap)
+        gap = gap if usable else [0.0] * len(gap)
+        counted = [0.0 if ratio_limit is not None and math.exp(value) > ratio_limit else value for value in gap]
+        row = []
+        for t, on in enumerate(row_mask):
+            future = sum(2 ** (-(k - t) / half_life) * counted[k] for k in range(t, len(gap)))
+            weight = min(max(math.exp(future), 1 - clip if both_sides else 1.0), 1 + clip)
+            if advantage < 0 and math.exp(gap[t]) > safe_ratio:
+                weight = min(max(weight, 0.8), 1.0)
+            row.append(weight if on else 0.0)
+        weights.append(row)
+    return np.array(weights)
+
+
+def teacher_row(teacher_logps, student_logps, mask, coefficient=1.0):
+    on = [t for t in range(len(mask)) if mask[t]]
+    if not all(math.isfinite(teacher_logps[t]) and math.isfinite(student_logps[t]) for t in on):
+        return [0.0] * len(mask)
+    return [coefficient * (teacher_logps[t] - student_logps[t]) if mask[t] else 0.0 for t in range(len(mask))]
+
+
+def rlcsd_row(
+    right, wrong, has_right, has_wrong, mask, advantage, scale=0.5, temperature=0.02, threshold=0.02, clip=2.0
+):
+    """A' - A of one completion; `wrong` and `has_wrong` are (K, T)."""
+    term = [0.0] * len(mask)
+    for t in range(len(mask)):
+        hints = [wrong[k][t] for k in range(len(wrong)) if has_wrong[k][t]]
+        if not mask[t] or not has_right[t] or not hints or advantage == 0:
+            continue
+        highest = max(hints)
+        together = highest + math.log(sum(math.exp(hint - highest) for hint in hints) / len(hints))
+        bonus = min(max(scale * math.tanh((right[t] - together) / temperature), -clip), clip)
+        if abs(bonus) > threshold:
+            changed = advantage + bonus
+            term[t] = (max(changed, 0.0) if advantage > 0 else min(changed, 0.0)) - advantage
+    return term
+
+
 def otb(logps, sum_squared_probs, rewards, groups, mask, zero_tail=False):
     """OTB's token advantages of whole groups: R minus the mean of the group's rewards, weighted by the gradient gathered up
     to the token's place; `None` for a completion with a value that is not finite."""
@@ -222,7 +280,7 @@ def turn_level(turn_rewards, rewards, groups, turns, mask, discount=1.0):
 
 
 def gigpo(turn_rewards, states, rewards, groups, turns, mask, discount=0.95, weight=1.0, divide=False):
-    """GiGPO's token advantages: the reward against the group's, and the turn's return against those of the group's turns
+    """GiGPO's token advantages: the reward against the group's, and the turn's return against that of the group's turns
     from the same state."""
     returns, count, result = _returns(turn_rewards, discount), len(mask), []
     known = [i for i in range(count) if not math.isnan(rewards[i])]

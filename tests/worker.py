@@ -157,8 +157,8 @@ class Environment:
 
 
 class Recorder:
-    """Keeps, for each optimizer step, the method's first (B, T) quantity and the weights on each completion's mask, or the
-    token advantages of a method without weights."""
+    """Keeps, for each optimizer step, the method's first (B, T) quantity and the weights, or else
+    the token advantages, on each completion's mask."""
 
     def __init__(self, trainer):
         self.steps = defaultdict(dict)
@@ -167,15 +167,15 @@ class Recorder:
             if result.view is None:  # no completion needs credit
                 return
             view, mask = result.view, result.inputs.mask
+            shares = result.row_advantages if result.weights is None else result.weights
             values = next(iter(trainer.credit_method.metrics(result.inputs).values()), result.inputs.policy_logps)
             for row in range(len(mask)):
                 if mask[row].any():
                     ids = [*view["prompt_ids"][row].tolist(), *view["completion_ids"][row][mask[row]].tolist()]
                     key = " ".join(str(i) for i in ids if i)
-                    credit = result.row_advantages if result.weights is None else result.weights
                     self.steps[trainer.state.global_step][key] = [
                         values[row][mask[row]].tolist(),
-                        credit[row][mask[row]].tolist(),
+                        shares[row][mask[row]].tolist(),
                     ]
 
         trainer.credit_observers.append(record)
@@ -246,6 +246,9 @@ def run(settings, paths, output):
     processes = int(os.environ.get("WORLD_SIZE", 1))
     evaluated, frozen = settings.pop("evaluated", False), settings.pop("frozen", False)
     rows, nan_at = settings.pop("rows", 8), settings.pop("nan_at", None)
+    credit = settings.get("credit")
+    if isinstance(credit, dict) and credit.get("model") in paths:  # a teacher
+        settings["credit"] = credit | {"model": paths[credit["model"]]}
     settings["per_device_train_batch_size"] = rows // processes // per_process
     args = config(output, kind=GRPOConfig if theirs else CreditGRPOConfig, **settings)
     # after the arguments: under ZeRO-3 with `zero3_init_flag` it is partitioned as it is loaded

@@ -113,6 +113,11 @@ CASES = {
     "delta_across": {"credit": "delta", "rollout": "placed", "num_generations": 8, "reward": "calm"},
     "turn": {"credit": "turn", "rollout": "environment", "reward": "turns"},
     "gigpo": {"credit": "gigpo", "rollout": "environment", "reward": "turns"},
+    "rlsd": {"credit": {"method": "rlsd", "column": "answer", "template": "{answer}!{prompt}"}},
+    "teacher": {"credit": {"method": "teacher", "model": "untied", "coefficient": 0.2}},
+    # one group, of which each process has a half: siblings lie on the other
+    "rlcsd": {"credit": {"method": "rlcsd", "template": "[{solution}]{prompt}", "wrong_siblings": 2,
+                         "reward_threshold": 0.4}, "rollout": "placed", "reward": "calm", "num_generations": 8},
     "sequence_token": {"credit": CREDIT["dgpo"], "importance_sampling_level": "sequence_token"},
 }  # fmt: skip
 
@@ -181,6 +186,7 @@ CHOSEN = {
         ("gcpo_full", "untied", "gradient_checkpointing", "gradient_checkpointing_lora", "vision"), SHARDED
     ),
     **dict.fromkeys(("moe", "dynamic_odd", "otb_across", "delta_across"), ("ddp", *SHARDED)),
+    **dict.fromkeys(("teacher", "rlcsd"), ("ddp", *SHARDED)),
     **dict.fromkeys(("lora_gcpo", "lora_uniform", "synced", "environment", "evaluated_lora_dgpo"), ("zero3",)),
     **dict.fromkeys(("accumulation", "evaluated_dgpo", "lora"), ("ddp", "fsdp2")),
 }

@@ -9,7 +9,7 @@ from trl_credit.methods.rollout import Rollout
 VOCAB = 50
 
 # Values for parameters that have no default
-REQUIRED: dict[str, dict] = {}
+REQUIRED: dict[str, dict] = {"shuffled": {"of": "gcpo"}, "teacher": {"model": "a/teacher"}}
 
 
 def built(name: str) -> CreditMethod:

@@ -13,6 +13,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers import TESTS, config, fixed_rollout, letter_reward, prompts, save_tiny_model
+from support.batching import CREDIT
 
 from trl_credit import METHODS, CreditGRPOTrainer
 from trl_credit.methods.registry import methods_for
@@ -21,20 +22,15 @@ from trl_credit.methods.registry import methods_for
 FOLDER = TESTS / "data" / "trajectories"
 UPDATES = 5
 LOGGED = ("loss", "grad_norm", "credit/weight_std", "credit/weight_max", "credit/effective_fraction")
-
-
-def settings_of(name: str):
-    # The tiny model does not know the default prompt's words, nor differs much from itself an update earlier
-    return {
-        "gcpo": {"method": "gcpo", "negative_prompt": "wrong! {prompt}"},
-        "dgpo": {"method": "dgpo", "temperature": 0.002},
-    }.get(name, name)
+# Of methods without weights
+LOGGED_ADVANTAGES = ("loss", "grad_norm", "credit/advantage_change")
 
 
 def run(name: str, model: str, output_dir: str) -> dict:
-    """Trains `UPDATES` updates on completions that the policy does not change; returns logs, weights and parameters.
+    """Trains `UPDATES` updates on completions that the policy does not change; returns logs, credit and parameters.
 
-    The weights are of the first completion that has an advantage in each update. SGD, because Adam's first steps turn
+    The weights, or the token advantages of a method without, are of the first completion that has an advantage in each
+    update. SGD, because Adam's first steps turn
     rounding noise in gradients near zero into full steps.
     """
     settings = {"optim": "sgd", "learning_rate": 0.05, "max_steps": UPDATES, "num_iterations": 2, "seed": 0}
@@ -44,7 +40,7 @@ def run(name: str, model: str, output_dir: str) -> dict:
         model=model,
         reward_funcs=letter_reward,
         rollout_func=fixed_rollout,
-        args=config(output_dir, credit=settings_of(name), logging_steps=1, **settings),
+        args=config(output_dir, credit=CREDIT[name], logging_steps=1, **settings),
         train_dataset=prompts(),
     )
     return _record(trainer)
@@ -67,19 +63,22 @@ def _run_on_images(name: str, output_dir: str, settings: dict) -> dict:
 
 
 def _record(trainer: CreditGRPOTrainer) -> dict:
-    weights = []
+    credit = []
+    weighted = trainer.credit_method.reweights or trainer.credit_method.name in ("uniform", "pcpo")
+    name, logged = ("weights", LOGGED) if weighted else ("advantages", LOGGED_ADVANTAGES)
 
     def record(batch, result):
         mask = result.inputs.mask[0].bool()
-        weights.append([float(f"{weight:.6g}") for weight in result.weights[0][mask].tolist()])
+        values = (result.weights if weighted else result.row_advantages)[0]
+        credit.append([float(f"{value:.6g}") for value in values[mask].tolist()])
 
     trainer.credit_observers.append(record)
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
     return {
         "updates": [
-            {key: float(f"{entry[key]:.6g}") for key in LOGGED if entry.get(key) is not None} | {"weights": row}
-            for entry, row in zip(logs, weights, strict=True)
+            {key: float(f"{entry[key]:.6g}") for key in logged if entry.get(key) is not None} | {name: row}
+            for entry, row in zip(logs, credit, strict=True)
         ],
         "parameters": {
             name: float(f"{parameter.double().norm().item():.8g}")

@@ -9,6 +9,7 @@ import torch
 
 from .._util.text import nearest
 from ..methods.base import CreditMethod, Paper
+from ..methods.draws import mixed
 from ..methods.inputs import CreditInputs
 from ..methods.ops import mean_one
 from ..methods.uniform import Uniform
@@ -20,13 +21,6 @@ DIRECTIONS = ("late", "early")
 def _no_paper(what: str) -> Paper:
     title = f"CreditBench baseline: {what}"
     return Paper(title=title, id="none", citation=f"% {title} (arXiv: none)")
-
-
-def _mixed(values: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's finalizer, int64 to int64."""
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        values = (values ^ ((values >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return values ^ ((values >> 31) & ((1 << 33) - 1))
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Random(CreditMethod):
     def weights(self, inputs: CreditInputs) -> torch.Tensor:
         state = torch.arange(inputs.mask.size(1), device=inputs.mask.device) + 7919 * (self.seed + 1)
         for values in (inputs.policy_logps, inputs.policy_entropy):
-            state = _mixed(state + values.float().contiguous().view(torch.int32).long())
+            state = mixed(state + values.float().contiguous().view(torch.int32).long())
         return mean_one(((state & 0xFFFFFF) + 1).float() / 2**24, inputs.mask)
 
 

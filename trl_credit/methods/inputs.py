@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..signals.base import Signal
+from .ops import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,10 @@ class CreditInputs:
 
     @property
     def log_ratio(self) -> Float[Tensor, "batch tokens"]:
-        """(B, T) float, nats; `policy_logps - old_logps`, 0 off the mask and if every update is on-policy."""
+        """(B, T) at least float32, nats; `policy_logps - old_logps`, 0 off the mask and if every update is on-policy."""
         if self.old_logps is None:
-            return torch.zeros_like(self.policy_logps)
-        return torch.where(self.mask, self.policy_logps - self.old_logps, 0.0)
+            return torch.zeros_like(at_least_float32(self.policy_logps))
+        return torch.where(self.mask, at_least_float32(self.policy_logps) - at_least_float32(self.old_logps), 0.0)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> CreditInputs:
         """The inputs with a function applied to each tensor, e.g. to pick rows."""

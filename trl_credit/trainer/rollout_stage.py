@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ..batching import HAS_CREDIT, STAGE_PREFIX, cut, loss_mask, select, turns_of
+from ..batching import GROUPS, HAS_CREDIT, REWARDS, STAGE_PREFIX, cut, loss_mask, select, turns_of
 from ..extras.reward_guard import TurnRewards
 from ..methods import CreditMethod
 from ..methods.rollout import Rollout
@@ -16,6 +17,43 @@ from ..signals.context import PolicyContext
 from ..signals.divergence import gathered_head
 from ..signals.models import causal_model, completion_hidden_states
 from ..signals.token_statistics import token_statistics
+
+
+def numbered_groups(trainer: PolicyContext, rewards: torch.Tensor) -> torch.Tensor:
+    """(N,) the number of each completion's prompt: TRL's groups of consecutive rows."""
+    size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+    return torch.arange(len(rewards), device=rewards.device) // size
+
+
+def extend_rollout(
+    trainer: PolicyContext,
+    examples: list[dict],
+    prompts: list,
+    batch: dict[str, Any],
+    rewards: Callable[[], torch.Tensor],
+    groups: torch.Tensor | None = None,
+) -> None:
+    """Lets the signals' sources add their entries to TRL's batch, with groups and rewards for those that need them.
+
+    Args:
+        trainer: The trainer.
+        examples: The dataset's rows.
+        prompts: The prompts, as generated from.
+        batch: TRL's batch of this process's B completions.
+        rewards: Gives the (N,) rewards of all processes' completions.
+        groups: (N,) number of each completion's prompt; by default, TRL's groups of consecutive rows.
+    """
+    sources = trainer.credit_pass.sources.values()
+    if any(source.needs_groups for source in sources):
+        every = rewards()
+        first = trainer.accelerator.process_index * len(prompts)
+        own = slice(first, first + len(prompts))
+        batch[GROUPS] = (numbered_groups(trainer, every) if groups is None else groups)[own]
+        batch[REWARDS] = every[own]
+    for source in sources:
+        source.extend_rollout(trainer, examples, prompts, batch)
+    for key in (GROUPS, REWARDS):
+        batch.pop(key, None)
 
 
 @torch.no_grad()
@@ -42,9 +80,7 @@ def add_rollout_stage(
     accelerator, rows = trainer.accelerator, len(batch["advantages"])
     first = accelerator.process_index * rows
     own = slice(first, first + rows)
-    if groups is None:
-        size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-        groups = torch.arange(len(rewards), device=rewards.device) // size
+    groups = numbered_groups(trainer, rewards) if groups is None else groups
     rollout = Rollout(
         mask=loss_mask(batch),
         token_ids=batch["completion_ids"],

@@ -98,9 +98,8 @@ def test_dtype(method, dtype):
         resolution = torch.finfo(dtype).resolution
         torch.testing.assert_close(advantages.double(), wide[1].double(), rtol=4 * resolution, atol=4 * resolution)
         return
-    assert weights.dtype == (
-        torch.float64 if dtype == torch.float64 and (method.signals() or method.rollout_needs) else torch.float32
-    )
+    wide_inputs = method.signals() or method.rollout_needs or method.needs_old_policy
+    assert weights.dtype == (torch.float64 if dtype == torch.float64 and wide_inputs else torch.float32)
     torch.testing.assert_close(weights.double(), wide[0].double(), rtol=1e-4, atol=1e-5)
 
 
