@@ -13,7 +13,7 @@ CREDIT = {
     "gcpo": {"method": "gcpo", "negative_prompt": "wrong! {prompt}"},
     "dgpo": {"method": "dgpo", "temperature": 0.002},
     "rlsd": {"method": "rlsd", "column": "answer", "template": "{answer}={prompt}"},
-    "rlcsd": {"method": "rlcsd", "template": "{sibling}={prompt}", "reward_threshold": 0.3},
+    "rlcsd": {"method": "rlcsd", "template": "{solution}={prompt}", "reward_threshold": 0.3},
     "otb": "otb",
     "delta": "delta",
     "fipo": {"method": "fipo", "both_sides": True},

@@ -17,6 +17,15 @@ def built(name: str) -> CreditMethod:
     return build_credit({"method": name, **REQUIRED.get(name, {})})
 
 
+def kind_of(method: CreditMethod) -> str:
+    """Which of [`CreditMethod`]'s kinds a method is of, or `uniform`."""
+    if method.own_advantages:
+        return "own advantages"
+    if method.has_term:
+        return "terms"
+    return ("weights" if method.mean_one else "factors") if method.reweights else "uniform"
+
+
 def make_rollout(seed: int, mask: torch.Tensor, dtype=torch.float32, hidden: int = 6) -> Rollout:
     """Completions in groups of two or three with rewards of 0, 0.5 and 1; one has no reward."""
     generator = torch.Generator().manual_seed(seed + 1)
