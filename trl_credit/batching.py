@@ -35,6 +35,8 @@ COMPLETION_PREFIX = "completion/"
 STAGE_PREFIX = COMPLETION_PREFIX + "stage/"
 # (B,) bool: the completions to which a method with a rollout stage gives credit
 HAS_CREDIT = "rollout/has_credit"
+# (B,) int: number of each completion's prompt in the generation batch of all processes
+GROUPS = "rollout/groups"
 # `pixel_values` and the keys that are meaningless without it
 IMAGE_KEYS = (
     "pixel_values", "image_grid_thw", "image_position_ids", "pixel_attention_mask", "spatial_shapes", "image_sizes",
@@ -186,6 +188,34 @@ def placeholder_row(batch: dict[str, Any]) -> dict[str, Any]:
 def mixes_images(batch: dict[str, Any]) -> bool:
     """True if some but not all rows have images."""
     return batch.get("num_images") is not None and 0 < sum(map(bool, batch["num_images"])) < len(batch["num_images"])
+
+
+def keep_groups_together(batches: Sequence[dict[str, Any]], window: int) -> list[dict[str, Any]] | None:
+    """Deals a generation batch anew, so that each optimizer step holds whole groups of completions of one prompt.
+
+    Groups come in the order in which TRL's shuffled rows first show them. Within a step, rows keep TRL's order, so that
+    its micro-batches mix groups.
+
+    Args:
+        batches: TRL's micro-batches of a generation batch of this process, with equal padding and the key `GROUPS`.
+        window: Micro-batches of an optimizer step. Divides their number, and holds whole groups.
+
+    Returns:
+        As many micro-batches, with as many rows. `None` if only some rows have images: a micro-batch could be left
+        without any, and models reject an empty image tensor.
+    """
+    per_batch = len(batches[0][GROUPS])
+    merged = concatenate(batches)
+    if mixes_images(merged):
+        return None
+    groups = merged[GROUPS].tolist()
+    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    by_group = sorted(range(len(groups)), key=lambda row: places[groups[row]])  # stable
+    dealt = []
+    for start in range(0, len(groups), window * per_batch):
+        step = sorted(by_group[start : start + window * per_batch])
+        dealt += [select(merged, step[i : i + per_batch]) for i in range(0, len(step), per_batch)]
+    return dealt
 
 
 # Index plans

@@ -15,6 +15,18 @@ from ..signals.models import causal_model, completion_hidden_states
 from ..signals.token_statistics import token_statistics
 
 
+def prompt_groups(trainer: PolicyContext, rows: int, device: torch.device) -> torch.Tensor:
+    """(N,) number of the prompt of each completion of all processes: TRL's groups are consecutive rows.
+
+    Args:
+        trainer: The trainer.
+        rows: Completions of each process.
+        device: Device of the result.
+    """
+    size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+    return torch.arange(rows * trainer.accelerator.num_processes, device=device) // size
+
+
 @torch.no_grad()
 def add_rollout_stage(
     trainer: PolicyContext,
@@ -38,8 +50,7 @@ def add_rollout_stage(
     first = accelerator.process_index * rows
     own = slice(first, first + rows)
     if groups is None:
-        size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-        groups = torch.arange(len(rewards), device=rewards.device) // size
+        groups = prompt_groups(trainer, rows, rewards.device)
     rollout = Rollout(
         mask=loss_mask(batch),
         token_ids=batch["completion_ids"],
