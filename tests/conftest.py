@@ -15,8 +15,20 @@ from jaxtyping import install_import_hook
 
 # Modules whose shapes are checked at each call. `CreditInputs` checks its own, with messages for users
 SHAPED = [
-    *(f"methods.{name}" for name in ("base", "dgpo", "gcpo", "ops", "uniform")),
-    *(f"signals.{name}" for name in ("base", "divergence", "models", "negative_prompt", "reference")),
+    *(f"methods.{name}" for name in ("base", "dgpo", "gcpo", "ops", "rlcsd", "rlsd", "teacher", "uniform")),
+    *(
+        f"signals.{name}"
+        for name in (
+            "base",
+            "divergence",
+            "models",
+            "negative_prompt",
+            "other_model",
+            "reference",
+            "second_prompt",
+            "thought_tokens",
+        )
+    ),
     "trainer.gspo_token",
 ]
 install_import_hook([f"trl_credit.{name}" for name in SHAPED], "support.typecheck.check")

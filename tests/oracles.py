@@ -103,6 +103,20 @@ def pcpo_row(native, interval, target):
     return [zeta * dt / w for dt, w in zip(interval, native, strict=True)]
 
 
+def rlsd_row(policy_logps, hint_logps, mask, advantage, strength=0.5, clip_range=0.2):
+    weights = [0.0] * len(mask)
+    on = [t for t in range(len(mask)) if mask[t]]
+    usable = all(math.isfinite(policy_logps[t]) and math.isfinite(hint_logps[t]) for t in on)
+    for t in on:
+        if advantage == 0 or not usable:
+            weights[t] = 1.0
+            continue
+        gap = hint_logps[t] - policy_logps[t]
+        ratio = math.exp(min(gap if advantage > 0 else -gap, 700.0))
+        weights[t] = (1 - strength) + strength * min(max(ratio, 1 - clip_range), 1 + clip_range)
+    return weights
+
+
 def fipo(logps, old, advantages, mask, half_life=32.0, clip=0.2, both_sides=False, safe_ratio=4.0, ratio_limit=None):
     """FIPO's weights, by its sums."""
     weights = []
@@ -120,3 +134,166 @@ def fipo(logps, old, advantages, mask, half_life=32.0, clip=0.2, both_sides=Fals
             row.append(weight if on else 0.0)
         weights.append(row)
     return np.array(weights)
+
+
+def teacher_row(teacher_logps, student_logps, mask, coefficient=1.0):
+    on = [t for t in range(len(mask)) if mask[t]]
+    if not all(math.isfinite(teacher_logps[t]) and math.isfinite(student_logps[t]) for t in on):
+        return [0.0] * len(mask)
+    return [coefficient * (teacher_logps[t] - student_logps[t]) if mask[t] else 0.0 for t in range(len(mask))]
+
+
+def rlcsd_row(
+    right, wrong, has_right, has_wrong, mask, advantage, scale=0.5, temperature=0.02, threshold=0.02, clip=2.0
+):
+    """A' - A of one completion; `wrong` and `has_wrong` are (K, T)."""
+    term = [0.0] * len(mask)
+    for t in range(len(mask)):
+        hints = [wrong[k][t] for k in range(len(wrong)) if has_wrong[k][t]]
+        if not mask[t] or not has_right[t] or not hints or advantage == 0:
+            continue
+        highest = max(hints)
+        together = highest + math.log(sum(math.exp(hint - highest) for hint in hints) / len(hints))
+        bonus = min(max(scale * math.tanh((right[t] - together) / temperature), -clip), clip)
+        if abs(bonus) > threshold:
+            changed = advantage + bonus
+            term[t] = (max(changed, 0.0) if advantage > 0 else min(changed, 0.0)) - advantage
+    return term
+
+
+def otb(logps, sum_squared_probs, rewards, groups, mask, zero_tail=False):
+    """OTB's token advantages of whole groups: R minus the mean of the group's rewards, weighted by the gradient gathered up
+    to the token's place; `None` for a completion with a value that is not finite."""
+    count, width = len(mask), len(mask[0])
+    places = [[t for t in range(width) if mask[i][t]] for i in range(count)]
+    gathered, broken = [], []
+    for i in range(count):
+        values = [(float(logps[i][t]), float(sum_squared_probs[i][t])) for t in places[i]]
+        broken.append(any(not (math.isfinite(a) and math.isfinite(b)) for a, b in values))
+        total, row = 0.0, []
+        for logp, squared in values if not broken[i] else []:
+            total += max(1 - 2 * math.exp(logp) + squared, 0.0)
+            row.append(total)
+        gathered.append(row)
+    result = []
+    for i in range(count):
+        peers = [j for j in range(count) if groups[j] == groups[i] and not math.isnan(rewards[j])]
+        row = [0.0] * width
+        if i in peers and len({float(rewards[j]) for j in peers}) > 1:
+            if broken[i]:
+                row = None
+            else:
+                for place, t in enumerate(places[i]):
+                    here = [j for j in peers if len(gathered[j]) > place]
+                    if zero_tail and len(here) == 1:
+                        row[t] = float(rewards[i])
+                        continue
+                    total = sum(gathered[j][place] for j in here)
+                    if total > 0:
+                        baseline = sum(gathered[j][place] * float(rewards[j]) for j in here) / total
+                    else:
+                        baseline = sum(float(rewards[j]) for j in peers) / len(peers)
+                    row[t] = float(rewards[i]) - baseline
+        result.append(row)
+    return result
+
+
+def delta(logps, hidden_states, advantages, mask, low=0.8, high=1.2, refinements=1):
+    """DelTA's factors with squared distances in full; rows of NaN for completions with a value that is not finite."""
+    logps, hidden, advantages = (np.asarray(x, dtype=np.float64) for x in (logps, hidden_states, advantages))
+    mask = np.asarray(mask, dtype=bool)
+    bad = [
+        i
+        for i in range(len(mask))
+        if not all(np.isfinite(logps[i, t]) and np.isfinite(hidden[i, t]).all() for t in np.flatnonzero(mask[i]))
+    ]
+    tokens = [(i, t) for i in range(len(mask)) for t in range(mask.shape[1]) if mask[i, t] and i not in bad]
+    factors = np.where(mask, 1.0, 0.0)
+    own = {side: [(i, t) for i, t in tokens if side * advantages[i] > 0] for side in (1, -1)}
+    if own[1] and own[-1]:
+        v = {(i, t): (1 - math.exp(logps[i, t])) * hidden[i, t] for i, t in tokens}
+
+        def centre(side, share):
+            weights = [abs(advantages[i]) * share[i, t] for i, t in own[side]]
+            return sum(w * v[token] for w, token in zip(weights, own[side], strict=True)) / max(sum(weights), 1e-8)
+
+        def margins_to(mu):
+            return {
+                token: ((v[token] - mu[-side]) ** 2).sum() - ((v[token] - mu[side]) ** 2).sum()
+                for side in (1, -1)
+                for token in own[side]
+            }
+
+        def deviations(margins):
+            return {side: max(math.sqrt(np.var([margins[token] for token in own[side]])), 1e-4) for side in (1, -1)}
+
+        def share_of(margins, tau):
+            return {token: 1 / (1 + math.exp(-margins[token] / tau[side])) for side in (1, -1) for token in own[side]}
+
+        mu = {side: centre(side, dict.fromkeys(own[side], 1.0)) for side in (1, -1)}
+        margins = margins_to(mu)
+        tau = deviations(margins)
+        for _ in range(refinements):
+            share = share_of(margins, tau)
+            tau = deviations(margins)
+            mu = {side: centre(side, share) for side in (1, -1)}
+            margins = margins_to(mu)
+        share = share_of(margins, tau)
+        for token in tokens:
+            factors[token] = low + (high - low) * share.get(token, 0.0)
+        mean = sum(factors[token] for token in tokens) / len(tokens)
+        for token in tokens:
+            factors[token] /= mean
+    for i in bad:
+        factors[i, mask[i]] = math.nan
+    return factors
+
+
+def _deviation(value, others, divide=False):
+    """value - mean(others), 0 if all are equal; divided by their unbiased standard deviation plus 1e-6."""
+    if len(set(others)) < 2:
+        return 0.0
+    mean = sum(others) / len(others)
+    scale = math.sqrt(sum((other - mean) ** 2 for other in others) / (len(others) - 1)) + 1e-6 if divide else 1.0
+    return (value - mean) / scale
+
+
+def _returns(turn_rewards, discount):
+    rows = []
+    for row in turn_rewards:
+        values = [0.0 if math.isnan(r) else float(r) for r in row]
+        rows.append([sum(discount ** (j - k) * values[j] for j in range(k, len(values))) for k in range(len(values))])
+    return rows
+
+
+def turn_level(turn_rewards, rewards, groups, turns, mask, discount=1.0):
+    """Token advantages of turn-level rewards: the return from the turn on against the group's at the same turn."""
+    returns, result = _returns(turn_rewards, discount), []
+    for i in range(len(mask)):
+        peers = [j for j in range(len(mask)) if groups[j] == groups[i] and not math.isnan(rewards[j])]
+        row = []
+        for t in range(len(mask[i])):
+            k = turns[i][t]
+            row.append(_deviation(returns[i][k], [returns[j][k] for j in peers]) if mask[i][t] and i in peers else 0.0)
+        result.append(row)
+    return result
+
+
+def gigpo(turn_rewards, states, rewards, groups, turns, mask, discount=0.95, weight=1.0, divide=False):
+    """GiGPO's token advantages: the reward against the group's, and the turn's return against that of the group's turns
+    from the same state."""
+    returns, count, result = _returns(turn_rewards, discount), len(mask), []
+    known = [i for i in range(count) if not math.isnan(rewards[i])]
+    present = {(i, turns[i][t]) for i in known for t in range(len(mask[i])) if mask[i][t]}
+    for i in range(count):
+        row = []
+        for t in range(len(mask[i])):
+            if not mask[i][t] or i not in known:
+                row.append(0.0)
+                continue
+            k = turns[i][t]
+            episode = _deviation(rewards[i], [float(rewards[j]) for j in known if groups[j] == groups[i]], divide)
+            same = [returns[j][m] for j, m in present if groups[j] == groups[i] and states[j][m] == states[i][k]]
+            row.append(episode + weight * _deviation(returns[i][k], same, divide))
+        result.append(row)
+    return result

@@ -119,6 +119,11 @@ def failing_reward(completions, **kwargs):
     return place_reward(completions)
 
 
+def turns_reward(completion_ids, **kwargs):
+    """A number for each of three turns."""
+    return [[sum(ids) % 7 / 7, len(ids) % 3 / 2, sum(ids) % 5 / 5] for ids in completion_ids]
+
+
 preempted_reward.__name__ = calm_reward.__name__  # its name is in the logs
 
 
@@ -131,6 +136,7 @@ REWARDS = {
     "even_prompt": even_prompt_reward,
     "preempted": preempted_reward,
     "calm": calm_reward,
+    "turns": turns_reward,
 }
 
 
@@ -151,7 +157,8 @@ class Environment:
 
 
 class Recorder:
-    """Keeps, for each optimizer step, the method's first (B, T) quantity and the weights on each completion's mask."""
+    """Keeps, for each optimizer step, the method's first (B, T) quantity and the weights, or else
+    the token advantages, on each completion's mask."""
 
     def __init__(self, trainer):
         self.steps = defaultdict(dict)
@@ -160,6 +167,7 @@ class Recorder:
             if result.view is None:  # no completion needs credit
                 return
             view, mask = result.view, result.inputs.mask
+            shares = result.row_advantages if result.weights is None else result.weights
             values = next(iter(trainer.credit_method.metrics(result.inputs).values()), result.inputs.policy_logps)
             for row in range(len(mask)):
                 if mask[row].any():
@@ -167,7 +175,7 @@ class Recorder:
                     key = " ".join(str(i) for i in ids if i)
                     self.steps[trainer.state.global_step][key] = [
                         values[row][mask[row]].tolist(),
-                        result.weights[row][mask[row]].tolist(),
+                        shares[row][mask[row]].tolist(),
                     ]
 
         trainer.credit_observers.append(record)
@@ -238,6 +246,9 @@ def run(settings, paths, output):
     processes = int(os.environ.get("WORLD_SIZE", 1))
     evaluated, frozen = settings.pop("evaluated", False), settings.pop("frozen", False)
     rows, nan_at = settings.pop("rows", 8), settings.pop("nan_at", None)
+    credit = settings.get("credit")
+    if isinstance(credit, dict) and credit.get("model") in paths:  # a teacher
+        settings["credit"] = credit | {"model": paths[credit["model"]]}
     settings["per_device_train_batch_size"] = rows // processes // per_process
     args = config(output, kind=GRPOConfig if theirs else CreditGRPOConfig, **settings)
     # after the arguments: under ZeRO-3 with `zero3_init_flag` it is partitioned as it is loaded

@@ -9,23 +9,35 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .methods.base import CreditMethod, Paper
+    from .methods.delta import DelTA
     from .methods.dgpo import DGPO
     from .methods.fipo import FIPO
     from .methods.forking import Forking
     from .methods.gcpo import GCPO
+    from .methods.gigpo import GiGPO
     from .methods.inputs import CreditInputs
     from .methods.mix import Mix
     from .methods.ops import mean_one
+    from .methods.otb import OTB
     from .methods.pcpo import PCPO
     from .methods.random import RandomTokens
     from .methods.registry import METHODS, build_credit
+    from .methods.rlcsd import RLCSD
+    from .methods.rlsd import RLSD
     from .methods.rollout import Rollout
     from .methods.shuffled import Shuffled
+    from .methods.teacher import Teacher
+    from .methods.turn import TurnRewards
     from .methods.uniform import Uniform
     from .signals.base import PolicyForward, Signal, SignalSource
+    from .signals.hint import HintLogps
     from .signals.negative_prompt import NegativePromptLogps
+    from .signals.other_model import OtherModelLogps
     from .signals.reference import ReferenceHellinger
     from .signals.sampler_steps import StepShare
+    from .signals.second_prompt import HasSecondPrompt
+    from .signals.sibling import SiblingLogps
+    from .signals.thought_tokens import ThoughtTokens
     from .trainer.config import CreditGRPOConfig
     from .trainer.diffusion import DiffusionGRPOTrainer, PCPOTrainer
     from .trainer.diffusion_config import DiffusionGRPOConfig
@@ -38,6 +50,7 @@ _HOMES = {
     "DGPO": ".methods.dgpo",
     "FIPO": ".methods.fipo",
     "Forking": ".methods.forking",
+    "DelTA": ".methods.delta",
     "GCPO": ".methods.gcpo",
     "METHODS": ".methods.registry",
     "CreditGRPOConfig": ".trainer.config",
@@ -48,10 +61,17 @@ _HOMES = {
     "DiffusionGRPOConfig": ".trainer.diffusion_config",
     "DiffusionGRPOTrainer": ".trainer.diffusion",
     "GCPOTrainer": ".trainer.grpo",
+    "GiGPO": ".methods.gigpo",
     "ImageTokenGRPOConfig": ".trainer.image_tokens_config",
     "ImageTokenGRPOTrainer": ".trainer.image_tokens",
+    "OTB": ".methods.otb",
     "PCPO": ".methods.pcpo",
+    "OtherModelLogps": ".signals.other_model",
     "PCPOTrainer": ".trainer.diffusion",
+    "RLCSD": ".methods.rlcsd",
+    "RLSD": ".methods.rlsd",
+    "HasSecondPrompt": ".signals.second_prompt",
+    "HintLogps": ".signals.hint",
     "NegativePromptLogps": ".signals.negative_prompt",
     "Mix": ".methods.mix",
     "Paper": ".methods.base",
@@ -60,9 +80,13 @@ _HOMES = {
     "Shuffled": ".methods.shuffled",
     "PolicyForward": ".signals.base",
     "ReferenceHellinger": ".signals.reference",
+    "SiblingLogps": ".signals.sibling",
     "Signal": ".signals.base",
     "SignalSource": ".signals.base",
     "StepShare": ".signals.sampler_steps",
+    "Teacher": ".methods.teacher",
+    "ThoughtTokens": ".signals.thought_tokens",
+    "TurnRewards": ".methods.turn",
     "Uniform": ".methods.uniform",
     "build_credit": ".methods.registry",
     "mean_one": ".methods.ops",
@@ -76,20 +100,28 @@ __all__ = [
     "FIPO",
     "GCPO",
     "METHODS",
+    "OTB",
     "PCPO",
+    "RLCSD",
+    "RLSD",
     "CreditGRPOConfig",
     "CreditGRPOTrainer",
     "CreditInputs",
     "CreditMethod",
     "DGPOTrainer",
+    "DelTA",
     "DiffusionGRPOConfig",
     "DiffusionGRPOTrainer",
     "Forking",
     "GCPOTrainer",
+    "GiGPO",
+    "HasSecondPrompt",
+    "HintLogps",
     "ImageTokenGRPOConfig",
     "ImageTokenGRPOTrainer",
     "Mix",
     "NegativePromptLogps",
+    "OtherModelLogps",
     "PCPOTrainer",
     "Paper",
     "PolicyForward",
@@ -97,9 +129,13 @@ __all__ = [
     "ReferenceHellinger",
     "Rollout",
     "Shuffled",
+    "SiblingLogps",
     "Signal",
     "SignalSource",
     "StepShare",
+    "Teacher",
+    "ThoughtTokens",
+    "TurnRewards",
     "Uniform",
     "__version__",
     "build_credit",

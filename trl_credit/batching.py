@@ -33,10 +33,12 @@ SEQUENCE_KEYS = ("token_type_ids", "mm_token_type_ids")
 COMPLETION_PREFIX = "completion/"
 # Prefix of what a method's rollout stage computed, (B, T) each
 STAGE_PREFIX = COMPLETION_PREFIX + "stage/"
+# (B,) what a signal's `extend_rollout` may read of the whole generation batch: numbers of the completions' prompts, unique
+# over all processes, and weighted rewards. They are taken out before TRL buffers the batch; `keep_groups_together` adds the
+# numbers again
+GROUPS, REWARDS = "rollout/groups", "rollout/rewards"
 # (B,) bool: the completions to which a method with a rollout stage gives credit
 HAS_CREDIT = "rollout/has_credit"
-# (B,) int: number of each completion's prompt in the generation batch of all processes
-GROUPS = "rollout/groups"
 # `pixel_values` and the keys that are meaningless without it
 IMAGE_KEYS = (
     "pixel_values", "image_grid_thw", "image_position_ids", "pixel_attention_mask", "spatial_shapes", "image_sizes",

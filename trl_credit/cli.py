@@ -30,8 +30,9 @@ def _describe(name: str) -> None:
         console.print(table)
     else:
         console.print("\nNo parameters.")
-    console.print(safe_text("\nCitation", "bold") + safe_text(f" (arXiv {card.paper_id})\n"))
-    console.print(safe_text(card.citation), soft_wrap=True)
+    if card.citation:
+        console.print(safe_text("\nCitation", "bold") + safe_text(f" (arXiv {card.paper_id})\n"))
+        console.print(safe_text(card.citation), soft_wrap=True)
     if card.differences:
         console.print("\n[bold]Differences from the paper and its code[/bold]")
         for number, difference in enumerate(card.differences, 1):

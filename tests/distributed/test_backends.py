@@ -106,6 +106,11 @@ CASES = {
     # one group, of which each process has a half
     "dynamic_across": {"credit": "uniform", "dynamic_sampling": True, "rollout": "placed", "reward": "even_prompt",
                        "num_generations": 8, "num_iterations": 1},
+    "rlsd": {"credit": {"method": "rlsd", "column": "answer", "template": "{answer}!{prompt}"}},
+    "teacher": {"credit": {"method": "teacher", "model": "untied", "coefficient": 0.2}},
+    # one group, of which each process has a half: siblings lie on the other
+    "rlcsd": {"credit": {"method": "rlcsd", "template": "[{solution}]{prompt}", "wrong_siblings": 2,
+                         "reward_threshold": 0.4}, "rollout": "placed", "reward": "calm", "num_generations": 8},
     "sequence_token": {"credit": CREDIT["dgpo"], "importance_sampling_level": "sequence_token"},
 }  # fmt: skip
 
@@ -174,6 +179,7 @@ CHOSEN = {
         ("gcpo_full", "untied", "gradient_checkpointing", "gradient_checkpointing_lora", "vision"), SHARDED
     ),
     **dict.fromkeys(("moe", "dynamic_odd"), ("ddp", *SHARDED)),
+    **dict.fromkeys(("teacher", "rlcsd"), ("ddp", *SHARDED)),
     **dict.fromkeys(("lora_gcpo", "lora_uniform", "synced", "environment", "evaluated_lora_dgpo"), ("zero3",)),
     **dict.fromkeys(("accumulation", "evaluated_dgpo", "lora"), ("ddp", "fsdp2")),
 }

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from support.trajectory import FOLDER, LOGGED, UPDATES, run
+from support.trajectory import FOLDER, LOGGED, LOGGED_ADVANTAGES, UPDATES, run
 
 from trl_credit import METHODS
 
@@ -35,8 +35,10 @@ def test_every_trajectory_has_its_method_and_moves():
     assert {path.stem for path in FOLDER.glob("*.json")} == set(METHODS)
     for path in FOLDER.glob("*.json"):
         updates = json.loads(path.read_text())["updates"]
-        assert all({*LOGGED, "weights"} == {*update} for update in updates)
-        uneven = max(max(update["weights"]) - min(update["weights"]) for update in updates)
+        credit = "weights" if "weights" in updates[0] else "advantages"
+        logged = LOGGED if credit == "weights" else LOGGED_ADVANTAGES
+        assert all({*logged, credit} == {*update} for update in updates)
+        uneven = max(max(update[credit]) - min(update[credit]) for update in updates)
         assert (uneven > 0.05) == (path.stem != "uniform"), path.stem
 
 

@@ -3,10 +3,23 @@
 import torch
 
 
+# What the tests' data and rollouts do not have: a second model, turns
+NEED_MORE = {"teacher", "turn", "gigpo"}
+
+# The other token methods on the tiny model, which does not know the default prompts' words, nor differs much from itself an
+# update earlier
 CREDIT = {
     "uniform": "uniform",
     "gcpo": {"method": "gcpo", "negative_prompt": "wrong! {prompt}"},
     "dgpo": {"method": "dgpo", "temperature": 0.002},
+    "rlsd": {"method": "rlsd", "column": "answer", "template": "{answer}={prompt}"},
+    "rlcsd": {"method": "rlcsd", "template": "{solution}={prompt}", "reward_threshold": 0.3},
+    "otb": "otb",
+    "delta": "delta",
+    "fipo": {"method": "fipo", "both_sides": True},
+    "forking": {"method": "forking", "fraction": 0.4},
+    "random": "random",
+    "shuffled": {"method": "shuffled", "of": {"method": "gcpo", "negative_prompt": "wrong! {prompt}"}},
 }
 
 

@@ -9,7 +9,7 @@ from trl_credit.methods.rollout import Rollout
 VOCAB = 50
 
 # Values for parameters that have no default
-REQUIRED: dict[str, dict] = {"shuffled": {"of": "gcpo"}}
+REQUIRED: dict[str, dict] = {"shuffled": {"of": "gcpo"}, "teacher": {"model": "a/teacher"}}
 
 
 def built(name: str) -> CreditMethod:
@@ -17,10 +17,19 @@ def built(name: str) -> CreditMethod:
     return build_credit({"method": name, **REQUIRED.get(name, {})})
 
 
+def kind_of(method: CreditMethod) -> str:
+    """Which of [`CreditMethod`]'s kinds a method is of, or `uniform`."""
+    if method.own_advantages:
+        return "own advantages"
+    if method.has_term:
+        return "terms"
+    return ("weights" if method.mean_one else "factors") if method.reweights else "uniform"
+
+
 def make_rollout(seed: int, mask: torch.Tensor, dtype=torch.float32, hidden: int = 6) -> Rollout:
     """Completions in groups of two or three with rewards of 0, 0.5 and 1; one has no reward."""
     generator = torch.Generator().manual_seed(seed + 1)
-    batch = len(mask)
+    batch, turns = len(mask), -(-mask.size(1) // 4)
     rewards = torch.randint(0, 3, (batch,), generator=generator).to(dtype) / 2
     rewards[seed % batch] = torch.nan
     logps = -3 * torch.rand(mask.shape, generator=generator).to(dtype)
@@ -35,6 +44,8 @@ def make_rollout(seed: int, mask: torch.Tensor, dtype=torch.float32, hidden: int
         sum_squared_probs=(2 * logps).exp() + (1 - logps.exp()).square() * spread,
         hidden_states=torch.randn(*mask.shape, hidden, generator=generator).to(dtype),
         turns=torch.arange(mask.size(1)).div(4, rounding_mode="floor").expand_as(mask),
+        turn_rewards=torch.randint(0, 3, (batch, turns), generator=generator).to(dtype) / 2,
+        turn_states=torch.randint(1, 4, (batch, turns), generator=generator),
     )
 
 

@@ -13,6 +13,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers import TESTS, config, fixed_rollout, letter_reward, prompts, save_tiny_model
+from support.batching import CREDIT
 
 from trl_credit import METHODS, CreditGRPOTrainer
 from trl_credit.methods.registry import methods_for
@@ -21,33 +22,46 @@ from trl_credit.methods.registry import methods_for
 FOLDER = TESTS / "data" / "trajectories"
 UPDATES = 5
 LOGGED = ("loss", "grad_norm", "credit/weight_std", "credit/weight_max", "credit/effective_fraction")
+# Of methods without weights
+LOGGED_ADVANTAGES = ("loss", "grad_norm", "credit/advantage_change")
 
 
-def settings_of(name: str):
-    # The tiny model does not know the default prompt's words, nor differs much from itself an update earlier
-    return {
-        "gcpo": {"method": "gcpo", "negative_prompt": "wrong! {prompt}"},
-        "dgpo": {"method": "dgpo", "temperature": 0.002},
-    }.get(name, name)
+def two_turns(prompts_, trainer) -> dict:
+    """`fixed_rollout` with two tokens of an environment after the first token."""
+    rollout = fixed_rollout(prompts_, trainer)
+    ids = rollout["completion_ids"]
+    rollout["completion_ids"] = [[row[0], 20 + row[0] % 2, 22, *row[1:]] for row in ids]
+    rollout["env_mask"] = [[1, 0, 0] + [1] * (len(row) - 1) for row in ids]
+    return rollout
+
+
+def turn_reward(completion_ids, **kwargs) -> list[list[float]]:
+    """A reward for each of two turns."""
+    return [[float(row[0] % 3), float(sum(row) % 5)] for row in completion_ids]
 
 
 def run(name: str, model: str, output_dir: str) -> dict:
-    """Trains `UPDATES` updates on completions that the policy does not change; returns logs, weights and parameters.
+    """Trains `UPDATES` updates on completions that the policy does not change; returns logs, credit and parameters.
 
-    The weights are of the first completion that has an advantage in each update. SGD, because Adam's first steps turn
+    The weights are of the first completion that has an advantage in each update; of a method without weights, the token
+    advantages of the first completion where they differ. SGD, because Adam's first steps turn
     rounding noise in gradients near zero into full steps.
     """
     settings = {"optim": "sgd", "learning_rate": 0.05, "max_steps": UPDATES, "num_iterations": 2, "seed": 0}
     if name not in methods_for("tokens"):
         return _run_on_images(name, output_dir, settings)
+    turns = name in ("turn", "gigpo")
+    credit = CREDIT.get(name, name)
+    if name == "teacher":
+        credit = {"method": name, "model": save_tiny_model(f"{output_dir}/teacher", seed=1)}
     trainer = CreditGRPOTrainer(
         model=model,
-        reward_funcs=letter_reward,
-        rollout_func=fixed_rollout,
-        args=config(output_dir, credit=settings_of(name), logging_steps=1, **settings),
+        reward_funcs=turn_reward if turns else letter_reward,
+        rollout_func=two_turns if turns else fixed_rollout,
+        args=config(output_dir, credit=credit, logging_steps=1, **settings),
         train_dataset=prompts(),
     )
-    return _record(trainer)
+    return _record(name, trainer)
 
 
 def _run_on_images(name: str, output_dir: str, settings: dict) -> dict:
@@ -63,23 +77,28 @@ def _run_on_images(name: str, output_dir: str, settings: dict) -> dict:
         ),
         train_dataset=make_dataset(40, seed=0),
     )
-    return _record(trainer)
+    return _record(name, trainer)
 
 
-def _record(trainer: CreditGRPOTrainer) -> dict:
-    weights = []
+def _record(name: str, trainer: CreditGRPOTrainer) -> dict:
+    credit = []
+    weighted = trainer.credit_method.reweights or name in ("uniform", "pcpo")
+    kind, logged = ("weights", LOGGED) if weighted else ("advantages", LOGGED_ADVANTAGES)
 
     def record(batch, result):
-        mask = result.inputs.mask[0].bool()
-        weights.append([float(f"{weight:.6g}") for weight in result.weights[0][mask].tolist()])
+        mask = result.inputs.mask.bool()
+        values = result.weights if weighted else result.row_advantages
+        rows = [[float(f"{value:.6g}") for value in row[on].tolist()] for row, on in zip(values, mask, strict=True)]
+        uneven = (row for row in rows if not weighted and row and max(row) > min(row))
+        credit.append(next(uneven, rows[0]))
 
     trainer.credit_observers.append(record)
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
     return {
         "updates": [
-            {key: float(f"{entry[key]:.6g}") for key in LOGGED if entry.get(key) is not None} | {"weights": row}
-            for entry, row in zip(logs, weights, strict=True)
+            {key: float(f"{entry[key]:.6g}") for key in logged if entry.get(key) is not None} | {kind: row}
+            for entry, row in zip(logs, credit, strict=True)
         ],
         "parameters": {
             name: float(f"{parameter.double().norm().item():.8g}")

@@ -522,17 +522,17 @@ def test_reference_computes_as_the_policy_does(cast, tiny_model, tmp_path):
 
 
 def test_revision_of_the_policy_is_not_asked_of_a_named_reference(tiny_model, tmp_path, monkeypatch):
-    from trl_credit.signals import reference
+    from trl_credit.signals import frozen
 
     asked = {}
-    create = reference.create_model_from_path
+    create = frozen.create_model_from_path
 
     def record(path, **kwargs):
         asked.update(kwargs, path=path)
         kwargs.pop("quantization_config", None)
         return create(path, **kwargs)
 
-    monkeypatch.setattr(reference, "create_model_from_path", record)
+    monkeypatch.setattr(frozen, "create_model_from_path", record)
     other = save_tiny_model(tmp_path / "other", seed=1)
     DGPOTrainer(
         model=tiny_model,

@@ -7,15 +7,20 @@ import pytest
 import qwen_vision
 import torch
 from helpers import config, letter_reward, place_reward, prompts
+from support.batching import CREDIT
 from support.tools import chats, tool_calling_model, vision
 
-from trl_credit import CreditGRPOTrainer
+from trl_credit import CreditGRPOTrainer, build_credit
 from trl_credit.batching import loss_mask
 from trl_credit.extras.effect import NothingTrainedError
-from trl_credit.methods.registry import methods_for
 
 
-every_method = pytest.mark.parametrize("name", methods_for("tokens"))
+every_method = pytest.mark.parametrize("name", CREDIT)
+
+
+def settings_of(name: str) -> dict:
+    needs_old = build_credit(CREDIT[name]).needs_old_policy
+    return {"credit": CREDIT[name], **({"num_iterations": 2} if needs_old else {})}
 
 
 def run(tiny_model, args, vain=False, **kwargs):
@@ -55,7 +60,7 @@ def rollout(prompts_, trainer):
 
 @every_method
 def test_rollout_function_with_environment_tokens(name, tiny_model, tmp_path):
-    args = config(tmp_path, credit=name, max_steps=2, num_iterations=2, off_policy_mask_threshold=5.0)
+    args = config(tmp_path, credit=CREDIT[name], max_steps=2, num_iterations=2, off_policy_mask_threshold=5.0)
     trainer, masks = run(tiny_model, args, rollout_func=rollout)
     assert (masks[0].sum(-1) < trainer._buffered_inputs[0]["completion_mask"].sum(-1)).all()
     # the sampler's NaN and infinite log-prob, of 8 completions
@@ -65,7 +70,7 @@ def test_rollout_function_with_environment_tokens(name, tiny_model, tmp_path):
 @every_method
 def test_vllm_importance_ratios(name, tiny_model, tmp_path, monkeypatch):
     """TRL multiplies its own ratios into the loss after token advantages are in; a NaN sampler log-prob means ratio 1."""
-    args = config(tmp_path, credit=name, max_steps=2, vllm_importance_sampling_mode="token_truncate")
+    args = config(tmp_path, **settings_of(name), max_steps=2, vllm_importance_sampling_mode="token_truncate")
     trainer = CreditGRPOTrainer(
         model=tiny_model, reward_funcs=place_reward, args=args, train_dataset=prompts(), rollout_func=rollout
     )
@@ -86,11 +91,16 @@ def test_vllm_importance_ratios(name, tiny_model, tmp_path, monkeypatch):
 
 @every_method
 def test_all_completions_truncated(name, tiny_model, tmp_path):
-    args = config(tmp_path, credit=name, max_steps=1, max_completion_length=2, mask_truncated_completions=True)
+    args = config(tmp_path, **settings_of(name), max_steps=1, max_completion_length=2, mask_truncated_completions=True)
     trainer, masks = run(tiny_model, args, vain=True)
     assert not masks[0].any()
-    assert trainer.state.log_history[0]["credit/skipped_fraction"] == (0.0 if name == "uniform" else 1.0)
-    for key in ("weight_std", "effective_fraction"):  # there was nothing to weight
+    method = build_credit(CREDIT[name])
+    skips = name != "uniform" and not method.reads_batch
+    assert trainer.state.log_history[0]["credit/skipped_fraction"] == float(skips)
+    weighted = method.reweights or name == "uniform"
+    for key in (
+        ("weight_std", "effective_fraction") if weighted else ("advantage_change",)
+    ):  # there was nothing to weight
         assert trainer.state.log_history[0][f"credit/{key}"] is None
 
 

@@ -8,32 +8,34 @@ import pytest
 import yaml
 from helpers import ROOT
 from support.algorithms import SECTIONS, table
+from support.inputs import built, kind_of
 
-from trl_credit import CreditGRPOConfig
+from trl_credit import METHODS, CreditGRPOConfig, build_credit
 from trl_credit.methods.registry import methods_for
 from trl_credit.recipe.recipe import Recipe
 from trl_credit.rewards import build_reward
-from trl_credit.trainer.exactness import IMPORTANCE_SAMPLING_LEVELS, RATIO_GRADIENT_LOSSES
+from trl_credit.trainer.exactness import IMPORTANCE_SAMPLING_LEVELS, RATIO_GRADIENT_LOSSES, check_old_policy
 
 
 TEXT = (ROOT / "docs" / "algorithms.md").read_text()
 
 ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
 
-BLOCKS = {
+ALL_BLOCKS = {
     name: yaml.safe_load(text.split("```")[1].removeprefix("yaml"))
     for name, text in SECTIONS.items()
     if "```yaml" in text
 }
 
+METHOD_BLOCKS = {name: block for name, block in ALL_BLOCKS.items() if "credit" in block}
+
+BLOCKS = {name: block for name, block in ALL_BLOCKS.items() if name not in METHOD_BLOCKS}
+
 FIELDS = {row["algorithm"]: row for row in table("Which fields make which algorithm")}
 
-PAIRS = [
-    (row["algorithm"], method.strip("`"), cell)
-    for row in table("Which go with which credit method")
-    for method, cell in row.items()
-    if method != "algorithm"
-]
+KINDS = {row.pop("algorithm"): row for row in table("Which go with which credit method")}
+
+PAIRS = [(name, method) for name in KINDS for method in methods_for("tokens")]
 
 
 def parsed(settings: dict, tmp_path: Path, *extra: str) -> tuple:
@@ -48,9 +50,7 @@ def test_every_algorithm_has_a_row_and_a_block():
     names = ["GRPO", "Dr. GRPO", "DAPO", "GSPO", "GSPO-token", "CISPO"]
     assert list(BLOCKS) == names
     assert list(FIELDS) == names
-    assert [(name, method) for name, method, _ in PAIRS] == [
-        (name, method) for name in names for method in methods_for("tokens")
-    ]
+    assert list(KINDS) == names
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -84,12 +84,56 @@ def test_the_papers_values(tmp_path):
         assert args[name].steps_per_generation == 4 * args[name].gradient_accumulation_steps
 
 
-@pytest.mark.parametrize(("name", "method", "cell"), PAIRS, ids=[f"{name}-{method}" for name, method, _ in PAIRS])
-def test_credit_method_is_taken_or_refused(name, method, cell, tmp_path):
+@pytest.mark.parametrize(("name", "method"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
+def test_credit_method_is_taken_or_refused(name, method, tmp_path):
+    credit = built(method)
+    (cell,) = (cell for kind, cell in KINDS[name].items() if kind.strip("`") == kind_of(credit))
     verdict = re.match(r"yes|refused", cell)[0]
     refused = pytest.raises(ValueError, match=f"cancels the token credit of '{method}'")
     with refused if verdict == "refused" else contextlib.nullcontext():
-        assert parsed(BLOCKS[name], tmp_path, "--credit", method)[1].credit["method"] == method
+        args = parsed({**BLOCKS[name], "credit": credit.to_dict()}, tmp_path)[1]
+        assert args.credit == credit.to_dict()
+
+
+def test_every_kind_has_a_column_and_a_method():
+    kinds = [kind.strip("`") for kind in KINDS["GRPO"]]
+    assert kinds == ["uniform", "weights", "factors", "terms", "own advantages"]
+    assert {kind_of(built(method)) for method in methods_for("tokens")} <= set(kinds)
+
+
+def test_methods_that_need_updates_off_policy_are_those_of_the_text(tmp_path):
+    (text,) = re.findall(r"need updates off-policy: (.*?)\.", TEXT)
+    needy = [method for method in methods_for("tokens") if built(method).needs_old_policy]
+    assert re.findall(r"`(\w+)`", text) == needy
+    for name, block in BLOCKS.items():
+        args = parsed(block, tmp_path)[1]
+        for method in needy:
+            off_policy = name in ("GSPO", "GSPO-token")
+            with contextlib.nullcontext() if off_policy else pytest.raises(ValueError, match="has no effect here"):
+                check_old_policy(built(method), args)
+
+
+def test_every_method_has_a_block_and_a_list_has_one():
+    *alone, together = METHOD_BLOCKS
+    assert together == "A list"
+    assert isinstance(METHOD_BLOCKS[together]["credit"], list)
+    assert TEXT.count("```yaml") == len(ALL_BLOCKS)  # none stands below the same heading as another
+    # A block may wait for its method
+    assert {name for name in alone if name in METHODS} == set(methods_for("tokens"))
+    for name in alone:
+        credit = METHOD_BLOCKS[name]["credit"]
+        assert (credit["method"] if isinstance(credit, dict) else credit) == name
+
+
+@pytest.mark.parametrize("name", [name for name in METHOD_BLOCKS if name in METHODS or name == "A list"])
+def test_block_of_a_method_is_a_recipe(name, tmp_path):
+    block = METHOD_BLOCKS[name]
+    training_args = parsed(block, tmp_path)[1]
+    method = build_credit(block["credit"])
+    assert training_args.credit == method.to_dict()
+    check_old_policy(method, training_args)
+    for field, value in block.items():
+        assert field == "credit" or getattr(training_args, field) == value, field
 
 
 def test_every_loss_and_level_is_refused_as_the_text_says(tmp_path):

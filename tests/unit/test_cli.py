@@ -28,7 +28,8 @@ def test_one_method(name, capsys, monkeypatch):
         assert f"{number}. {difference}" in output
     for field in dataclasses.fields(method):
         assert field.name in output
-        assert repr(field.default) in output
+        required = field.default is dataclasses.MISSING
+        assert ("(required)" if required else repr(field.default)) in output
 
 
 @pytest.mark.parametrize("name", list(METHODS))

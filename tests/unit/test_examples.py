@@ -8,8 +8,13 @@ import tomllib
 
 import nbformat
 import pytest
+import torch
 from helpers import ROOT
 from packaging.requirements import Requirement
+from support.inputs import credit, make_inputs, make_rollout
+
+import trl_credit
+from trl_credit import CreditMethod
 
 
 EXAMPLES = ROOT / "examples"
@@ -84,6 +89,71 @@ def test_script_metadata(script):
     assert (EXAMPLES / source["path"]).resolve() == ROOT.resolve()
 
 
+# Methods of one's own, as docs/methods.md and the examples write them
+
+DOCUMENTED = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "methods.md").read_text(), flags=re.DOTALL))
+CUSTOM = {path.stem: path.read_text() for path in EXAMPLES.glob("custom_*.py")}
+
+
+def methods_of(source: str) -> dict[str, CreditMethod]:
+    """The methods that a source defines, by class name."""
+    names = {"Rollout": trl_credit.Rollout, "__name__": "an_example"}  # the page's first block does not need it
+    exec(source, names)
+    classes = [node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    return {name: names[name]() for name in classes}
+
+
+def functions_of(source: str) -> dict[str, str]:
+    """The code of each class's functions, by `Class.function`."""
+    return {
+        f"{node.name}.{function.name}": ast.dump(function)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef)
+        for function in node.body
+        if isinstance(function, ast.FunctionDef)
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("source", [DOCUMENTED, *CUSTOM.values()], ids=["docs", *CUSTOM])
+def test_a_method_of_ones_own_gives_credit(source, seed):
+    for method in methods_of(source).values():
+        inputs = make_inputs(method, seed, 6, 20)
+        weights, advantages = credit(method, inputs)
+        assert torch.isfinite(advantages).all()
+        assert (advantages[~inputs.mask] == 0).all()
+        spread = (advantages - inputs.advantages.unsqueeze(1))[inputs.mask]
+        assert spread.abs().max() > 0.01
+        if weights is not None:
+            torch.testing.assert_close(weights.sum(-1), inputs.mask.sum(-1).float())
+
+
+def test_the_page_shows_the_examples():
+    shown, examples = functions_of(DOCUMENTED), {}
+    for source in CUSTOM.values():
+        examples |= functions_of(source)
+    assert len(shown) == 4
+    assert shown == {name: examples[name] for name in shown}
+
+
+def test_the_baseline_of_the_example():
+    """Against a loop."""
+    method = methods_of(CUSTOM["custom_kinds"])["PlaceBaseline"]
+    inputs = make_inputs(method, 3, 6, 9)
+    rollout = make_rollout(3, inputs.mask)
+    found = method.rollout_stage(rollout)["advantages"]
+    for row, place in inputs.mask.nonzero().tolist():
+        others = [
+            rollout.rewards[i].item()
+            for i in range(6)
+            if rollout.groups[i] == rollout.groups[row] and rollout.mask[i, place] and not rollout.rewards[i].isnan()
+        ]
+        reward = rollout.rewards[row].item()
+        expected = 0.0 if reward != reward else reward - sum(others) / len(others)
+        assert found[row, place].item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_something_is_tested():
+    assert len(CUSTOM) == 2
     assert NOTEBOOKS
     assert SCRIPTS

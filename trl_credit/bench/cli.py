@@ -34,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--methods",
         nargs="+",
-        help="names, paths of classes, or mappings as JSON; by default every registered method. Baselines are "
+        help="names, paths of classes, or mappings or lists as JSON; by default every method that needs nothing but prompt "
+        "and completion. Baselines are "
         "always there",
     )
     parser.add_argument(

@@ -16,7 +16,7 @@ from .._util.text import nearest
 from ..inspection.scoring import Completion, CreditScorer
 from ..methods import DGPO, CreditMethod
 from ..methods.compose import labelled
-from ..methods.registry import METHODS, build_credit, methods_for
+from ..methods.registry import METHODS, build_credit, standalone_methods
 from ..model_files import LocalModel, embedded_model_path, resolve_model
 from ..recipe.toy import quickstart_credit
 from ..toy.arithmetic import make_dataset
@@ -39,7 +39,7 @@ class BenchSettings:
     Args:
         model: Path or hub id. By default, the embedded model.
         reference: Path or hub id of the reference policy, for methods that need one and name none.
-        methods: Names, dotted paths, or mappings as JSON. By default, all registered methods.
+        methods: Names, dotted paths, or mappings as JSON. By default, all that need nothing but prompt and completion.
         tasks: Tasks or variants. By default, all.
         rendering: `compact` or `text`. By default, the one that fits the model's tokenizer.
         num_items: Items per variant. Fewer of the policy's own errors, if it makes too few.
@@ -54,7 +54,7 @@ class BenchSettings:
 
     model: str | None = None
     reference: str | None = None
-    methods: tuple[str, ...] = tuple(methods_for("tokens"))
+    methods: tuple[str, ...] = tuple(name for name in standalone_methods() if name not in BASELINES)
     tasks: tuple[str, ...] | None = None
     rendering: one_of(*RENDERINGS) | None = None
     num_items: Annotated[Whole, Ge(2)] = 200
@@ -84,7 +84,7 @@ def build_methods(given: Sequence[str], compact: bool) -> dict[str, CreditMethod
         if text in BASELINES:
             built.append(BASELINES[text]())
             continue
-        if not is_dotted(text) and not text.lstrip().startswith("{") and text not in known:
+        if not is_dotted(text) and not text.lstrip().startswith(("{", "[")) and text not in known:
             raise ValueError(f"Unknown credit method {text!r}. {nearest(text, known)}")
         built.append(build_credit(quickstart_credit(text) if compact else text))
         check_policy(built[-1], "tokens")

@@ -41,6 +41,7 @@ class Rollout:
     tool_images: list
     environment: str | None
     added: dict[str, Any]  # fields that a rollout function added to the dataset row
+    turn_rewards: Any = None  # rewards by turn, see `reward_guard.TurnRewards`
     logged: dict[str, Any] = field(default_factory=dict)  # completions-table columns, by reward functions
 
     @property
@@ -156,6 +157,8 @@ class DynamicSamplingMixin:
             if environments:
                 environments[i] = rollouts[i].environment
         self._batch_environments = environments
+        turn_rewards = [rollout.turn_rewards for rollout in rollouts]
+        self._turn_rewards = turn_rewards if any(turn_rewards) else None
         for column in {column for rollout in rollouts for column in rollout.logged}:
             self._pending_extra_logs[column] = [rollout.logged.get(column) for rollout in rollouts]
         for name in self._metrics_of_generation():
@@ -205,6 +208,7 @@ class DynamicSamplingMixin:
             tool_images or [[] for _ in prompts],
             getattr(self, "_batch_environments", None) or none,
             added,
+            getattr(self, "_turn_rewards", None) or none,
         )
         rollouts = [Rollout(*row) for row in zip(*columns, strict=True)]
         for column, values in self._pending_extra_logs.items():

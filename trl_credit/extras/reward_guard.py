@@ -5,6 +5,7 @@ import contextlib
 import faulthandler
 import functools
 import inspect
+import itertools
 import logging
 import math
 import signal
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,6 +83,9 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 class GuardedReward:
     """Wraps a reward function: a failure raises an error that names the completion, or excludes that completion.
 
+    Instead of a number, a function may return a list of numbers for a completion, one for each turn. Their sum is the
+    reward.
+
     If a call fails as a whole, the completions are retried one by one to find the bad ones. It is always an error if
     the call fails but no single completion does, or if every completion fails and they belong to several prompts.
 
@@ -96,6 +101,8 @@ class GuardedReward:
         functools.update_wrapper(self, function, updated=())
         self.function, self.name, self.exclude, self.timeout = function, name, exclude, timeout
         self.asks_for_tags = _asks_for_tags(function)
+        # The last call's rewards of turns, for each completion
+        self.turns: list[list[float] | None] = []
 
     def __call__(self, **kwargs) -> list[float | None]:
         rewards: list[float | None] = []
@@ -145,6 +152,7 @@ class GuardedReward:
         for i in failed:
             checked[i] = _EXCLUDED
         _Call.pass_on(calls, kwargs)
+        self.turns = [turns for call in calls for turns in call.turns]
         rewards += checked
 
 
@@ -186,6 +194,7 @@ class _Call:
 
     def __init__(self, kwargs: dict[str, Any], timeout: float | None):
         self.timeout, self.result, self.error = timeout, None, None
+        self.turns: list[list[float] | None] = [None]
         self.columns: dict[str, list] = defaultdict(list)
         self.metrics: list[tuple[str, float]] = []
         self.kwargs = dict(kwargs)
@@ -195,7 +204,10 @@ class _Call:
             self.kwargs["log_metric"] = lambda name, value: self.metrics.append((name, value))
 
     def checked(self, expected: int) -> list[float | str | None]:
-        """Each reward as a number, `None` or text that describes its problem. Raises if the whole call failed."""
+        """Each reward as a number, `None` or text that describes its problem. Raises if the whole call failed.
+
+        A list of numbers is one reward for each turn: the reward is their sum, and `turns` keeps them, NaN for `None`.
+        """
         if self.error is not None:
             raise self.error
         rewards = self.result
@@ -207,22 +219,19 @@ class _Call:
         if len(rewards) != expected:
             raise ValueError(f"it returned {len(rewards)} rewards for {expected} completions")
         checked: list[float | str | None] = []
-        for reward in rewards:
-            try:
-                if isinstance(reward, (str, bytes, bytearray)):  # float() reads them
-                    raise TypeError
-                value = None if reward is None else float(reward)
-            except OverflowError:  # a whole number of more than 308 digits
-                value = math.inf if reward > 0 else -math.inf
-            except (TypeError, ValueError):
-                checked.append(f"it returned {_shortened(reward)}, which is not a number (return `None` for no reward)")
+        self.turns = [None] * len(rewards)
+        for i, reward in enumerate(rewards):
+            if not isinstance(reward, (list, tuple)):
+                checked.append(_checked(reward))
                 continue
-            problem = None
-            if value is not None and not math.isfinite(value):
-                problem = f"it returned {value} (return `None` for no reward)"
-            elif value is not None and abs(value) > _LARGEST:
-                problem = f"it returned {value}, which overflows float32, the dtype TRL uses for rewards"
-            checked.append(problem or value)
+            values = [_checked(value) for value in reward]
+            problems = [value for value in values if isinstance(value, str)]
+            known = [value for value in values if value is not None]
+            if problems or not values:
+                checked.append(problems[0] if problems else "it returned an empty list (return `None` for no reward)")
+                continue
+            checked.append(_checked(sum(known)) if known else None)
+            self.turns[i] = [math.nan if value is None else value for value in values]
         return checked
 
     @staticmethod
@@ -234,6 +243,23 @@ class _Call:
         for call in calls:
             for name, value in call.metrics:
                 kwargs["log_metric"](name, value)
+
+
+def _checked(reward: Any) -> float | str | None:
+    """The reward as a number, `None` or text that describes its problem."""
+    try:
+        if isinstance(reward, (str, bytes, bytearray)):  # float() reads them
+            raise TypeError
+        value = None if reward is None else float(reward)
+    except OverflowError:  # a whole number of more than 308 digits
+        value = math.inf if reward > 0 else -math.inf
+    except (TypeError, ValueError):
+        return f"it returned {_shortened(reward)}, which is not a number (return `None` for no reward)"
+    if value is not None and not math.isfinite(value):
+        return f"it returned {value} (return `None` for no reward)"
+    if value is not None and abs(value) > _LARGEST:
+        return f"it returned {value}, which overflows float32, the dtype TRL uses for rewards"
+    return value
 
 
 def _asks_for_tags(function: Callable) -> bool:
@@ -316,6 +342,19 @@ def check_columns(functions: Any, train_dataset: Any, eval_dataset: Any = None) 
                 )
 
 
+@dataclass(frozen=True)
+class TurnRewards:
+    """A completion's rewards, weighted and summed over the reward functions.
+
+    Args:
+        each: Those for each turn; NaN for none.
+        whole: Those for the completion as a whole.
+    """
+
+    each: list[float]
+    whole: float
+
+
 class RewardGuardMixin:
     """Guards the trainer's reward functions; see [`GuardedReward`].
 
@@ -326,6 +365,9 @@ class RewardGuardMixin:
     in its group's mean and has no advantage. `rewards/NAME/excluded` logs the number of such completions per scoring.
     Rewards whose statistics would overflow float32 ([`largest_rewards`]) are failures, too.
     """
+
+    # Rewards by turn of this process's completions, of the last scoring or, with dynamic sampling, of the batch
+    _turn_rewards: list[TurnRewards | None] | None = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -370,7 +412,28 @@ class RewardGuardMixin:
             for name, count in zip(self.reward_func_names, excluded.sum(0).tolist(), strict=True):
                 self._metrics[mode][f"rewards/{name}/excluded"].append(float(count))
             rewards = rewards.masked_fill(excluded.any(-1, keepdim=True), math.nan)
+        first = self.accelerator.process_index * len(prompts)
+        self._turn_rewards = self._of_turns(rewards[first : first + len(prompts)])
         return rewards
+
+    def _of_turns(self, rewards: torch.Tensor) -> list[TurnRewards | None] | None:
+        """The weighted rewards of this process's completions by turn, given their (B, F) rewards; `None` for those without
+        one. `None` if no function gave a reward for each turn."""
+        turns = [getattr(function, "turns", None) or [None] * len(rewards) for function in self.reward_funcs]
+        if all(values is None for of_function in turns for values in of_function):
+            return None
+        weights = self.reward_weights.tolist()
+        found: list[TurnRewards | None] = []
+        for i, row in enumerate(rewards.tolist()):
+            known = [f for f, reward in enumerate(row) if not math.isnan(reward)]
+            ragged = [[weights[f] * value for value in turns[f][i]] for f in known if turns[f][i] is not None]
+            each = [
+                math.nan if all(map(math.isnan, column)) else sum(v for v in column if not math.isnan(v))
+                for column in itertools.zip_longest(*ragged, fillvalue=math.nan)
+            ]
+            whole = sum(weights[f] * row[f] for f in known if turns[f][i] is None)
+            found.append(TurnRewards(each, whole) if known else None)
+        return found
 
     def _opened_tags(self, prompts: list) -> list[str]:
         """The thinking tag that each prompt ends with, rendered as TRL renders it; equal prompts are rendered once."""

@@ -10,7 +10,7 @@ from .._util.values import mapping_of
 from ..fields import check_match
 from ..methods import CreditMethod
 from ..methods.compose import labelled
-from ..methods.registry import build_credit, methods_for
+from ..methods.registry import build_credit, standalone_methods
 from ..recipe.recipe import Recipe
 from ..recipe.toy import default_credit
 from ..trainer.exactness import check_policy
@@ -106,7 +106,7 @@ class InspectConfig:
         default=None,
         metadata={
             "help": "Credit methods: names, mappings as JSON, paths. By default the recipe's beside `uniform`, else all "
-            "registered."
+            "that need nothing but prompt and completion."
         },
     )
     reference: str | None = field(
@@ -174,7 +174,7 @@ class InspectConfig:
             if self._credit is not None:
                 chosen = list({"uniform": "uniform", build_credit(self._credit).name: self._credit}.values())
             else:
-                chosen = [default_credit(name, self.model) for name in methods_for("tokens")]
+                chosen = [default_credit(name, self.model) for name in standalone_methods()]
         else:
             chosen = [default_credit(method, self.model) for method in self.methods]
         built = [self._with_reference(build_credit(method)) for method in chosen]

@@ -28,7 +28,7 @@ from ..signals.base import signal_titles
 from ..signals.models import vocabulary_size
 from ..trainer.config import CreditGRPOConfig
 from ..trainer.grpo import CreditGRPOTrainer
-from ..trainer.rollout_stage import add_rollout_stage
+from ..trainer.rollout_stage import add_rollout_stage, extend_rollout
 
 
 __getattr__ = moved_names(__name__)
@@ -142,13 +142,18 @@ class CreditScorer:
             reward_funcs=list(reward_funcs) or _no_reward,
             args=CreditGRPOConfig(**(arguments | settings)),
             # A placeholder: the prompts come with the completions
-            train_dataset=Dataset.from_list([{"prompt": ".", "negative_prompt": "."}]),
+            train_dataset=Dataset.from_list([{"prompt": ".", **dict.fromkeys(self._columns(), ".")}]),
             processing_class=processing_class,
         )
         self._trainer.model.eval()
         self._result: CreditResult | None = None
         self._trainer.credit_observers.append(self._keep)
         self._titles = signal_titles(list(self._trainer.credit_method.signals()))
+
+    def _columns(self) -> list[str]:
+        """The dataset's columns that the methods' signals read."""
+        signals = [signal for method in self.methods.values() for signal in method.signals()]
+        return [column for signal in signals for column in signal.source().columns]
 
     @property
     def trainer(self) -> CreditGRPOTrainer:
@@ -273,7 +278,9 @@ class CreditScorer:
             return bool(rows[i]) if completions[i].mask is None else any(completions[i].mask)
 
         sizes = {i: (len(rows[i]), len(prompts[i])) for i in range(len(rows)) if in_loss(i)}
-        groups = {i: completions[i].group for i in sizes} if self._trainer.credit_method.has_rollout_stage else None
+        sources = self._trainer.credit_pass.sources.values()
+        together = self._trainer.credit_method.has_rollout_stage or any(source.needs_groups for source in sources)
+        groups = {i: completions[i].group for i in sizes} if together else None
         for part in (part for kind in kinds for part in _batches({i: sizes[i] for i in kind if i in sizes}, groups)):
             chosen = [completions[i] for i in part]
             inputs = self.inputs(chosen, [prompts[i] for i in part], [rows[i] for i in part])
@@ -338,18 +345,11 @@ class CreditScorer:
             "num_items_in_batch": torch.tensor(float(max(1, sum(map(sum, masks)))), device=device),
         }
         examples = [dict(c.example) for c in completions]
-        for source in trainer.credit_pass.sources.values():
-            source.extend_rollout(trainer, examples, [c.prompt for c in completions], batch)
+        rewards = torch.tensor([math.nan if c.reward is None else c.reward for c in completions], device=device)
+        groups = torch.tensor([c.group for c in completions], device=device).unique(return_inverse=True)[1]
+        extend_rollout(trainer, examples, [c.prompt for c in completions], batch, lambda: rewards, groups)
         if trainer.credit_method.has_rollout_stage:
-            rewards = [math.nan if c.reward is None else c.reward for c in completions]
-            groups = torch.tensor([c.group for c in completions], device=device)
-            add_rollout_stage(
-                trainer,
-                trainer.credit_method,
-                batch,
-                torch.tensor(rewards, device=device),
-                groups.unique(return_inverse=True)[1],
-            )
+            add_rollout_stage(trainer, trainer.credit_method, batch, rewards, groups)
         with torch.no_grad():
             trainer._compute_loss(trainer.model, batch)
         trainer._metrics["eval"].clear()

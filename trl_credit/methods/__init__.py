@@ -11,17 +11,24 @@ from .table import TABLE
 
 if TYPE_CHECKING:
     from .base import CreditMethod, Paper
+    from .delta import DelTA
     from .dgpo import DGPO
     from .fipo import FIPO
     from .forking import Forking
     from .gcpo import GCPO
+    from .gigpo import GiGPO
     from .inputs import CreditInputs
     from .mix import Mix
+    from .otb import OTB
     from .pcpo import PCPO
     from .random import RandomTokens
     from .registry import METHODS, build_credit, get_method_class
+    from .rlcsd import RLCSD
+    from .rlsd import RLSD
     from .rollout import Rollout
     from .shuffled import Shuffled
+    from .teacher import Teacher
+    from .turn import TurnRewards
     from .uniform import Uniform
 
 __getattr__, __dir__ = lazy_names(
@@ -30,8 +37,12 @@ __getattr__, __dir__ = lazy_names(
         "DGPO": ".dgpo",
         "FIPO": ".fipo",
         "Forking": ".forking",
+        "DelTA": ".delta",
         "GCPO": ".gcpo",
+        "OTB": ".otb",
         "PCPO": ".pcpo",
+        "RLCSD": ".rlcsd",
+        "RLSD": ".rlsd",
         "METHODS": ".registry",
         "CreditInputs": ".inputs",
         "CreditMethod": ".base",
@@ -40,6 +51,9 @@ __getattr__, __dir__ = lazy_names(
         "RandomTokens": ".random",
         "Rollout": ".rollout",
         "Shuffled": ".shuffled",
+        "Teacher": ".teacher",
+        "GiGPO": ".gigpo",
+        "TurnRewards": ".turn",
         "Uniform": ".uniform",
         "build_credit": ".registry",
         "get_method_class": ".registry",
@@ -51,16 +65,23 @@ __all__ = [
     "FIPO",
     "GCPO",
     "METHODS",
+    "OTB",
     "PCPO",
+    "RLCSD",
+    "RLSD",
     "TABLE",
     "CreditInputs",
     "CreditMethod",
+    "DelTA",
     "Forking",
+    "GiGPO",
     "Mix",
     "Paper",
     "RandomTokens",
     "Rollout",
     "Shuffled",
+    "Teacher",
+    "TurnRewards",
     "Uniform",
     "build_credit",
     "get_method_class",

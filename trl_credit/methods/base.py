@@ -1,6 +1,7 @@
 """Base class of credit methods: parameters, required signals, and a pure function from (B, T) tensors to weights."""
 
 import math
+import re
 import types
 import typing
 from abc import ABC
@@ -31,6 +32,10 @@ class Paper:
     title: str
     id: str
     citation: str
+
+    @property
+    def is_on_arxiv(self) -> bool:
+        return re.fullmatch(r"\d{4}\.\d{5}", self.id) is not None
 
 
 def _matches(value: Any, hint: Any) -> bool:
@@ -78,6 +83,7 @@ class CreditMethod(ABC):
         needs_old_policy: True if the method has no effect on-policy, where old and live policy are one.
         reads_batch: True if the weights depend on which completions share a micro-batch. Then rows are neither
             regrouped nor left out.
+        watches_length: True if the method is known to shorten completions; the run then warns if they shrink.
         on_its_own: The reason the method cannot be part of a list; empty if it can.
         policies: Kinds of policy for which it makes sense, see [`Signal`].
         rollout_needs: What the rollout stage reads of the policy that generated: `"logps"`, `"sum_squared_probs"`,
@@ -93,6 +99,7 @@ class CreditMethod(ABC):
     reads_sign: ClassVar[bool] = False
     needs_old_policy: ClassVar[bool] = False
     reads_batch: ClassVar[bool] = False
+    watches_length: ClassVar[bool] = False
     on_its_own: ClassVar[str] = ""
     policies: ClassVar[tuple[str, ...]] = ("tokens", "steps")
     rollout_needs: ClassVar[tuple[str, ...]] = ()
@@ -254,5 +261,7 @@ class CreditMethod(ABC):
                 raise ValueError(f"credit method {cls.name!r} has no parameter {key!r}. {nearest(key, known)}")
         for key, field in known.items():
             if key not in parameters and field.default is MISSING and field.default_factory is MISSING:
-                raise ValueError(f"credit method {cls.name!r} needs a value for `{key}`.")
+                raise ValueError(
+                    f"credit method {cls.name!r} needs a value for `{key}`. Write {{method: {cls.name}, {key}: ...}}."
+                )
         return cls(**parameters)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.text import nearest
-from .table import TABLE
+from .table import MIX, TABLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,8 @@ def card_of(name: str) -> Card:
     Raises:
         ValueError: No such method.
     """
-    if name in TABLE:
-        module, cls = TABLE[name]
+    if name in (*TABLE, MIX):
+        module, cls = TABLE.get(name, (f".{MIX}", MIX.title()))
         return _from_source((Path(__file__).parent / f"{module.lstrip('.')}.py").read_text(encoding="utf-8"), cls)
     from .._util.imports import is_dotted
 

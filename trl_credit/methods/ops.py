@@ -39,6 +39,18 @@ def mean_one(
     return torch.where(mask, weights, 0.0)
 
 
+def where_finite(
+    token_advantages: Float[Tensor, "batch tokens"],
+    advantages: Float[Tensor, " batch"],
+    mask: Bool[Tensor, "batch tokens"],
+) -> Float[Tensor, "batch tokens"]:
+    """(B, T) token advantages, 0 off the mask, in the dtype of the (B,) sequence advantages. A completion with a NaN or
+    infinite one on its mask gets its sequence advantage on every token."""
+    usable = (torch.isfinite(token_advantages) | ~mask).all(-1, keepdim=True)
+    chosen = torch.where(usable, token_advantages.to(advantages.dtype), advantages.unsqueeze(1))
+    return torch.where(mask, chosen, 0.0)
+
+
 def weights_mean(
     weights: Float[Tensor, "batch tokens"], mask: Shaped[Tensor, "batch tokens"]
 ) -> Float[Tensor, " batch"]:

@@ -3,13 +3,14 @@
 import importlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from typing import Any
 
 from .._util.imports import is_dotted, load_dotted
 from .._util.text import nearest
 from .base import CreditMethod, Paper
 from .mix import Mix
-from .table import TABLE
+from .table import MIX, TABLE
 
 
 METHODS: dict[str, type[CreditMethod]] = {
@@ -22,6 +23,21 @@ def methods_for(policy: str) -> list[str]:
     return [name for name, cls in METHODS.items() if policy in cls.policies]
 
 
+def standalone_methods() -> list[str]:
+    """Names of the registered methods that can score any completion of a language model as they are: without a parameter
+    that must be set, rewards, a group, a column of the data or an older policy."""
+    names = []
+    for name in methods_for("tokens"):
+        required = any(f.default is MISSING and f.default_factory is MISSING for f in fields(METHODS[name]))
+        if required or METHODS[name].needs_old_policy:
+            continue
+        method = METHODS[name]()
+        sources = [signal.source() for signal in method.signals()]
+        if not method.has_rollout_stage and not any(source.columns or source.needs_groups for source in sources):
+            names.append(name)
+    return names
+
+
 def get_method_class(name: str) -> type[CreditMethod]:
     """The class of a registered method or of a path: `my_package.my_module.MyMethod` or `my_file.py:MyMethod`.
 
@@ -31,7 +47,7 @@ def get_method_class(name: str) -> type[CreditMethod]:
     """
     if name in METHODS:
         return METHODS[name]
-    if name == Mix.name:
+    if name == MIX:
         return Mix
     if not is_dotted(name):
         raise ValueError(f"Unknown credit method {name!r}. {nearest(name, METHODS)}")

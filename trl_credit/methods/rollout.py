@@ -32,6 +32,10 @@ class Rollout:
         sum_squared_probs: (B, T) float32; sum over the vocabulary of the squared next-token probabilities.
         hidden_states: (B, T, H); the states from which the head computes each token's logits.
         turns: (B, T) int, the turn of each token, from 0; `None` without tools.
+        turn_rewards: (B, K) float, the reward of each turn, weighted over the reward functions; NaN for none. K is the most
+            turns of this process. `None` without tools or if no function gives a reward for each turn.
+        turn_states: (B, K) int64, a hash of what a tool or the environment returned just before each turn (the prompt, for
+            the first); 0 if there is no such turn. `None` without tools.
         gather: Concatenates a tensor of equal shape over the processes; the default is for a single process.
         first: Place of this process's first completion among all.
     """
@@ -45,6 +49,8 @@ class Rollout:
     sum_squared_probs: Float[Tensor, "batch tokens"] | None = None
     hidden_states: Float[Tensor, "batch tokens hidden"] | None = None
     turns: Int[Tensor, "batch tokens"] | None = None
+    turn_rewards: Float[Tensor, "batch turns"] | None = None
+    turn_states: Int[Tensor, "batch turns"] | None = None
     gather: Callable[[Tensor], Tensor] = field(default=_alone, repr=False)
     first: int = 0
 
@@ -61,6 +67,10 @@ class Rollout:
         """This process's part of a tensor with all processes' rows: what [`all`] would make it from."""
         tensor = tensor[self.first : self.first + len(self.mask)]
         return tensor[:, : self.mask.size(1)] if tensor.dim() > 1 else tensor
+
+    def own_turns(self, tensor: Shaped[Tensor, "all most"], count: int) -> Shaped[Tensor, "batch turns"]:
+        """This process's part of a tensor with all processes' rows, of as many turns as it has itself."""
+        return tensor[self.first : self.first + len(self.mask), :count]
 
     def sum(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """The sum of a tensor over all processes."""

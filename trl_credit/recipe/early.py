@@ -9,7 +9,7 @@ from typing import Any
 from .._util.imports import is_dotted
 from .._util.text import nearest
 from .._util.yaml import read_mapping
-from ..methods.table import TABLE
+from ..methods.table import MIX, TABLE
 
 
 def words_of(argv: Sequence[str], file: str = "recipe") -> dict[str, Any]:
@@ -41,11 +41,12 @@ def check_early(argv: Sequence[str], file: str = "recipe") -> None:
         ValueError: The recipe cannot be read, or there is no such method.
     """
     credit = words_of(argv, file).get("credit")
-    if isinstance(credit, str) and credit.lstrip().startswith("{"):
+    if isinstance(credit, str) and credit.lstrip().startswith(("{", "[")):
         try:
             credit = json.loads(credit)
         except json.JSONDecodeError:
             return
-    name = credit.get("method") if isinstance(credit, Mapping) else credit
-    if isinstance(name, str) and name not in TABLE and not is_dotted(name):
-        raise ValueError(f"Unknown credit method {name!r}. {nearest(name, TABLE)}")
+    for part in credit if isinstance(credit, list) else [credit]:
+        name = part.get("method") if isinstance(part, Mapping) else part
+        if isinstance(name, str) and name not in (*TABLE, MIX) and not is_dotted(name):
+            raise ValueError(f"Unknown credit method {name!r}. {nearest(name, TABLE)}")

@@ -76,6 +76,9 @@ class SignalSource:
     follows_policy = False
     # Dataset columns that must survive `remove_unused_columns`
     columns: tuple[str, ...] = ()
+    # True if `extend_rollout` reads the batch's groups and rewards, (B,) each: `rollout/groups`, numbers that are unique
+    # over all processes, and `rollout/rewards`, weighted sums
+    needs_groups = False
 
     def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
         """Runs before TRL's `__init__` with its arguments, which may be changed in place."""

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from .._trl import pad, prepare_multimodal_messages, split_pixel_values_by_grid
-from ..batching import SEQUENCE_KEYS, cut_width, loss_mask, token_counts
-from .base import PolicyForward, Signal, SignalSource
+from .._trl import prepare_multimodal_messages, split_pixel_values_by_grid
+from ..batching import loss_mask
+from .base import PolicyForward, Signal
 from .divergence import compare_distributions, gathered_head
-from .models import FORWARD_KEYS, causal_model, check_backbone, completion_hidden_states, eval_mode
+from .models import causal_model, check_backbone, completion_hidden_states
+from .second_prompt import SLOT, Prompt, SecondPromptSource, Tokenized, check_column, rewritten, shortened
 
 
 if TYPE_CHECKING:
     from .context import PolicyContext
 
 
-logger = get_logger(__name__)
-
-SLOT = "{prompt}"
 COLUMN = "negative_prompt"
 # Text templates; the wording is the official code's (examples/format_prompt of github.com/jacklishufan/gcpo).
 TEMPLATES = {
@@ -37,8 +30,6 @@ TEMPLATES = {
 }
 PAD = "pad"
 BUILT_IN = (*TEMPLATES, "blank_image", PAD, "column")
-# Rows checked before training starts; later ones are checked when they are generated
-_MAX_ROWS = 10_000
 
 
 def check_negative_prompt(negative_prompt: str) -> None:
@@ -61,17 +52,6 @@ def _blank(image: Any) -> Image.Image:
     return Image.new("RGB", image.size, (255, 255, 255)).convert(image.mode)
 
 
-def _rewrite_text(content: str | list[dict], template: str) -> str | list[dict]:
-    """Applies the template to a message's text (its last text part). Images stay in place."""
-    if isinstance(content, str):
-        return template.replace(SLOT, content)
-    texts = [i for i, part in enumerate(content) if part.get("type") == "text"]
-    last = {"type": "text", "text": template.replace(SLOT, content[texts[-1]]["text"] if texts else "")}
-    if SLOT not in template:  # nothing of the prompt's text is kept
-        return [part for part in content if part.get("type") != "text"] + [last]
-    return [last if texts and i == texts[-1] else part for i, part in enumerate(content)] + ([] if texts else [last])
-
-
 def negative_prompt_of(prompt: str | list[dict], negative_prompt: str, example: dict[str, Any]) -> str | list[dict]:
     """Returns the negative prompt x- of a prompt x, plain text or conversational. `prompt` is not modified.
 
@@ -87,13 +67,13 @@ def negative_prompt_of(prompt: str | list[dict], negative_prompt: str, example: 
         if not value or (isinstance(value, str) and not value.strip()):
             raise ValueError(
                 f"`negative_prompt: column`, but the dataset's column {COLUMN!r} is "
-                f"{'empty' if COLUMN in example else 'missing'} in the row with the prompt {_shortened(prompt)}."
+                f"{'empty' if COLUMN in example else 'missing'} in the row with the prompt {shortened(prompt)}."
             )
         if isinstance(value, list):
             if isinstance(prompt, str):
                 raise ValueError(
                     f"The dataset's column {COLUMN!r} holds messages, but the prompt is plain text, in the row with "
-                    f"the prompt {_shortened(prompt)}."
+                    f"the prompt {shortened(prompt)}."
                 )
             images = [part["image"] for part in _parts(prompt) if part.get("type") == "image"]
             return prepare_multimodal_messages(value, images=images) if images else value
@@ -114,14 +94,7 @@ def negative_prompt_of(prompt: str | list[dict], negative_prompt: str, example: 
         return prompt
     else:
         template = TEMPLATES.get(negative_prompt, negative_prompt)
-    if isinstance(prompt, str):
-        return template.replace(SLOT, prompt)
-    users = [i for i, message in enumerate(prompt) if message["role"] == "user"]
-    if not users:
-        raise ValueError(f"No user message to make a negative prompt from in the prompt {_shortened(prompt)}.")
-    last = users[-1]
-    rewritten = {**prompt[last], "content": _rewrite_text(prompt[last]["content"], template)}
-    return [*prompt[:last], rewritten, *prompt[last + 1 :]]
+    return rewritten(prompt, template, noun="negative prompt")
 
 
 def padded_prompt(ids: list[int], kept: Collection[int], pad_token_id: int) -> list[int]:
@@ -140,11 +113,6 @@ def padded_prompt(ids: list[int], kept: Collection[int], pad_token_id: int) -> l
 def _parts(prompt: list[dict]) -> list[dict]:
     """The content parts of a multimodal conversation."""
     return [part for message in prompt if isinstance(message["content"], list) for part in message["content"]]
-
-
-def _shortened(prompt: Any) -> str:
-    text = repr(prompt)
-    return text if len(text) <= 200 else text[:200] + "..."
 
 
 @dataclass(frozen=True)
@@ -181,16 +149,15 @@ class NegativePromptKL(Signal):
         return _NegativePromptKLSource(self.negative_prompt)
 
 
-class _NegativePromptSource(SignalSource):
-    has_forward = True
+class _NegativePromptSource(SecondPromptSource):
+    noun = "negative prompt"
+    neutral = "uniform weights"
 
     def __init__(self, negative_prompt: str):
+        super().__init__(f"negative_prompt/{negative_prompt}")
         self.negative_prompt = negative_prompt
         if negative_prompt == "column":
             self.columns = (COLUMN,)
-        # Each negative prompt has its own entries in TRL's batch
-        self._key = f"negative_prompt/{negative_prompt}"
-        self._warned = False
 
     def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
         columns = getattr(arguments.get("train_dataset"), "column_names", None)
@@ -199,26 +166,10 @@ class _NegativePromptSource(SignalSource):
                 "`negative_prompt: blank_image` needs a dataset with an `image` or `images` column; this one has only: "
                 f"{', '.join(columns)}. Without images the negative prompt would equal the prompt."
             )
-        if self.negative_prompt != "column":
-            return
-        evaluation = arguments.get("eval_dataset")
-        datasets = {"train": arguments.get("train_dataset")}
-        datasets |= evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
-        for name, dataset in datasets.items():
-            columns = getattr(dataset, "column_names", None)
-            if columns is not None and COLUMN not in columns:
-                raise ValueError(
-                    f"`negative_prompt: column` needs a column {COLUMN!r}, but the {name} dataset has only: "
-                    f"{', '.join(columns)}."
-                )
-            if isinstance(dataset, Dataset):
-                for row, value in enumerate(dataset[COLUMN]):
-                    if not value or (isinstance(value, str) and not value.strip()):
-                        raise ValueError(f"The {name} dataset's column {COLUMN!r} is empty in row {row}.")
+        if self.negative_prompt == "column":
+            check_column(arguments, COLUMN, "`negative_prompt: column`")
 
     def after_trainer_init(self, context: PolicyContext) -> None:
-        dataset = context.train_dataset
-        limit = context.context_length
         if self.negative_prompt == "blank_image" and not context.is_vision:
             raise ValueError("`negative_prompt: blank_image` needs a vision-language model; this model is text-only.")
         if self.negative_prompt == PAD:
@@ -228,131 +179,42 @@ class _NegativePromptSource(SignalSource):
                     "model. Use `blank_image`, or a text."
                 )
             return  # as long as the prompt
-        if limit is None or context.is_vision or isinstance(dataset, IterableDataset) or context.environment_factories:
-            return
-        if "prompt" not in dataset.column_names or not len(dataset):
-            return  # TRL reports it
-        rows = list(
-            islice(dataset.select_columns([c for c in ("prompt", COLUMN) if c in dataset.column_names]), _MAX_ROWS)
+        self.check_lengths(
+            context, lambda row: negative_prompt_of(row["prompt"], self.negative_prompt, row), columns=(COLUMN,)
         )
-        negatives = [negative_prompt_of(row["prompt"], self.negative_prompt, row) for row in rows]
-        longest = max(range(len(rows)), key=lambda row: len(str(negatives[row])))
-        length, prompt_length = (
-            len(context.tokenize_prompts([prompt])[0][0]) for prompt in (negatives[longest], rows[longest]["prompt"])
-        )
-        # If the prompt itself does not fit either, TRL trains on it anyway, so the negative prompt is not to blame
-        if prompt_length + context.max_completion_length <= limit < length + context.max_completion_length:
-            raise ValueError(
-                f"The negative prompt of row {longest} has {length} tokens; with `max_completion_length` "
-                f"({context.max_completion_length}) that is more than the model's context of {limit}. Shorten the "
-                "negative prompt, lower `max_completion_length` or drop the row."
-            )
 
-    def extend_rollout(
+    def second_prompts(
         self, context: PolicyContext, examples: list[dict], prompts: list, batch: dict[str, Any]
-    ) -> None:
-        if self.negative_prompt == PAD:
-            pad_token_id = context.tokenizer.pad_token_id
-            rows = zip(batch["prompt_ids"], batch["prompt_mask"].bool(), strict=True)
-            negatives, images, fields = prompts, None, {}
-            ids = [padded_prompt(row[mask].tolist(), context.frame_token_ids, pad_token_id) for row, mask in rows]
-        else:
-            negatives = [
-                negative_prompt_of(prompt, self.negative_prompt, example)
-                for prompt, example in zip(prompts, examples, strict=True)
-            ]
-            ids, images, fields = context.tokenize_prompts(negatives)
-
-        lengths = batch["completion_mask"].sum(-1).tolist()
-        limit = context.context_length or float("inf")
-        # Where the prompt itself does not fit, its negative may be as long
-        rooms = [
-            max(limit - length, prompt_length)
-            for length, prompt_length in zip(lengths, batch["prompt_mask"].sum(-1).tolist(), strict=True)
+    ) -> list[Prompt | None]:
+        return [
+            negative_prompt_of(prompt, self.negative_prompt, example)
+            for prompt, example in zip(prompts, examples, strict=True)
         ]
-        overlong = [len(row) > room for row, room in zip(ids, rooms, strict=True)]
-        if any(overlong):
-            if not self._warned:
-                logger.warning(
-                    "%d negative prompts do not fit the model's context of %d tokens together with their completions; "
-                    "such completions get uniform weights and are counted in `credit/nonfinite_tokens`. The first: %s",
-                    sum(overlong),
-                    context.context_length,
-                    _shortened(negatives[overlong.index(True)]),
-                )
-                self._warned = True
-            ids = [row[-int(room) :] if len(row) > room else row for row, room in zip(ids, rooms, strict=True)]
 
-        device = context.accelerator.device
+    def tokenized(
+        self, context: PolicyContext, examples: list[dict], prompts: list, batch: dict[str, Any]
+    ) -> Tokenized:
+        if self.negative_prompt != PAD:
+            return super().tokenized(context, examples, prompts, batch)
+        pad_token_id = context.tokenizer.pad_token_id
+        rows = zip(batch["prompt_ids"], batch["prompt_mask"].bool(), strict=True)
+        ids = [padded_prompt(row[mask].tolist(), context.frame_token_ids, pad_token_id) for row, mask in rows]
+        return Tokenized(prompts, ids)
 
-        def left_padded(rows: list[list[int]], value: int) -> torch.Tensor:
-            tensors = [torch.as_tensor(row) for row in rows]
-            padded = pad(
-                tensors, padding_value=value, padding_side="left", pad_to_multiple_of=context.pad_to_multiple_of
+    def add_images(self, context: PolicyContext, images: Any, batch: dict[str, Any]) -> None:
+        if self.negative_prompt != "blank_image" or batch.get("pixel_values") is None:
+            return
+        blank = context.processing_class.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        if blank.shape != batch["pixel_values"].shape:
+            raise ValueError(
+                "`negative_prompt: blank_image` is not supported here: the white images were processed to "
+                f"{tuple(blank.shape)}, the prompts' to {tuple(batch['pixel_values'].shape)}. Use another "
+                "negative prompt."
             )
-            return padded.to(device)
-
-        batch[f"{self._key}/ids"] = left_padded(ids, context.tokenizer.pad_token_id)
-        batch[f"{self._key}/mask"] = left_padded([[1] * len(row) for row in ids], 0)
-        batch[f"{self._key}/overlong"] = torch.tensor(overlong, device=device)
-        batch[f"{self._key}/length"] = [len(row) for row in ids]
-        for name in ("token_type_ids", "mm_token_type_ids"):
-            if name in batch:
-                rows = fields.get(name, [[0] * len(row) for row in ids])
-                batch[f"{self._key}/{name}"] = left_padded([list(row) for row in rows], 0)
-        if self.negative_prompt == "blank_image" and batch.get("pixel_values") is not None:
-            blank = context.processing_class.image_processor(images=images, return_tensors="pt")["pixel_values"]
-            if blank.shape != batch["pixel_values"].shape:
-                raise ValueError(
-                    "`negative_prompt: blank_image` is not supported here: the white images were processed to "
-                    f"{tuple(blank.shape)}, the prompts' to {tuple(batch['pixel_values'].shape)}. Use another "
-                    "negative prompt."
-                )
-            pixel_values = blank.to(batch["pixel_values"])
-            # One entry per completion, as TRL splits its pixel values before shuffling the batch
-            per_completion = split_pixel_values_by_grid({**batch, "pixel_values": pixel_values})["pixel_values"]
-            batch[f"{self._key}/pixel_values"] = per_completion
-
-    def lengths(self, batch: dict[str, Any]) -> np.ndarray:
-        lengths = token_counts(batch)
-        lengths[:, 0] = batch[f"{self._key}/length"]
-        return lengths
-
-    def _negative(self, context: PolicyContext, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with negative prompts instead of prompts."""
-        negative = {key: batch[key] for key in ("completion_ids", "completion_mask", *FORWARD_KEYS) if key in batch}
-        width = cut_width(max(batch[f"{self._key}/length"]), context.pad_to_multiple_of)
-        negative["prompt_ids"] = batch[f"{self._key}/ids"][:, -width:]
-        negative["prompt_mask"] = batch[f"{self._key}/mask"][:, -width:]
-        for name in SEQUENCE_KEYS:
-            if name in batch:
-                completion = batch[name][:, batch["prompt_ids"].size(1) :]
-                negative[name] = torch.cat([batch[f"{self._key}/{name}"][:, -width:], completion], dim=1)
-        blank = batch.get(f"{self._key}/pixel_values")
-        if blank is not None and "pixel_values" in batch:
-            negative["pixel_values"] = torch.cat(blank) if isinstance(blank, list) else blank
-        return negative
-
-    def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> Float[Tensor, "rows tokens"]:
-        negative = self._negative(context, batch)
-        with eval_mode(model):
-            logps, _, _ = context.policy_logps_and_entropies(
-                model,
-                torch.cat([negative["prompt_ids"], negative["completion_ids"]], dim=1),
-                torch.cat([negative["prompt_mask"], negative["completion_mask"]], dim=1),
-                negative["completion_ids"].size(1),
-                **{key: negative.get(key) for key in FORWARD_KEYS},
-            )
-        return logps
-
-    def compute(
-        self,
-        context: PolicyContext,
-        batch: dict[str, Any],
-        own: Float[Tensor, "batch tokens"],
-        policy: PolicyForward,
-    ) -> Float[Tensor, "batch tokens"]:
-        return own.masked_fill(batch[f"{self._key}/overlong"].unsqueeze(1), torch.nan)
+        pixel_values = blank.to(batch["pixel_values"])
+        # One entry per completion, as TRL splits its pixel values before shuffling the batch
+        per_completion = split_pixel_values_by_grid({**batch, "pixel_values": pixel_values})["pixel_values"]
+        batch[f"{self.key}/pixel_values"] = per_completion
 
 
 class _NegativePromptKLSource(_NegativePromptSource):
@@ -365,7 +227,9 @@ class _NegativePromptKLSource(_NegativePromptSource):
     def forward(
         self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]
     ) -> Float[Tensor, "rows tokens hidden"]:
-        return completion_hidden_states(context, model, context.policy_hidden_states, self._negative(context, batch))
+        return completion_hidden_states(
+            context, model, context.policy_hidden_states, self.with_second_prompts(context, batch)
+        )
 
     def compute(
         self,

@@ -15,17 +15,15 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from .._trl import (
     SyncRefModelCallback,
-    create_model_from_path,
     get_config_model_id,
-    prepare_deepspeed,
-    prepare_fsdp,
     use_adapter,
 )
 from ..batching import loss_mask
 from ..model_files import LocalModel
 from .base import PolicyForward, Signal, SignalSource
 from .divergence import compare_distributions, gathered_head
-from .models import HiddenStates, causal_model, check_backbone, completion_hidden_states, vocabulary_size
+from .frozen import check_vocabulary, freeze, load_frozen, prepare_frozen
+from .models import HiddenStates, causal_model, check_backbone, completion_hidden_states
 
 
 if TYPE_CHECKING:
@@ -128,13 +126,14 @@ class _ReferenceSource(SignalSource):
             self._hidden_states = HiddenStates(context.accelerator.unwrap_model(self.model))
             return
         if self.model is None:
-            self.model = self._load(context)
-        size, policy_size = vocabulary_size(self.model), vocabulary_size(policy)
-        if size != policy_size:
-            raise ValueError(
-                f"The reference {self.reference!r} has a vocabulary of {size}, the policy one of {policy_size}: their "
-                "distributions cannot be compared. Name a reference of the policy's family."
-            )
+            path = self._reference_path or self._policy_path or get_config_model_id(context.model.config)
+            self.model = load_frozen(context, path, self._quantization_config, policys_own=self.reference is None)
+        check_vocabulary(
+            self.model,
+            policy,
+            f"The reference {self.reference!r}",
+            "their distributions cannot be compared. Name a reference of the policy's family.",
+        )
         if context.args.sync_ref_model and [p.shape for p in self.model.parameters()] != [
             p.shape for p in policy.parameters()
         ]:
@@ -142,33 +141,11 @@ class _ReferenceSource(SignalSource):
                 f"`sync_ref_model` needs a reference of the policy's architecture; {self.reference!r} has another. Set "
                 "`sync_ref_model=False`."
             )
-        self.model.requires_grad_(False)
-        self.model.eval()
+        freeze(self.model)
         self._hidden_states = HiddenStates(self.model)
-        if context.is_deepspeed_enabled:
-            self.model = prepare_deepspeed(self.model, context.accelerator)
-        elif context.is_fsdp_enabled:
-            self.model = prepare_fsdp(self.model, context.accelerator)
-        else:
-            self.model = context.accelerator.prepare_model(self.model, evaluation_mode=True)
+        self.model = prepare_frozen(context, self.model)
         if context.args.sync_ref_model:
             context.add_callback(SyncRefModelCallback(ref_model=self.model, accelerator=context.accelerator))
-
-    def _load(self, context: PolicyContext) -> PreTrainedModel:
-        """Loads the reference as TRL loads a KL reference: with the policy's dtype and attention implementation."""
-        args = context.args
-        kwargs = dict(args.model_init_kwargs or {})
-        if self.reference is not None:
-            kwargs.pop("revision", None)  # the policy's
-        if self._quantization_config is not None:
-            kwargs["quantization_config"] = self._quantization_config
-        if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
-            kwargs["device_map"] = None
-        kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        kwargs.setdefault("dtype", context.model.dtype)
-        kwargs.setdefault("attn_implementation", context.model.config._attn_implementation)
-        path = self._reference_path or self._policy_path or get_config_model_id(context.model.config)
-        return create_model_from_path(path, **kwargs)
 
     def bytes_per_token(self, context: PolicyContext) -> int:
         if context.args.sync_ref_model:

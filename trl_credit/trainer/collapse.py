@@ -1,4 +1,4 @@
-"""Warns once if a credit method's weights stay effectively uniform for many updates."""
+"""Warns once if a credit method's weights stay effectively uniform for many updates, or completions shrink."""
 
 import math
 from collections.abc import Mapping
@@ -14,6 +14,8 @@ logger = get_logger(__name__)
 
 # Consecutive uniform updates before the warning
 PATIENCE = 20
+# Generation batches of which lengths are averaged, and the share of the first length that calls for a warning
+LENGTH_BATCHES, SHORT = 10, 0.5
 # What shows a collapse, and its name
 _MEASURES = {
     "credit/effective_fraction": "effective token fraction",
@@ -115,3 +117,48 @@ class CollapseWatch:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self._streak, self._warned = int(state["streak"]), bool(state["warned"])
+
+
+class LengthWatch:
+    """If completions shrink to half of their first mean length, warns once. For methods that are known to shorten them
+    ([`~trl_credit.CreditMethod.watches_length`]).
+
+    It compares the mean of the first generation batches with the mean of the latest ones.
+    """
+
+    def __init__(self, method: CreditMethod, batches: int = LENGTH_BATCHES, short: float = SHORT):
+        parts = method.components().values()
+        self.names = [part.name for part in parts if part.watches_length]
+        self._batches, self._short = batches, short
+        self._first: list[float] = []
+        self._latest: list[float] = []
+        self._warned = False
+
+    def see(self, mean_length: float) -> None:
+        """Records the mean length, in tokens, of a generation batch's completions."""
+        if self._warned or not self.names or math.isnan(mean_length):
+            return
+        if len(self._first) < self._batches:
+            self._first.append(mean_length)
+            return
+        self._latest = [*self._latest, mean_length][-self._batches :]
+        if len(self._latest) < self._batches:
+            return
+        first, latest = sum(self._first) / self._batches, sum(self._latest) / self._batches
+        if latest < self._short * first:
+            self._warned = True
+            logger.warning(
+                "Completions shrank from %.0f to %.0f tokens on average. Credit method %s is known for it: the hint makes "
+                "short answers likelier. Lower its strength over the updates, or set `credit` to another method.",
+                first,
+                latest,
+                " and ".join(map(repr, self.names)),
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for checkpoints."""
+        return {"first": list(self._first), "latest": list(self._latest), "warned": self._warned}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._first, self._latest = list(state["first"]), list(state["latest"])
+        self._warned = bool(state["warned"])

@@ -42,12 +42,12 @@ from ..methods.metrics import credit_metrics
 from ..methods.registry import build_credit
 from ..signals.base import PolicyForward
 from ..signals.models import HiddenStates, causal_model
-from .collapse import CollapseWatches
+from .collapse import CollapseWatches, LengthWatch
 from .config import CreditGRPOConfig
 from .credit_log import DEFAULT_COMPLETIONS, CreditLog
 from .exactness import check_credit, check_old_policy, check_policy, is_off_policy, regroup_refusal, skip_refusal
 from .gspo_token import sequence_token_old_logps
-from .rollout_stage import add_rollout_stage, prompt_groups
+from .rollout_stage import add_rollout_stage, extend_rollout, numbered_groups
 
 
 logger = get_logger(__name__)
@@ -147,9 +147,13 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         arguments["args"] = training_args
         check_arguments(type(self), arguments)  # before a signal copies a model
 
-        self._name = self.credit_method.name.upper() if type(self.credit_method) is not Uniform else GRPOTrainer._name
-        self._paper = vars(self.credit_method.paper)
-        self._tag_names = [*GRPOTrainer._tag_names, "trl-credit", self.credit_method.name]
+        parts = self.credit_method.components().values()
+        self._name = GRPOTrainer._name
+        if type(self.credit_method) is not Uniform:
+            self._name = " + ".join(part.name.upper() for part in parts)
+        self._papers = [part.paper for part in parts if part.paper.is_on_arxiv] or [Uniform.paper]
+        self._paper = vars(self._papers[0])
+        self._tag_names = [*GRPOTrainer._tag_names, "trl-credit", *dict.fromkeys(part.name for part in parts)]
         self.credit_pass = CreditPass(self.credit_method, self, getattr(training_args, "credit_cache_device", None))
         self.credit_observers: list[Callable[[dict[str, Any], CreditResult], None]] = []
         self._started: StartedPass | None = None
@@ -184,6 +188,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             source.after_trainer_init(self)
         self._savings = self._resolve_savings()
         self._collapse = CollapseWatches(self.credit_method)
+        self._length = LengthWatch(self.credit_method)
         self._credit_log: CreditLog | None = None
         if steps := getattr(self.args, "credit_log_steps", None):
             self._credit_log = self._make_credit_log(steps, self.args.credit_log_completions or DEFAULT_COMPLETIONS)
@@ -321,14 +326,16 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
 
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
-        for source in self.credit_pass.sources.values():
-            source.extend_rollout(self, inputs, self._rollout_prompts, batch)
+        if self.model.training and self._length.names:
+            self._length.see(self._metrics["train"]["completions/mean_length"][-1])
+        extend_rollout(self, inputs, self._rollout_prompts, batch, lambda: self._rollout_rewards(len(inputs)))
         if self.credit_method.has_rollout_stage:
-            add_rollout_stage(self, self.credit_method, batch, self._rollout_rewards(len(inputs)))
+            rewards = self._rollout_rewards(len(inputs))
+            add_rollout_stage(self, self.credit_method, batch, rewards, turn_rewards=self._turn_rewards)
         if self._keeps_groups_together and self.model.training:
-            rows = len(batch["advantages"])
-            own = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
-            batch[GROUPS] = prompt_groups(self, rows, batch["advantages"].device)[own]
+            count = len(inputs) * self.accelerator.num_processes
+            first = len(inputs) * self.accelerator.process_index
+            batch[GROUPS] = numbered_groups(self, count)[first : first + len(inputs)]
         if self._credit_log and self.model.training:
             self._credit_log.extend_rollout(inputs, self._rollout_prompts, batch)
         return batch
@@ -544,12 +551,15 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         return batch | {PLAN: decode_plan(batch[PLAN], signals)} if PLAN in batch else batch
 
     def _extra_state(self):
-        return super()._extra_state() | {"collapse": self._collapse.state_dict()}
+        length = {"length": self._length.state_dict()} if self._length.names else {}
+        return super()._extra_state() | {"collapse": self._collapse.state_dict()} | length
 
     def _load_extra_state(self, state):
         super()._load_extra_state(state)
         if "collapse" in state:
             self._collapse.load_state_dict(state["collapse"])
+        if "length" in state:
+            self._length.load_state_dict(state["length"])
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """Writes TRL's model card plus the credit method.
@@ -572,6 +582,8 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         parameters = yaml.safe_dump({"credit": without_folders(self.credit_method.to_dict())}, sort_keys=False)
         data = f" on {local_name(dataset_name)}" if dataset_name and on_hub is None else ""
         card.text += f"\n\n## Token credit\n\nTrained with trl-credit{data}:\n\n```yaml\n{parameters}```\n"
+        for paper in self._papers[1:]:  # TRL's card cites one
+            card.text += f"\n```bibtex\n{paper.citation}\n```\n"
         self._describe_use(card)
         card.save(path)
 

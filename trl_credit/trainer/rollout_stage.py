@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ..batching import HAS_CREDIT, STAGE_PREFIX, cut, loss_mask, select, turns_of
+from ..batching import GROUPS, HAS_CREDIT, REWARDS, STAGE_PREFIX, cut, loss_mask, select, turns_of
+from ..extras.reward_guard import TurnRewards
 from ..methods import CreditMethod
 from ..methods.rollout import Rollout
 from ..signals.context import PolicyContext
@@ -15,16 +19,41 @@ from ..signals.models import causal_model, completion_hidden_states
 from ..signals.token_statistics import token_statistics
 
 
-def prompt_groups(trainer: PolicyContext, rows: int, device: torch.device) -> torch.Tensor:
-    """(N,) number of the prompt of each completion of all processes: TRL's groups are consecutive rows.
+def numbered_groups(trainer: PolicyContext, count: int) -> torch.Tensor:
+    """(N,) the number of the prompt of each of all processes' `count` completions: TRL's groups of consecutive rows."""
+    size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+    return torch.arange(count, device=trainer.accelerator.device) // size
+
+
+def extend_rollout(
+    trainer: PolicyContext,
+    examples: list[dict],
+    prompts: list,
+    batch: dict[str, Any],
+    rewards: Callable[[], torch.Tensor],
+    groups: torch.Tensor | None = None,
+) -> None:
+    """Lets the signals' sources add their entries to TRL's batch, with groups and rewards for those that need them.
 
     Args:
         trainer: The trainer.
-        rows: Completions of each process.
-        device: Device of the result.
+        examples: The dataset's rows.
+        prompts: The prompts, as generated from.
+        batch: TRL's batch of this process's B completions.
+        rewards: Gives the (N,) rewards of all processes' completions.
+        groups: (N,) number of each completion's prompt; by default, TRL's groups of consecutive rows.
     """
-    size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-    return torch.arange(rows * trainer.accelerator.num_processes, device=device) // size
+    sources = trainer.credit_pass.sources.values()
+    if any(source.needs_groups for source in sources):
+        every = rewards()
+        first = trainer.accelerator.process_index * len(prompts)
+        own = slice(first, first + len(prompts))
+        batch[GROUPS] = (numbered_groups(trainer, len(every)) if groups is None else groups)[own]
+        batch[REWARDS] = every[own]
+    for source in sources:
+        source.extend_rollout(trainer, examples, prompts, batch)
+    for key in (GROUPS, REWARDS):
+        batch.pop(key, None)
 
 
 @torch.no_grad()
@@ -34,6 +63,7 @@ def add_rollout_stage(
     batch: dict[str, Any],
     rewards: torch.Tensor,
     groups: torch.Tensor | None = None,
+    turn_rewards: list[TurnRewards | None] | None = None,
 ) -> None:
     """Adds the results of the method's rollout stage to TRL's batch, so that they are shuffled and dealt with its rows.
 
@@ -45,12 +75,12 @@ def add_rollout_stage(
         batch: TRL's batch of this process's B completions.
         rewards: (N,) rewards of all processes' completions.
         groups: (N,) number of each completion's prompt; by default, TRL's groups of consecutive rows.
+        turn_rewards: Rewards by turn of this process's completions; `None` if no reward function gave any.
     """
     accelerator, rows = trainer.accelerator, len(batch["advantages"])
     first = accelerator.process_index * rows
     own = slice(first, first + rows)
-    if groups is None:
-        groups = prompt_groups(trainer, rows, rewards.device)
+    groups = numbered_groups(trainer, len(rewards)) if groups is None else groups
     rollout = Rollout(
         mask=loss_mask(batch),
         token_ids=batch["completion_ids"],
@@ -58,6 +88,8 @@ def add_rollout_stage(
         rewards=rewards[own],
         groups=groups[own],
         turns=turns_of(batch),
+        turn_rewards=_turn_rewards(trainer, batch, turn_rewards),
+        turn_states=_turn_states(batch),
         gather=accelerator.gather,
         first=first,
         **_of_the_policy(trainer, method.rollout_needs, batch),
@@ -72,6 +104,64 @@ def add_rollout_stage(
     with_credit = method.rows_with_credit(rollout)
     if with_credit is not None:
         batch[HAS_CREDIT] = with_credit
+
+
+def _turn_count(batch: dict[str, Any]) -> int:
+    """Most turns with a token in the loss, at least 1."""
+    return int(torch.where(loss_mask(batch), turns_of(batch), 0).max()) + 1
+
+
+def _turn_rewards(
+    trainer: PolicyContext, batch: dict[str, Any], found: list[TurnRewards | None] | None
+) -> torch.Tensor | None:
+    """(B, K) rewards of turns. What a completion got as a whole is its last turn's, as are rewards of turns beyond it: a
+    turn that was cut off has no token."""
+    rows, device = len(batch["advantages"]), batch["advantages"].device
+    anywhere = bool(trainer.accelerator.gather(torch.tensor([found is not None], device=device)).any())
+    if not anywhere or "tool_mask" not in batch:
+        return None
+    turns, mask = turns_of(batch), loss_mask(batch)
+    result = torch.full((rows, _turn_count(batch)), math.nan, dtype=torch.float32)
+    last = torch.where(mask, turns, 0).amax(-1).tolist()
+    for i, (rewards, end) in enumerate(zip(found or [None] * rows, last, strict=True)):
+        if rewards is None:
+            continue
+        row = [rewards.each[k] if k < len(rewards.each) else math.nan for k in range(end + 1)]
+        rest = [rewards.whole, *(value for value in rewards.each[end + 1 :] if not math.isnan(value))]
+        if any(rest) or math.isnan(row[end]):
+            row[end] = sum(rest) + (0.0 if math.isnan(row[end]) else row[end])
+        result[i, : end + 1] = torch.tensor(row)
+    return result.to(device)
+
+
+def _turn_states(batch: dict[str, Any]) -> torch.Tensor | None:
+    """(B, K) int64, a hash of the tokens that tools or an environment put just before each turn, of the prompt's before a
+    turn with none; 0 where there is no turn."""
+    if "tool_mask" not in batch:
+        return None
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "tool_mask")
+    columns = {name: batch[name].tolist() for name in names}
+    in_loss = loss_mask(batch).tolist()
+    result = torch.zeros(len(in_loss), _turn_count(batch), dtype=torch.long)
+    for i, row in enumerate(in_loss):
+        prompt = [t for t, on in zip(columns["prompt_ids"][i], columns["prompt_mask"][i], strict=True) if on]
+        turn, between, before = -1, [], False
+        for place, own in enumerate(columns["tool_mask"][i]):
+            if not own:
+                between.append(columns["completion_ids"][i][place])
+            elif not before:
+                turn += 1
+                if row[place]:
+                    result[i, turn] = _hash(between or prompt)
+                between = []
+            before = bool(own)
+    return result.to(batch["advantages"].device)
+
+
+def _hash(ids: list[int]) -> int:
+    """A hash that is the same in every process, never 0."""
+    digest = hashlib.blake2b(",".join(map(str, ids)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True) or 1
 
 
 def _of_the_policy(trainer: PolicyContext, needs: tuple[str, ...], batch: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,77 @@
+"""What a method sees of a generation batch, on one process and on two."""
+
+from dataclasses import replace
+
+import torch
+from support.inputs import make_rollout
+from support.processes import on_processes
+
+
+def ragged(rows: int, width: int) -> torch.Tensor:
+    mask = torch.zeros(rows, width, dtype=torch.bool)
+    for i in range(rows):
+        mask[i, : 1 + (5 * i) % width] = True
+    return mask
+
+
+def narrow_first(rows: int = 6, width: int = 9, narrow: int = 4):
+    """A rollout whose first half fits into fewer columns, and the widths of the two processes."""
+    mask = ragged(rows, width)
+    mask[: rows // 2, narrow:] = False
+    return make_rollout(0, mask), (narrow, width)
+
+
+def test_all_has_every_process_s_rows_in_order():
+    rollout, widths = narrow_first()
+    for found in on_processes(rollout, lambda r: r.all(torch.where(r.mask, r.logps, 0.0)), widths):
+        assert torch.equal(found, torch.where(rollout.mask, rollout.logps, 0.0))
+    for found in on_processes(rollout, lambda r: r.all(r.rewards), widths):
+        torch.testing.assert_close(found, rollout.rewards, equal_nan=True, rtol=0, atol=0)
+
+
+def test_all_of_more_than_two_dimensions():
+    rollout, widths = narrow_first()
+    on = rollout.mask.unsqueeze(-1)
+    for found in on_processes(rollout, lambda r: r.all(r.hidden_states * r.mask.unsqueeze(-1)), widths):
+        assert torch.equal(found, rollout.hidden_states * on)
+
+
+def test_own_is_the_inverse_of_all():
+    rollout, widths = narrow_first()
+    for logps, own, groups, own_groups in on_processes(
+        rollout, lambda r: (r.logps, r.own(r.all(r.logps)), r.groups, r.own(r.all(r.groups))), widths
+    ):
+        assert torch.equal(own, logps)
+        assert torch.equal(own_groups, groups)
+
+
+def test_sum_is_over_processes():
+    rollout, widths = narrow_first()
+    for found in on_processes(rollout, lambda r: r.sum(r.logps[:, :4].sum(0)), widths):
+        torch.testing.assert_close(found, rollout.logps[:, :4].sum(0))
+    assert torch.equal(rollout.sum(rollout.advantages), rollout.advantages)
+
+
+def test_groups_with_signal_on_one_process_and_on_two():
+    """The middle group lies on both."""
+    rollout, widths = narrow_first()
+    nan = torch.nan
+    cases = {
+        (1.0, 1.0, 0.0, 1.0, 2.0, 2.0): [False, False, True, True, False, False],
+        (1.0, nan, nan, nan, 0.0, 3.0): [False, False, False, False, True, True],
+        (0.0, 1.0, 0.5, 0.5, nan, 0.0): [True, True, False, False, False, False],
+    }
+    for rewards, expected in cases.items():
+        rollout = replace(rollout, rewards=torch.tensor(rewards), groups=torch.tensor([0, 0, 1, 1, 2, 2]))
+        assert rollout.groups_with_signal.tolist() == expected
+        parts = on_processes(rollout, lambda r: r.groups_with_signal, widths)
+        assert torch.cat(parts).tolist() == expected
+
+
+def test_a_group_with_a_completion_without_a_reward_is_judged_by_the_others():
+    rollout = replace(
+        narrow_first()[0],
+        rewards=torch.tensor([torch.nan, 1.0, 0.0, 1.0, 1.0, torch.nan]),
+        groups=torch.tensor([0, 0, 0, 1, 1, 1]),
+    )
+    assert rollout.groups_with_signal.tolist() == [True, True, True, False, False, False]

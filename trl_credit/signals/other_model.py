@@ -1,0 +1,75 @@
+"""Log-probs of the completion's tokens under another model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..batching import loss_mask
+from ..model_files import LocalModel
+from .base import Signal, SignalSource
+from .divergence import gathered_head
+from .frozen import check_vocabulary, freeze, load_frozen, prepare_frozen
+from .models import HiddenStates, causal_model, check_backbone, completion_hidden_states
+from .token_statistics import token_statistics
+
+
+if TYPE_CHECKING:
+    from .context import PolicyContext
+
+
+@dataclass(frozen=True)
+class OtherModelLogps(Signal):
+    """(B, T) float32 log-probs, in nats, of the completion's tokens under another model, which is not trained, at the
+    rollout temperature.
+
+    Args:
+        model: Path or hub id of a model with the policy's tokenizer and vocabulary.
+    """
+
+    model: str
+
+    title = "log-prob under another model"
+
+    def source(self) -> _OtherModelSource:
+        return _OtherModelSource(self.model)
+
+
+class _OtherModelSource(SignalSource):
+    has_forward = True
+
+    def __init__(self, name: str):
+        self.name = name
+        self.model: nn.Module | None = None
+
+    def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
+        self._quantization_config = arguments.get("quantization_config")
+        trust = arguments["args"].trust_remote_code
+        self._path = LocalModel.find(self.name, trust_remote_code=trust, adapter=False, needs=None).path
+
+    def after_trainer_init(self, context: PolicyContext) -> None:
+        model = load_frozen(context, self._path, self._quantization_config)
+        check_backbone(model)
+        check_vocabulary(
+            model,
+            causal_model(context.accelerator.unwrap_model(context.model)),
+            f"The model {self.name!r}",
+            "it cannot score the policy's tokens. Name a model of the policy's family, with the same tokenizer.",
+        )
+        freeze(model)
+        self._hidden_states = HiddenStates(model)
+        self.model = prepare_frozen(context, model)
+
+    def bytes_per_token(self, context: PolicyContext) -> int:
+        return 4
+
+    def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> Float[Tensor, "rows tokens"]:
+        states = completion_hidden_states(context, self.model, self._hidden_states, batch)
+        with gathered_head(causal_model(context.accelerator.unwrap_model(self.model))) as head:
+            found = token_statistics(
+                states, head, batch["completion_ids"], loss_mask(batch), context.temperature, context.head_dtype
+            )
+        return found["logps"]

@@ -1,0 +1,344 @@
+"""Log-probs of the same completion under a second prompt: what negative prompts, hints and siblings have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._trl import pad
+from ..batching import SEQUENCE_KEYS, cut_width, token_counts
+from .base import PolicyForward, Signal, SignalSource
+from .models import FORWARD_KEYS, eval_mode
+
+
+if TYPE_CHECKING:
+    from .context import PolicyContext
+
+
+logger = get_logger(__name__)
+
+Prompt = str | list[dict]
+
+SLOT = "{prompt}"
+# Rows checked before training starts; later ones are checked when they are generated
+_MAX_ROWS = 10_000
+
+
+# Prompts
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Puts values into the slots `{name}` of a template. Braces in the values, and other braces, stay as they are."""
+    slots = "|".join(map(re.escape, values))
+    return re.sub(rf"\{{({slots})\}}", lambda found: values[found[1]], template)
+
+
+def _rewrite_text(content: str | list[dict], template: str, values: Mapping[str, str]) -> str | list[dict]:
+    """Applies the template to a message's text (its last text part). Images stay in place."""
+    if isinstance(content, str):
+        return fill(template, {**values, "prompt": content})
+    texts = [i for i, part in enumerate(content) if part.get("type") == "text"]
+    text = content[texts[-1]]["text"] if texts else ""
+    last = {"type": "text", "text": fill(template, {**values, "prompt": text})}
+    if SLOT not in template:  # nothing of the prompt's text is kept
+        return [part for part in content if part.get("type") != "text"] + [last]
+    return [last if texts and i == texts[-1] else part for i, part in enumerate(content)] + ([] if texts else [last])
+
+
+def rewritten(
+    prompt: Prompt, template: str, values: Mapping[str, str] | None = None, noun: str = "second prompt"
+) -> Prompt:
+    """Applies a template to a prompt, plain text or conversational. `prompt` is not modified.
+
+    In a conversation only the last user message is rewritten.
+
+    Args:
+        prompt: Text or messages.
+        template: A text with the slot `{prompt}` for the prompt's text.
+        values: Texts for its other slots.
+        noun: What the result is, for messages.
+
+    Raises:
+        ValueError: The conversation has no user message.
+    """
+    values = values or {}
+    if isinstance(prompt, str):
+        return fill(template, {**values, "prompt": prompt})
+    users = [i for i, message in enumerate(prompt) if message["role"] == "user"]
+    if not users:
+        raise ValueError(f"No user message to make a {noun} from in the prompt {shortened(prompt)}.")
+    last = users[-1]
+    changed = {**prompt[last], "content": _rewrite_text(prompt[last]["content"], template, values)}
+    return [*prompt[:last], changed, *prompt[last + 1 :]]
+
+
+def check_template(template: str, built_in: Mapping[str, str], slots: Sequence[str], field: str) -> None:
+    """Raises `ValueError` unless `template` is a built-in name or a text with the slots."""
+    from .._util.text import nearest
+
+    missing = [slot for slot in slots if slot not in template]
+    if template not in built_in and missing:
+        raise ValueError(
+            f"`{field}` is {template!r}: neither a built-in template nor a text with the slots "
+            f"{' and '.join(slots)} ({', '.join(missing)} is missing). {nearest(template, built_in)}"
+        )
+
+
+def shortened(value: Any) -> str:
+    """A value as text for a message, of at most 200 characters and dots."""
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+# Dataset columns
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a column's value is no value: `None`, blank text or an empty list. Numbers are values, 0 too."""
+    return (
+        value is None
+        or (isinstance(value, (str, list)) and not value)
+        or (isinstance(value, str) and not value.strip())
+    )
+
+
+def check_column(arguments: dict[str, Any], column: str, setting: str) -> None:
+    """Raises `ValueError` if a dataset among the trainer's arguments lacks the column or has an empty row in it."""
+    evaluation = arguments.get("eval_dataset")
+    datasets = {"train": arguments.get("train_dataset")}
+    datasets |= evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
+    for name, dataset in datasets.items():
+        columns = getattr(dataset, "column_names", None)
+        if columns is not None and column not in columns:
+            raise ValueError(
+                f"{setting} needs a column {column!r}, but the {name} dataset has only: {', '.join(columns)}."
+            )
+        if isinstance(dataset, Dataset):
+            for row, value in enumerate(dataset[column]):
+                if is_empty(value):
+                    raise ValueError(f"The {name} dataset's column {column!r} is empty in row {row}.")
+
+
+# The source
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Second prompts of a generation batch.
+
+    Args:
+        prompts: The prompts.
+        ids: Their token ids.
+        images: Their images.
+        fields: Further per-token fields.
+        present: Whether each row has one; the others have their own prompt instead.
+    """
+
+    prompts: list[Prompt]
+    ids: list[list[int]]
+    images: Any = None
+    fields: Mapping[str, Any] | None = None
+    present: list[bool] | None = None
+
+
+class SecondPromptSource(SignalSource):
+    """Computes the log-probs of completions under another prompt than the one they were generated from.
+
+    A subclass says which: [`second_prompts`].
+
+    Args:
+        key: Prefix of its entries in TRL's batch. Equal signals share them.
+
+    Class attributes:
+        noun: What the second prompt is, for messages.
+        neutral: What completions get whose second prompt does not fit, for messages.
+        optional: True if a completion may have none. It is then scored after its own prompt, so that all processes run
+            the same forwards, and [`HasSecondPrompt`] tells.
+    """
+
+    has_forward = True
+    noun = "second prompt"
+    neutral = "the same credit on each token"
+    optional = False
+
+    def __init__(self, key: str):
+        self.key = key
+        self._warned = False
+
+    def second_prompts(
+        self, context: PolicyContext, examples: list[dict], prompts: list[Prompt], batch: dict[str, Any]
+    ) -> list[Prompt | None]:
+        """The second prompt of each row of a generation batch, `None` if it has none; see [`extend_rollout`]."""
+        raise NotImplementedError
+
+    def tokenized(
+        self, context: PolicyContext, examples: list[dict], prompts: list[Prompt], batch: dict[str, Any]
+    ) -> Tokenized:
+        """The second prompts and their tokens."""
+        found = self.second_prompts(context, examples, prompts, batch)
+        present = [one is not None for one in found]
+        chosen = [own if one is None else one for one, own in zip(found, prompts, strict=True)]
+        return Tokenized(chosen, *context.tokenize_prompts(chosen), present)
+
+    def add_images(self, context: PolicyContext, images: Any, batch: dict[str, Any]) -> None:
+        """Adds the second prompts' images to the batch; by default they are the prompts'."""
+
+    def check_lengths(
+        self, context: PolicyContext, make: Callable[[dict[str, Any]], Prompt], columns: Sequence[str]
+    ) -> None:
+        """Raises `ValueError` if the longest second prompt of the training data leaves no room for a completion.
+
+        Args:
+            context: The trainer.
+            make: Makes the second prompt of a dataset row.
+            columns: The columns that it reads, besides `prompt`.
+        """
+        dataset, limit = context.train_dataset, context.context_length
+        if limit is None or context.is_vision or isinstance(dataset, IterableDataset) or context.environment_factories:
+            return
+        if "prompt" not in dataset.column_names or not len(dataset):
+            return  # TRL reports it
+        rows = list(
+            islice(dataset.select_columns([c for c in ("prompt", *columns) if c in dataset.column_names]), _MAX_ROWS)
+        )
+        seconds = [make(row) for row in rows]
+        longest = max(range(len(rows)), key=lambda row: len(str(seconds[row])))
+        length, prompt_length = (
+            len(context.tokenize_prompts([prompt])[0][0]) for prompt in (seconds[longest], rows[longest]["prompt"])
+        )
+        # If the prompt itself does not fit either, TRL trains on it anyway, so the second prompt is not to blame
+        if prompt_length + context.max_completion_length <= limit < length + context.max_completion_length:
+            raise ValueError(
+                f"The {self.noun} of row {longest} has {length} tokens; with `max_completion_length` "
+                f"({context.max_completion_length}) that is more than the model's context of {limit}. Shorten the "
+                f"{self.noun}, lower `max_completion_length` or drop the row."
+            )
+
+    def extend_rollout(
+        self, context: PolicyContext, examples: list[dict], prompts: list, batch: dict[str, Any]
+    ) -> None:
+        found = self.tokenized(context, examples, prompts, batch)
+        ids, fields = found.ids, found.fields or {}
+
+        lengths = batch["completion_mask"].sum(-1).tolist()
+        limit = context.context_length or float("inf")
+        # Where the prompt itself does not fit, its second one may be as long
+        rooms = [
+            max(limit - length, prompt_length)
+            for length, prompt_length in zip(lengths, batch["prompt_mask"].sum(-1).tolist(), strict=True)
+        ]
+        overlong = [len(row) > room for row, room in zip(ids, rooms, strict=True)]
+        if any(overlong):
+            if not self._warned:
+                logger.warning(
+                    "%d %ss do not fit the model's context of %d tokens together with their completions; "
+                    "such completions get %s and are counted in `credit/nonfinite_tokens`. The first: %s",
+                    sum(overlong),
+                    self.noun,
+                    context.context_length,
+                    self.neutral,
+                    shortened(found.prompts[overlong.index(True)]),
+                )
+                self._warned = True
+            ids = [row[-int(room) :] if len(row) > room else row for row, room in zip(ids, rooms, strict=True)]
+
+        device = context.accelerator.device
+
+        def left_padded(rows: list[list[int]], value: int) -> torch.Tensor:
+            tensors = [torch.as_tensor(row) for row in rows]
+            padded = pad(
+                tensors, padding_value=value, padding_side="left", pad_to_multiple_of=context.pad_to_multiple_of
+            )
+            return padded.to(device)
+
+        batch[f"{self.key}/ids"] = left_padded(ids, context.tokenizer.pad_token_id)
+        batch[f"{self.key}/mask"] = left_padded([[1] * len(row) for row in ids], 0)
+        batch[f"{self.key}/overlong"] = torch.tensor(overlong, device=device)
+        batch[f"{self.key}/length"] = [len(row) for row in ids]
+        if self.optional:
+            batch[f"{self.key}/present"] = torch.tensor(found.present, device=device)
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if name in batch:
+                rows = fields.get(name, [[0] * len(row) for row in ids])
+                batch[f"{self.key}/{name}"] = left_padded([list(row) for row in rows], 0)
+        self.add_images(context, found.images, batch)
+
+    def lengths(self, batch: dict[str, Any]) -> np.ndarray:
+        lengths = token_counts(batch)
+        lengths[:, 0] = batch[f"{self.key}/length"]
+        return lengths
+
+    def with_second_prompts(self, context: PolicyContext, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the second prompts instead of the prompts."""
+        second = {key: batch[key] for key in ("completion_ids", "completion_mask", *FORWARD_KEYS) if key in batch}
+        width = cut_width(max(batch[f"{self.key}/length"]), context.pad_to_multiple_of)
+        second["prompt_ids"] = batch[f"{self.key}/ids"][:, -width:]
+        second["prompt_mask"] = batch[f"{self.key}/mask"][:, -width:]
+        for name in SEQUENCE_KEYS:
+            if name in batch:
+                completion = batch[name][:, batch["prompt_ids"].size(1) :]
+                second[name] = torch.cat([batch[f"{self.key}/{name}"][:, -width:], completion], dim=1)
+        images = batch.get(f"{self.key}/pixel_values")
+        if images is not None and "pixel_values" in batch:
+            second["pixel_values"] = torch.cat(images) if isinstance(images, list) else images
+        return second
+
+    def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> Float[Tensor, "rows tokens"]:
+        second = self.with_second_prompts(context, batch)
+        with eval_mode(model):
+            logps, _, _ = context.policy_logps_and_entropies(
+                model,
+                torch.cat([second["prompt_ids"], second["completion_ids"]], dim=1),
+                torch.cat([second["prompt_mask"], second["completion_mask"]], dim=1),
+                second["completion_ids"].size(1),
+                **{key: second.get(key) for key in FORWARD_KEYS},
+            )
+        return logps
+
+    def compute(
+        self,
+        context: PolicyContext,
+        batch: dict[str, Any],
+        own: Float[Tensor, "batch tokens"],
+        policy: PolicyForward,
+    ) -> Float[Tensor, "batch tokens"]:
+        return own.masked_fill(batch[f"{self.key}/overlong"].unsqueeze(1), torch.nan)
+
+
+@dataclass(frozen=True)
+class HasSecondPrompt(Signal):
+    """(B, T) float32, 1 in completions that have a second prompt and 0 in those that have none, without a forward.
+
+    A method requests it together with the signal.
+
+    Args:
+        signal: The signal after that prompt, such as [`~trl_credit.signals.sibling.SiblingLogps`].
+    """
+
+    signal: Signal
+
+    title = "has a second prompt"
+
+    def source(self) -> _PresentSource:
+        return _PresentSource(self.signal.source().key)
+
+
+class _PresentSource(SignalSource):
+    def __init__(self, key: str):
+        self._key = key
+
+    def compute(
+        self, context: PolicyContext, batch: dict[str, Any], own: None, policy: PolicyForward
+    ) -> Float[Tensor, "batch tokens"]:
+        present = batch[f"{self._key}/present"].to(policy.logps.dtype)
+        return present.unsqueeze(1).expand_as(policy.logps)
