@@ -116,7 +116,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(tiny_model, tmp_path):
     model["a"], model["b"] = model["b"], model["a"]
     (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(vocabulary))
     with pytest.raises(
-        ValueError, match="has another tokenizer than the policy: 2 tokens, such as '[ab]', have other ids"
+        ValueError, match=r"another tokenizer than the policy: 2 tokens, such as '[ab]', have"
     ):
         trained(tiny_model, tmp_path, {"method": "teacher", "model": str(tmp_path / "other")})
     with pytest.raises(ValueError, match="no/such/teacher"):
