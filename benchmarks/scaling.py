@@ -17,7 +17,11 @@ GPU_BYTES = 80e9
 NVLINK, NETWORK = 300e9, 40e9
 GPUS_PER_MACHINE = 8
 
-METHODS = ("trl", "trl_kl", "uniform", "gcpo", "gcpo_full", "dgpo")
+METHODS = (
+    "trl", "trl_kl", "uniform", "gcpo", "gcpo_full", "dgpo", "forking", "random", "rlsd", "rlcsd", "teacher", "otb", "delta",
+)  # fmt: skip
+# Completions without an advantage stay in the loss
+NEVER_SKIPPED = ("trl", "trl_kl", "forking", "teacher")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,9 @@ class Update:
     Args:
         prompt: Tokens of a prompt.
         note: Tokens that the negative prompt adds.
+        hint: Tokens that the reference answer adds to RLSD's prompt.
+        sibling: Tokens that a sibling adds to RLCSD's prompt. By default a completion's and 64 around it.
+        siblings: RLCSD's siblings, the right one included.
         completion: Tokens of a completion.
         completions: Completions over all processes.
         zero_advantage: Share of completions without an advantage.
@@ -90,6 +97,9 @@ class Update:
 
     prompt: int = 256
     note: int = 15
+    hint: int = 256
+    sibling: int | None = None
+    siblings: int = 5
     completion: int = 2048
     completions: int = 512
     zero_advantage: float = 0.0
@@ -105,8 +115,9 @@ def update_flops(model: Model, update: Update, method: str, savings: bool = True
 
     A forward costs 2 FLOPs per parameter and token, a backward twice that. TRL's fused head recomputes its logits in
     the backward, so it takes 4 products instead of 3. Checkpointing recomputes all of a layer but its last matrix.
-    Credit is never computed for completions without an advantage; `savings` (`skip_zero_advantage`) leaves them out of
-    the loss too.
+    Credit is never computed for completions without an advantage, except once per generation batch (OTB, DelTA) or by
+    methods that give them one (a teacher); `savings` (`skip_zero_advantage`) leaves them out of the loss too. The teacher
+    is as large as the policy.
     """
     length, rows = update.prompt + update.completion, update.completions
     live = rows * (1 - update.zero_advantage)
@@ -114,21 +125,31 @@ def update_flops(model: Model, update: Update, method: str, savings: bool = True
     forward = model.backbone_flops(length, update.attention)
     again = forward - 2 * length * model.layers * model.hidden * model.intermediate if update.checkpointing else 0.0
     loss = 3 * forward + again + 4 * model.head_flops(scored)
-    rows_in_loss = rows if method.startswith("trl") or not savings else live
+    rows_in_loss = rows if method in NEVER_SKIPPED or not savings else live
+
+    def second_prompt(added: int) -> float:
+        """Of one completion, after a prompt that is longer."""
+        return model.backbone_flops(length + added, update.attention) + model.head_flops(
+            scored + (added if update.scored else 0)
+        )
+
+    batch = rows * (forward + model.head_flops(update.completion))
+    sibling = update.completion + 64 if update.sibling is None else update.sibling
     credit = {
         # once per generation batch, for all completions
         "trl_kl": rows * (forward + model.head_flops(scored)),
-        "gcpo": update.iterations
-        * live
-        * (
-            model.backbone_flops(length + update.note, update.attention)
-            + model.head_flops(scored + (update.note if update.scored else 0))
-        ),
+        "gcpo": update.iterations * live * second_prompt(update.note),
         "gcpo_full": update.iterations
         * live
         * (model.backbone_flops(length + update.note, update.attention) + 2 * model.head_flops(update.completion)),
         # iterations share the reference's hidden states
         "dgpo": live * (forward + update.iterations * 2 * model.head_flops(update.completion)),
+        "rlsd": update.iterations * live * second_prompt(update.hint),
+        "rlcsd": update.iterations * live * update.siblings * second_prompt(sibling),
+        # iterations share the teacher's log-probs
+        "teacher": batch,
+        "otb": batch,
+        "delta": batch,
     }
     old = rows * (forward + model.head_flops(scored)) if update.old_logps or update.iterations > 1 else 0.0
     return {"loss": update.iterations * rows_in_loss * loss + old, "credit": credit.get(method, 0.0)}
@@ -213,14 +234,14 @@ def main() -> None:
         return f"{ours / theirs:.3f}"
 
     print("FLOPs of an update, all advantages non-zero, relative to TRL with a KL penalty\n")
-    names = ["trl", "gcpo", "gcpo_full", "dgpo"]
+    names = ["trl", "gcpo", "gcpo_full", "dgpo", "rlsd", "rlcsd", "otb"]
     print(table(["model", *names], [[m.name, *(ratio(m, update, n, "trl_kl") for n in names)] for m in MODELS]))
 
     skipping = replace(update, zero_advantage=arguments.zero_advantage)
     print(
         f"\nThe same, {arguments.zero_advantage:.0%} of the completions without an advantage, relative to TRL without one\n"
     )
-    names = ["trl_kl", "uniform", "gcpo", "gcpo_full", "dgpo"]
+    names = ["trl_kl", "uniform", "gcpo", "gcpo_full", "dgpo", "rlsd", "rlcsd", "otb"]
     print(table(["model", *names], [[m.name, *(ratio(m, skipping, n, "trl") for n in names)] for m in MODELS]))
 
     print(

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .signals.second_prompt import HasSecondPrompt
     from .signals.sibling import SiblingLogps
     from .signals.thought_tokens import ThoughtTokens
+    from .trainer.async_grpo import AsyncCreditGRPOConfig, AsyncCreditGRPOTrainer
     from .trainer.config import CreditGRPOConfig
     from .trainer.diffusion import DiffusionGRPOTrainer, PCPOTrainer
     from .trainer.diffusion_config import DiffusionGRPOConfig
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 # Importing TRL takes seconds, so `trl-credit --help` and the evaluation's statistics do without it
 _HOMES = {
+    "AsyncCreditGRPOConfig": ".trainer.async_grpo",
+    "AsyncCreditGRPOTrainer": ".trainer.async_grpo",
     "DGPO": ".methods.dgpo",
     "FIPO": ".methods.fipo",
     "Forking": ".methods.forking",
@@ -109,6 +112,8 @@ __all__ = [
     "RLCSD",
     "RLSD",
     "VPPO",
+    "AsyncCreditGRPOConfig",
+    "AsyncCreditGRPOTrainer",
     "CreditGRPOConfig",
     "CreditGRPOTrainer",
     "CreditInputs",

@@ -34,7 +34,8 @@ COMPLETION_PREFIX = "completion/"
 # Prefix of what a method's rollout stage computed, (B, T) each
 STAGE_PREFIX = COMPLETION_PREFIX + "stage/"
 # (B,) what a signal's `extend_rollout` may read of the whole generation batch: numbers of the completions' prompts, unique
-# over all processes, and weighted rewards. They are taken out before TRL buffers the batch
+# over all processes, and weighted rewards. They are taken out before TRL buffers the batch; `keep_groups_together` adds the
+# numbers again
 GROUPS, REWARDS = "rollout/groups", "rollout/rewards"
 # (B,) bool: the completions to which a method with a rollout stage gives credit
 HAS_CREDIT = "rollout/has_credit"
@@ -189,6 +190,34 @@ def placeholder_row(batch: dict[str, Any]) -> dict[str, Any]:
 def mixes_images(batch: dict[str, Any]) -> bool:
     """True if some but not all rows have images."""
     return batch.get("num_images") is not None and 0 < sum(map(bool, batch["num_images"])) < len(batch["num_images"])
+
+
+def keep_groups_together(batches: Sequence[dict[str, Any]], window: int) -> list[dict[str, Any]] | None:
+    """Deals a generation batch anew, so that each optimizer step holds whole groups of completions of one prompt.
+
+    Groups come in the order in which TRL's shuffled rows first show them. Within a step, rows keep TRL's order, so that
+    its micro-batches mix groups.
+
+    Args:
+        batches: TRL's micro-batches of a generation batch of this process, with equal padding and the key `GROUPS`.
+        window: Micro-batches of an optimizer step. Divides their number, and holds whole groups.
+
+    Returns:
+        As many micro-batches, with as many rows. `None` if only some rows have images: a micro-batch could be left
+        without any, and models reject an empty image tensor.
+    """
+    per_batch = len(batches[0][GROUPS])
+    merged = concatenate(batches)
+    if mixes_images(merged):
+        return None
+    groups = merged[GROUPS].tolist()
+    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    by_group = sorted(range(len(groups)), key=lambda row: places[groups[row]])  # stable
+    dealt = []
+    for start in range(0, len(groups), window * per_batch):
+        step = sorted(by_group[start : start + window * per_batch])
+        dealt += [select(merged, step[i : i + per_batch]) for i in range(0, len(step), per_batch)]
+    return dealt
 
 
 # Index plans

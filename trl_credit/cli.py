@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     commands.add_parser(
         "quickstart",
         add_help=False,
-        help="train the embedded model with every method and compare; `--images`: the embedded image model",
+        help="train the embedded model with several methods and compare; `--images`: the embedded image model",
     )
     modules = {"train": "trl_credit.train", "eval": "trl_credit.evaluation.cli"}
     if argv and argv[0] in modules:  # they parse their own arguments

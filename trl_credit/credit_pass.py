@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .batching import STAGE_PREFIX, UpdatePlan, cut, loss_mask, placeholder_row, select, turns_of
+from .batching import HAS_CREDIT, STAGE_PREFIX, UpdatePlan, cut, loss_mask, placeholder_row, select, turns_of
 from .methods import CreditInputs, CreditMethod
 from .signals import PolicyForward, Signal, SignalSource
 from .signals.context import PolicyContext
@@ -42,7 +42,7 @@ class CreditResult:
         weights: (b, T) weights; `None` if the method has none.
         row_advantages: (b, T) or (b,) token advantages of these rows.
         token_advantages: (B, T) or (B,) advantages of every row, scaled by the plan, for the loss. `None` if no row
-            needed credit; the loss then uses the sequence advantages.
+            needed credit; the loss then uses the sequence advantages, all of them zero.
         ratio_weights: (B, T) weights of every row, 1 in those that need no credit, if they enter through the loss's
             ratio ([`CreditMethod.ratio_logps`]); else `None`.
         view: The b rows with their sequence advantages; `None` if no row needed credit.
@@ -173,7 +173,13 @@ class CreditPass:
                 step=step,
                 rollout=dict.fromkeys(_stage_results(batch), none),
             )
-            return CreditResult(inputs, self.method.weights(inputs))
+            # The loss may use the sequence advantages, unless the method has chosen rows by other means
+            chosen = batch.get(HAS_CREDIT)
+            return CreditResult(
+                inputs,
+                self.method.weights(inputs),
+                token_advantages=None if chosen is None else torch.zeros_like(batch["advantages"]),
+            )
         if view is not batch:
             policy = policy.rows(plan.credit_rows or [0])
         inputs = CreditInputs(

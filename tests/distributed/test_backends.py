@@ -106,6 +106,13 @@ CASES = {
     # one group, of which each process has a half
     "dynamic_across": {"credit": "uniform", "dynamic_sampling": True, "rollout": "placed", "reward": "even_prompt",
                        "num_generations": 8, "num_iterations": 1},
+    "otb": {"credit": "otb"},
+    # one group, of which each process has a half
+    "otb_across": {"credit": "otb", "rollout": "placed", "num_generations": 8, "reward": "calm"},
+    "delta": {"credit": "delta"},
+    "delta_across": {"credit": "delta", "rollout": "placed", "num_generations": 8, "reward": "calm"},
+    "turn": {"credit": "turn", "rollout": "environment", "reward": "turns"},
+    "gigpo": {"credit": "gigpo", "rollout": "environment", "reward": "turns"},
     "rlsd": {"credit": {"method": "rlsd", "column": "answer", "template": "{answer}!{prompt}"}},
     "teacher": {"credit": {"method": "teacher", "model": "untied", "coefficient": 0.2}},
     # one group, of which each process has a half: siblings lie on the other
@@ -178,7 +185,7 @@ CHOSEN = {
     **dict.fromkeys(
         ("gcpo_full", "untied", "gradient_checkpointing", "gradient_checkpointing_lora", "vision"), SHARDED
     ),
-    **dict.fromkeys(("moe", "dynamic_odd"), ("ddp", *SHARDED)),
+    **dict.fromkeys(("moe", "dynamic_odd", "otb_across", "delta_across"), ("ddp", *SHARDED)),
     **dict.fromkeys(("teacher", "rlcsd"), ("ddp", *SHARDED)),
     **dict.fromkeys(("lora_gcpo", "lora_uniform", "synced", "environment", "evaluated_lora_dgpo"), ("zero3",)),
     **dict.fromkeys(("accumulation", "evaluated_dgpo", "lora"), ("ddp", "fsdp2")),

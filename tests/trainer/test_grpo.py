@@ -271,7 +271,7 @@ def test_the_prompt_as_its_own_negative_is_uniform(bf16, tiny_model, tmp_path):
 
     def padded_forward(trainer, model, batch):
         for key, value in (("ids", trainer._tokenizer.pad_token_id), ("mask", 0)):
-            name = f"{source._key}/{key}"
+            name = f"{source.key}/{key}"
             batch[name] = torch.nn.functional.pad(batch[name], (37, 0), value=value)
         return forward(trainer, model, batch)
 

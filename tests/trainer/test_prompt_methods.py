@@ -1,12 +1,13 @@
 """Methods that score completions after a second prompt or under another model, in training."""
 
+import json
 import math
 
 import pytest
 import torch
 from helpers import config, fixed_rollout, letter_reward, prompts, save_tiny_model
 from support.resumed import assert_same_run, make, outcome
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_credit import CreditGRPOTrainer, HasSecondPrompt, HintLogps, OtherModelLogps, ThoughtTokens
 from trl_credit.inspection.scoring import Completion, CreditScorer
@@ -106,6 +107,15 @@ def test_a_teacher_of_another_vocabulary_is_refused(tiny_model, tmp_path):
     other.resize_token_embeddings(other.config.vocab_size + 8)
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=r"has a vocabulary of \d+, the policy one of \d+: it cannot score"):
+        trained(tiny_model, tmp_path, {"method": "teacher", "model": str(tmp_path / "other")})
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.save_pretrained(tmp_path / "other")  # then the other logits are padding, as in some families
+    trained(tiny_model, tmp_path, {"method": "teacher", "model": str(tmp_path / "other")}, max_steps=1)
+    vocabulary = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    model = vocabulary["model"]["vocab"]
+    model["a"], model["b"] = model["b"], model["a"]
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(ValueError, match=r"another tokenizer than the policy: 2 tokens, such as '[ab]', have"):
         trained(tiny_model, tmp_path, {"method": "teacher", "model": str(tmp_path / "other")})
     with pytest.raises(ValueError, match="no/such/teacher"):
         trained("no/such/model", tmp_path, {"method": "teacher", "model": "no/such/teacher"})

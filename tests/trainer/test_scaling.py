@@ -28,6 +28,15 @@ CREDIT = {
     "gcpo": {"method": "gcpo", "negative_prompt": "not {prompt}"},
     "gcpo_full": {"method": "gcpo", "negative_prompt": "not {prompt}", "divergence": "full"},
     "dgpo": "dgpo",
+    "forking": "forking",
+    "random": "random",
+    # The answers have one letter, so the hint has as many tokens as the note
+    "rlsd": {"method": "rlsd", "column": "letter", "template": "{answer}no {prompt}"},
+    # Of the four rewards that differ, two are above the threshold
+    "rlcsd": {"method": "rlcsd", "template": "{solution}{prompt}", "wrong_siblings": 1, "reward_threshold": 5.5},
+    "teacher": {"method": "teacher"},
+    "otb": "otb",
+    "delta": "delta",
 }
 
 
@@ -46,10 +55,13 @@ def half_constant(prompts, **kwargs):
 def counted(name, model, output_dir, **settings):
     """Matrix products' FLOPs of one optimizer step, without those of a generation."""
     theirs = name.startswith("trl")
+    credit = CREDIT.get(name)
+    if name == "teacher":
+        credit = {**credit, "model": model}
     args = config(
         output_dir, kind=GRPOConfig if theirs else CreditGRPOConfig,
         max_completion_length=COMPLETION, **settings, **({"beta": 0.1} if name == "trl_kl" else {}),
-        **({} if theirs else {"credit": CREDIT[name]}),
+        **({} if theirs else {"credit": credit}),
         # eager: torch counts no fused attention on a CPU
         model_init_kwargs={"attn_implementation": "eager", "dtype": "float32"},
     )  # fmt: skip
@@ -58,7 +70,7 @@ def counted(name, model, output_dir, **settings):
         reward_funcs=half_constant,
         rollout_func=rollout,
         args=args,
-        train_dataset=prompts(4).map(lambda row: {"prompt": ("abcdef" + row["prompt"])[:PROMPT]}),
+        train_dataset=prompts(4).map(lambda row: {"prompt": ("abcdef" + row["prompt"])[:PROMPT], "letter": "x"}),
     )
     in_place = {torch.ops.aten.addmm_: lambda acc, a, b, **kwargs: 2 * a[0] * a[1] * b[1]}  # torch does not count it
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
@@ -92,8 +104,9 @@ def test_flops(name, settings, model, tmp_path):
     )  # fmt: skip
     iterations = settings.get("num_iterations", 1)
     update = scaling.Update(
-        prompt=PROMPT, note=4, completion=COMPLETION, completions=8, zero_advantage=0.5, iterations=iterations,
+        prompt=PROMPT, note=4, hint=4, completion=COMPLETION, completions=8, zero_advantage=0.5, iterations=iterations,
         checkpointing=settings.get("gradient_checkpointing", False), attention=1.0, scored=PROMPT + COMPLETION - 1,
+        sibling=COMPLETION, siblings=2,
     )  # fmt: skip
     expected = sum(scaling.update_flops(shape, update, name, savings=name != "uniform").values())
     assert shape.parameters == pytest.approx(

@@ -10,7 +10,7 @@ from helpers import ROOT
 from support.algorithms import SECTIONS, table
 from support.inputs import built, kind_of
 
-from trl_credit import METHODS, CreditGRPOConfig, build_credit
+from trl_credit import CreditGRPOConfig, build_credit
 from trl_credit.methods.registry import methods_for
 from trl_credit.recipe.recipe import Recipe
 from trl_credit.rewards import build_reward
@@ -118,14 +118,13 @@ def test_every_method_has_a_block_and_a_list_has_one():
     assert together == "A list"
     assert isinstance(METHOD_BLOCKS[together]["credit"], list)
     assert TEXT.count("```yaml") == len(ALL_BLOCKS)  # none stands below the same heading as another
-    # A block may wait for its method
-    assert {name for name in alone if name in METHODS} == set(methods_for("tokens"))
+    assert alone == methods_for("tokens")
     for name in alone:
         credit = METHOD_BLOCKS[name]["credit"]
         assert (credit["method"] if isinstance(credit, dict) else credit) == name
 
 
-@pytest.mark.parametrize("name", [name for name in METHOD_BLOCKS if name in METHODS or name == "A list"])
+@pytest.mark.parametrize("name", METHOD_BLOCKS)
 def test_block_of_a_method_is_a_recipe(name, tmp_path):
     block = METHOD_BLOCKS[name]
     training_args = parsed(block, tmp_path)[1]

@@ -13,11 +13,13 @@ from support.batching import CREDIT, NEED_MORE, text_batch
 
 from trl_credit import CreditGRPOConfig
 from trl_credit.batching import (
+    GROUPS,
     PLAN,
     PlanSettings,
     Savings,
     concatenate,
     cut,
+    keep_groups_together,
     partition,
     placeholder_row,
     plan_updates,
@@ -40,6 +42,19 @@ from trl_credit.signals.models import padding_affects_output
         ({"skip_zero_advantage": True, "entropy_coef": 0.1}, "entropy bonus"),
         ({"skip_zero_advantage": True, "use_adaptive_entropy": True}, "entropy bonus"),
         ({"skip_zero_advantage": True, "top_entropy_quantile": 0.5}, "quantile"),
+        ({"keep_groups_together": True}, r"no effect: with `steps_per_generation` \(1\) not above"),
+        (
+            {"keep_groups_together": True, "gradient_accumulation_steps": 4, "steps_per_generation": 2},
+            "no effect: .* are in one optimizer step. Remove it",
+        ),
+        (
+            {"keep_groups_together": True, "gradient_accumulation_steps": 2, "steps_per_generation": 3},
+            r"`steps_per_generation` \(3\) to be a multiple of `gradient_accumulation_steps` \(2\)",
+        ),
+        (
+            {"keep_groups_together": True, "per_device_train_batch_size": 2, "steps_per_generation": 4},
+            r"a process's 2 completions of an optimizer step .* do not hold whole groups of `num_generations` \(4\)",
+        ),
     ],
 )
 def test_refusals(settings, match, tmp_path):
@@ -138,6 +153,53 @@ def test_select_and_concatenate():
     assert picked["names"] == ["b", "a"]
     assert picked["advantages"].tolist() == [2.0, 1.0]
     assert picked["prompt_ids"].tolist() == [[0, 0, 3], [0, 1, 2]]
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(2, 4), st.randoms(use_true_random=False))
+def test_groups_are_dealt_whole(steps, window, per_step, size, random):
+    """`per_step` groups of `size` completions in each of `steps` optimizer steps of `window` micro-batches."""
+    per_step *= window  # so that they fill its micro-batches
+    per_batch = per_step * size // window
+    rows = [(7 + group, member) for group in range(steps * per_step) for member in range(size)]
+    random.shuffle(rows)
+
+    def micro_batch(rows):
+        numbers = torch.tensor(rows)
+        return {
+            GROUPS: numbers[:, 0],
+            "advantages": numbers[:, 1].float(),
+            "names": rows,
+            "num_items_in_batch": torch.tensor(5),
+            "nothing": None,
+        }
+
+    batches = [micro_batch(rows[i : i + per_batch]) for i in range(0, len(rows), per_batch)]
+    dealt = keep_groups_together(batches, window)
+    assert [len(batch["names"]) for batch in dealt] == [per_batch] * len(batches)
+    assert all(batch["num_items_in_batch"] == 5 and batch["nothing"] is None for batch in dealt)
+    found = [row for batch in dealt for row in batch["names"]]
+    assert sorted(found) == sorted(rows)
+    for batch in dealt:
+        assert list(zip(batch[GROUPS].tolist(), batch["advantages"].tolist(), strict=True)) == batch["names"]
+    first = []
+    for start in range(0, len(found), per_batch * window):
+        step = found[start : start + per_batch * window]
+        groups = list(dict.fromkeys(group for group, _ in step))
+        assert len(groups) == per_step
+        assert step == [row for row in rows if row[0] in groups]  # in TRL's order
+        first += groups
+    assert first == list(dict.fromkeys(group for group, _ in rows))
+
+
+def test_groups_with_and_without_images_are_not_dealt():
+    batch = {**image_batch(), GROUPS: torch.tensor([0, 1, 0])}
+    assert keep_groups_together([batch, batch], 1) is None
+    with_images = select(batch, [2, 0])
+    a, b = keep_groups_together([with_images | {GROUPS: torch.tensor([0, 1])}] * 2, 1)
+    assert a["num_images"] == [1, 1]
+    assert a["image_grid_thw"].tolist() == [[1, 4, 4]] * 2
+    assert a["pixel_values"].flatten().tolist() == [*range(12, 28)] * 2
+    assert b["num_images"] == [2, 2]
 
 
 def test_stand_in_is_the_shortest_row_with_nothing_in_the_loss():

@@ -179,6 +179,27 @@ def test_where_the_random_state_is_restored():
     assert setup.index("_init_training_state(") < setup.index("self._tr_loss = ") < setup.index("self._run_epoch(")
 
 
+def test_the_asynchronous_loss_takes_its_advantages_before_its_forward():
+    """And multiplies after it, so that they can be written over when log-probs are known."""
+    from trl.experimental.async_grpo import AsyncGRPOTrainer
+
+    source = inspect.getsource(AsyncGRPOTrainer.compute_loss)
+    assert re.findall(r'inputs\["advantages"\].*', source) == ['inputs["advantages"][selected]']
+    places = [
+        source.index(text) for text in ('selected = inputs["token_index"] >= 0', "= model(", "coef_1 * advantages")
+    ]
+    assert places == sorted(places)
+    assert len(re.findall(r"\bmodel\b", source)) == 2  # the parameter and its one call
+    assert "outputs.log_probs.flatten()[token_index]" in source
+    read = set(re.findall(r'inputs\["(\w+)"\]', source))
+    assert {"attention_mask", "token_index", "segment_id", "position_ids", "shift_labels", "old_log_probs"} <= read
+
+
+def test_what_is_borrowed_for_forking_reads_the_accelerator_only():
+    source = inspect.getsource(GRPOTrainer.get_high_entropy_mask)
+    assert set(re.findall(r"self\.(\w+)", source)) == {"accelerator"}
+
+
 def test_what_the_loss_gathers():
     """Processes may have different numbers of rows: what TRL gathers has one value a row (then it is padded), or one."""
     source = inspect.getsource(GRPOTrainer._compute_loss)

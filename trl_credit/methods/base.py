@@ -180,7 +180,7 @@ class CreditMethod(ABC):
         """Turns the (B,) sequence advantages into the (B, T) or (B,) advantages that TRL's loss uses."""
         if not self.has_term:
             return advantages.unsqueeze(1) * weights.to(advantages.dtype)
-        return advantages.unsqueeze(1) + self.term(inputs).to(advantages.dtype)
+        return torch.where(inputs.mask, advantages.unsqueeze(1) + self.term(inputs).to(advantages.dtype), 0.0)
 
     @property
     def credits_tokens(self) -> bool:

@@ -227,7 +227,7 @@ class Mix(CreditMethod):
                 result = result + part.term(inputs_of(part, inputs, place)).to(advantages.dtype)
         if self.guard:
             result = torch.where(result * advantages.unsqueeze(1) < 0, 0.0, result)
-        return result
+        return torch.where(inputs.mask, result, 0.0)
 
     def is_uniform(self, metrics: Mapping[str, float]) -> None:
         """Never: each part is watched by itself ([`components`])."""

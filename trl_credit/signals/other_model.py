@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from ..batching import loss_mask
 from ..model_files import LocalModel
 from .base import Signal, SignalSource
 from .divergence import gathered_head
 from .frozen import check_vocabulary, freeze, load_frozen, prepare_frozen
-from .models import HiddenStates, causal_model, check_backbone, completion_hidden_states
+from .models import HiddenStates, causal_model, check_backbone, completion_hidden_states, vocabulary_size
 from .token_statistics import token_statistics
 
 
@@ -51,17 +52,42 @@ class _OtherModelSource(SignalSource):
         self._path = LocalModel.find(self.name, trust_remote_code=trust, adapter=False, needs=None).path
 
     def after_trainer_init(self, context: PolicyContext) -> None:
+        same_tokens = self._check_tokenizer(context)
         model = load_frozen(context, self._path, self._quantization_config)
         check_backbone(model)
-        check_vocabulary(
-            model,
-            causal_model(context.accelerator.unwrap_model(context.model)),
-            f"The model {self.name!r}",
-            "it cannot score the policy's tokens. Name a model of the policy's family, with the same tokenizer.",
-        )
+        if not same_tokens or vocabulary_size(model) < len(context.tokenizer):
+            check_vocabulary(
+                model,
+                causal_model(context.accelerator.unwrap_model(context.model)),
+                f"The model {self.name!r}",
+                "it cannot score the policy's tokens. Name a model of the policy's family, with the same tokenizer.",
+            )
         freeze(model)
         self._hidden_states = HiddenStates(model)
         self.model = prepare_frozen(context, model)
+
+    def _check_tokenizer(self, context: PolicyContext) -> bool:
+        """Whether the model's tokenizer is known to be the policy's. Models of one family may pad their heads to
+        different sizes, so the number of logits alone says little.
+
+        Raises:
+            ValueError: They give some token different ids.
+        """
+        trust = context.args.trust_remote_code
+        try:
+            other = AutoTokenizer.from_pretrained(self._path, trust_remote_code=trust).get_vocab()
+        except (OSError, ValueError, KeyError):  # no tokenizer beside the weights
+            return False
+        vocabulary = context.tokenizer.get_vocab()
+        if len(vocabulary.keys() & other.keys()) < len(vocabulary) / 2:
+            return False  # without files, some classes make a tokenizer of nothing but special tokens
+        if differing := [token for token, place in vocabulary.items() if other.get(token, place) != place]:
+            raise ValueError(
+                f"The model {self.name!r} has another tokenizer than the policy: {len(differing)} tokens, such as "
+                f"{differing[0]!r}, have other ids, so it cannot score the policy's tokens. Name a model of the policy's "
+                "family."
+            )
+        return True
 
     def bytes_per_token(self, context: PolicyContext) -> int:
         return 4

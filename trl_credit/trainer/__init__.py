@@ -6,6 +6,7 @@ from .._util.lazy import lazy_names
 
 
 if TYPE_CHECKING:
+    from .async_grpo import AsyncCreditGRPOConfig, AsyncCreditGRPOTrainer
     from .config import CreditGRPOConfig
     from .diffusion import DiffusionGRPOTrainer, PCPOTrainer
     from .diffusion_config import DiffusionGRPOConfig
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "AsyncCreditGRPOConfig": ".async_grpo",
+        "AsyncCreditGRPOTrainer": ".async_grpo",
         "CreditGRPOConfig": ".config",
         "CreditGRPOTrainer": ".grpo",
         "DiffusionGRPOConfig": ".diffusion_config",
@@ -29,6 +32,8 @@ __getattr__, __dir__ = lazy_names(
 )
 
 __all__ = [
+    "AsyncCreditGRPOConfig",
+    "AsyncCreditGRPOTrainer",
     "CreditGRPOConfig",
     "CreditGRPOTrainer",
     "DGPOTrainer",

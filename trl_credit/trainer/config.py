@@ -10,6 +10,7 @@ from trl import GRPOConfig
 from .._util.settings import AtLeast1, NonNegative, Unchecked, one_of
 from ..extras.config import GRPOExtrasConfig
 from ..methods.registry import build_credit
+from ..methods.table import TABLE
 from .exactness import IMPORTANCE_SAMPLING_LEVELS, check_credit, check_policy, skip_refusal
 
 
@@ -17,15 +18,15 @@ from .exactness import IMPORTANCE_SAMPLING_LEVELS, check_credit, check_policy, s
 class CreditGRPOConfig(GRPOExtrasConfig):
     r"""
     Config of the [`CreditGRPOTrainer`]: every field of [`~trl.GRPOConfig`] and [`GRPOExtrasConfig`], plus the credit
-    method and two optimizations of the update.
+    method, two optimizations of the update, and which completions share one.
 
     Parameters:
-        credit (`str` or `dict[str, Any]` or [`CreditMethod`], *optional*):
+        credit (`str` or `dict[str, Any]` or `list` or [`CreditMethod`], *optional*):
             The credit method: a name (`"dgpo"`), a mapping of the name and parameters (`{"method": "dgpo",
-            "temperature": 0.5}`, as JSON on the command line), or a method object. `method` may be the path of
-            your own class. `trl-credit methods` lists the names and `trl-credit methods NAME` the parameters. If unset,
-            the trainer's preset: `uniform` for [`CreditGRPOTrainer`]. If set, `__init__` expands it to the full
-            mapping.
+            "temperature": 0.5}`, as JSON on the command line), a method object, or a list of those, whose weights multiply
+            and whose terms add ([`~trl_credit.methods.mix.Mix`]). `method` may be the path of your own class. `trl-credit
+            methods` lists the names and `trl-credit methods NAME` the parameters. If unset, the trainer's preset: `uniform`
+            for [`CreditGRPOTrainer`]. If set, `__init__` expands it to the full mapping.
         skip_zero_advantage (`bool`, *optional*):
             Whether to leave completions out of the update's forward and backward if their advantage is exactly zero
             (their group is all right or all wrong) or none of their tokens is in the loss. The loss keeps the
@@ -44,6 +45,14 @@ class CreditGRPOConfig(GRPOExtrasConfig):
             padding if the loss compares with log-probs from before the update, because padding affects their rounding.
             It is an error for models whose outputs depend on padding (no rotary embeddings, or ones that scale with
             the length). If unset: on wherever it is exact, except with `uniform`.
+        keep_groups_together (`bool`, *optional*, defaults to `False`):
+            Whether all completions of a prompt are in one optimizer step. TRL shuffles the completions of a generation
+            batch before it deals them, so with `steps_per_generation` above `gradient_accumulation_steps` a prompt's
+            right and wrong completions fall into different steps. Together, the gradients of what they have in common
+            cancel, which is token credit by itself (arXiv 2605.08666). Prompts still come in a random
+            order. It is an error if a generation batch is one optimizer step or less, because groups are together then,
+            or if whole groups do not fill a process's share of a step. If only some prompts of a generation batch have
+            images, TRL's order stays, because a micro-batch could be left without any image.
         credit_cache_gib (`float`, *optional*):
             With `num_iterations > 1`: GiB per process for keeping signals that do not change between iterations (the
             reference's hidden states) after the first iteration. Signals that do not fit are recomputed;
@@ -72,9 +81,10 @@ class CreditGRPOConfig(GRPOExtrasConfig):
     credit: Annotated[dict | str | None, Unchecked] = field(
         default=None,
         metadata={
-            "help": "The credit method: a name (`uniform`, `gcpo`, `dgpo`), a mapping of `method` and its parameters (as "
-            "JSON on the command line), or the path of your own class (`my_module.Class`, `my_file.py:Class`). If unset, "
-            "the trainer's preset. `trl-credit methods` lists the names, `trl-credit methods NAME` the parameters."
+            "help": f"The credit method: a name ({', '.join(TABLE)}), a mapping of `method` and its parameters (as JSON on "
+            "the command line), the path of your own class (`my_module.Class`, `my_file.py:Class`), or a list of those, "
+            "whose weights multiply and whose terms add. If unset, the trainer's preset. "
+            "`trl-credit methods` lists the names, `trl-credit methods NAME` the parameters."
         },
     )
 
@@ -90,6 +100,13 @@ class CreditGRPOConfig(GRPOExtrasConfig):
         metadata={
             "help": "true or false: cut each micro-batch to its longest prompt and completion and regroup rows "
             "by length; same gradient. If unset: on wherever it is exact, except with `uniform`."
+        },
+    )
+    keep_groups_together: bool = field(
+        default=False,
+        metadata={
+            "help": "true or false: keep all completions of a prompt in one optimizer step, where TRL spreads them over "
+            "several (`steps_per_generation` above `gradient_accumulation_steps`)."
         },
     )
     credit_cache_gib: NonNegative | None = field(
@@ -135,6 +152,8 @@ class CreditGRPOConfig(GRPOExtrasConfig):
                     raise ValueError(f"`{name}` is not valid JSON: {error.msg} (character {error.pos + 1}).") from None
         super().__post_init__()
         self._check_credit_log()
+        if self.keep_groups_together:
+            self._check_groups_together()
         if self.skip_zero_advantage and (
             reason := skip_refusal(self, None if self.credit is None else build_credit(self.credit))
         ):
@@ -154,6 +173,28 @@ class CreditGRPOConfig(GRPOExtrasConfig):
             check_policy(method, self.policy_kind)
             check_credit(method, self)
             self.credit = method.to_dict()
+
+    def _check_groups_together(self):
+        batches, window = self.steps_per_generation, self.gradient_accumulation_steps
+        if window % batches == 0:
+            raise ValueError(
+                f"`keep_groups_together` has no effect: with `steps_per_generation` ({batches}) not above "
+                f"`gradient_accumulation_steps` ({window}), all completions of a prompt are in one optimizer step. Remove "
+                "it, or raise `steps_per_generation`."
+            )
+        if batches % window:
+            raise ValueError(
+                f"`keep_groups_together` needs `steps_per_generation` ({batches}) to be a multiple of "
+                f"`gradient_accumulation_steps` ({window}): else an optimizer step takes completions of two generation "
+                "batches."
+            )
+        rows = self.per_device_train_batch_size * window
+        if rows % self.num_generations:
+            raise ValueError(
+                f"`keep_groups_together`: a process's {rows} completions of an optimizer step "
+                f"(`per_device_train_batch_size` {self.per_device_train_batch_size} times `gradient_accumulation_steps` "
+                f"{window}) do not hold whole groups of `num_generations` ({self.num_generations}). Make them a multiple."
+            )
 
     def _check_credit_log(self):
         if self.credit_log_steps is None:

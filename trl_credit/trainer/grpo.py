@@ -22,6 +22,7 @@ from trl.trainer.utils import get_config_model_id
 
 from .._util.text import hub_id, local_name, without_folders
 from ..batching import (
+    GROUPS,
     MAX_FORWARDS,
     PLAN,
     PlanSettings,
@@ -29,6 +30,7 @@ from ..batching import (
     UpdatePlan,
     decode_plan,
     encode_plan,
+    keep_groups_together,
     loss_mask,
     plan_updates,
 )
@@ -45,7 +47,7 @@ from .config import CreditGRPOConfig
 from .credit_log import DEFAULT_COMPLETIONS, CreditLog
 from .exactness import check_credit, check_old_policy, check_policy, is_off_policy, regroup_refusal, skip_refusal
 from .gspo_token import sequence_token_old_logps
-from .rollout_stage import add_rollout_stage, extend_rollout
+from .rollout_stage import add_rollout_stage, extend_rollout, numbered_groups
 
 
 logger = get_logger(__name__)
@@ -253,6 +255,11 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         return sum(source.bytes_per_token(self) for source in self.credit_pass.sources.values())
 
     @property
+    def _keeps_groups_together(self) -> bool:
+        """True if each optimizer step holds whole groups."""
+        return bool(getattr(self.args, "keep_groups_together", False))
+
+    @property
     def _off_policy(self) -> bool:
         """True if TRL keeps the log-probs of the policy that generated."""
         return is_off_policy(self.args)
@@ -325,6 +332,10 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         if self.credit_method.has_rollout_stage:
             rewards = self._rollout_rewards(len(inputs))
             add_rollout_stage(self, self.credit_method, batch, rewards, turn_rewards=self._turn_rewards)
+        if self._keeps_groups_together and self.model.training:
+            count = len(inputs) * self.accelerator.num_processes
+            first = len(inputs) * self.accelerator.process_index
+            batch[GROUPS] = numbered_groups(self, count)[first : first + len(inputs)]
         if self._credit_log and self.model.training:
             self._credit_log.extend_rollout(inputs, self._rollout_prompts, batch)
         return batch
@@ -352,7 +363,16 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         if not self.model.training:
             return self._planned([inputs], Savings())[0]
         if self._buffered_inputs is not buffered:  # a new generation batch
-            self._buffered_inputs = self._planned(self._buffered_inputs, self._savings)
+            batches = self._buffered_inputs
+            if self._keeps_groups_together:
+                dealt = keep_groups_together(batches, self.args.gradient_accumulation_steps)
+                if dealt is None:
+                    logger.warning_once(
+                        "`keep_groups_together`: only some prompts of a generation batch have images, so its completions "
+                        "stay where TRL dealt them. Use data in which all prompts or none have images."
+                    )
+                batches = dealt or batches
+            self._buffered_inputs = self._planned(batches, self._savings)
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs
 
@@ -515,7 +535,11 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
 
     def _batch_settings(self):
         credit = json.dumps(self.credit_method.to_dict(), sort_keys=True)
-        return super()._batch_settings() | {"credit": credit}
+        # `None` if off, as in checkpoints from before there was the setting
+        return super()._batch_settings() | {
+            "credit": credit,
+            "keep_groups_together": self._keeps_groups_together or None,
+        }
 
     def _batch_to_save(self, batch):
         batch = super()._batch_to_save(batch)

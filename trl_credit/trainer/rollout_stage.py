@@ -19,10 +19,10 @@ from ..signals.models import causal_model, completion_hidden_states
 from ..signals.token_statistics import token_statistics
 
 
-def numbered_groups(trainer: PolicyContext, rewards: torch.Tensor) -> torch.Tensor:
-    """(N,) the number of each completion's prompt: TRL's groups of consecutive rows."""
+def numbered_groups(trainer: PolicyContext, count: int) -> torch.Tensor:
+    """(N,) the number of the prompt of each of all processes' `count` completions: TRL's groups of consecutive rows."""
     size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-    return torch.arange(len(rewards), device=rewards.device) // size
+    return torch.arange(count, device=trainer.accelerator.device) // size
 
 
 def extend_rollout(
@@ -48,7 +48,7 @@ def extend_rollout(
         every = rewards()
         first = trainer.accelerator.process_index * len(prompts)
         own = slice(first, first + len(prompts))
-        batch[GROUPS] = (numbered_groups(trainer, every) if groups is None else groups)[own]
+        batch[GROUPS] = (numbered_groups(trainer, len(every)) if groups is None else groups)[own]
         batch[REWARDS] = every[own]
     for source in sources:
         source.extend_rollout(trainer, examples, prompts, batch)
@@ -80,7 +80,7 @@ def add_rollout_stage(
     accelerator, rows = trainer.accelerator, len(batch["advantages"])
     first = accelerator.process_index * rows
     own = slice(first, first + rows)
-    groups = numbered_groups(trainer, rewards) if groups is None else groups
+    groups = numbered_groups(trainer, len(rewards)) if groups is None else groups
     rollout = Rollout(
         mask=loss_mask(batch),
         token_ids=batch["completion_ids"],

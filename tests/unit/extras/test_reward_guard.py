@@ -328,3 +328,37 @@ def test_an_async_functions_own_timeout_is_not_the_guards(timeout):
     guarded = AsyncGuardedReward(reward, "reward", exclude=False, timeout=timeout)
     with pytest.raises(RewardError, match="judge server: connect timed out"):
         asyncio.run(guarded(prompts=["a"], completions=["b"]))
+
+
+# Rewards of turns
+
+
+def guarded(rewards):
+    texts = [str(i) for i in range(4)]
+
+    def reward(completions, **kwargs):
+        found = [rewards[int(text)] for text in completions]
+        if any(isinstance(value, Exception) for value in found):
+            raise ValueError("out of order")
+        return found
+
+    guard = GuardedReward(reward, "reward", exclude=True, timeout=None)
+    return guard, guard(prompts=["p"] * 4, completions=texts, completion_ids=[[1]] * 4)
+
+
+def test_a_list_is_one_reward_for_each_turn():
+    guard, rewards = guarded([[1.0, 2.0], 3.0, [None, 0.5], [None, None]])
+    assert rewards == [3.0, 3.0, 0.5, None]
+    assert str(guard.turns) == "[[1.0, 2.0], None, [nan, 0.5], [nan, nan]]"
+
+
+def test_a_bad_reward_of_a_turn_excludes_its_completion():
+    guard, rewards = guarded([[1.0, "2.0"], [], [1.0, float("nan")], [1.0]])
+    assert rewards == [float("inf")] * 3 + [1.0]
+    assert guard.turns == [None, None, None, [1.0]]
+
+
+def test_rewards_of_turns_after_a_call_that_failed_as_a_whole():
+    guard, rewards = guarded([[1.0, 2.0], RuntimeError(), 3.0, [4.0]])
+    assert rewards == [3.0, float("inf"), 3.0, 4.0]
+    assert guard.turns == [[1.0, 2.0], None, None, [4.0]]
