@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import config, fixed_rollout, letter_reward, prompts
+from trl import GRPOTrainer
 
 from trl_credit import CreditGRPOTrainer
 
@@ -126,14 +127,14 @@ def test_off_policy_masking_measures_the_true_drift(tiny_model, tmp_path):
     kept = {}
     for level in ("token", "sequence_token"):
         masks = []
-        original = CreditGRPOTrainer.get_off_policy_mask
+        original = GRPOTrainer.get_off_policy_mask
 
         def record(*args, masks=masks, original=original, **kwargs):
             masks.append(original(*args, **kwargs))
             return masks[-1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(CreditGRPOTrainer, "get_off_policy_mask", staticmethod(record))
+            patch.setattr(GRPOTrainer, "get_off_policy_mask", staticmethod(record))
             gradients(
                 tiny_model, tmp_path / level, level, off_policy_mask_threshold=1e-3, max_steps=2, learning_rate=0.3
             )

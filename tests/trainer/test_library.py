@@ -7,8 +7,9 @@ from support.resumed import GCPO, assert_same_run, make, outcome
 from support.runs import assert_same, run
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
+from trl_credit import CreditGRPOConfig, CreditGRPOTrainer, build_credit
 from trl_credit.methods.fipo import fipo_weights
+from trl_credit.trainer.exactness import check_old_policy
 
 
 OFF_POLICY = {"num_iterations": 2, "per_device_train_batch_size": 4, "max_steps": 4}
@@ -129,3 +130,47 @@ def test_skipping_and_trimming_change_only_rounding(credit, tiny_model, tmp_path
     assert max(grad.abs().max() for grad in grads[0]) > 1e-3
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_fipo_is_refused_on_policy_with_vllm_too():
+    """TRL keeps old log-probs for vLLM's correction, but they are the live policy's."""
+    args = config("unused", credit="fipo")
+    args.use_vllm = True
+    with pytest.raises(ValueError, match="every update is on-policy"):
+        check_old_policy(build_credit("fipo"), args)
+
+
+def test_the_off_policy_mask_goes_by_the_sequence_advantage(tiny_model, tmp_path):
+    """With token advantages of both signs, TRL would drop the negative tokens of a stale completion and train the others."""
+    masks, signs = [], []
+
+    def record(advantages, **kwargs):
+        masks.append(original(advantages=advantages, **kwargs))
+        signs.append(advantages)
+        return masks[-1]
+
+    original = GRPOTrainer.get_off_policy_mask
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GRPOTrainer, "get_off_policy_mask", staticmethod(record))
+        losses(
+            tiny_model,
+            tmp_path,
+            "otb",
+            off_policy_mask_threshold=1e-3,
+            num_iterations=2,
+            max_steps=2,
+            learning_rate=0.3,
+        )
+    assert all(advantages.size(1) == mask.size(1) == 1 for advantages, mask in zip(signs, masks, strict=True))
+    assert any((mask == 0).any() for mask in masks)
+
+
+def test_an_evaluation_batch_that_trl_does_not_keep_is_refused_before_training(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match=r"Lower `per_device_eval_batch_size` \(16\)"):
+        CreditGRPOTrainer(
+            model="no/such/model",
+            reward_funcs=letter_reward,
+            args=config(tmp_path, credit="otb", eval_strategy="steps", per_device_eval_batch_size=16),
+            train_dataset=prompts(),
+            eval_dataset=prompts(4),
+        )

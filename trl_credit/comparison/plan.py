@@ -397,8 +397,10 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
     """Settings that must be equal in all runs. Checks every method's settings up to building the trainer."""
     import tempfile
 
+    from ..methods.registry import build_credit
     from ..model_files import LocalModel, pipeline_fingerprint
     from ..recipe.recipe import Recipe
+    from ..trainer.exactness import check_old_policy
 
     parsed = None
     with tempfile.TemporaryDirectory(prefix="trl-credit-") as folder:
@@ -407,6 +409,8 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
         for method in [*plan.methods, Method("", "", plan.methods[0].credit)]:
             words = run_arguments(plan, Path(folder), method, plan.asked[1][0])
             parsed = Recipe.read(words, "trl-credit compare")
+            if parsed.training.credit is not None:
+                check_old_policy(build_credit(parsed.training.credit), parsed.training)
     script_args, training_args, model_args, _ = parsed
     names = {*plan.recipe, *field_names(plan.overrides)}
     settings = {}

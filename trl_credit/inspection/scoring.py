@@ -16,13 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._trl import pad
 from .._util.moved import moved_names
+from .._util.tokens import token_pieces
 from ..credit_pass import CreditResult
 from ..extras.groups import total_rewards
 from ..methods import CreditInputs, CreditMethod
 from ..methods.compose import AllSignals, credit_of
 from ..methods.metrics import remedy_if_uniform
 from ..methods.mix import inputs_of
-from ..records.record import SOURCE_PROMPT, CompletionCredit, token_pieces
+from ..records.record import SOURCE_PROMPT, CompletionCredit
 from ..rewards.thinking import opened_tag
 from ..signals.base import signal_titles
 from ..signals.models import vocabulary_size
@@ -75,6 +76,12 @@ class _Recorder(CreditGRPOTrainer):
     def _calculate_rewards(self, *args, **kwargs):
         self.rewards = super()._calculate_rewards(*args, **kwargs)
         return self.rewards
+
+    def _rollout_rewards(self, rows):
+        return total_rewards(self.rewards, self.reward_weights)
+
+    def _check_evaluation(self, args):
+        """Does nothing: it keeps every reward itself."""
 
     def _log_credit(self, result):
         """Does nothing: nobody reads the log."""
@@ -271,6 +278,12 @@ class CreditScorer:
                     f"Completion {i + 1}: prompt and completion have {length} tokens, more than the model's context of "
                     f"{context}. Leave it out or cut it."
                 )
+        in_groups = [label for label, method in self.methods.items() if method.has_rollout_stage]
+        if in_groups and all(completion.reward is None for completion in completions):
+            raise ValueError(
+                f"{', '.join(in_groups)}: the credit depends on the rewards of whole groups, and these completions have none. "
+                "Give `reward_funcs`, completions with rewards, or leave it out."
+            )
         records: dict[int, CompletionCredit] = {}
         verdicts: dict[str, list[str | None]] = {label: [] for label in self.methods}
 

@@ -81,6 +81,7 @@ class CreditMethod(ABC):
         reads_sign: True if the rule depends on the sign of the sequence advantage, so that a method with advantages of
             its own cannot go before it.
         needs_old_policy: True if the method has no effect on-policy, where old and live policy are one.
+        needs_turns: True if it credits turns, so that a run without tools, environment or rollout function is refused.
         reads_batch: True if the weights depend on which completions share a micro-batch. Then rows are neither
             regrouped nor left out.
         watches_length: True if the method is known to shorten completions; the run then warns if they shrink.
@@ -98,6 +99,7 @@ class CreditMethod(ABC):
     own_advantages: ClassVar[bool] = False
     reads_sign: ClassVar[bool] = False
     needs_old_policy: ClassVar[bool] = False
+    needs_turns: ClassVar[bool] = False
     reads_batch: ClassVar[bool] = False
     watches_length: ClassVar[bool] = False
     on_its_own: ClassVar[str] = ""
@@ -178,9 +180,22 @@ class CreditMethod(ABC):
         inputs: CreditInputs,
     ) -> Float[Tensor, "batch tokens"] | Float[Tensor, " batch"]:
         """Turns the (B,) sequence advantages into the (B, T) or (B,) advantages that TRL's loss uses."""
-        if not self.has_term:
-            return advantages.unsqueeze(1) * weights.to(advantages.dtype)
-        return torch.where(inputs.mask, advantages.unsqueeze(1) + self.term(inputs).to(advantages.dtype), 0.0)
+        if self.has_term:
+            return torch.where(
+                inputs.mask, advantages.unsqueeze(1) + self.checked_term(inputs).to(advantages.dtype), 0.0
+            )
+        if weights is None:
+            raise ValueError(f"credit method {self.name!r} defines none of `weights`, `term` and `token_advantages`.")
+        return advantages.unsqueeze(1) * weights.to(advantages.dtype)
+
+    def checked_term(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"]:
+        """[`term`]. Raises `ValueError` if it is not (B, T)."""
+        term, shape = self.term(inputs), tuple(inputs.mask.shape)
+        if tuple(term.shape) != shape:
+            raise ValueError(
+                f"credit method {self.name!r}: `term` must return a {shape} tensor, got {tuple(term.shape)}."
+            )
+        return term
 
     @property
     def credits_tokens(self) -> bool:

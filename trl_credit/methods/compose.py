@@ -51,13 +51,19 @@ class AllSignals(CreditMethod):
         return advantages
 
 
+def _title(method: CreditMethod) -> str:
+    """A method's name; of a list, those of its parts."""
+    return " + ".join(part.name for part in method.components().values())
+
+
 def labelled(methods: Sequence[str | Mapping | CreditMethod]) -> dict[str, CreditMethod]:
-    """Methods by label: the name, plus the parameters that differ if several methods share it."""
+    """Methods by label: the name (of a list, the names of its parts), plus the parameters that differ if several methods
+    share it."""
     built = [build_credit(method) for method in methods]
     labels: dict[str, CreditMethod] = {}
     for method in built:
-        label = method.name
-        others = [other.to_dict() for other in built if other.name == label]
+        label = _title(method)
+        others = [other.to_dict() for other in built if _title(other) == label]
         if len(others) > 1:
             label += "".join(
                 f" {name}={value}"
@@ -65,7 +71,7 @@ def labelled(methods: Sequence[str | Mapping | CreditMethod]) -> dict[str, Credi
                 if name != "method" and any(other.get(name, method) != value for other in others)
             )
         if label in labels:
-            raise ValueError(f"The method {label!r} is listed twice.")
+            raise ValueError(f"The method {label!r} is listed twice. Leave one out, or change a parameter of it.")
         labels[label] = method
     return labels
 

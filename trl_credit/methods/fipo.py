@@ -87,8 +87,8 @@ class FIPO(CreditMethod):
         clip: Weights lie in [1, 1 + clip].
         both_sides: Whether they may lie in [1 - clip, 1 + clip].
         safe_ratio: Tokens with a negative advantage whose ratio is above this get a weight in [0.8, 1].
-        ratio_limit: Tokens whose ratio is above this do not count in the sums. The official run with 32B parameters sets 10;
-            by default every token counts.
+        ratio_limit: Tokens whose ratio is above this do not count in the sums. By default every token
+            counts.
     """
 
     half_life: float = 32.0
@@ -114,6 +114,9 @@ class FIPO(CreditMethod):
         "clipped loss, as ms-swift does.",
         "ms-swift ties the limit on counted ratios to the loss's upper bound (`delta`); here `ratio_limit` is a parameter, "
         "and `delta` stays TRL's.",
+        "The defaults are ms-swift's. The authors' code was not to be had; a fork of it limits the counted ratios always, "
+        "bounds log-ratios by 20, has a half-life of 128 and no bound of the weights by default, and leaves out completions "
+        "with more than one token beyond its loss's second clip.",
         "A completion with a NaN or infinite log-ratio gets weights of 1.",
     )
     mean_one = False

@@ -80,7 +80,8 @@ class GiGPO(TurnMethod):
         "them; `divide_by_std` takes its place.",
         "All turns of a completion are one sequence for the loss; in the code each turn is a sample of its own, with the "
         "prompt that its memory makes.",
-        "A completion without a reward does not count and gets no advantage.",
+        "A completion without a reward, or without a token in the loss (`mask_truncated_completions`), does not count and "
+        "gets no advantage.",
     )
 
     def validate(self) -> None:

@@ -81,7 +81,7 @@ class Mix(CreditMethod):
         from .registry import build_credit
 
         if not self.parts:
-            raise ValueError("credit method 'mix': `parts` is empty. Name at least one method.")
+            raise ValueError("`credit` is an empty list of methods. Name at least one, or leave `credit` out.")
         object.__setattr__(self, "parts", [build_credit(part).to_dict() for part in self.parts])
         check_schedule(self.advantage, "advantage")
         self._check_parts()
@@ -163,6 +163,10 @@ class Mix(CreditMethod):
         return self._owner is not None
 
     @property
+    def policies(self) -> tuple[str, ...]:
+        return tuple(kind for kind in CreditMethod.policies if all(kind in part.policies for part in self._built))
+
+    @property
     def reads_sign(self) -> bool:
         return any(part.reads_sign for part in self._built)
 
@@ -224,7 +228,7 @@ class Mix(CreditMethod):
             result = result * weights.to(advantages.dtype)
         for place, part in self._in_order:
             if part.has_term:
-                result = result + part.term(inputs_of(part, inputs, place)).to(advantages.dtype)
+                result = result + part.checked_term(inputs_of(part, inputs, place)).to(advantages.dtype)
         if self.guard:
             result = torch.where(result * advantages.unsqueeze(1) < 0, 0.0, result)
         return torch.where(inputs.mask, result, 0.0)

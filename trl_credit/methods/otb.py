@@ -117,7 +117,8 @@ class OTB(CreditMethod):
         "A group with equal rewards, or with a single completion, gets exactly 0; the code leaves rounding errors, and "
         "gives a single completion its reward.",
         "No epsilon is added to the sum of W: where it is 0, the baseline is the group's mean reward.",
-        "Completions without a reward do not count in a baseline and get no advantage.",
+        "Completions without a reward, or without a token in the loss (`mask_truncated_completions`), do not count in a "
+        "baseline and get no advantage.",
         "W is not scaled by importance weights of the engine that generated.",
         "A completion with a NaN or infinite probability does not count in a baseline and gets its sequence advantage.",
     )

@@ -84,7 +84,7 @@ def build_credit(credit: "str | Mapping[str, Any] | Sequence | CreditMethod") ->
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"`credit` is not valid JSON: {error.msg} at character {error.pos + 1} of {credit!r}. Write it as "
-                '\'{"method": "dgpo", "temperature": 0.5}\', with double quotes inside.'
+                '\'{"method": "dgpo", "temperature": 0.5}\', or \'["gcpo", "dgpo"]\', with double quotes inside.'
             ) from None
     if isinstance(credit, str):
         return get_method_class(credit).from_mapping({})

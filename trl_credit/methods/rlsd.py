@@ -131,6 +131,10 @@ class RLSD(CreditMethod):
         self.require(0 < self.clip_range <= 1, "clip_range", "above 0 and at most 1")
         for name in ("thought_start", "thought_end"):
             self.require(bool(getattr(self, name).strip()), name, "a tag")
+            if not self.thought_only and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"credit method 'rlsd': `{name}` ({getattr(self, name)!r}) has no effect without `thought_only: true`."
+                )
 
     @property
     def _hint(self) -> Signal:

@@ -25,7 +25,8 @@ class Rollout:
         mask: (B, T) bool, the tokens in the loss.
         token_ids: (B, T) int.
         advantages: (B,) float, TRL's sequence advantages.
-        rewards: (B,) float, the weighted sum of the reward functions; NaN if none gave a reward.
+        rewards: (B,) float, the weighted sum of the reward functions; NaN if none gave a reward,
+            or if no token is in the loss.
         groups: (B,) int, the number of the completion's prompt, unique over all processes.
         logps: (B, T) float32, nats; log-probs under the policy that generated, at the rollout temperature. `None`
             unless the method needs them ([`CreditMethod.rollout_needs`]), like the next two.

@@ -27,11 +27,11 @@ class Shuffled(CreditMethod):
     """Another method's weights in random places: a control that shows whether the places matter.
 
     Args:
-        of: The method: a name or a mapping. It must have weights.
+        of: The method: a name, a mapping, or a list. It must have weights, and nothing else.
         seed: Different seeds give different permutations.
     """
 
-    of: str | dict
+    of: str | dict | list
     seed: int = 0
 
     name = "shuffled"
@@ -47,12 +47,17 @@ class Shuffled(CreditMethod):
     policies = ("tokens",)
 
     def validate(self) -> None:
+        if self._of.has_term or self._of.own_advantages:
+            raise ValueError(
+                f"credit method 'shuffled': `of` is {self._of.name!r}, which does more than weight tokens, and only "
+                "weights can be shuffled. Name a method that has nothing else, such as 'gcpo'."
+            )
         if not self._of.reweights:
             raise ValueError(
                 f"credit method 'shuffled': `of` is {self._of.name!r}, which has no token weights to shuffle. Name a method "
                 "that has, such as 'gcpo'."
             )
-        if isinstance(self.of, dict):
+        if not isinstance(self.of, str):
             object.__setattr__(self, "of", self._of.to_dict())
 
     @functools.cached_property

@@ -122,6 +122,8 @@ class TurnMethod(CreditMethod):
         """(B, K) advantages of this process's turns."""
         raise NotImplementedError
 
+    needs_turns = True
+
     def need_turns(self, rollout: Rollout) -> None:
         """Raises `ValueError` if the run has no turns."""
         if rollout.turns is None:
@@ -179,7 +181,8 @@ class TurnRewards(TurnMethod):
         "rewarded turn and of the outcome.",
         "Nothing is divided by a standard deviation, so `scale_rewards` has no effect on the advantages.",
         "A completion that ended earlier has a return of 0 in the mean of a turn.",
-        "A completion without a reward does not count and gets no advantage.",
+        "A completion without a reward, or without a token in the loss (`mask_truncated_completions`), does not count and "
+        "gets no advantage.",
     )
 
     def validate(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import re
@@ -65,6 +66,11 @@ def sibling_prompt_of(prompt: Prompt, template: str, solution: str) -> Prompt:
     return rewritten(prompt, template, {"solution": solution.strip(), "answer": answer or ""}, "hint")
 
 
+@functools.lru_cache(maxsize=4096)  # each completion meets every sibling, for each hint
+def _digest(token_ids: tuple[int, ...]) -> bytes:
+    return hashlib.sha256(repr(token_ids).encode()).digest()
+
+
 def siblings_of(
     row: int, completions: Sequence[Sequence[int]], groups: Sequence[int], rewards: Sequence[float], kind: str,
     threshold: float,
@@ -84,7 +90,8 @@ def siblings_of(
         return not math.isnan(reward) and (reward > threshold) == (kind == "right")
 
     def draw(other: int) -> bytes:
-        return hashlib.sha256(repr((kind, list(completions[row]), list(completions[other]))).encode()).digest()
+        both = _digest(tuple(completions[row])) + _digest(tuple(completions[other]))
+        return hashlib.sha256(kind.encode() + both).digest()
 
     pool = [i for i in range(len(groups)) if i != row and groups[i] == groups[row] and completions[i]]
     return sorted((i for i in pool if fits(rewards[i])), key=lambda i: (draw(i), i))

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._util.tokens import token_pieces
 from ..batching import COMPLETION_PREFIX
 from .base import PolicyForward, Signal, SignalSource
 
@@ -74,8 +75,6 @@ class _ThoughtSource(SignalSource):
     def extend_rollout(
         self, context: PolicyContext, examples: list[dict], prompts: list, batch: dict[str, Any]
     ) -> None:
-        from ..records.record import token_pieces
-
         tokenizer, opening = context.tokenizer, self._tags[0]
         found = torch.zeros(batch["completion_ids"].shape)
         rows = zip(

@@ -13,13 +13,14 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
+from .._util.tokens import token_pieces
 from ..batching import select
 from ..credit_pass import CreditResult
 from ..extras.groups import total_rewards
 from ..methods import CreditInputs
 from ..methods.metrics import remedy_if_uniform
 from ..methods.ops import effective_token_fraction
-from ..records.record import SOURCE_PROMPT, CompletionCredit, token_pieces, write_parquet
+from ..records.record import SOURCE_PROMPT, CompletionCredit, write_parquet
 from ..signals.base import signal_titles
 
 

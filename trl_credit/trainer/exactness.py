@@ -48,10 +48,8 @@ def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
 
 
 def is_off_policy(args: GRPOConfig) -> bool:
-    """True if TRL keeps the log-probs of the policy that generated."""
-    return bool(args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations)) or (
-        args.use_vllm and args.vllm_importance_sampling_correction
-    )
+    """True if some updates are not made by the policy that generated. (With vLLM, TRL keeps its log-probs all the same.)"""
+    return bool(args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations))
 
 
 def check_old_policy(method: CreditMethod, args: GRPOConfig) -> None:

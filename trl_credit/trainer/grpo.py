@@ -141,6 +141,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         self.credit_method = self._resolve_credit(training_args)
         check_credit(self.credit_method, training_args)
         check_old_policy(self.credit_method, training_args)
+        self._check_turns(arguments)
         if isinstance(training_args, CreditGRPOConfig) and training_args.credit is None:
             training_args = copy.copy(training_args)  # leave the caller's config unchanged
             training_args.credit = self.credit_method.to_dict()
@@ -155,6 +156,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         self._paper = vars(self._papers[0])
         self._tag_names = [*GRPOTrainer._tag_names, "trl-credit", *dict.fromkeys(part.name for part in parts)]
         self.credit_pass = CreditPass(self.credit_method, self, getattr(training_args, "credit_cache_device", None))
+        self._check_evaluation(training_args)
         self.credit_observers: list[Callable[[dict[str, Any], CreditResult], None]] = []
         self._started: StartedPass | None = None
         self.policy_hidden_states: HiddenStates | None = None
@@ -173,7 +175,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         self._sequence_token = self.importance_sampling_level == "sequence_token"
         if self._sequence_token:
             self.importance_sampling_level = "token"  # `sequence_token_old_logps` turns it into GSPO-token
-            if not self._off_policy:
+            if not is_off_policy(self.args):
                 logger.warning(
                     "`importance_sampling_level='sequence_token'` has no effect here: every update is on-policy, so all "
                     "ratios are 1. Set `num_iterations` above 1, or `steps_per_generation` above "
@@ -259,11 +261,6 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         """True if each optimizer step holds whole groups."""
         return bool(getattr(self.args, "keep_groups_together", False))
 
-    @property
-    def _off_policy(self) -> bool:
-        """True if TRL keeps the log-probs of the policy that generated."""
-        return is_off_policy(self.args)
-
     # The PolicyContext that signals see
 
     @property
@@ -339,6 +336,30 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         if self._credit_log and self.model.training:
             self._credit_log.extend_rollout(inputs, self._rollout_prompts, batch)
         return batch
+
+    def _check_turns(self, arguments: dict[str, Any]) -> None:
+        """Raises `ValueError` if a method credits turns and no rollout of this run can have any."""
+        sources = ("tools", "environment_factory", "rollout_func")
+        for part in self.credit_method.components().values():
+            if part.needs_turns and all(arguments.get(name) is None for name in sources):
+                raise ValueError(
+                    f"credit method {part.name!r} needs turns, and this run has neither tools nor an environment: pass "
+                    "`tools` or `environment_factory` to the trainer, or a `rollout_func` that returns `env_mask`. Without "
+                    "turns, use another method."
+                )
+
+    def _check_evaluation(self, args) -> None:
+        """Raises `ValueError` if TRL would not keep the rewards of a whole evaluation batch for a method that reads them."""
+        reads = self.credit_method.has_rollout_stage or any(
+            source.needs_groups for source in self.credit_pass.sources.values()
+        )
+        rows = args.per_device_eval_batch_size * args.world_size
+        if reads and args.eval_strategy != "no" and rows > args.generation_batch_size:
+            raise ValueError(
+                f"credit method {self.credit_method.name!r} needs the rewards of whole groups, and TRL keeps those of a "
+                f"generation batch ({args.generation_batch_size} completions), fewer than an evaluation batch has ({rows}). "
+                f"Lower `per_device_eval_batch_size` ({args.per_device_eval_batch_size})."
+            )
 
     def _rollout_rewards(self, rows: int) -> torch.Tensor:
         """(N,) weighted rewards of all processes' completions of the batch just scored, as TRL logs them: after dynamic
@@ -417,6 +438,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         mode = "train" if self.model.training else "eval"
         logged = {name: len(values) for name, values in self._metrics[mode].items()}
+        self._sequence_advantages = batch["advantages"]
         self._started = self.credit_pass.start(model, batch, plan)
         self._unshard_output_head(model)
         try:
@@ -425,6 +447,10 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         finally:
             self._started = None
             self._weight_metrics(self._metrics[mode], logged, plan)
+
+    def get_off_policy_mask(self, advantages, *args, **kwargs):
+        """TRL's mask of whole completions. It goes by the sign of the sequence advantage, not of token advantages."""
+        return super().get_off_policy_mask(self._sequence_advantages.unsqueeze(1), *args, **kwargs)
 
     def _unshard_output_head(self, model: nn.Module) -> None:
         """Makes FSDP2 reduce the output head's gradient (difference 1 from TRL, see the class docstring)."""

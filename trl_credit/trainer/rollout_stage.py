@@ -81,11 +81,12 @@ def add_rollout_stage(
     first = accelerator.process_index * rows
     own = slice(first, first + rows)
     groups = numbered_groups(trainer, len(rewards)) if groups is None else groups
+    mask = loss_mask(batch)
     rollout = Rollout(
-        mask=loss_mask(batch),
+        mask=mask,
         token_ids=batch["completion_ids"],
         advantages=batch["advantages"],
-        rewards=rewards[own],
+        rewards=rewards[own].masked_fill(~mask.any(-1), math.nan),
         groups=groups[own],
         turns=turns_of(batch),
         turn_rewards=_turn_rewards(trainer, batch, turn_rewards),

@@ -69,3 +69,11 @@ def test_what_has_no_weights_cannot_be_shuffled():
         Shuffled("uniform")
     with pytest.raises(ValueError, match="needs a value for `of`"):
         build_credit("shuffled")
+
+
+def test_more_than_weights_cannot_be_shuffled():
+    """A control that left out a part would not be the method's control."""
+    for of in ("otb", {"method": "mix", "parts": ["gcpo", {"method": "teacher", "model": "m"}]}):
+        with pytest.raises(ValueError, match="does more than weight tokens"):
+            Shuffled(of)
+    assert Shuffled(build_credit(["gcpo", "dgpo"]).to_dict()).mean_one

@@ -142,7 +142,7 @@ def test_equal_signals_are_computed_once():
 @pytest.mark.parametrize(
     ("parts", "settings", "message"),
     [
-        ([], {}, "`parts` is empty"),
+        ([], {}, "`credit` is an empty list of methods"),
         (["uniform", "gcpo"], {}, "'uniform' changes nothing in the list"),
         (["gcpo", "gcpo"], {}, "'gcpo' is listed twice"),
         (["pcpo", "gcpo"], {}, "'pcpo' cannot be part of a list: its weights enter through the loss's ratio"),
@@ -211,3 +211,8 @@ def test_schedules():
 def test_a_product_that_is_zero_everywhere_is_uniform():
     weights = torch.zeros(1, 4)
     assert torch.equal(mean_one(weights, torch.ones(1, 4, dtype=torch.bool)), torch.ones(1, 4))
+
+
+def test_a_list_is_for_the_policies_of_all_its_parts():
+    assert make({"method": "gcpo"}, {"method": "random"}).policies == ("tokens",)
+    assert make(Factor(), Term()).policies == ("tokens", "steps")

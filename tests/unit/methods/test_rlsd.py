@@ -111,3 +111,8 @@ def test_completions_that_shrink_call_for_one_warning(caplog):
         for length in (100.0, 100.0, 100.0, 51.0, 51.0, 51.0) if steady.names else (100.0, 1.0) * 5:
             steady.see(length)
     assert len(caplog.messages) == 1
+
+
+def test_thought_tags_without_their_use_are_refused():
+    with pytest.raises(ValueError, match=r"`thought_start` .* has no effect without `thought_only: true`"):
+        RLSD(thought_start="<thought>")

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.inspection import record
 
+from trl_credit._util.tokens import token_pieces
 from trl_credit.records.record import (
     from_table,
     read_parquet,
     to_json,
     to_table,
-    token_pieces,
     write_parquet,
 )
 from trl_credit.toy.build_model import build_tokenizer
