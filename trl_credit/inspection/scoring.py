@@ -281,8 +281,8 @@ class CreditScorer:
         in_groups = [label for label, method in self.methods.items() if method.has_rollout_stage]
         if in_groups and all(completion.reward is None for completion in completions):
             raise ValueError(
-                f"{', '.join(in_groups)}: the credit depends on the rewards of whole groups, and these completions have none. "
-                "Give `reward_funcs`, completions with rewards, or leave it out."
+                f"{', '.join(in_groups)}: the credit depends on the rewards of whole groups, and these completions have "
+                "none. Give `reward_funcs`, completions with rewards, or leave it out."
             )
         records: dict[int, CompletionCredit] = {}
         verdicts: dict[str, list[str | None]] = {label: [] for label in self.methods}
