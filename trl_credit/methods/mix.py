@@ -83,7 +83,7 @@ class Mix(CreditMethod):
         if not self.parts:
             raise ValueError("`credit` is an empty list of methods. Name at least one, or leave `credit` out.")
         object.__setattr__(self, "parts", [build_credit(part).to_dict() for part in self.parts])
-        check_schedule(self.advantage, "advantage")
+        check_schedule(self.advantage, self.name, "advantage")
         self._check_parts()
         labels = self.labels  # refuses a method that is listed twice
         terms = [label for label, part in labels.items() if part.has_term]

@@ -124,7 +124,7 @@ class RLSD(CreditMethod):
 
     def validate(self) -> None:
         check_hint(self.template, self.column)
-        check_schedule(self.strength, "strength")
+        check_schedule(self.strength, self.name, "strength")
         ends = (self.strength["from"], self.strength["to"]) if isinstance(self.strength, Mapping) else (self.strength,)
         self.require(all(0 <= end <= 1 for end in ends), "strength", "between 0 and 1")
         self.require(ever_nonzero(self.strength), "strength", "above 0 (0 is `uniform`)")

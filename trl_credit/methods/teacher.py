@@ -102,7 +102,7 @@ class Teacher(CreditMethod):
                 "credit method 'teacher': `model` is empty. Name the teacher, a model with the policy's tokenizer: a folder "
                 "or a hub id."
             )
-        check_schedule(self.coefficient, "coefficient")
+        check_schedule(self.coefficient, self.name, "coefficient")
         self.require(ever_nonzero(self.coefficient), "coefficient", "other than 0 (0 is `uniform`)")
 
     @property

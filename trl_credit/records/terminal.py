@@ -171,7 +171,7 @@ def _table(summaries: Mapping[str, numbers.MethodSummary]) -> Table:
             put(item.distance, ".3f"),
             put(item.weight_std, ".3g"),
             put(item.largest, ".3g"),
-            str(item.completions),
-            str(item.left_out),
+            str(item.completions) if item.weighted else "\u2013",
+            str(item.left_out) if item.weighted else "\u2013",
         )
     return table

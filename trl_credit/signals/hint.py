@@ -88,7 +88,8 @@ class _HintSource(SecondPromptSource):
         self.columns = (column,)
 
     def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
-        check_column(arguments, self.column, f"A hint with `column: {self.column}`")
+        way_out = " Name the column of the answers: `column` is a parameter of the credit method."
+        check_column(arguments, self.column, f"A hint with `column: {self.column}`", way_out)
 
     def after_trainer_init(self, context: PolicyContext) -> None:
         self.check_lengths(

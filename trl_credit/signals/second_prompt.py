@@ -193,7 +193,7 @@ def is_empty(value: Any) -> bool:
     )
 
 
-def check_column(arguments: dict[str, Any], column: str, setting: str) -> None:
+def check_column(arguments: dict[str, Any], column: str, setting: str, way_out: str = "") -> None:
     """Raises `ValueError` if a dataset among the trainer's arguments lacks the column or has an empty row in it."""
     evaluation = arguments.get("eval_dataset")
     datasets = {"train": arguments.get("train_dataset")}
@@ -202,7 +202,7 @@ def check_column(arguments: dict[str, Any], column: str, setting: str) -> None:
         columns = getattr(dataset, "column_names", None)
         if columns is not None and column not in columns:
             raise ValueError(
-                f"{setting} needs a column {column!r}, but the {name} dataset has only: {', '.join(columns)}."
+                f"{setting} needs a column {column!r}, but the {name} dataset has only: {', '.join(columns)}.{way_out}"
             )
         if isinstance(dataset, Dataset):
             for row, value in enumerate(dataset[column]):
@@ -408,7 +408,9 @@ class HasSecondPrompt(Signal):
 
     signal: Signal
 
-    title = "has a second prompt"
+    @property
+    def title(self) -> str:
+        return f"has a {self.signal.title.removeprefix('log-prob after a ')}"
 
     def source(self) -> _PresentSource:
         return _PresentSource(self.signal.source().key)

@@ -117,7 +117,9 @@ class SiblingLogps(Signal):
     template: str = "default"
     threshold: float = 0.0
 
-    title = "log-prob after a sibling"
+    @property
+    def title(self) -> str:
+        return f"log-prob after a {self.kind} sibling" + (f" {self.place + 1}" if self.place else "")
 
     def __post_init__(self):
         if self.kind not in KINDS:

@@ -205,7 +205,7 @@ def test_schedules():
         ({**ramp, "start": True}, "`start` must be a whole number"),
     ]:
         with pytest.raises(ValueError, match=message):
-            check_schedule(wrong, "coefficient")
+            check_schedule(wrong, "teacher", "coefficient")
 
 
 def test_a_product_that_is_zero_everywhere_is_uniform():
