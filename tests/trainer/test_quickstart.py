@@ -6,8 +6,9 @@ import pytest
 from helpers import config
 from transformers import AutoModelForCausalLM
 
-from trl_credit import METHODS, CreditGRPOTrainer
+from trl_credit import CreditGRPOTrainer
 from trl_credit import quickstart as run
+from trl_credit.methods.registry import standalone_methods
 from trl_credit.model_files import embedded_model_path
 from trl_credit.recipe.toy import quickstart_credit
 from trl_credit.toy.arithmetic import (
@@ -17,7 +18,7 @@ from trl_credit.toy.arithmetic import (
 
 
 @pytest.mark.parametrize(
-    "name", ["gcpo", *(pytest.param(m, marks=pytest.mark.nightly) for m in METHODS if m != "gcpo")]
+    "name", ["gcpo", *(pytest.param(m, marks=pytest.mark.nightly) for m in standalone_methods() if m != "gcpo")]
 )
 def test_training_raises_the_reward(name, tmp_path):
     credit = quickstart_credit(name)
