@@ -3,6 +3,7 @@
 import queue
 import random
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import oracles
@@ -175,6 +176,23 @@ def random_weights(logps, old, advantage, mask, ids):
 
 def fipo_weights(logps, old, advantage, mask, ids):
     return oracles.fipo([logps.tolist()], [old], [advantage], [mask])[0]
+
+
+@pytest.mark.parametrize("credit", ["random", "forking"])
+def test_a_process_without_trained_tokens_gathers_as_the_others(credit, tiny_model, tmp_path):
+    """Else the others would wait for it."""
+    trainer = make(tiny_model, tmp_path, make_samples(tiny_model), credit=credit)
+    samples = make_samples(tiny_model, 2)
+    for sample in samples:
+        sample.completion_mask[:] = 0
+    gathered = []
+    trainer.accelerator.gather = lambda tensor: gathered.append(tensor) or tensor
+    inputs = pack(samples)
+    assert not (inputs["token_index"] >= 0).any()
+    size = (1, int(inputs["attention_mask"].sum()))
+    outputs = SimpleNamespace(log_probs=torch.zeros(size), entropy=torch.zeros(size))
+    assert trainer._token_advantages(inputs, outputs).shape == (0,)
+    assert gathered
 
 
 def test_uniform_is_trl_bit_for_bit(tiny_model, tmp_path):

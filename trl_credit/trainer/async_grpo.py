@@ -119,8 +119,6 @@ class AsyncCreditGRPOTrainer(AsyncGRPOTrainer):
     def _token_advantages(self, inputs: dict[str, torch.Tensor], outputs: Any) -> torch.Tensor:
         """(M,) advantages of the loss's terms, given the policy's forward."""
         batch, rows, columns, index = unpacked(inputs)
-        if not len(rows):
-            return batch["advantages"].new_zeros(0)
 
         def by_row(values: torch.Tensor) -> torch.Tensor:
             table = values.new_zeros(batch["completion_ids"].shape)
@@ -167,7 +165,8 @@ def unpacked(
     packed, terms = inputs["attention_mask"].bool(), inputs["token_index"] >= 0
     index, rows = inputs["token_index"][terms], inputs["segment_id"][terms]
     positions = inputs["position_ids"][packed][index]
-    count = int(rows.max()) + 1 if len(rows) else 0
+    # Without terms, one row without a token, so that this process gathers metrics as the others do
+    count = int(rows.max()) + 1 if len(rows) else 1
     starts = positions.new_full((count,), torch.iinfo(positions.dtype).max)
     starts = starts.scatter_reduce_(0, rows, positions, "amin")
     columns = positions - starts[rows]
