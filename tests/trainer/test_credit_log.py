@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import config, fixed_rollout, letter_reward, prompts, truncated_rollout
+from support.batching import CREDIT
 from support.credit_log import train
 
 from trl_credit import CreditGRPOTrainer
@@ -39,6 +40,29 @@ def test_a_logged_run_is_the_run(credit, tiny_model, tmp_path):
         assert torch.equal(value, parameters(logged)[name]), name
     files = sorted(path.name for path in (tmp_path / "logged" / "credit").iterdir())
     assert files == [f"step-00000{step}.{kind}" for step in (2, 4) for kind in ("html", "parquet")]
+
+
+@pytest.mark.parametrize("name", CREDIT)
+def test_every_method_is_shown(name, tiny_model, tmp_path):
+    train(tiny_model, tmp_path, credit=CREDIT[name], max_steps=2, num_iterations=2, credit_log_steps=2)
+    records, about = read_parquet(tmp_path / "credit" / "step-000002.parquet")
+    assert list(about["methods"]) == [name]
+    assert all(set(record.token_advantages) == {name} for record in records)
+
+
+def test_a_list_is_shown_with_each_of_its_parts(tiny_model, tmp_path):
+    credit = [GCPO, {"method": "dgpo", "temperature": 0.01}, "otb"]
+    train(tiny_model, tmp_path, credit=credit, max_steps=2, credit_log_steps=2)
+    records, about = read_parquet(tmp_path / "credit" / "step-000002.parquet")
+    assert list(about["methods"]) == ["gcpo + dgpo + otb", "gcpo", "dgpo", "otb"]
+    for record in records:
+        whole = record.weights["gcpo + dgpo + otb"]
+        product = record.weights["gcpo"] * record.weights["dgpo"]
+        scaled = product * record.mask.sum() / product[record.mask].sum()
+        np.testing.assert_allclose(whole[record.mask], scaled[record.mask], rtol=1e-4)
+        own = record.token_advantages["otb"]
+        np.testing.assert_allclose(record.token_advantages["gcpo + dgpo + otb"], whole * own, rtol=1e-4, atol=1e-6)
+        assert set(record.weights) == {"gcpo + dgpo + otb", "gcpo", "dgpo"}
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ class AllSignals(CreditMethod):
         return advantages
 
 
-def _title(method: CreditMethod) -> str:
+def title_of(method: CreditMethod) -> str:
     """A method's name; of a list, those of its parts."""
     return " + ".join(part.name for part in method.components().values())
 
@@ -62,8 +62,8 @@ def labelled(methods: Sequence[str | Mapping | CreditMethod]) -> dict[str, Credi
     built = [build_credit(method) for method in methods]
     labels: dict[str, CreditMethod] = {}
     for method in built:
-        label = _title(method)
-        others = [other.to_dict() for other in built if _title(other) == label]
+        label = title_of(method)
+        others = [other.to_dict() for other in built if title_of(other) == label]
         if len(others) > 1:
             label += "".join(
                 f" {name}={value}"

@@ -17,8 +17,10 @@ from .._util.tokens import token_pieces
 from ..batching import select
 from ..credit_pass import CreditResult
 from ..extras.groups import total_rewards
-from ..methods import CreditInputs
+from ..methods import CreditInputs, CreditMethod
+from ..methods.compose import credit_of, title_of
 from ..methods.metrics import remedy_if_uniform
+from ..methods.mix import Mix
 from ..methods.ops import effective_token_fraction
 from ..records.record import SOURCE_PROMPT, CompletionCredit, write_parquet
 from ..signals.base import signal_titles
@@ -164,19 +166,15 @@ class CreditLog(TrainerCallback):
 
     def _row(self, row: int, batch, inputs: CreditInputs, weights, token_advantages) -> _Seen:
         def one(tensor):
-            return None if tensor is None else tensor[row : row + 1].detach().float().cpu()
+            if tensor is None:
+                return None
+            tensor = tensor[row : row + 1].detach().cpu()
+            return tensor.float() if tensor.is_floating_point() else tensor
 
         picked = select({name: batch[name] for name in self._kept if name in batch}, [row])
         return _Seen(
             batch={name: value.cpu() for name, value in picked.items()},
-            inputs=CreditInputs(
-                mask=inputs.mask[row : row + 1].cpu(),
-                policy_logps=one(inputs.policy_logps),
-                policy_entropy=one(inputs.policy_entropy),
-                vocab_size=inputs.vocab_size,
-                signals={signal: one(value) for signal, value in inputs.signals.items()},
-                compute_dtype=inputs.compute_dtype,
-            ),
+            inputs=inputs.map(one),
             weights=one(weights),
             token_advantages=one(token_advantages),
             # Now, as an update may take its micro-batches from several rollouts
@@ -253,8 +251,8 @@ class CreditLog(TrainerCallback):
             "title": f"{self._titled} of update {step}",
             "model": self._trainer.model.config._name_or_path,
             "step": step,
-            "methods": {method.name: method.to_dict()},
-            "advice": {method.name: advice[0]} if all(advice) else {},
+            "methods": {name: each.to_dict() for name, each in self._methods().items()},
+            "advice": {title_of(method): advice[0]} if all(advice) else {},
         }
         folder = Path(self._trainer.args.output_dir) / "credit"
         folder.mkdir(parents=True, exist_ok=True)
@@ -269,8 +267,14 @@ class CreditLog(TrainerCallback):
         write_parquet(page.with_suffix(".parquet"), records, about)
         write_credit_report(page, records, about)
 
+    def _methods(self) -> dict[str, CreditMethod]:
+        """What is shown, by label: the method, and if it is a list, each of its parts."""
+        method = self._trainer.credit_method
+        return {title_of(method): method} | (method.labels if isinstance(method, Mix) else {})
+
     def _record(self, seen: _Seen) -> CompletionCredit:
-        tokenizer, name = self._trainer._tokenizer, self._trainer.credit_method.name
+        tokenizer, method = self._trainer._tokenizer, self._trainer.credit_method
+        name = title_of(method)
         ids = seen.tokens
         length = len(ids)
         prompt = seen.batch["prompt_ids"][0][seen.batch["prompt_mask"][0].bool()].tolist()
@@ -283,6 +287,11 @@ class CreditLog(TrainerCallback):
         if token_advantages.dim() == 1:
             token_advantages = token_advantages.unsqueeze(1).expand_as(seen.inputs.mask)
         titles = signal_titles(list(seen.inputs.signals))
+        weights = {} if seen.weights is None else {name: seen.weights}
+        advantages = {name: torch.where(seen.inputs.mask, token_advantages, 0.0)}
+        if isinstance(method, Mix):
+            found = credit_of(method.labels, seen.inputs, seen.inputs.advantages)
+            weights, advantages = weights | found[0], advantages | found[1]
         return CompletionCredit(
             prompt=tokenizer.decode(prompt, skip_special_tokens=False),
             completion=tokenizer.decode(ids, skip_special_tokens=True),
@@ -292,8 +301,8 @@ class CreditLog(TrainerCallback):
             logps=cut(seen.inputs.policy_logps),
             entropy=cut(seen.inputs.policy_entropy),
             signals={titles[signal]: cut(value) for signal, value in seen.inputs.signals.items()},
-            weights={} if seen.weights is None else {name: cut(seen.weights)},
-            token_advantages={name: cut(torch.where(seen.inputs.mask, token_advantages, 0.0))},
+            weights={label: cut(value) for label, value in weights.items()},
+            token_advantages={label: cut(value) for label, value in advantages.items()},
             advantage=seen.advantage,
             reward=reward if math.isfinite(reward) else None,
             info=self._source(seen),
