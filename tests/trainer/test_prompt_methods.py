@@ -187,8 +187,7 @@ def test_scoring_gives_siblings(tiny_model, tmp_path):
     def logps(prompt, completion):
         return direct(model, *(scorer.tokenizer(text)["input_ids"] for text in (prompt, completion)))
 
-    right = {title: values for title, values in records[0].signals.items() if "right" in title and "Has" not in title}
-    [values] = right.values()
+    values = records[0].signals["log-prob after a right sibling"]
     torch.testing.assert_close(torch.from_numpy(values).double(), logps("[22]1+1=", "2"), rtol=1e-4, atol=1e-4)
     [hint] = [values for title, values in records[3].signals.items() if title == HintLogps.title]
     torch.testing.assert_close(torch.from_numpy(hint).double(), logps("x!2+2=", "4"), rtol=1e-4, atol=1e-4)
