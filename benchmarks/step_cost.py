@@ -45,7 +45,11 @@ def parse_arguments():
     parser.add_argument("--prompt-tokens", type=int, default=60)
     parser.add_argument("--note-tokens", type=int, default=15, help="what the negative prompt adds")
     parser.add_argument("--completion-tokens", type=int, default=128)
-    parser.add_argument("--variants", nargs="+", help="of: trl, trl_kl, uniform, gcpo, dgpo")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        help="trl, trl_kl, or names of credit methods; by default trl, trl_kl, uniform, gcpo, dgpo",
+    )
     parser.add_argument("--bf16", action="store_true")
     return parser.parse_args()
 
@@ -64,7 +68,14 @@ class Variant:
         self._lengths, self._rewards, self._generate = lengths, rewards, arguments.generate
         rng = random.Random(0)
         note = text_of(tokenizer, arguments.note_tokens, rng)
-        credit = {"gcpo": {"method": "gcpo", "negative_prompt": "{prompt} " + note}}.get(name, name)
+        credit = {
+            "gcpo": {"method": "gcpo", "negative_prompt": "{prompt} " + note},
+            "rlsd": {"method": "rlsd", "template": "{prompt} {answer}"},
+            "rlcsd": {"method": "rlcsd", "template": "{prompt} {solution}"},
+            "teacher": {"method": "teacher", "model": arguments.model},
+            "shuffled": {"method": "shuffled", "of": "random"},
+        }.get(name, name)
+        data = data.add_column("solution", [note] * len(data))
         self._accumulation = len(lengths) // GROUP
         settings = {
             "output_dir": tempfile.mkdtemp(),
@@ -97,6 +108,7 @@ class Variant:
         # `credit` is the time of everything that TRL's trainer does not do
         self._time("rollout", self.trainer, "_generate_and_score_completions")
         if hasattr(self.trainer, "credit_pass"):
+            self.trainer._completions_seen = torch.zeros(3, device=self.trainer.accelerator.device)  # as `train()` does
             for method in ("_planned", "_unshard_output_head", "_log_credit", "_weight_metrics"):
                 self._time("credit", self.trainer, method)
             for method in ("start", "finish"):
