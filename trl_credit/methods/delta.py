@@ -29,11 +29,7 @@ from torch import Tensor
 from .base import CreditMethod, Paper
 from .inputs import CreditInputs
 from .ops import at_least_float32, where_finite
-from .rollout import Rollout
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    return tensor
+from .rollout import Rollout, alone
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ def delta_factors(
     low: float = 0.8,
     high: float = 1.2,
     refinements: int = 1,
-    total: Callable[[Tensor], Tensor] = _alone,
+    total: Callable[[Tensor], Tensor] = alone,
 ) -> Float[Tensor, "batch tokens"]:
     """DelTA's factors (arXiv 2605.21467).
 

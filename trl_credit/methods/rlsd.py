@@ -34,7 +34,7 @@ from .base import CreditMethod, Paper
 from .gcpo import noise_floor_of
 from .inputs import CreditInputs
 from .ops import UNIFORM_FRACTION, at_least_float32
-from .schedule import as_text, check_schedule, ever_nonzero, value_at
+from .schedule import check_schedule, ever_nonzero, value_at
 
 
 def rlsd_factors(
@@ -190,6 +190,3 @@ class RLSD(CreditMethod):
             "hint_fraction": moved.masked_fill(gap.isnan(), torch.nan),
             "hint_clipped": clipped.masked_fill(gap.isnan(), torch.nan),
         }
-
-    def to_dict(self) -> dict:
-        return super().to_dict() | {"strength": as_text(self.strength)}

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def alone(tensor: Tensor) -> Tensor:
+    """What gathering or summing over the processes gives, if there is one."""
     return tensor
 
 
@@ -52,7 +53,7 @@ class Rollout:
     turns: Int[Tensor, "batch tokens"] | None = None
     turn_rewards: Float[Tensor, "batch turns"] | None = None
     turn_states: Int[Tensor, "batch turns"] | None = None
-    gather: Callable[[Tensor], Tensor] = field(default=_alone, repr=False)
+    gather: Callable[[Tensor], Tensor] = field(default=alone, repr=False)
     first: int = 0
 
     def all(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*all"]:

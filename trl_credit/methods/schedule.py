@@ -49,8 +49,3 @@ def value_at(value: float | Mapping[str, Any], step: int) -> float:
 def ever_nonzero(value: float | Mapping[str, Any]) -> bool:
     """False if the value is 0 at every step."""
     return any((value["from"], value["to"])) if isinstance(value, Mapping) else value != 0
-
-
-def as_text(value: float | Mapping[str, Any]) -> float | dict[str, Any]:
-    """The value as it is written in a recipe."""
-    return dict(value) if isinstance(value, Mapping) else value

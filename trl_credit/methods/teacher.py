@@ -29,7 +29,7 @@ from ..signals.other_model import OtherModelLogps
 from .base import CreditMethod, Paper
 from .inputs import CreditInputs
 from .ops import at_least_float32
-from .schedule import as_text, check_schedule, ever_nonzero, value_at
+from .schedule import check_schedule, ever_nonzero, value_at
 
 
 def teacher_term(
@@ -128,6 +128,3 @@ class Teacher(CreditMethod):
         """`teacher_gap`: mean of log pi_teacher - log pi_student (nats), whose negative estimates the KL divergence from
         student to teacher."""
         return {"teacher_gap": inputs.signals[self._signal] - self._student(inputs)}
-
-    def to_dict(self) -> dict:
-        return super().to_dict() | {"coefficient": as_text(self.coefficient)}
