@@ -14,6 +14,7 @@ from support.batching import CREDIT, NEED_MORE, text_batch
 from trl_credit import CreditGRPOConfig
 from trl_credit.batching import (
     GROUPS,
+    HAS_CREDIT,
     PLAN,
     PlanSettings,
     Savings,
@@ -254,6 +255,26 @@ def test_rows_with_and_without_images_stay_together():
     assert skipped == 1.0
     planned, _ = plan(select(batch, [0, 2]) | {"advantages": torch.tensor([0.0, 1.0])})
     assert planned["num_images"] == [1]
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_method_may_name_the_completions_itself(skips):
+    """Those that have credit are kept, whatever their sequence advantage; without a token in the loss, none is."""
+    batch = text_batch() | {"advantages": torch.tensor([0.0, 2.0]), HAS_CREDIT: torch.tensor([True, False])}
+    settings = PlanSettings(
+        Savings(skip_zero_advantage=skips), every_row=False, loss_type="grpo", window=1, overhead=0, forward_overhead=0
+    )
+    (planned,), metrics = plan_updates([batch], {"signal": token_counts}, lambda tensor: tensor, settings)
+    names = [planned["names"][row] for row in planned[PLAN].credit_rows]
+    assert names == ["a"]
+    assert planned["names"] == (["a"] if skips else ["a", "b"])
+    assert metrics["credit/skipped_fraction"] == 0.5
+    (planned,), _ = plan_updates(
+        [batch | {"completion_mask": torch.zeros(2, 4, dtype=torch.long)}],
+        {"signal": token_counts}, lambda tensor: tensor, settings,
+    )  # fmt: skip
+    assert planned[PLAN].credit_rows == []
+    assert not placeholder_row(batch)[HAS_CREDIT].any()
 
 
 def test_every_method_is_covered():
