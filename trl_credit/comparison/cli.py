@@ -72,6 +72,20 @@ def parser() -> argparse.ArgumentParser:
         metavar="METRIC",
         help="also compare these logged metrics at the update that reaches the target",
     )
+    add(
+        "--tune",
+        nargs="+",
+        metavar="FIELD=VALUES",
+        help="first give each method the best of these values of the recipe's fields, such as learning_rate=1e-5,3e-5,1e-4",
+    )
+    add(
+        "--tuning_seeds",
+        nargs="+",
+        type=int,
+        metavar="SEED",
+        help="how many seeds choose the values (default: 3, from 1000 on), or several seeds, none of `--seeds`",
+    )
+    add("--tune_by", metavar="MEASURE", help="mean_reward (default) or accuracy")
     add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     add("--keep_models", action="store_true", help="keep the trained models")
     add("--num_processes", type=int, help="processes of each run")
@@ -94,6 +108,7 @@ def _compare(argv: list[str]) -> None:
     from ..evaluation.store import RunFolder
     from .plan import make_plan, write_plan
     from .run import in_process, run_all
+    from .tuning import plan_tuning, tune
 
     if importlib.util.find_spec("matplotlib") is None:  # check now, not after hours of training
         _fail("the pictures need matplotlib: pip install 'trl-credit[analysis]'")
@@ -115,37 +130,45 @@ def _compare(argv: list[str]) -> None:
             launch += [f"--{name}", str(getattr(arguments, name))]
     if launch and arguments.jobs > 1:
         _fail("`--jobs` has no effect with several processes a run: these run one after the other.")
-    seeds = arguments.seeds
+    seeds = arguments.seeds[0] if arguments.seeds and len(arguments.seeds) == 1 else arguments.seeds
     output_dir = arguments.output_dir or Path("outputs/compare") / arguments.config.stem
     folder = RunFolder(output_dir)
+    console = Console(highlight=False, soft_wrap=True)
+
+    def say(line: str) -> None:
+        console.print(safe_text(line))
+
+    common = {
+        "config": arguments.config,
+        "output_dir": output_dir,
+        "overrides": overrides,
+        "methods": arguments.methods,
+        "seeds": seeds,
+        "launch": launch,
+        **{name: getattr(arguments, name) for name in ("baseline", "target_reward", "at_target")},
+    }
+    given = (arguments.tune, arguments.tuning_seeds, arguments.tune_by)
     try:
-        plan = in_process(
-            make_plan,
-            config=arguments.config,
-            output_dir=output_dir,
-            overrides=overrides,
-            methods=arguments.methods,
-            seeds=seeds[0] if seeds and len(seeds) == 1 else seeds,
-            baseline=arguments.baseline,
-            target_reward=arguments.target_reward,
-            at_target=arguments.at_target,
-            launch=launch,
-        )
+        # Checks everything before the first run, also where the values are not chosen yet
+        tuned = in_process(plan_tuning, given=given, **common)
+        plan = in_process(make_plan, **common) if tuned is None else None
         folder.lock()
     except (ValueError, RunFolderError) as error:
         _fail(error)
-    console = Console(highlight=False, soft_wrap=True)
     try:
+        if tuned is not None:
+            methods, record = tune(*tuned, output_dir, arguments.jobs, say)
+            plan = in_process(make_plan, **(common | {"methods": methods}), tuning=record)
         write_plan(output_dir, plan)
         failed = run_all(
             plan,
             output_dir,
             jobs=arguments.jobs,
             keep_models=arguments.keep_models,
-            say=lambda line: console.print(safe_text(line)),
+            say=say,
         )
         if failed:
-            console.print(safe_text(f"Failed: {'; '.join(failed)}. The same command tries again."))
+            say(f"Failed: {'; '.join(failed)}. The same command tries again.")
         if not failed or any(read_runs(output_dir, plan).values()):
             _write(output_dir)
     except (ValueError, RunFolderError) as error:

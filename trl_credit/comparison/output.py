@@ -8,7 +8,8 @@ from typing import Any
 from .._util.files import write_atomically
 from .._util.text import safe, safe_text
 from .plan import read_plan
-from .results import headings, read_runs, rows_of, sentences, summarize, to_markdown
+from .results import headings, markdown_row, read_runs, rows_of, sentences, summarize, to_markdown
+from .tuning import sentences_of, table_of
 
 
 def show(comparison: Mapping[str, Any]) -> None:
@@ -17,6 +18,16 @@ def show(comparison: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
+    if comparison.get("tuning"):
+        columns, tuned = table_of(comparison["tuning"])
+        table = Table(title="Tuning", title_justify="left")
+        for place, title in enumerate(columns):
+            table.add_column(safe_text(safe(title)), justify="right" if place else "left", overflow="fold")
+        for row in tuned:
+            table.add_row(*(safe_text(safe(cell)) for cell in row))
+        console.print(table)
+        for text in sentences_of(comparison["tuning"]):
+            console.print(safe_text(safe(text)), soft_wrap=True)
     table = Table()
     for key, title in headings(comparison).items():
         table.add_column(
@@ -35,6 +46,15 @@ def show(comparison: Mapping[str, Any]) -> None:
         console.print(safe_text(safe(text)), soft_wrap=True)
 
 
+def _tuning_markdown(comparison: Mapping[str, Any]) -> str:
+    if not comparison.get("tuning"):
+        return ""
+    columns, rows = table_of(comparison["tuning"])
+    lines = [markdown_row(cells) for cells in (columns, ["---"] * len(columns), *rows)]
+    lines += ["", *(f"- {safe(text)}" for text in sentences_of(comparison["tuning"]))]
+    return "\n".join(["", "## Tuning", "", *lines, ""])
+
+
 def write_results(output_dir: Path) -> dict[str, Any]:
     """Computes statistics from the runs on disk, writes tables, pictures and page, and prints the results.
 
@@ -47,7 +67,7 @@ def write_results(output_dir: Path) -> dict[str, Any]:
     plan = read_plan(output_dir)
     comparison = summarize(plan, read_runs(output_dir, plan))
     write_atomically(output_dir / "comparison.json", [json.dumps(comparison, indent=1, allow_nan=False) + "\n"])
-    write_atomically(output_dir / "comparison.md", [to_markdown(comparison)])
+    write_atomically(output_dir / "comparison.md", [to_markdown(comparison), _tuning_markdown(comparison)])
     for suffix in ("png", "svg"):
         plot_learning_curves(output_dir / f"curves.{suffix}", comparison)
     write_learning_report(output_dir / "comparison.html", comparison)

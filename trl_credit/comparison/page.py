@@ -33,6 +33,7 @@ def style_of(place: int) -> tuple[str, str]:
 def write_learning_report(path: Path, comparison: dict) -> None:
     """Writes a self-contained HTML file with all results of a comparison."""
     from .results import basis, headings, quantities, rows_of, sentences
+    from .tuning import sentences_of, table_of
 
     methods, compared = comparison["methods"], quantities(comparison.get("at_target", ()))
     charts = [
@@ -45,6 +46,10 @@ def write_learning_report(path: Path, comparison: dict) -> None:
         for quantity in compared
         if (chart := forest_chart(comparison, quantity)) is not None
     ]
+    tuning = None
+    if record := comparison.get("tuning"):
+        columns, rows = table_of(record)
+        tuning = {"headings": columns, "rows": rows, "sentences": sentences_of(record)}
     write_page(
         path,
         __package__,
@@ -63,6 +68,7 @@ def write_learning_report(path: Path, comparison: dict) -> None:
         quantities=[q for q in compared if any(q.name in m["quantities"] for m in methods)],
         charts=charts,
         forests=forests,
+        tuning=tuning,
         key=key_line,
         drawn={
             "window": comparison["window"],

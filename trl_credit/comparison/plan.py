@@ -3,6 +3,7 @@
 plan.json               recipe, methods, seeds; a folder with other settings is refused
 recipe.yaml             what every run trains
 runs/LABEL/seed-K/      run.json (once finished), log.txt, eval/
+tuning/                 the runs that chose each method's values, as a folder like this one
 comparison.json         statistics, shown in comparison.md, comparison.html, curves.png and curves.svg
 """
 
@@ -32,7 +33,7 @@ _COMMON = (
     "trainer", "model_name_or_path", "model_revision", "dataset_name", "dataset_config", "dataset_train_split", "eval",
     "reward_funcs", "reward_weights", "max_steps", "num_train_epochs", "num_generations", "per_device_train_batch_size",
 )  # fmt: skip
-_SECTION = ("methods", "seeds", "baseline", "target_reward", "at_target")
+_SECTION = ("methods", "seeds", "baseline", "target_reward", "at_target", "tune", "tuning_seeds", "tune_by")
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Plan:
         asked: Labels and seeds of this command.
         launch: The launcher's words. Empty for one process.
         command: Command that makes the whole comparison.
+        tuning: What was tuned before, and every value's result ([`~.tuning.record_of`]).
     """
 
     recipe: dict[str, Any]
@@ -74,6 +76,7 @@ class Plan:
     asked: tuple[list[str], list[int]] = field(default_factory=lambda: ([], []))
     launch: list[str] = field(default_factory=list)
     command: str = ""
+    tuning: dict[str, Any] | None = None
 
     def method(self, label: str) -> Method:
         return next(method for method in self.methods if method.label == label)
@@ -88,7 +91,7 @@ class Plan:
         Raises:
             KeyError, TypeError: The data is not a plan.
         """
-        data = {"at_target": [], **data}  # older plans have none
+        data = {"at_target": [], "tuning": None, **data}  # older plans have none
         known = {f.name: data[f.name] for f in fields(cls) if f.name != "asked"}
         known["methods"] = [Method(**method) for method in known["methods"]]
         return cls(**known)
@@ -301,6 +304,7 @@ def make_plan(
     target_reward: float | None = None,
     at_target: Sequence[str] | None = None,
     launch: Sequence[str] = (),
+    tuning: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Reads and checks everything that can be known before loading a model. Writes nothing.
 
@@ -314,6 +318,7 @@ def make_plan(
         target_reward: The reward to reach.
         at_target: Logged metrics to compare at the update that reaches it.
         launch: The launcher's words.
+        tuning: What chose the methods' own settings, see [`Plan`].
 
     Raises:
         ValueError: A setting is wrong.
@@ -332,6 +337,7 @@ def make_plan(
     before = read_plan(output_dir) if (Path(output_dir) / "plan.json").exists() else None
     if before is None and (Path(output_dir) / "runs").exists():
         raise RunFolderError(f"{output_dir} has runs but no plan.json: set another `--output_dir`.")
+    tuning = _with_earlier(before.tuning if before else None, tuning, output_dir, before is not None)
     every, labels = parse_methods(
         section.get("methods") if methods is None else methods, recipe_credit, before.methods if before else ()
     )
@@ -349,6 +355,7 @@ def make_plan(
         at_target=at_target,
         asked=(labels, asked_seeds),
         launch=list(launch),
+        tuning=tuning,
     )
     plan.settings = _checked_settings(plan, output_dir)
     if before is not None:
@@ -361,6 +368,22 @@ def make_plan(
             )
     plan.command = command_of(plan, config, output_dir)
     return plan
+
+
+def _with_earlier(earlier: Mapping | None, tuning: Mapping | None, output_dir: Path, continued: bool) -> dict | None:
+    """The tuning of all methods, also of those that this command does not name."""
+    if continued:
+        old, new = ({k: v for k, v in (part or {}).items() if k != "rows"} for part in (earlier, tuning))
+        if json.loads(json.dumps(new)) != old:
+            there = "was not tuned" if not old else f"was tuned by {json.dumps(old)}"
+            raise RunFolderError(
+                f"{output_dir} has a comparison that {there}. Set another `--output_dir`, or tune as before."
+            )
+    if tuning is None:
+        return None
+    labels = {row["label"] for row in tuning["rows"]}
+    kept = [row for row in (earlier or {}).get("rows", []) if row["label"] not in labels]
+    return json.loads(json.dumps({**tuning, "rows": [*kept, *tuning["rows"]]}))
 
 
 def _choices(section: Mapping, before: Plan | None, baseline, target_reward, methods: list[Method]) -> tuple:
@@ -379,6 +402,18 @@ def _choices(section: Mapping, before: Plan | None, baseline, target_reward, met
     if target_reward is not None:
         target_reward = check_value("target_reward", target_reward, Finite)
     return baseline, target_reward
+
+
+def check_choices(
+    section: Mapping,
+    methods: list[Method],
+    baseline: str | None = None,
+    target_reward: float | None = None,
+    at_target: Any = None,
+) -> None:
+    """Raises `ValueError` if the baseline, the target or the metrics at it cannot be those of these methods."""
+    _, target_reward = _choices(section, None, baseline, target_reward, methods)
+    _metrics_at_target(section, None, at_target, target_reward)
 
 
 def _metrics_at_target(section: Mapping, before: Plan | None, metrics, target_reward: float | None) -> list[str]:
@@ -436,14 +471,12 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
 
 def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
     """Command that makes the whole comparison."""
-    methods = [
-        json.dumps(
-            {**method.credit, "label": method.label, **({"settings": method.settings} if method.settings else {})}
-        )
-        if len(method.credit) > 1 or method.settings
-        else method.credit["method"]
-        for method in plan.methods
-    ]
+    tuned = plan.tuning["values"] if plan.tuning else {}
+    methods = []
+    for method in plan.methods:
+        own = {name: value for name, value in method.settings.items() if name not in tuned}
+        written = json.dumps({**method.credit, "label": method.label, **({"settings": own} if own else {})})
+        methods.append(written if len(method.credit) > 1 or own else method.credit["method"])
     seeds = [str(len(plan.seeds))] if plan.seeds == list(range(len(plan.seeds))) else list(map(str, plan.seeds))
     words = ["trl-credit", "compare", "--config", str(config), "--methods", *methods, "--seeds", *seeds]
     words += ["--output_dir", str(output_dir), "--baseline", plan.baseline]
@@ -451,4 +484,7 @@ def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
         words += ["--target_reward", f"{plan.target_reward:g}"]
     if plan.at_target:
         words += ["--at_target", *plan.at_target]
+    if plan.tuning:
+        listed = [f"{name}={json.dumps(values)}" for name, values in tuned.items()]
+        words += ["--tune", *listed, "--tuning_seeds", *map(str, plan.tuning["seeds"]), "--tune_by", plan.tuning["by"]]
     return shlex.join([*words, *plan.launch, *redact_words(plan.overrides)])

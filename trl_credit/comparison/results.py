@@ -1,7 +1,7 @@
 """Results of a comparison: turns runs on disk into comparison.json, and that into tables, pictures and sentences."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from .._util.text import nearest, safe
 from ..methods.registry import build_credit
 from ..statistics.paired import area, band, enough_seeds, first_reached, holm, interval, paired, smoothed, verdict
 from .plan import Method, Plan, run_folder
+from .scale import default_limit, gradient_scale, scale_sentence
 
 
 __getattr__ = moved_names(__name__)
@@ -163,6 +164,9 @@ def summarize(plan: Plan, runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -
                 "seeds": sorted(of_method),
                 "missing": sorted(set(plan.seeds) - set(of_method)),
                 "quantities": of_quantity,
+                "gradient": gradient_scale(
+                    of_method.values(), {**plan.settings, **method.settings}.get("max_grad_norm", default_limit())
+                ),
                 "curves": {name: _curve(of_method, name, updates, window) for name in CURVES},
             }
         )
@@ -183,8 +187,10 @@ def summarize(plan: Plan, runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -
         "notes": [
             *(note for method in plan.methods if (note := _collapse(method, runs[method.label].values()))),
             *_unlogged(plan.at_target, runs),
+            *filter(None, [scale_sentence(methods, plan.baseline)]),
             *_notes(methods, jobs, versions),
         ],
+        "tuning": plan.tuning,
         "settings": plan.settings,
         "versions": versions[0],
         "command": plan.command,
@@ -378,11 +384,12 @@ def headings(comparison: Mapping[str, Any]) -> dict[str, str]:
     return {key: text.format(**words) for key, text in _HEADINGS.items()}
 
 
+def markdown_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(safe(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
 def to_markdown(comparison: Mapping[str, Any]) -> str:
     """The table, the sentences, and what is needed to read them."""
-
-    def line(cells) -> str:
-        return "| " + " | ".join(safe(cell).replace("|", "\\|") for cell in cells) + " |"
 
     titles = headings(comparison)
     rows, last = [], None
@@ -390,9 +397,9 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
         cells = list(row.values())
         if row["verdict"] in ("better", "worse", "higher", "lower"):
             cells[-1] = f"**{row['verdict']}**"
-        rows.append(line(["" if row["quantity"] == last else row["quantity"], *cells[1:]]))
+        rows.append(markdown_row(["" if row["quantity"] == last else row["quantity"], *cells[1:]]))
         last = row["quantity"]
-    lines = [line(titles.values()), line(["---"] * len(titles)), *rows, ""]
+    lines = [markdown_row(titles.values()), markdown_row(["---"] * len(titles)), *rows, ""]
     lines += [f"- {safe(text)}" for text in [*sentences(comparison), *comparison["notes"]]]
     lines += ["", basis(comparison), ""]
     return "\n".join(lines)

@@ -97,3 +97,24 @@ def test_a_run_that_fails(comparison_recipe, tmp_path):
     assert found.returncode == 1, found.stderr
     assert "Failed: uniform, seed 0" in found.stdout
     assert not found.stderr
+
+
+@pytest.mark.slow
+def test_a_tuned_comparison(comparison_recipe, tmp_path):
+    path = comparison_recipe(compare={"methods": ["uniform", "gcpo"]})
+    words = ("--tune", "learning_rate=1e-9,1e-3", "--tuning_seeds", "1", "--seeds", "1", "--max_steps", "2")
+    out = tmp_path / "out"
+    text = finish(command(*words, path=path, out=out))
+    assert "Tuning of learning_rate on seeds 1000:" in text
+    assert "4 runs to make" in text
+    assert "is at the edge of what was tried" in text
+    found = json.loads((out / "comparison.json").read_text())
+    chosen = {row["label"]: row["values"] for row in found["tuning"]["rows"] if row["chosen"]}
+    assert {method["label"]: method["credit"]["settings"] for method in found["methods"]} == chosen
+    for name in ("comparison.md", "comparison.html"):
+        assert "learning_rate 1e-09" in (out / name).read_text()
+    assert all(method["gradient"]["median"] > 0 for method in found["methods"])
+    # The same command makes nothing anew
+    text = finish(command(*words, path=path, out=out))
+    assert "4 finished runs are kept." in text
+    assert "to make" not in text
