@@ -49,7 +49,8 @@ class Completion:
         text: The completion's text.
         finished: Append the end-of-sequence token to a tokenized `text`.
         mask: Tokens that enter the loss. By default, all.
-        advantage: The sequence advantage. Weights do not depend on it, only token advantages do.
+        advantage: The sequence advantage. Weights do not depend on it, only token advantages do: without it, there are
+            none, except that a method that adds a term has the term.
         reward: The reward.
         group: Number of its prompt.
         example: The dataset's row, for methods that read its columns.
@@ -278,7 +279,11 @@ class CreditScorer:
                     f"Completion {i + 1}: prompt and completion have {length} tokens, more than the model's context of "
                     f"{context}. Leave it out or cut it."
                 )
-        in_groups = [label for label, method in self.methods.items() if method.has_rollout_stage]
+        in_groups = [
+            label
+            for label, method in self.methods.items()
+            if method.has_rollout_stage or any(signal.source().needs_groups for signal in method.signals())
+        ]
         if in_groups and all(completion.reward is None for completion in completions):
             raise ValueError(
                 f"{', '.join(in_groups)}: the credit depends on the rewards of whole groups, and these completions have "
@@ -317,9 +322,11 @@ class CreditScorer:
                     entropy=of(inputs.policy_entropy, place, length),
                     signals={self._titles[s]: of(value, place, length) for s, value in inputs.signals.items()},
                     weights={label: of(value, place, length) for label, value in weights.items()},
-                    token_advantages={label: of(value, place, length) for label, value in token_advantages.items()}
-                    if completions[i].advantage is not None
-                    else {},
+                    token_advantages={
+                        label: of(value, place, length)
+                        for label, value in token_advantages.items()
+                        if completions[i].advantage is not None or _is_term_alone(self.methods[label])
+                    },
                 )
         # Verdict of the longest completions. A method counts as uniform only if it is so in all batches
         self.advice = {label: found[-1] for label, found in verdicts.items() if found and all(found)}
@@ -385,6 +392,11 @@ class CreditScorer:
             info={SOURCE_PROMPT: completion.prompt, **completion.info},
             **arrays,
         )
+
+
+def _is_term_alone(method: CreditMethod) -> bool:
+    """True if the token advantages say something without the completion's advantage: the term is what they add to it."""
+    return method.has_term and not (method.reweights or method.own_advantages or method.reads_sign)
 
 
 def _batches(sizes: Mapping[int, tuple[int, int]], groups: Mapping[int, int] | None = None) -> Iterator[list[int]]:

@@ -188,3 +188,23 @@ def test_advice_is_for_methods_that_are_uniform(tiny_model, scorer):
     assert "`reference`" in same.advice["dgpo"]
     scorer.score([Completion("ab=", text="cdef")])
     assert not scorer.advice
+
+
+def test_a_term_shows_without_rewards(tiny_model, other_model):
+    """Without an advantage, a teacher's term is all there is, and a method that goes by the rewards says what it needs."""
+    teacher = {"method": "teacher", "model": other_model}
+    scorer = CreditScorer(tiny_model, labelled([teacher]), temperature=0.7)
+    rewarded, alone = scorer.score(
+        [Completion("ab=", token_ids=[5, 6, 7], advantage=advantage) for advantage in (2.0, None)]
+    )
+    row, places = [5, 6, 7], np.arange(3)
+    gap = (
+        distributions(other_model, "ab=", row, 0.7)[places, row]
+        - distributions(tiny_model, "ab=", row, 0.7)[places, row]
+    )
+    np.testing.assert_allclose(alone.token_advantages["teacher"], gap, atol=1e-4)
+    np.testing.assert_allclose(rewarded.token_advantages["teacher"], 2 + gap, atol=1e-4)
+    assert not alone.weights
+    scorer = CreditScorer(tiny_model, labelled(["rlcsd"]))
+    with pytest.raises(ValueError, match=r"^rlcsd: the credit depends on the rewards of whole groups"):
+        scorer.score([Completion("ab=", token_ids=[5, 6, 7])])
