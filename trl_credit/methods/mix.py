@@ -175,6 +175,10 @@ class Mix(CreditMethod):
         return all(part.needs_old_policy for part in self._built)
 
     @property
+    def min_generations(self) -> int:
+        return max(part.min_generations for part in self._built)
+
+    @property
     def reads_batch(self) -> bool:
         return any(part.reads_batch for part in self._built)
 
