@@ -54,8 +54,8 @@ def check_generations(method: CreditMethod, num_generations: int) -> None:
     for part in method.components().values():
         if num_generations < part.min_generations:
             raise ValueError(
-                f"`num_generations` ({num_generations}): credit method {part.name!r} compares completions of a prompt, and can "
-                f"do nothing with fewer than {part.min_generations}. Set `num_generations` to at least "
+                f"`num_generations` ({num_generations}): credit method {part.name!r} compares completions of a prompt, and "
+                f"can do nothing with fewer than {part.min_generations}. Set `num_generations` to at least "
                 f"{part.min_generations}, or use another method."
             )
 
