@@ -67,7 +67,7 @@ class Mix(CreditMethod):
     """
 
     parts: list
-    advantage: float | dict = 1.0
+    advantage: float | dict | list = 1.0
     guard: bool = False
 
     name = "mix"
