@@ -1,4 +1,4 @@
-"""A credit method with deliberately wrong weights."""
+"""Credit methods with deliberately wrong weights, and one that needs three completions."""
 
 from dataclasses import dataclass
 
@@ -28,3 +28,14 @@ class Broken(CreditMethod):
             "negative": -ones, "twice": 2 * ones, "off the mask": torch.ones_like(ones), "shape": ones[:, :1],
             "nan": ones * float("nan"),
         }[self.kind]  # fmt: skip
+
+
+class Trio(CreditMethod):
+    """Has equal weights, and says that it needs three completions of a prompt."""
+
+    name = "trio"
+    paper = Paper("None", "0000.00000", "None")
+    min_generations = 3
+
+    def weights(self, inputs):
+        return inputs.mask.float()

@@ -4,10 +4,11 @@ import json
 import math
 
 import pytest
+import qwen_vision
 import torch
-from helpers import config, fixed_rollout, letter_reward, prompts, save_tiny_model
+from helpers import config, fixed_rollout, letter_reward, place_reward, prompts, save_tiny_model
 from support.resumed import assert_same_run, make, outcome
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trl_credit import CreditGRPOTrainer, HasSecondPrompt, HintLogps, OtherModelLogps, ThoughtTokens
 from trl_credit.inspection.scoring import Completion, CreditScorer
@@ -119,6 +120,36 @@ def test_a_teacher_of_another_vocabulary_is_refused(tiny_model, tmp_path):
         trained(tiny_model, tmp_path, {"method": "teacher", "model": str(tmp_path / "other")})
     with pytest.raises(ValueError, match="no/such/teacher"):
         trained("no/such/model", tmp_path, {"method": "teacher", "model": "no/such/teacher"})
+
+
+@pytest.mark.parametrize("credit", ["teacher", "dgpo"])
+def test_a_text_model_beside_a_vision_policy(credit, tmp_path):
+    """Refused if there are images, and used if there are none."""
+    policy, processor = qwen_vision.tiny_model()
+    processor.tokenizer.save_pretrained(tmp_path / "text")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings = LlamaConfig(
+        vocab_size=policy.config.get_text_config().vocab_size,
+        max_position_embeddings=512,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        **shape,
+    )
+    LlamaForCausalLM(settings).save_pretrained(tmp_path / "text")
+    name = "model" if credit == "teacher" else "reference"
+    args = config(tmp_path, credit={"method": credit, name: str(tmp_path / "text")}, max_steps=1)
+    common = {"reward_funcs": place_reward, "args": args, "processing_class": processor}
+    data = qwen_vision.make_dataset()
+    with pytest.raises(
+        ValueError, match=r"text' is text-only \(LlamaForCausalLM\) .* have a column 'images'\. Name a vis"
+    ):
+        CreditGRPOTrainer(policy, train_dataset=data, **common)
+    trainer = CreditGRPOTrainer(policy, train_dataset=data.remove_columns("images"), **common)
+    trainer.train()
+    if credit == "teacher":  # a tool or an environment may have shown one
+        (source,) = trainer.credit_pass.sources.values()
+        with pytest.raises(ValueError, match=r"text' is text-only .*: a prompt has images"):
+            source.forward(trainer, trainer.model, {"pixel_values": torch.zeros(1)})
 
 
 def check_siblings(seen, tokenizer, model):

@@ -13,7 +13,7 @@ from ..methods.compose import labelled
 from ..methods.registry import build_credit, standalone_methods
 from ..recipe.recipe import Recipe
 from ..recipe.toy import default_credit
-from ..trainer.exactness import check_policy
+from ..trainer.exactness import check_generations, check_policy
 
 
 # Fields taken from the recipe if not set here: InspectConfig's name, then the recipe's
@@ -180,6 +180,8 @@ class InspectConfig:
         built = [self._with_reference(build_credit(method)) for method in chosen]
         for method in built:
             check_policy(method, "tokens")
+            if not self.completions:
+                check_generations(method, self.num_generations)
         return labelled(built)
 
     def _with_reference(self, method: CreditMethod) -> CreditMethod:

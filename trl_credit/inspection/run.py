@@ -46,7 +46,7 @@ def _score(config, completions) -> tuple[list, dict[str, Any]]:
     import torch
 
     from ..model_files import LocalModel
-    from .scoring import CreditScorer
+    from .scoring import CreditScorer, check_turns
 
     on_gpu = torch.accelerator.is_available()
     files = LocalModel.find(config.model, trust_remote_code=bool(config.trust_remote_code))
@@ -55,6 +55,7 @@ def _score(config, completions) -> tuple[list, dict[str, Any]]:
     elif config.reference is not None:
         config.reference = LocalModel.find(config.reference, field="reference", adapter=False, needs=None).path
     methods = config.credit_methods()
+    check_turns(methods, completions)
     dtype = config.dtype or ("bfloat16" if on_gpu else "float32")
     examples, rewards = (None, []) if completions is not None else _data(config)
     torch.manual_seed(config.seed)

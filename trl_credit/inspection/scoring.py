@@ -19,11 +19,12 @@ from .._util.moved import moved_names
 from .._util.tokens import token_pieces
 from ..credit_pass import CreditResult
 from ..extras.groups import total_rewards
+from ..extras.reward_guard import TurnRewards
 from ..methods import CreditInputs, CreditMethod
 from ..methods.compose import AllSignals, credit_of
 from ..methods.metrics import remedy_if_uniform
 from ..methods.mix import inputs_of
-from ..records.record import SOURCE_PROMPT, CompletionCredit
+from ..records.record import SOURCE_PROMPT, TURN_REWARDS, CompletionCredit
 from ..rewards.thinking import opened_tag
 from ..signals.base import signal_titles
 from ..signals.models import vocabulary_size
@@ -49,11 +50,15 @@ class Completion:
         text: The completion's text.
         finished: Append the end-of-sequence token to a tokenized `text`.
         mask: Tokens that enter the loss. By default, all.
-        advantage: The sequence advantage. Weights do not depend on it, only token advantages do.
-        reward: The reward.
+        advantage: The sequence advantage. Weights do not depend on it, only token advantages do: without it, there are
+            none, except that a method that adds a term has the term, and one with advantages of its own has those.
+        reward: The reward. By default, the sum of `turn_rewards`.
+        turn_rewards: The reward of each turn; `None` for none. What `reward` has beyond their sum is the last turn's.
         group: Number of its prompt.
         example: The dataset's row, for methods that read its columns.
         info: Stored in the record.
+
+    Text of tools or an environment, where the mask is False, starts the next turn.
     """
 
     prompt: str | list[dict]
@@ -63,9 +68,33 @@ class Completion:
     mask: Sequence[bool] | None = None
     advantage: float | None = None
     reward: float | None = None
+    turn_rewards: Sequence[float | None] | None = None
     group: int = 0
     example: Mapping[str, Any] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.reward is None and self._known_turn_rewards:
+            object.__setattr__(self, "reward", float(sum(self._known_turn_rewards)))
+
+    @property
+    def _known_turn_rewards(self) -> list[float]:
+        return [value for value in self.turn_rewards or () if value is not None]
+
+    @property
+    def num_turns(self) -> int:
+        """Runs of tokens in the loss; 1 without a mask."""
+        mask = [True] if self.mask is None else list(map(bool, self.mask))
+        return sum(on and not before for before, on in zip([False, *mask], mask, strict=False))
+
+    @property
+    def rewards_by_turn(self) -> TurnRewards | None:
+        """The reward, each turn's and the rest; `None` without a reward."""
+        if self.reward is None:
+            return None
+        each = [math.nan if value is None else float(value) for value in self.turn_rewards or ()]
+        rest = self.reward - sum(self._known_turn_rewards)
+        return TurnRewards(each, 0.0 if abs(rest) < 1e-6 * max(1.0, abs(self.reward)) else rest)
 
 
 class _Recorder(CreditGRPOTrainer):
@@ -278,12 +307,18 @@ class CreditScorer:
                     f"Completion {i + 1}: prompt and completion have {length} tokens, more than the model's context of "
                     f"{context}. Leave it out or cut it."
                 )
-        in_groups = [label for label, method in self.methods.items() if method.has_rollout_stage]
+        in_groups = [
+            label
+            for label, method in self.methods.items()
+            if method.has_rollout_stage or any(signal.source().needs_groups for signal in method.signals())
+        ]
         if in_groups and all(completion.reward is None for completion in completions):
             raise ValueError(
                 f"{', '.join(in_groups)}: the credit depends on the rewards of whole groups, and these completions have "
                 "none. Give `reward_funcs`, completions with rewards, or leave it out."
             )
+        check_turns(self.methods, completions)
+        by_turn = any(completion.turn_rewards is not None for completion in completions)
         records: dict[int, CompletionCredit] = {}
         verdicts: dict[str, list[str | None]] = {label: [] for label in self.methods}
 
@@ -296,7 +331,7 @@ class CreditScorer:
         groups = {i: completions[i].group for i in sizes} if together else None
         for part in (part for kind in kinds for part in _batches({i: sizes[i] for i in kind if i in sizes}, groups)):
             chosen = [completions[i] for i in part]
-            inputs = self.inputs(chosen, [prompts[i] for i in part], [rows[i] for i in part])
+            inputs = self.inputs(chosen, [prompts[i] for i in part], [rows[i] for i in part], by_turn)
             advantages = torch.tensor([c.advantage or 0.0 for c in chosen], device=inputs.mask.device)
             weights, token_advantages = credit_of(self.methods, inputs, advantages)
             for place, (label, method) in enumerate(self.methods.items()):
@@ -317,9 +352,12 @@ class CreditScorer:
                     entropy=of(inputs.policy_entropy, place, length),
                     signals={self._titles[s]: of(value, place, length) for s, value in inputs.signals.items()},
                     weights={label: of(value, place, length) for label, value in weights.items()},
-                    token_advantages={label: of(value, place, length) for label, value in token_advantages.items()}
-                    if completions[i].advantage is not None
-                    else {},
+                    token_advantages={
+                        label: of(value, place, length)
+                        for label, value in token_advantages.items()
+                        if completions[i].advantage is not None
+                        or _needs_no_advantage(self.methods[label], completions[i])
+                    },
                 )
         # Verdict of the longest completions. A method counts as uniform only if it is so in all batches
         self.advice = {label: found[-1] for label, found in verdicts.items() if found and all(found)}
@@ -330,9 +368,16 @@ class CreditScorer:
         return [records[i] for i in range(len(rows))]
 
     def inputs(
-        self, completions: Sequence[Completion], prompts: list[list[int]], rows: list[list[int]]
+        self, completions: Sequence[Completion], prompts: list[list[int]], rows: list[list[int]], by_turn: bool = False
     ) -> CreditInputs:
-        """Computes the inputs of the credit methods for a batch: [`CreditInputs`] with all methods' signals."""
+        """Computes the inputs of the credit methods for a batch: [`CreditInputs`] with all methods' signals.
+
+        Args:
+            completions: The completions.
+            prompts: Token ids of their prompts.
+            rows: Their token ids.
+            by_turn: Whether there are rewards of turns, in this batch or another.
+        """
         trainer = self._trainer
         device = trainer.accelerator.device
         pad_id = trainer.tokenizer.pad_token_id
@@ -362,7 +407,8 @@ class CreditScorer:
         groups = torch.tensor([c.group for c in completions], device=device).unique(return_inverse=True)[1]
         extend_rollout(trainer, examples, [c.prompt for c in completions], batch, lambda: rewards, groups)
         if trainer.credit_method.has_rollout_stage:
-            add_rollout_stage(trainer, trainer.credit_method, batch, rewards, groups)
+            turn_rewards = [c.rewards_by_turn for c in completions] if by_turn else None
+            add_rollout_stage(trainer, trainer.credit_method, batch, rewards, groups, turn_rewards)
         with torch.no_grad():
             trainer._compute_loss(trainer.model, batch)
         trainer._metrics["eval"].clear()
@@ -382,9 +428,32 @@ class CreditScorer:
             advantage=completion.advantage,
             reward=completion.reward,
             group=completion.group,
-            info={SOURCE_PROMPT: completion.prompt, **completion.info},
+            info={SOURCE_PROMPT: completion.prompt}
+            | ({} if completion.turn_rewards is None else {TURN_REWARDS: list(completion.turn_rewards)})
+            | dict(completion.info),
             **arrays,
         )
+
+
+def check_turns(methods: Mapping[str, CreditMethod], completions: Sequence[Completion] | None = None) -> None:
+    """Raises `ValueError` if a method credits turns, and none of the completions (generated ones, if `None`) has two."""
+    if completions is not None and any(completion.num_turns > 1 for completion in completions):
+        return
+    for label, method in methods.items():
+        if any(part.needs_turns for part in method.components().values()):
+            found = "completions that are generated here" if completions is None else "these completions"
+            raise ValueError(
+                f"{label}: the method needs turns, and {found} have one turn each. Show completions with a `mask` that is 0 "
+                "on text of tools or an environment (in a file, or the `credit/` folder of a run with `credit_log_steps`), "
+                "or leave it out."
+            )
+
+
+def _needs_no_advantage(method: CreditMethod, completion: Completion) -> bool:
+    """True if the token advantages say something without the completion's advantage: they are a term by itself, or the
+    method's own, made from the rewards."""
+    is_term = method.has_term and not (method.reweights or method.reads_sign)
+    return is_term or (method.own_advantages and method.has_rollout_stage and completion.reward is not None)
 
 
 def _batches(sizes: Mapping[int, tuple[int, int]], groups: Mapping[int, int] | None = None) -> Iterator[list[int]]:

@@ -10,7 +10,7 @@ from typing import Any
 from .._util.files import RunFolderError, read_lines
 from ..evaluation.store import is_sample
 from ..fields import Missing, read_problem
-from ..records.record import SOURCE_PROMPT, CompletionCredit, read_parquet
+from ..records.record import SOURCE_PROMPT, TURN_REWARDS, CompletionCredit, read_parquet
 from .scoring import Completion
 
 
@@ -201,8 +201,11 @@ def _of_row(row: Mapping[str, Any], number: int, path: str, group: int) -> Compl
     if finished is not None and finished not in (True, False):
         raise ValueError(f"{where}: `finished` must be a boolean, got {finished!r}.")
     rewards = _rewards(row)
-    reward = row.get("reward")
-    if reward is None and len(rewards) == 1:
+    reward, turn_rewards = row.get("reward"), None
+    if isinstance(reward, list):
+        turn_rewards = [_number(value, f"reward[{k}]", where) for k, value in enumerate(reward)]
+        reward = None
+    elif reward is None and len(rewards) == 1:
         reward = next(iter(rewards.values()))
     return Completion(
         prompt=prompt,
@@ -212,6 +215,7 @@ def _of_row(row: Mapping[str, Any], number: int, path: str, group: int) -> Compl
         mask=mask,
         advantage=_number(row.get("advantage"), "advantage", where),
         reward=_number(reward, "reward", where),
+        turn_rewards=turn_rewards,
         group=_group(row.get("group", group), where),
         example=dict(row),
         info={name: row[name] for name in ("step",) if name in row} | ({"rewards": rewards} if rewards else {}),
@@ -254,6 +258,7 @@ def _of_record(record: CompletionCredit) -> Completion:
         mask=record.mask.tolist(),
         advantage=record.advantage,
         reward=record.reward,
+        turn_rewards=record.info.get(TURN_REWARDS),
         group=record.group,
         info=record.info,
     )

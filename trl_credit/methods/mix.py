@@ -67,7 +67,7 @@ class Mix(CreditMethod):
     """
 
     parts: list
-    advantage: float | dict = 1.0
+    advantage: float | dict | list = 1.0
     guard: bool = False
 
     name = "mix"
@@ -173,6 +173,10 @@ class Mix(CreditMethod):
     @property
     def needs_old_policy(self) -> bool:
         return all(part.needs_old_policy for part in self._built)
+
+    @property
+    def min_generations(self) -> int:
+        return max(part.min_generations for part in self._built)
 
     @property
     def reads_batch(self) -> bool:

@@ -144,6 +144,7 @@ class RLCSD(CreditMethod):
     )
     reweights = False
     reads_sign = True
+    min_generations = 3  # itself, a right and a wrong sibling
     on_its_own = "its bonus stops where the sequence advantage itself would change sign, and a list changes it first"
     policies = ("tokens",)
 

@@ -34,7 +34,7 @@ from .base import CreditMethod, Paper
 from .gcpo import noise_floor_of
 from .inputs import CreditInputs
 from .ops import UNIFORM_FRACTION, at_least_float32
-from .schedule import check_schedule, ever_nonzero, value_at
+from .schedule import check_schedule, ever_nonzero, points_of, value_at
 
 
 def rlsd_factors(
@@ -83,7 +83,7 @@ class RLSD(CreditMethod):
         thought_end: The tag that ends it.
     """
 
-    strength: float | dict = 0.5
+    strength: float | dict | list = 0.5
     clip_range: float = 0.2
     column: str = "solution"
     template: str = "default"
@@ -125,8 +125,7 @@ class RLSD(CreditMethod):
     def validate(self) -> None:
         check_hint(self.template, self.column)
         check_schedule(self.strength, self.name, "strength")
-        ends = (self.strength["from"], self.strength["to"]) if isinstance(self.strength, Mapping) else (self.strength,)
-        self.require(all(0 <= end <= 1 for end in ends), "strength", "between 0 and 1")
+        self.require(all(0 <= number <= 1 for _, number in points_of(self.strength)), "strength", "between 0 and 1")
         self.require(ever_nonzero(self.strength), "strength", "above 0 (0 is `uniform`)")
         self.require(0 < self.clip_range <= 1, "clip_range", "above 0 and at most 1")
         for name in ("thought_start", "thought_end"):

@@ -85,6 +85,10 @@ class Shuffled(CreditMethod):
         return self._of.needs_old_policy
 
     @property
+    def min_generations(self) -> int:
+        return self._of.min_generations
+
+    @property
     def rollout_needs(self) -> tuple[str, ...]:
         return self._of.rollout_needs
 

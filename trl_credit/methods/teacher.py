@@ -65,7 +65,7 @@ class Teacher(CreditMethod):
     """
 
     model: str
-    coefficient: float | dict = 1.0
+    coefficient: float | dict | list = 1.0
 
     name = "teacher"
     paper = Paper(

@@ -193,8 +193,8 @@ class TurnRewards(TurnMethod):
         if rollout.turn_rewards is None:
             raise ValueError(
                 f"credit method {self.name!r} needs a reward for each turn, and every reward function returned one number "
-                "for each completion: return a list of numbers, one for each turn, from at least one of them, or use "
-                "'gigpo', which does with one number."
+                "for each completion: return a list of numbers, one for each turn, from at least one of them (in a file of "
+                "completions, let `reward` be such a list), or use 'gigpo', which does with one number."
             )
         present = turns_present(rollout.turns, rollout.mask, rollout.turn_rewards.size(1))
         return rollout.own_turns(

@@ -1,4 +1,5 @@
-"""The page of token credit: every completion, with its tokens coloured by their weights under each method."""
+"""The page of token credit: every completion, with its tokens coloured by their weights under each method, or by their
+advantages if the method has no weights."""
 
 import base64
 import itertools
@@ -65,6 +66,7 @@ def write_credit_report(path: Path, records: Iterable[CompletionCredit], about: 
         methods=about.get("methods") or {},
         sentences=[numbers.sentence(summaries[label], advice.get(label)) for label in labels],
         summaries=[summaries[label] for label in labels],
+        advantaged=[item for item in summaries.values() if item.advantaged],
         correlated=with_weights if len(with_weights) > 1 else [],
         styles=styles,
         swatch=swatch,
@@ -103,12 +105,10 @@ def pack(record: CompletionCredit) -> bytes:
     arrays |= {f"weight/{label}": values for label, values in record.weights.items()}
     products = []
     for label, values in record.token_advantages.items():
-        if label in record.weights and record.advantage is not None:
-            product = record.advantage * np.asarray(record.weights[label], np.float64)[mask]
-            if np.allclose(np.asarray(values, np.float64)[mask], product, rtol=1e-3, atol=1e-9, equal_nan=True):
-                products.append(label)
-                continue
-        arrays[f"advantage/{label}"] = values
+        if numbers.own_advantages(record, label) is None:
+            products.append(label)
+        else:
+            arrays[f"advantage/{label}"] = values
     header = {
         "prompt": record.prompt,
         "tokens": record.tokens,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FILE_KEY = b"trl_credit"
 # Key in a record's `info`: the prompt before the chat template, for scoring it again
 SOURCE_PROMPT = "source_prompt"
+# Key in a record's `info`: the rewards of its turns
+TURN_REWARDS = "turn_rewards"
 
 
 @dataclass(frozen=True)

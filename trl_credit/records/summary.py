@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import scipy
@@ -20,7 +21,8 @@ LOG2_EDGES = np.arange(-5.25, 5.5, 0.5)
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One method's weights over a set of completions. Means are over completions; `None` if none is usable.
+    """One method's weights and token advantages over a set of completions. Means are over completions; `None` if none is
+    usable.
 
     Args:
         label: The method's label.
@@ -36,6 +38,13 @@ class MethodSummary:
         distance: Total-variation distance from uniform, 0.5 * mean |w - 1|, in [0, 1).
         correlations: By label of the other method, Spearman's rank correlation of the weights, averaged over
             completions in which both vary. `None` if there are none.
+        advantaged: Completions with token advantages that are more than advantage times weight ([`own_advantages`]), all
+            finite. The fields below are over these.
+        size: Mean of abs(A_t) over a completion's tokens on the mask.
+        change: Mean of abs(A_t - A), over completions whose advantage A is known.
+        opposite: Share of the tokens whose advantage has the other sign than A, over the same completions.
+        lowest: Lowest token advantage of all.
+        highest: Highest token advantage of all.
     """
 
     label: str
@@ -50,6 +59,12 @@ class MethodSummary:
     top_mass: float | None = None
     distance: float | None = None
     correlations: Mapping[str, float | None] = field(default_factory=dict)
+    advantaged: int = 0
+    size: float | None = None
+    change: float | None = None
+    opposite: float | None = None
+    lowest: float | None = None
+    highest: float | None = None
 
 
 def labels(records: Iterable[CompletionCredit]) -> list[str]:
@@ -65,6 +80,39 @@ def usable(weights: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
     if not values.size or not np.isfinite(values).all() or values.min() < 0 or values.sum() == 0:
         return None
     return values
+
+
+def own_advantages(record: CompletionCredit, label: str) -> np.ndarray | None:
+    """A method's token advantages if they are more than the record's advantage times its weights, else `None`."""
+    values, weights = record.token_advantages.get(label), record.weights.get(label)
+    if values is None:
+        return None
+    if weights is not None and record.advantage is not None:
+        mask = np.asarray(record.mask, bool)
+        product = record.advantage * np.asarray(weights, np.float64)[mask]
+        if np.allclose(np.asarray(values, np.float64)[mask], product, rtol=1e-3, atol=1e-9, equal_nan=True):
+            return None
+    return np.asarray(values)
+
+
+def _advantages_summary(records: Sequence[CompletionCredit], label: str) -> dict[str, Any]:
+    """The fields of a [`MethodSummary`] about token advantages."""
+    sizes, changes, opposite, extremes = [], [], [], []
+    for record in records:
+        values = own_advantages(record, label)
+        values = None if values is None else values.astype(np.float64)[np.asarray(record.mask, bool)]
+        if values is None or not values.size or not np.isfinite(values).all():
+            continue
+        sizes.append(np.abs(values).mean())
+        extremes += [values.min(), values.max()]
+        if record.advantage is not None and np.isfinite(record.advantage):
+            changes.append(np.abs(values - record.advantage).mean())
+            opposite.append((values * record.advantage < 0).mean())
+    if not sizes:
+        return {}
+    found = {"advantaged": len(sizes), "size": float(np.mean(sizes))}
+    found |= {"lowest": float(min(extremes)), "highest": float(max(extremes))}
+    return found | ({"change": float(np.mean(changes)), "opposite": float(np.mean(opposite))} if changes else {})
 
 
 def effective_fraction(values: np.ndarray) -> float:
@@ -174,20 +222,26 @@ def summarise(records: Iterable[CompletionCredit]) -> dict[str, MethodSummary]:
             weighted=sum(name in record.weights for record in records),
             correlations=correlations,
             **known,
+            **_advantages_summary(records, name),
         )
     return result
 
 
 def sentence(summary: MethodSummary, advice: str | None = None) -> str:
-    """Describes a method in one sentence.
+    """Describes a method in one sentence, or in two if it does more than weight.
 
     Args:
         summary: The method's summary.
         advice: What to do if the method itself reports that it was uniform in effect: lower case, without a full stop.
     """
+    if not summary.weighted and not summary.advantaged:
+        return f"{summary.label} has no weights here, only token advantages, and no completion with usable ones."
+    said = [_about_weights(summary, advice)] if summary.weighted else []
+    return " ".join([*said, _about_advantages(summary)] if summary.advantaged else said)
+
+
+def _about_weights(summary: MethodSummary, advice: str | None) -> str:
     name = summary.label
-    if not summary.weighted:
-        return f"{name} has no weights here, only token advantages."
     if summary.effective_fraction is None:
         return f"{name} has no completion with usable weights."
     if name == "uniform":
@@ -199,6 +253,19 @@ def sentence(summary: MethodSummary, advice: str | None = None) -> str:
     return (
         f"{name} puts half of the weight on {half:.{0 if half >= 9.5 else 1}f} % of the tokens "
         f"(effective fraction {summary.effective_fraction:.2f})."
+    )
+
+
+def _about_advantages(summary: MethodSummary) -> str:
+    start = "Its" if summary.weighted else f"{summary.label} has no weights here; its"
+    if summary.change == 0:
+        return f"{start} token advantages are those of the completions."
+    said = f"{start} token advantages are {summary.lowest:+.3g} to {summary.highest:+.3g}"
+    if summary.change is None:
+        return f"{said}, without the completions' own, which are unknown."
+    return (
+        f"{said}, {summary.change:.3g} on average from their completion's, and {100 * summary.opposite:.0f} % of the tokens "
+        "have the other sign."
     )
 
 

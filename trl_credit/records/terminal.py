@@ -1,4 +1,5 @@
-"""Shows token credit in a terminal or notebook: completions with their weights as colours, and a summary."""
+"""Shows token credit in a terminal or notebook: completions with their weights and token advantages as colours, and a
+summary."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from . import summary as numbers
 from .record import CompletionCredit
 
 
-# Levels of |log2(weight)| at which the colour gets stronger, as on the page
+# Levels of |log2(weight)|, or of |token advantage|, at which the colour gets stronger, as on the page
 _LEVELS = (0.1, 0.5, 1.0, 1.5, 2.0, 3.0)
 # Backgrounds for dark text. They get darker, blue for low and orange for high weights
 _BELOW = ("#dde2e5", "#d4e2ee", "#c6ddf2", "#b8d8f6", "#aad3fa", "#9ccefe")
 _ABOVE = ("#ecd9c0", "#f0cfa6", "#f3c28a", "#f4b36c", "#f0a14e", "#e88d33")
 _EVEN = "#e0dfdc"
 _INK = "#1c2126"
-# From this weight on, a token is underlined; without colours, it is marked
+# From this weight (or size of a token advantage) on, a token is underlined; without colours, it is marked
 _MARKED = 1.5
 _SPACES = str.maketrans({" ": "\u00b7", "\t": "\u2192"})
 
@@ -35,13 +36,14 @@ def render(
     method: str | None = None,
     limit: int | None = 10,
 ) -> None:
-    """Prints completions with the weights of each method, then a summary of all.
+    """Prints completions with each method's weights, then a summary of all. Of a method that adds a term or has advantages
+    of its own, it prints the token advantages, too.
 
     Args:
         records: The completions.
         about: As in [`~trl_credit.records.page.write_credit_report`]. Only `title`, `model` and `advice` are used.
         console: In a notebook, `Console()` writes to the cell. Without colours (a file, or `NO_COLOR`), tokens with a
-            weight of at least 1.5 show as `4[2.6]`.
+            weight of at least 1.5 show as `4[2.6]`, or with a token advantage of that size as `4[+2.6]`.
         method: Label of the only method to show. By default, all are shown.
         limit: Number of completions to show.
 
@@ -60,20 +62,32 @@ def render(
     if heading:
         console.print(Text(visible(str(heading)), "bold"))
     shown = records[:limit]
-    if shown:
+    if shown and any(item.weighted or not item.advantaged for item in summaries.values()):
         console.print(_legend(coloured))
+    if shown and any(item.advantaged for item in summaries.values()):
+        console.print(_advantage_legend(coloured))
     for place, record in enumerate(shown, 1):
         console.print()
         console.print(_headline(place, record))
         for label in summaries:
-            name = Text.assemble((f"{visible(label)}: ", "bold"))
-            # A terminal wraps lines itself, a notebook's cell does not
-            console.print(name + _body(record, label, coloured), soft_wrap=not console.is_jupyter)
+            own = numbers.own_advantages(record, label)
+            bodies = {}
+            if own is None or label in record.weights:
+                bodies[""] = _body(record, record.weights.get(label), coloured)
+            if own is not None:
+                bodies[", token advantages"] = _body(record, own, coloured, signed=True)
+            for kind, body in bodies.items():
+                name = Text.assemble((f"{visible(label)}{kind}: ", "bold"))
+                # A terminal wraps lines itself, a notebook's cell does not
+                console.print(name + body, soft_wrap=not console.is_jupyter)
     if len(shown) < len(records):
         console.print(Text(f"\n{len(records) - len(shown)} more of {len(records)} completions are not shown.", "dim"))
-    if summaries:
-        console.print()
-        console.print(_table(summaries))
+    weighted = {label: item for label, item in summaries.items() if item.weighted or not item.advantaged}
+    advantaged = {label: item for label, item in summaries.items() if item.advantaged}
+    for table in (_table(weighted) if weighted else None, _advantage_table(advantaged) if advantaged else None):
+        if table:
+            console.print()
+            console.print(table)
     for label, item in summaries.items():
         console.print(Text(visible(numbers.sentence(item, (about.get("advice") or {}).get(label)))))
 
@@ -104,33 +118,35 @@ def _shown(token: str) -> str:
     return visible(token.replace("\r", "\u240d")).replace("\n", "\u23ce\n")
 
 
-def _style(weight: float) -> Style:
+def _style(value: float, signed: bool = False) -> Style:
     with np.errstate(divide="ignore"):
-        level = sum(abs(np.log2(weight)) >= edge for edge in _LEVELS)
-    background = _EVEN if not level else (_ABOVE if weight > 1 else _BELOW)[level - 1]
-    return Style(color=_INK, bgcolor=background, underline=bool(weight >= _MARKED), bold=bool(weight >= 3))
+        distance = value if signed else np.log2(value)
+    level = sum(abs(distance) >= edge for edge in _LEVELS)
+    background = _EVEN if not level else (_ABOVE if distance > 0 else _BELOW)[level - 1]
+    size = abs(value)
+    return Style(color=_INK, bgcolor=background, underline=bool(size >= _MARKED), bold=bool(size >= 3))
 
 
-def _body(record: CompletionCredit, label: str, coloured: bool) -> Text:
+def _body(record: CompletionCredit, values: np.ndarray | None, coloured: bool, signed: bool = False) -> Text:
+    """The tokens with their weights, or if `signed` their token advantages."""
     text = Text()
-    weights = record.weights.get(label)
     if not record.tokens:
         return text.append("(no tokens)", "dim")
-    if weights is None:
+    if values is None:
         text.append("(no weights) ", "dim")
     for i, token in enumerate(record.tokens):
         shown = _shown(token)
-        if weights is None or not record.mask[i] or not np.isfinite(weights[i]) or weights[i] < 0:
+        if values is None or not record.mask[i] or not np.isfinite(values[i]) or (values[i] < 0 and not signed):
             text.append(shown, "dim" if coloured else None)
             continue
-        weight = float(weights[i])
+        value = float(values[i])
         # Styled text with a newline would colour the rest of the line
         content = shown.rstrip("\n")
         if coloured:
-            text.append(content, _style(weight))
+            text.append(content, _style(value, signed))
         else:
             body = content.rstrip("\u23ce")
-            mark = f"[{weight:.1f}]" if weight >= _MARKED else ""
+            mark = f"[{value:{'+' if signed else ''}.1f}]" if abs(value) >= _MARKED else ""
             text.append(body + mark + content[len(body) :])
         text.append(shown[len(content) :])
     return text
@@ -153,24 +169,51 @@ def _legend(coloured: bool) -> Text:
     return text.append("  underlined from 1.5, bold from 3; dim: not in the loss", "dim")
 
 
+def _advantage_legend(coloured: bool) -> Text:
+    if not coloured:
+        return Text("A signed number after a token is its token advantage, from a size of 1.5 on.")
+    text = Text("token advantage ")
+    for value in (-3, -1.5, -0.5, 0, 0.5, 1.5, 3):
+        text.append(f" {value:+g} " if value else " 0 ", _style(value, signed=True))
+    return text.append("  above 0: made likelier; underlined from a size of 1.5, bold from 3", "dim")
+
+
+def _put(value: float | None, kind: str) -> str:
+    return "\u2013" if value is None else format(value, kind)
+
+
+def _advantage_table(summaries: Mapping[str, numbers.MethodSummary]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("token advantages", overflow="fold")
+    for name in ("mean size", "mean change", "other sign", "lowest", "highest", "completions"):
+        table.add_column(name, justify="right")
+    for label, item in summaries.items():
+        table.add_row(
+            Text(visible(label)),
+            _put(item.size, ".3g"),
+            _put(item.change, ".3g"),
+            _put(item.opposite, ".1%"),
+            _put(item.lowest, "+.3g"),
+            _put(item.highest, "+.3g"),
+            str(item.advantaged),
+        )
+    return table
+
+
 def _table(summaries: Mapping[str, numbers.MethodSummary]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("method", overflow="fold")
     for name in ("eff. fraction", "half on", "top 20 %", "distance", "std", "largest", "completions", "left out"):
         table.add_column(name, justify="right")
-
-    def put(value: float | None, kind: str) -> str:
-        return "\u2013" if value is None else format(value, kind)
-
     for label, item in summaries.items():
         table.add_row(
             Text(visible(label)),
-            put(item.effective_fraction, ".4f"),
-            put(item.half_share, ".0%"),
-            put(item.top_mass, ".0%"),
-            put(item.distance, ".3f"),
-            put(item.weight_std, ".3g"),
-            put(item.largest, ".3g"),
+            _put(item.effective_fraction, ".4f"),
+            _put(item.half_share, ".0%"),
+            _put(item.top_mass, ".0%"),
+            _put(item.distance, ".3f"),
+            _put(item.weight_std, ".3g"),
+            _put(item.largest, ".3g"),
             str(item.completions) if item.weighted else "\u2013",
             str(item.left_out) if item.weighted else "\u2013",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -52,6 +53,32 @@ def check_vocabulary(model: nn.Module, policy: nn.Module, what: str, need: str) 
     size, policy_size = vocabulary_size(model), vocabulary_size(policy)
     if size != policy_size:
         raise ValueError(f"{what} has a vocabulary of {size}, the policy one of {policy_size}: {need}")
+
+
+def reads_images(model: nn.Module) -> bool:
+    """Whether a transformers model takes images."""
+    return "pixel_values" in inspect.signature(type(model).forward).parameters
+
+
+def check_images(context: PolicyContext, model: nn.Module, what: str) -> None:
+    """Raises `ValueError` if the policy's data have a column of images and the model is text-only.
+
+    Args:
+        context: The trainer.
+        model: The model.
+        what: The model's name, for the message.
+    """
+    columns = {"image", "images"} & set(getattr(context.train_dataset, "column_names", None) or ())
+    if context.is_vision and columns and not reads_images(model):
+        raise ValueError(no_images(what, model, f"the data have a column {min(columns)!r}"))
+
+
+def no_images(what: str, model: nn.Module, reason: str) -> str:
+    """The message that a model is text-only."""
+    return (
+        f"{what} is text-only ({type(model).__name__}) and cannot read the policy's prompts: {reason}. Name a "
+        "vision-language model of the policy's family."
+    )
 
 
 def freeze(model: nn.Module) -> None:

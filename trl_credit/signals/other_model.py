@@ -13,7 +13,7 @@ from ..batching import loss_mask
 from ..model_files import LocalModel
 from .base import Signal, SignalSource
 from .divergence import gathered_head
-from .frozen import check_vocabulary, freeze, load_frozen, prepare_frozen
+from .frozen import check_images, check_vocabulary, freeze, load_frozen, no_images, prepare_frozen, reads_images
 from .models import HiddenStates, causal_model, check_backbone, completion_hidden_states, vocabulary_size
 from .token_statistics import token_statistics
 
@@ -28,7 +28,7 @@ class OtherModelLogps(Signal):
     rollout temperature.
 
     Args:
-        model: Path or hub id of a model with the policy's tokenizer and vocabulary.
+        model: Path or hub id of a model with the policy's tokenizer and vocabulary, that reads images if prompts have any.
     """
 
     model: str
@@ -55,6 +55,8 @@ class _OtherModelSource(SignalSource):
         same_tokens = self._check_tokenizer(context)
         model = load_frozen(context, self._path, self._quantization_config)
         check_backbone(model)
+        check_images(context, model, f"The model {self.name!r}")
+        self._reads_images = reads_images(model)
         if not same_tokens or vocabulary_size(model) < len(context.tokenizer):
             check_vocabulary(
                 model,
@@ -93,6 +95,9 @@ class _OtherModelSource(SignalSource):
         return 4
 
     def forward(self, context: PolicyContext, model: nn.Module, batch: dict[str, Any]) -> Float[Tensor, "rows tokens"]:
+        if batch.get("pixel_values") is not None and not self._reads_images:  # of tools or an environment
+            unwrapped = context.accelerator.unwrap_model(self.model)
+            raise ValueError(no_images(f"The model {self.name!r}", unwrapped, "a prompt has images"))
         states = completion_hidden_states(context, self.model, self._hidden_states, batch)
         with gathered_head(causal_model(context.accelerator.unwrap_model(self.model))) as head:
             found = token_statistics(

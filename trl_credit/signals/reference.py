@@ -22,7 +22,7 @@ from ..batching import loss_mask
 from ..model_files import LocalModel
 from .base import PolicyForward, Signal, SignalSource
 from .divergence import compare_distributions, gathered_head
-from .frozen import check_vocabulary, freeze, load_frozen, prepare_frozen
+from .frozen import check_images, check_vocabulary, freeze, load_frozen, prepare_frozen
 from .models import HiddenStates, causal_model, check_backbone, completion_hidden_states
 
 
@@ -128,6 +128,7 @@ class _ReferenceSource(SignalSource):
         if self.model is None:
             path = self._reference_path or self._policy_path or get_config_model_id(context.model.config)
             self.model = load_frozen(context, path, self._quantization_config, policys_own=self.reference is None)
+        check_images(context, self.model, f"The reference {self.reference!r}")
         check_vocabulary(
             self.model,
             policy,

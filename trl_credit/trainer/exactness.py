@@ -34,6 +34,8 @@ def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
             f"credit method {method.name!r} enters through a clipped ratio, which `loss_type={args.loss_type!r}` does not "
             f"have. Set `loss_type` to one of {', '.join(CLIPPED_LOSSES)}, or the method's `form` to 'advantage'."
         )
+    if args.num_generations is not None:
+        check_generations(method, args.num_generations)
     if method.reads_batch and args.top_entropy_quantile < 1.0:
         raise ValueError(
             f"`top_entropy_quantile` ({args.top_entropy_quantile}) and credit method {method.name!r} both choose which "
@@ -45,6 +47,17 @@ def check_credit(method: CreditMethod, args: GRPOConfig) -> None:
             "carries no gradient: with `cispo` it equals 'sequence', and `vespo` ignores the level. Set 'sequence' or "
             "'token'."
         )
+
+
+def check_generations(method: CreditMethod, num_generations: int) -> None:
+    """Raises `ValueError` if the method can do nothing with so few completions of a prompt."""
+    for part in method.components().values():
+        if num_generations < part.min_generations:
+            raise ValueError(
+                f"`num_generations` ({num_generations}): credit method {part.name!r} compares completions of a prompt, and "
+                f"can do nothing with fewer than {part.min_generations}. Set `num_generations` to at least "
+                f"{part.min_generations}, or use another method."
+            )
 
 
 def is_off_policy(args: GRPOConfig) -> bool:

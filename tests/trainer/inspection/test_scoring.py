@@ -1,5 +1,8 @@
 """Scores of completions against full logits and against training."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import oracles
 import pytest
@@ -14,6 +17,7 @@ from trl_credit.inspection.sources import read_completions
 from trl_credit.methods.compose import labelled
 from trl_credit.records.record import (
     read_parquet,
+    write_parquet,
 )
 
 
@@ -188,3 +192,51 @@ def test_advice_is_for_methods_that_are_uniform(tiny_model, scorer):
     assert "`reference`" in same.advice["dgpo"]
     scorer.score([Completion("ab=", text="cdef")])
     assert not scorer.advice
+
+
+def test_a_term_shows_without_rewards(tiny_model, other_model):
+    """Without an advantage, a teacher's term is all there is, and a method that goes by the rewards says what it needs."""
+    teacher = {"method": "teacher", "model": other_model}
+    scorer = CreditScorer(tiny_model, labelled([teacher]), temperature=0.7)
+    rewarded, alone = scorer.score(
+        [Completion("ab=", token_ids=[5, 6, 7], advantage=advantage) for advantage in (2.0, None)]
+    )
+    row, places = [5, 6, 7], np.arange(3)
+    gap = (
+        distributions(other_model, "ab=", row, 0.7)[places, row]
+        - distributions(tiny_model, "ab=", row, 0.7)[places, row]
+    )
+    np.testing.assert_allclose(alone.token_advantages["teacher"], gap, atol=1e-4)
+    np.testing.assert_allclose(rewarded.token_advantages["teacher"], 2 + gap, atol=1e-4)
+    assert not alone.weights
+    scorer = CreditScorer(tiny_model, labelled(["rlcsd"]))
+    with pytest.raises(ValueError, match=r"^rlcsd: the credit depends on the rewards of whole groups"):
+        scorer.score([Completion("ab=", token_ids=[5, 6, 7])])
+
+
+def test_turns(tiny_model, tmp_path):
+    """Of completions of a file: a turn's return less the mean of the group's, the rest of the reward on the last turn."""
+    rows = [
+        {"prompt": "ab=", "token_ids": [5, 6, 7, 8], "mask": [1, 0, 1, 1], "reward": [1.0, 2.0]},
+        {"prompt": "ab=", "token_ids": [5, 9, 7], "mask": [1, 0, 1], "reward": [0.0, None]},
+        {"prompt": "ab=", "token_ids": [5], "reward": 4.0},
+    ]
+    (tmp_path / "turns.json").write_text(json.dumps(rows))
+    completions, _ = read_completions(str(tmp_path / "turns.json"), 10)
+    assert [c.reward for c in completions] == [3.0, 0.0, 4.0]
+    scorer = CreditScorer(tiny_model, labelled(["turn", "gigpo"]))
+    records = scorer.score(completions)
+    # Returns 3, 2; 0, 0; and 4 of the completion that has ended
+    first, second = 7 / 3, 2 / 3
+    expected = [[3 - first, 0, 2 - second, 2 - second], [-first, 0, -second], [4 - first]]
+    for record, advantages in zip(records, expected, strict=True):
+        np.testing.assert_allclose(record.token_advantages["turn"], advantages, atol=1e-5)
+        assert np.abs(record.token_advantages["gigpo"]).sum() > 0
+    write_parquet(tmp_path / "credit.parquet", records)
+    again = read_completions(str(tmp_path / "credit.parquet"), 10)[0]
+    assert [c.turn_rewards for c in again] == [c.turn_rewards for c in completions]
+
+    with pytest.raises(ValueError, match=r"^turn: the method needs turns, and these completions have one turn each"):
+        scorer.score([replace(completion, mask=None) for completion in completions])
+    with pytest.raises(ValueError, match="in a file of completions, let `reward` be such a list"):
+        scorer.score([replace(completion, turn_rewards=None) for completion in completions])

@@ -18,6 +18,10 @@ from trl_credit.inspection.config import InspectConfig
         ({"model": "m", "prompts": ["a"], "methods": ["gcpoo"]}, "Did you mean 'gcpo'"),
         ({"model": "m", "prompts": ["a"], "num_generations": 1}, "`num_generations` must be at least 2, got 1"),
         ({"model": "m", "prompts": ["a"], "temperature": 0.0}, "`temperature` must be positive"),
+        (
+            {"model": "m", "prompts": ["a"], "num_generations": 2, "methods": ["rlcsd"]},
+            r"`num_generations` \(2\): credit method 'rlcsd'",
+        ),
         ({"completions": "x", "reward_funcs": ["accuracy"]}, "`reward_funcs` has no effect with `completions`"),
         ({"model": "m", "recipe": "no.yaml"}, "cannot read 'no.yaml'"),
     ],

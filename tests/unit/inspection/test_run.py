@@ -23,6 +23,10 @@ from trl_credit.inspection import cli
             ["--model", "trl_credit:quickstart", "--prompts", "a", "--reward_funcs", "accuracy"],
             "'accuracy' needs a column 'solution'",
         ),
+        (
+            ["--model", "trl_credit:quickstart", "--prompts", "a", "--methods", "gcpo", '["turn", "gcpo"]'],
+            "turn + gcpo: the method needs turns, and completions that are generated here have one turn each",
+        ),
     ],
 )
 def test_errors_are_one_line(arguments, message, capsys):

@@ -82,6 +82,11 @@ def test_completions_from_files(tmp_path):
         ('[{"prompt": [], "completion": "b"}]', "x.json", "has no `prompt`: it is an empty list"),
         ('[{"prompt": "a", "completion": "b", "advantage": "high"}]', "x.json", "`advantage` must be a finite number"),
         ('[{"prompt": "a", "completion": "b", "reward": Infinity}]', "x.json", "`reward` must be a finite number"),
+        (
+            '[{"prompt": "a", "completion": "b", "reward": [1, "x"]}]',
+            "x.json",
+            r"`reward\[1\]` must be a finite number",
+        ),
         ('[{"prompt": "a", "completion": "b", "group": 1.5}]', "x.json", "`group` must be a whole number"),
         ('[{"prompt": "a", "completion": "b", "finished": "no"}]', "x.json", "`finished` must be a boolean"),
         ("[" * 100_000, "x.json", "cannot be read as JSON"),

@@ -1,7 +1,10 @@
 """Lists of methods."""
 
+import json
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from support.inputs import credit, make_inputs
@@ -10,7 +13,7 @@ from trl_credit import CreditMethod, Paper, build_credit
 from trl_credit.methods.metrics import credit_metrics
 from trl_credit.methods.mix import Mix
 from trl_credit.methods.ops import mean_one
-from trl_credit.methods.schedule import check_schedule, value_at
+from trl_credit.methods.schedule import check_schedule, ever_nonzero, value_at
 
 
 GCPO, DGPO = {"method": "gcpo"}, {"method": "dgpo", "temperature": 0.01}
@@ -203,9 +206,44 @@ def test_schedules():
         ({**ramp, "to": float("nan")}, "`to` must be a finite number"),
         (float("inf"), "must be finite"),
         ({**ramp, "start": True}, "`start` must be a whole number"),
+        ([], r"`coefficient` must have at least two points, got \[\]\. Write points"),
+        ([[0, 1.0]], "at least two points"),
+        ([[0, 1.0], 3], r"point 2 must be \[update, value\], got 3"),
+        ([[0, 1.0], [4, 1.0, 2]], r"point 2 must be \[update, value\]"),
+        ([[0, 1.0], [0, 2.0]], r"point 2: .* above that of the point before \(0\), got 0"),
+        ([[-1, 1.0], [3, 2.0]], "point 1: the update must be a whole number of at least 0, got -1"),
+        ([[0, 1.0], [2.5, 2.0]], "point 2: .*got 2.5"),
+        ([[0, "1e-3"], [2, 2.0]], "point 1: the value must be a finite number, got '1e-3'"),
+        ([[0, 1.0], [2, math.inf]], "point 2: the value must be a finite number, got inf"),
     ]:
         with pytest.raises(ValueError, match=message):
             check_schedule(wrong, "teacher", "coefficient")
+
+
+def test_a_schedule_of_points_warms_up_and_decays():
+    points = [[10, 0.0], [20, 1.0], [60, 0.5]]
+    check_schedule(points, "teacher", "coefficient")
+    expected = {0: 0.0, 10: 0.0, 15: 0.5, 20: 1.0, 30: 0.875, 60: 0.5, 1000: 0.5}
+    assert {step: value_at(points, step) for step in expected} == expected
+    assert ever_nonzero(points)
+    assert not ever_nonzero([[0, 0.0], [9, 0]])
+    line = {"from": 0.3, "to": 0.1, "updates": 7, "start": 3}
+    for step in range(20):
+        assert value_at(line, step) == value_at([[3, 0.3], [10, 0.1]], step)
+        assert value_at(points, step) == pytest.approx(np.interp(step, *zip(*points, strict=True)))
+
+    # Through every parameter that takes one
+    teacher = {"method": "teacher", "model": "m", "coefficient": points}
+    mix = build_credit({"method": "mix", "parts": [teacher, "gcpo"], "advantage": [[0, 0.0], [14, 1.0]]})
+    assert build_credit(json.loads(json.dumps(mix.to_dict()))) == mix
+    assert build_credit({"method": "rlsd", "strength": [[0, 0.0], [2, 1.0], [9, 0.0]]}).strength[1] == [2, 1.0]
+    for method, message in [
+        ({"method": "rlsd", "strength": [[0, 0.0], [2, 1.5], [9, 0.0]]}, "`strength` must be between 0 and 1"),
+        (teacher | {"coefficient": [[0, 0.0], [5, 0.0]]}, "`coefficient` must be other than 0"),
+        ({"method": "mix", "parts": [teacher], "advantage": [[0]]}, "'mix': `advantage` must have at least two points"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build_credit(method)
 
 
 def test_a_product_that_is_zero_everywhere_is_uniform():

@@ -80,6 +80,18 @@ def test_page(tmp_path):
     assert [unpack(zlib.decompress(b64decode(part)), 20)[0]["tokens"] for part in packed] == [TOKENS] * 3
 
 
+def test_page_has_token_advantages_of_methods_without_weights(tmp_path):
+    record = make_record(advantage=1.0)
+    write_credit_report(tmp_path / "weights.html", [record], {})
+    assert "Token advantages" not in words(tmp_path / "weights.html")
+    term = np.linspace(-2, 3, len(TOKENS), dtype=np.float32)
+    record = replace(record, token_advantages=record.token_advantages | {"teacher": term})
+    write_credit_report(tmp_path / "term.html", [record], {})
+    said = words(tmp_path / "term.html")
+    assert re.search(r"Token advantages .* teacher 1\.3\d 1\.3\d 40\.0 % \u22122 3 1 ", said)
+    assert "by token advantage" in said
+
+
 @pytest.mark.parametrize("records", [[], awkward_records(), awkward_records()[:2], awkward_records()[3:4]])
 def test_awkward_records_make_a_page(tmp_path, records):
     path = tmp_path / "credit.html"

@@ -3,6 +3,7 @@
 import math
 import random
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,11 +159,44 @@ def test_what_cannot_count_is_left_out():
     for label in ("gcpo", "dgpo"):
         assert math.isfinite(found[label].correlations["dgpo" if label == "gcpo" else "gcpo"])
     assert found["additive"] == MethodSummary(
-        "additive", left_out=7, correlations=dict.fromkeys(("uniform", "gcpo", "dgpo"))
+        "additive",
+        left_out=7,
+        correlations=dict.fromkeys(("uniform", "gcpo", "dgpo")),
+        advantaged=1,
+        size=1.0,
+        change=0.25,
+        opposite=0.0,
+        lowest=1.0,
+        highest=1.0,
     )
     assert summarise([]) == {}
     for values in ([1, -1], [1, math.inf], [1, math.nan], [0, 0]):
         assert concentration(np.array(values), np.ones(2, bool)) is None
+
+
+def test_token_advantages_are_those_beside_the_weights():
+    tokens = ["a", "b", "c", "d"]
+    weights = np.array([0.5, 1.5, 1, 0], np.float32)
+    advantages = {
+        "weights": 2 * weights,
+        "both": 2 * weights + np.array([1, -5, 0, 0], np.float32),
+        "term": np.array([1, -3, 2, 99], np.float32),
+    }
+    known = make_record(tokens, masked=(3,), advantage=2.0)
+    known = replace(known, weights={"weights": weights, "both": weights}, token_advantages=advantages)
+    broken = np.array([1, np.nan, 1, 0], np.float32)
+    unknown = replace(known, advantage=None, weights={}, token_advantages={"term": -advantages["term"]})
+    found = summarise([known, unknown, replace(unknown, token_advantages={"term": broken})])
+    assert (found["weights"].advantaged, found["weights"].change) == (0, None)
+    both, term = found["both"], found["term"]
+    assert (both.advantaged, both.lowest, both.highest, both.opposite) == (1, -2, 2, pytest.approx(1 / 3))
+    assert (both.size, both.change) == (pytest.approx(2), pytest.approx((0 + 4 + 0) / 3))
+    # The change is over the one completion whose advantage is known
+    assert (term.advantaged, term.lowest, term.highest, term.opposite) == (2, -3, 3, pytest.approx(1 / 3))
+    assert (term.size, term.change) == (pytest.approx(2), pytest.approx((1 + 5 + 0) / 3))
+
+
+ADVANTAGES = {"advantaged": 4, "size": 1.0, "change": 0.4, "opposite": 0.25, "lowest": -2.0, "highest": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +226,34 @@ def test_what_cannot_count_is_left_out():
             f"gcpo is uniform here: effective fraction 0.6100; {ADVICE}.",
         ),
         ({"label": "gcpo"}, ADVICE, "gcpo has no completion with usable weights."),
-        ({"label": "ovr", "weighted": 0}, ADVICE, "ovr has no weights here, only token advantages."),
+        (
+            {"label": "ovr", "weighted": 0},
+            ADVICE,
+            "ovr has no weights here, only token advantages, and no completion with usable ones.",
+        ),
+        (
+            {"label": "teacher", "weighted": 0, **ADVANTAGES, "change": None, "opposite": None},
+            None,
+            "teacher has no weights here; its token advantages are -2 to +3, without the completions' own, which are "
+            "unknown.",
+        ),
+        (
+            {"label": "teacher", "weighted": 0, **ADVANTAGES},
+            None,
+            "teacher has no weights here; its token advantages are -2 to +3, 0.4 on average from their completion's, and "
+            "25 % of the tokens have the other sign.",
+        ),
+        (
+            {"label": "gcpo + teacher", "effective_fraction": 0.61, "half_share": 0.14, **ADVANTAGES},
+            None,
+            "gcpo + teacher puts half of the weight on 14 % of the tokens (effective fraction 0.61). Its token advantages "
+            "are -2 to +3, 0.4 on average from their completion's, and 25 % of the tokens have the other sign.",
+        ),
+        (
+            {"label": "otb", "weighted": 0, **ADVANTAGES, "change": 0.0},
+            None,
+            "otb has no weights here; its token advantages are those of the completions.",
+        ),
     ],
 )
 def test_sentence(known, advice, text):

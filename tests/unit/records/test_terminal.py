@@ -58,13 +58,42 @@ def test_terminal_with_colours():
         printed([record], method="nope")
 
 
+def test_terminal_shows_token_advantages():
+    record = make_record(["up", "even", "down", "off"], masked=(3,), advantage=1.0)
+    term = np.array([3.25, 0.0, -1.75, 9], np.float32)
+    weights = np.array([0.5, 2, 0.5, 0], np.float32)
+    record = replace(
+        record,
+        weights={"gcpo": weights, "gcpo + teacher": weights},
+        token_advantages={"gcpo": weights, "gcpo + teacher": weights + term, "teacher": term},
+    )
+    text = printed([record])
+    assert "\nteacher, token advantages: up[+3.2]evendown[-1.8]off\n" in text
+    assert "\ngcpo: upeven[2.0]downoff\n" in text
+    assert "gcpo, token" not in text
+    # Of weights and a term, both
+    assert "\ngcpo + teacher: upeven[2.0]downoff\ngcpo + teacher, token advantages: up[+3.8]even[+2.0]downoff\n" in text
+    assert "A signed number after a token is its token advantage" in text
+    assert re.search(r"teacher +1\.67 +2 +33\.3% +-1\.75 +\+3\.25 +1\n", text)
+
+    text = printed([record], "truecolor", method="teacher")
+    codes = {name: re.search(rf"\x1b\[([\d;]*)m{name}", text)[1] for name in ("up", "even", "down", "off")}
+    up, down = ([int(v) for v in codes[name].split("48;2;")[-1].split(";")] for name in ("up", "down"))
+    assert up[0] > up[2]
+    assert down[2] > down[0]
+    assert codes["up"].startswith("1;4;")
+    assert codes["down"].startswith("4;")
+    assert codes["off"] == "2"
+    assert "weight " not in text.split("completion 1")[0]
+
+
 def test_terminal_of_awkward_records(monkeypatch):
     for colours in (None, "truecolor"):
         text = printed(awkward_records(), colours, {"title": HOSTILE, "advice": {"dgpo": HOSTILE}})
         assert "\u202e" not in text
         assert "\x00" not in text
         assert "(no tokens)" in text
-        assert "additive has no weights here" in text
+        assert "additive has no weights here; its token advantages are +1 to +1" in text
         assert not re.search(r"\bnan\b", text.replace("reward nan", ""))
     assert printed([]) == ""
 

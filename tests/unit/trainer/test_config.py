@@ -4,7 +4,7 @@ import json
 
 import pytest
 from helpers import config, letter_reward, prompts
-from support.config import Broken
+from support.config import Broken, Trio
 from trl import GRPOConfig, TrlParser
 
 from trl_credit import (
@@ -116,6 +116,13 @@ def test_sequence_level_ratios_are_refused(loss_type, credit, tmp_path, tiny_mod
 def test_sequence_level_that_keeps_token_credit_is_allowed(loss_type, tmp_path):
     config(tmp_path, credit="gcpo", importance_sampling_level="sequence", loss_type=loss_type)
     config(tmp_path, credit="uniform", importance_sampling_level="sequence", loss_type="grpo")
+
+
+@pytest.mark.parametrize("credit", ["rlcsd", f"{Trio.__module__}.Trio", ["gcpo", f"{Trio.__module__}.Trio"]])
+def test_too_few_completions_to_compare_are_refused(credit, tmp_path):
+    with pytest.raises(ValueError, match=r"`num_generations` \(2\): .* Set `num_generations` to at least 3"):
+        config(tmp_path, credit=credit, num_generations=2)
+    config(tmp_path, credit=credit, num_generations=4)
 
 
 def test_version_warning():

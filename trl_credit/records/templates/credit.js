@@ -1,4 +1,5 @@
-// Token credit: a list of completions, and one of them under every method, its tokens coloured by their weights.
+// Token credit: a list of completions, and one of them under every method, its tokens coloured by their weights, or by
+// their advantages under a method without weights.
 
 const PAGE = 50;
 // Tokens that are drawn at a time, in every panel; the browser draws and takes keys in between
@@ -128,12 +129,20 @@ function ranked(text, label) {
 // The classes of a token: its colour and its bar
 function look(text, label, i) {
   if (!text.mask[i]) return "t off";
+  if (!text.weights[label] && text.advantages[label]) return lookOfAdvantage(text.advantages[label][i]);
   const weight = text.weights[label]?.[i];
   if (!(weight >= 0)) return "t unknown";
   const logarithm = Math.log2(weight);
   const level = LEVELS.filter((from) => Math.abs(logarithm) >= from).length;
   const thick = Math.min(8, Math.round(weight));
   return `t ${level ? (logarithm > 0 ? "p" : "n") + level : "z"} b${thick}`;
+}
+
+function lookOfAdvantage(advantage) {
+  if (!Number.isFinite(advantage)) return "t unknown";
+  const level = LEVELS.filter((from) => Math.abs(advantage) >= from).length;
+  const thick = Math.min(8, Math.round(Math.abs(advantage)));
+  return `t ${level ? (advantage > 0 ? "p" : "n") + level : "z"} b${thick}`;
 }
 
 // ---- State
@@ -333,13 +342,18 @@ async function draw() {
   panels.removeAttribute("aria-busy");
 }
 
+// True if a method with weights does more than multiply the advantage by them
+function added(text, label) {
+  return Boolean(text.advantages[label]) && !text.products.includes(label);
+}
+
 function panel(method, count) {
   const label = labels[method];
   const head = make("div", { className: "panel-head" }, putText(make("strong"), label));
   const value = current.concentration[method];
-  const note = !text.weights[label] ? "no weights here"
+  const note = !text.weights[label] ? (text.advantages[label] ? "token advantages" : "no weights here")
     : value === null || value === undefined ? "no usable weights"
-    : `effective fraction ${(1 - value).toFixed(value < 0.01 ? 4 : 2)}`;
+    : `effective fraction ${(1 - value).toFixed(value < 0.01 ? 4 : 2)}${added(text, label) ? "; more is added, see a token's advantage" : ""}`;
   head.append(make("span", { className: "muted", textContent: note }));
   const node = make("div", { className: count > 1 ? "tokens" : "tokens alone" });
   node.setAttribute("role", "group");
