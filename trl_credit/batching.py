@@ -61,8 +61,8 @@ class UpdatePlan:
 
     Args:
         credit_rows: Rows that need token credit, normally those with a nonzero advantage.
-        forwards: The rows of each forward, for each signal with its own forwards. All processes run equally many, so
-            some lists may be empty.
+        forwards: The rows of each forward, for each signal with its own forwards: of those that need credit, the ones that
+            the signal reads. All processes run equally many, so some lists may be empty.
         rows: Number of completions that this process has in this micro-batch. If 0, its one row is a placeholder.
         any_rows: Whether any process has a completion in this micro-batch.
         any_credit: Whether any process has rows that need credit.
@@ -429,7 +429,7 @@ def plan_updates(
     Args:
         batches: TRL's micro-batches of this process.
         signal_lengths: For each signal with its own forwards, a function that returns the (B, 2) prompt and completion
-            tokens it reads for each row.
+            tokens it reads for each row, none for a row that it does not forward.
         gather: Concatenates a tensor over the processes.
         settings: The same in every process.
 
@@ -463,10 +463,14 @@ def plan_updates(
             credit_rows = np.arange(len(batch["advantages"]))
         forwards = {}
         for signal, lengths_of in signal_lengths.items():
-            lengths = lengths_of(batch)[credit_rows]
+            lengths = lengths_of(batch)
+            needed = lengths.any(-1)
+            if mixed:  # every process runs the vision tower
+                needed |= np.asarray(batch.get("num_images") or [0] * len(needed)) > 0
+            run_rows = credit_rows[needed[credit_rows]]
             most_forwards = 1 if mixed else settings.max_forwards
-            runs = partition(lengths, most_forwards, max(len(credit_rows), 1), settings.forward_overhead)
-            forwards[signal] = [credit_rows[run].tolist() for run in runs]
+            runs = partition(lengths[run_rows], most_forwards, max(len(run_rows), 1), settings.forward_overhead)
+            forwards[signal] = [run_rows[run].tolist() for run in runs]
         plans.append(UpdatePlan(credit_rows.tolist(), forwards, rows=len(batch["advantages"]) * has_rows, scale=scale))
         tokens = int(loss_mask(batch).sum()) if has_rows else 0
         size = len(credit_rows) * batch["completion_ids"].size(1) * settings.kept_bytes_per_token

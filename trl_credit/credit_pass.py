@@ -24,13 +24,13 @@ class StartedPass:
         batch: The micro-batch of B rows.
         plan: The micro-batch's plan.
         view: The b rows that need credit; `None` if no process has any.
-        own: Results of the signals' own forwards for those rows, (b, T, ...).
+        own: Results of the signals' own forwards for those rows, (b, T, ...); `None` if no process ran any.
     """
 
     batch: dict[str, Any]
     plan: UpdatePlan
     view: dict[str, Any] | None
-    own: dict[Signal, torch.Tensor]
+    own: dict[Signal, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,11 @@ class CreditPass:
             view["completion_mask"] = torch.zeros_like(view["completion_mask"])
         return view
 
-    def _own_forwards(self, model: nn.Module, view: dict[str, Any], plan: UpdatePlan) -> dict[Signal, torch.Tensor]:
-        """Results of each signal's own forwards for the rows of the view, (b, T, ...); zero if nothing was computed.
+    def _own_forwards(
+        self, model: nn.Module, view: dict[str, Any], plan: UpdatePlan
+    ) -> dict[Signal, torch.Tensor | None]:
+        """Results of each signal's own forwards for the rows of the view, (b, T, ...): zero in rows without a forward,
+        `None` if no process ran any.
 
         Forwards are batched by length, so that rows are not padded to the micro-batch's longest.
         """
@@ -142,7 +145,7 @@ class CreditPass:
                 if rows:
                     result[rows, : values.size(1)] = values
             own[signal] = result
-            if plan.keep and source.bytes_per_token(self.context):
+            if result is not None and plan.keep and source.bytes_per_token(self.context):
                 plan.cache[signal] = result.to(self.cache_device or result.device)
         return own
 

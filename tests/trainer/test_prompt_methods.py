@@ -11,13 +11,18 @@ from support.resumed import assert_same_run, make, outcome
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trl_credit import CreditGRPOTrainer, HasSecondPrompt, HintLogps, OtherModelLogps, ThoughtTokens
+from trl_credit.batching import token_counts
 from trl_credit.inspection.scoring import Completion, CreditScorer
 from trl_credit.methods.registry import build_credit
+from trl_credit.signals.second_prompt import SecondPromptSource
 
 
 TEMPERATURE = 0.8
 RLSD = {"method": "rlsd", "column": "answer", "template": "{answer}!{prompt}"}
 RLCSD = {"method": "rlcsd", "template": "[{solution}]{prompt}", "wrong_siblings": 2}
+
+
+GCPO = {"method": "gcpo", "negative_prompt": "wrong! {prompt}"}
 
 
 def parity_reward(completion_ids, **kwargs) -> list[float]:
@@ -169,11 +174,12 @@ def check_siblings(seen, tokenizer, model):
                     for c in group
                     if sum(c) % 2 == (signal.kind == "right")
                 ]
+                both = len({sum(c) % 2 for c in group}) == 2  # a contrast needs both kinds
                 has = inputs.signals[HasSecondPrompt(signal)][row]
-                assert set(has.tolist()) == {float(len(pool) > signal.place)}
+                assert set(has.tolist()) == {float(len(pool) > signal.place and both)}
                 key = f"sibling/{signal.kind}/{signal.place}/0.0/{RLCSD['template']}"
                 hinted = view[f"{key}/ids"][row][view[f"{key}/mask"][row].bool()].tolist()
-                if len(pool) > signal.place:
+                if has[0]:
                     assert tokenizer.decode(hinted) in {f"[{one}]{text}" for one in pool}
                 else:
                     assert hinted == prompt
@@ -192,6 +198,40 @@ def test_siblings_are_others_of_the_group(tiny_model, tmp_path):
     assert entry["credit/selected"] > 0.5
     assert entry["credit/nonfinite_tokens"] == 0
     assert not any(key.startswith("rollout/") for key in trainer._buffered_inputs[0])
+
+
+@pytest.mark.parametrize("credit", [RLCSD, GCPO], ids=["rlcsd", "gcpo"])
+def test_only_rows_with_a_second_prompt_are_forwarded(credit, tiny_model, tmp_path, monkeypatch):
+    """The others would be forwarded for nothing: token advantages are the same."""
+    rows = {}
+
+    def run(name):
+        rows[name], forward = [], SecondPromptSource.forward
+
+        def counting(self, context, model, batch):
+            own = batch["completion_mask"].any(-1) & ~batch[f"{self.key}/overlong"]
+            own &= batch.get(f"{self.key}/present", torch.tensor(True))
+            rows[name].append((len(own), int(own.sum())))
+            return forward(self, context, model, batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SecondPromptSource, "forward", counting)
+            if credit is GCPO:  # some negative prompts do not fit
+                patch.setattr(CreditGRPOTrainer, "context_length", 26)
+            return trained(tiny_model, tmp_path, credit, max_completion_length=6, per_device_train_batch_size=16)
+
+    trainer, seen = run("chosen")
+    monkeypatch.setattr(SecondPromptSource, "lengths", lambda self, batch: token_counts(batch))
+    every, seen_by_every = run("every")
+    for one, other in zip(seen, seen_by_every, strict=True):
+        torch.testing.assert_close(one.row_advantages, other.row_advantages, rtol=1e-4, atol=1e-4)
+        assert one.row_advantages.any()
+    assert (
+        trainer.state.log_history[0]["credit/nonfinite_tokens"] == every.state.log_history[0]["credit/nonfinite_tokens"]
+    )
+    ran, needed = map(sum, zip(*rows["chosen"], strict=True))
+    assert ran == needed
+    assert sum(row for row, _ in rows["every"]) > needed == sum(needed for _, needed in rows["every"])
 
 
 def test_scoring_gives_siblings(tiny_model, tmp_path):

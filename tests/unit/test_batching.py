@@ -240,9 +240,9 @@ def test_rows_with_and_without_images_stay_together():
     batch = image_batch() | {"advantages": torch.tensor([0.0, 1.0, 0.0])}
     savings = Savings(skip_zero_advantage=True, trim_padding=True, regroup=True)
 
-    def plan(batch):
+    def plan(batch, lengths=token_counts):
         settings = PlanSettings(savings, every_row=False, loss_type="dapo", window=1, overhead=0, forward_overhead=0)
-        (planned,), metrics = plan_updates([batch], {"signal": token_counts}, lambda x: x, settings)
+        (planned,), metrics = plan_updates([batch], {"signal": lengths}, lambda x: x, settings)
         return planned, metrics["credit/skipped_fraction"]
 
     planned, skipped = plan(batch)
@@ -250,6 +250,8 @@ def test_rows_with_and_without_images_stay_together():
     assert planned[PLAN].credit_rows == [0, 1, 2]
     assert [sorted(rows) for rows in planned[PLAN].forwards["signal"]] == [[0, 1, 2]]
     assert skipped == pytest.approx(2 / 3)
+    planned, _ = plan(batch, lambda batch: np.array([[0, 0], [0, 0], [2, 3]]))  # the signal reads one row
+    assert [sorted(rows) for rows in planned[PLAN].forwards["signal"]] == [[0, 2]]
     planned, skipped = plan(batch | {"advantages": torch.zeros(3)})  # another process may have some
     assert planned[PLAN].credit_rows == [0, 1, 2]
     assert skipped == 1.0
@@ -275,6 +277,33 @@ def test_a_method_may_name_the_completions_itself(skips):
     )  # fmt: skip
     assert planned[PLAN].credit_rows == []
     assert not placeholder_row(batch)[HAS_CREDIT].any()
+
+
+@pytest.mark.parametrize("reads", [[True, False], [False, False]])
+def test_rows_that_a_signal_does_not_read_are_not_forwarded(reads):
+    """The other signal's forwards stay as they are, as do the rows with credit; processes run equally many forwards."""
+    settings = PlanSettings(
+        Savings(), every_row=False, loss_type="dapo", window=1, overhead=0, forward_overhead=0, max_forwards=1
+    )
+
+    def lengths(batch):
+        return token_counts(batch) * np.array(reads)[:, None]
+
+    def plan(gather):
+        signals = {"some": lengths, "every": token_counts}
+        (planned,), _ = plan_updates([text_batch()], signals, gather, settings)
+        return planned[PLAN]
+
+    alone = plan(lambda tensor: tensor)
+    assert alone.credit_rows == [0, 1]
+    assert alone.forwards == {"some": [[0]] if reads[0] else [], "every": [[1, 0]]}
+
+    def with_another(tensor):  # whose last two numbers are one forward of each signal
+        other = tensor.clone()
+        other[:, -2:] = 1
+        return torch.cat([tensor, other])
+
+    assert plan(with_another).forwards == {"some": [[0]] if reads[0] else [[]], "every": [[1, 0]]}
 
 
 def test_every_method_is_covered():

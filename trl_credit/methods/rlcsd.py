@@ -13,7 +13,8 @@ Reference: RLCSD: Reinforcement Learning with Contrastive On-Policy Self-Distill
 github.com/THU-BPM/RLCSD, `compute_policy_loss_rlcsd`. Its runs: 8 completions per prompt, learning rate 1e-6, clip
 0.2, no KL term.
 
-Cost: one forward for the right sibling and one for each wrong one, over prompts that are longer by a completion.
+Cost: one forward for the right sibling and one for each wrong one, over prompts that are longer by a completion, of the
+completions that have siblings of both kinds.
 
 Differences from the paper and its code are numbered in [`RLCSD.differences`].
 """

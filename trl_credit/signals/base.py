@@ -61,8 +61,8 @@ class SignalSource:
     that trimming cuts it too.
 
     `forward` and `compute` run at each update step. `forward` runs before the loss's forward, without gradient and in
-    eval mode, once per group of rows of similar length and only on rows that need credit. `compute` runs after the
-    policy's forward.
+    eval mode, once per group of rows of similar length and only on rows that need credit and that it reads (`lengths`).
+    `compute` runs after the policy's forward.
 
     All processes call the same hooks equally often, so hooks may use collectives.
     """
@@ -94,7 +94,8 @@ class SignalSource:
         """Adds entries to `batch`, given the dataset rows and the prompts as generated from (with images and tools)."""
 
     def lengths(self, batch: dict[str, Any]) -> np.ndarray:
-        """(B, 2) number of prompt and completion tokens that `forward` reads for each row."""
+        """(B, 2) number of prompt and completion tokens that `forward` reads for each row. A row with none is not
+        forwarded."""
         return token_counts(batch)
 
     def bytes_per_token(self, context: PolicyContext) -> int:
@@ -114,7 +115,8 @@ class SignalSource:
         own: Float[Tensor, "batch tokens *rest"] | None,
         policy: PolicyForward,
     ) -> Float[Tensor, "batch tokens"]:
-        """Returns the (B, T) signal. `own` is `forward`'s (B, T, ...) result for the same rows."""
+        """Returns the (B, T) signal. `own` is `forward`'s (B, T, ...) result for the same rows: 0 in those that were not
+        forwarded, `None` if none was."""
         return own
 
 

@@ -69,7 +69,7 @@ class DamagedImageLogps(Signal):
     """(B, T) float32 log-probs, in nats, of the completion's tokens under the live policy after the prompt with damaged
     images, at the rollout temperature. Each completion has its own damage.
 
-    A completion without an image is scored after its prompt;
+    A completion without an image has the policy's own log-probs;
     [`HasSecondPrompt`][trl_credit.signals.second_prompt.HasSecondPrompt] of this signal tells.
 
     Args:

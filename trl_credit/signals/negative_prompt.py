@@ -212,9 +212,11 @@ class _NegativePromptKLSource(_NegativePromptSource):
         self,
         context: PolicyContext,
         batch: dict[str, Any],
-        own: Float[Tensor, "batch tokens hidden"],
+        own: Float[Tensor, "batch tokens hidden"] | None,
         policy: PolicyForward,
     ) -> Float[Tensor, "batch tokens"]:
+        if own is None:  # no negative prompt fits
+            return super().compute(context, batch, None, policy)
         with gathered_head(causal_model(context.accelerator.unwrap_model(context.model))) as head:
             divergence = compare_distributions(
                 policy.hidden_states,

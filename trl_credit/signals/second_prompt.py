@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 
@@ -222,7 +222,7 @@ class Tokenized:
         ids: Their token ids.
         images: Their images.
         fields: Further per-token fields.
-        present: Whether each row has one; the others have their own prompt instead.
+        present: Whether each row has one; the others have their own prompt instead, which no forward reads.
     """
 
     prompts: list[Prompt]
@@ -243,8 +243,8 @@ class SecondPromptSource(SignalSource):
     Class attributes:
         noun: What the second prompt is, for messages.
         neutral: What completions get whose second prompt does not fit, for messages.
-        optional: True if a completion may have none. It is then scored after its own prompt, so that all processes run
-            the same forwards, and [`HasSecondPrompt`] tells.
+        optional: True if a completion may have none. Its log-probs are then the policy's own, without a forward, and
+            [`HasSecondPrompt`] tells.
     """
 
     has_forward = True
@@ -357,7 +357,13 @@ class SecondPromptSource(SignalSource):
     def lengths(self, batch: dict[str, Any]) -> np.ndarray:
         lengths = token_counts(batch)
         lengths[:, 0] = batch[f"{self.key}/length"]
+        lengths[~self._read(batch).cpu().numpy()] = 0
         return lengths
+
+    def _read(self, batch: dict[str, Any]) -> Bool[Tensor, " batch"]:
+        """(B,) bool, the completions whose log-probs after the second prompt matter: it exists and fits."""
+        fits = ~batch[f"{self.key}/overlong"]
+        return fits & batch[f"{self.key}/present"] if self.optional else fits
 
     def with_second_prompts(self, context: PolicyContext, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the second prompts instead of the prompts."""
@@ -390,9 +396,13 @@ class SecondPromptSource(SignalSource):
         self,
         context: PolicyContext,
         batch: dict[str, Any],
-        own: Float[Tensor, "batch tokens"],
+        own: Float[Tensor, "batch tokens"] | None,
         policy: PolicyForward,
     ) -> Float[Tensor, "batch tokens"]:
+        if own is None:
+            own = torch.zeros_like(policy.logps)
+        if self.optional:
+            own = torch.where(batch[f"{self.key}/present"].unsqueeze(1), own, policy.logps)
         return own.masked_fill(batch[f"{self.key}/overlong"].unsqueeze(1), torch.nan)
 
 

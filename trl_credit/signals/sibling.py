@@ -102,7 +102,9 @@ class SiblingLogps(Signal):
     """(B, T) float32 log-probs, in nats, of the completion's tokens under the live policy after the prompt with a sibling
     in it, at the rollout temperature. A sibling is another completion of the group.
 
-    Completions without such a sibling are scored after their own prompt; [`HasSecondPrompt`] tells them apart.
+    Only completions with siblings of both kinds have hints, as a contrast needs both. The others, and those with fewer
+    siblings of the kind than `place` asks for, have the policy's own log-probs, without a forward; [`HasSecondPrompt`]
+    tells them apart.
 
     Args:
         kind: `right`, a sibling with a reward above the threshold, or `wrong`.
@@ -148,8 +150,11 @@ class _SiblingSource(SecondPromptSource):
         first = accelerator.process_index * len(prompts)
         found: list[Prompt | None] = []
         for row, prompt in enumerate(prompts, first):
-            siblings = siblings_of(row, completions, groups, rewards, signal.kind, signal.threshold)
-            if len(siblings) <= signal.place:
+            found_by_kind = {
+                kind: siblings_of(row, completions, groups, rewards, kind, signal.threshold) for kind in KINDS
+            }
+            siblings = found_by_kind[signal.kind]
+            if len(siblings) <= signal.place or not all(found_by_kind.values()):
                 found.append(None)
                 continue
             text = context.tokenizer.decode(completions[siblings[signal.place]], skip_special_tokens=True)
