@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .methods.teacher import Teacher
     from .methods.turn import TurnRewards
     from .methods.uniform import Uniform
+    from .methods.vine import Vine
     from .methods.vppo import VPPO
     from .signals.base import PolicyForward, Signal, SignalSource
     from .signals.damaged_image import DamagedImageLogps
@@ -94,6 +95,7 @@ _HOMES = {
     "ThoughtTokens": ".signals.thought_tokens",
     "TurnRewards": ".methods.turn",
     "Uniform": ".methods.uniform",
+    "Vine": ".methods.vine",
     "VPPO": ".methods.vppo",
     "build_credit": ".methods.registry",
     "mean_one": ".methods.ops",
@@ -148,6 +150,7 @@ __all__ = [
     "ThoughtTokens",
     "TurnRewards",
     "Uniform",
+    "Vine",
     "__version__",
     "build_credit",
     "mean_one",
