@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .methods.registry import METHODS, build_credit
     from .methods.rlcsd import RLCSD
     from .methods.rlsd import RLSD
-    from .methods.rollout import Rollout
+    from .methods.rollout import Continuations, Rollout, SegmentValues
     from .methods.shuffled import Shuffled
     from .methods.teacher import Teacher
     from .methods.turn import TurnRewards
@@ -59,6 +59,7 @@ _HOMES = {
     "DelTA": ".methods.delta",
     "GCPO": ".methods.gcpo",
     "METHODS": ".methods.registry",
+    "Continuations": ".methods.rollout",
     "CreditGRPOConfig": ".trainer.config",
     "CreditGRPOTrainer": ".trainer.grpo",
     "CreditInputs": ".methods.inputs",
@@ -84,6 +85,7 @@ _HOMES = {
     "Paper": ".methods.base",
     "RandomTokens": ".methods.random",
     "Rollout": ".methods.rollout",
+    "SegmentValues": ".methods.rollout",
     "Shuffled": ".methods.shuffled",
     "PolicyForward": ".signals.base",
     "ReferenceHellinger": ".signals.reference",
@@ -116,6 +118,7 @@ __all__ = [
     "VPPO",
     "AsyncCreditGRPOConfig",
     "AsyncCreditGRPOTrainer",
+    "Continuations",
     "CreditGRPOConfig",
     "CreditGRPOTrainer",
     "CreditInputs",
@@ -141,6 +144,7 @@ __all__ = [
     "RandomTokens",
     "ReferenceHellinger",
     "Rollout",
+    "SegmentValues",
     "Shuffled",
     "SiblingLogps",
     "Signal",

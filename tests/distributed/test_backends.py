@@ -111,6 +111,8 @@ CASES = {
     "otb_across": {"credit": "otb", "rollout": "placed", "num_generations": 8, "reward": "calm"},
     "delta": {"credit": "delta"},
     "delta_across": {"credit": "delta", "rollout": "placed", "num_generations": 8, "reward": "calm"},
+    "vine": {"credit": {"method": "vine", "every": 4, "count": 2}, "rollout": "generate", "continued": True,
+             "reward": "calm"},
     "turn": {"credit": "turn", "rollout": "environment", "reward": "turns"},
     "gigpo": {"credit": "gigpo", "rollout": "environment", "reward": "turns"},
     "rlsd": {"credit": {"method": "rlsd", "column": "answer", "template": "{answer}!{prompt}"}},
@@ -186,7 +188,7 @@ CHOSEN = {
         ("gcpo_full", "untied", "gradient_checkpointing", "gradient_checkpointing_lora", "vision"), SHARDED
     ),
     **dict.fromkeys(("moe", "dynamic_odd", "otb_across", "delta_across"), ("ddp", *SHARDED)),
-    **dict.fromkeys(("teacher", "rlcsd"), ("ddp", *SHARDED)),
+    **dict.fromkeys(("teacher", "rlcsd", "vine"), ("ddp", *SHARDED)),
     **dict.fromkeys(("lora_gcpo", "lora_uniform", "synced", "environment", "evaluated_lora_dgpo"), ("zero3",)),
     **dict.fromkeys(("accumulation", "evaluated_dgpo", "lora"), ("ddp", "fsdp2")),
 }
