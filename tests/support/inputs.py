@@ -29,11 +29,10 @@ def kind_of(method: CreditMethod) -> str:
 
 
 def make_values(seed: int, mask: torch.Tensor, rewards: torch.Tensor) -> SegmentValues:
-    """Values of segments of four columns, ninths, of which about one in twenty is unknown."""
+    """Values of segments of four columns, ninths."""
     generator = torch.Generator().manual_seed(seed + 2)
     shape = (len(mask), -(-mask.size(1) // 4) + 1)
     values = torch.randint(0, 10, shape, generator=generator).to(rewards.dtype) / 9
-    values[torch.rand(shape, generator=generator) < 0.05] = torch.nan
     values[:, -1] = rewards
     return SegmentValues(torch.arange(mask.size(1)).div(4, rounding_mode="floor").expand_as(mask), values)
 

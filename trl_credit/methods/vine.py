@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..values.steps import STEP, check_every
+from ..values.steps import check_every
 from .base import CreditMethod, Paper
 from .inputs import CreditInputs
 from .ops import at_least_float32, where_finite
@@ -87,7 +87,7 @@ class Vine(CreditMethod):
     """
 
     count: int = 9
-    every: int | str = STEP
+    every: int | str = "step"
     scale: str = "whiten"
 
     name = "vine"

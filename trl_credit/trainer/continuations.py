@@ -252,27 +252,25 @@ class _Sampler:
                 new, _ = generate(starts, None, {}, 1)
             return [w + n[:b] for w, n, b in zip(written, new, budgets, strict=True)], None
 
-        with contextlib.ExitStack() as stack:
-            # TRL generates, decodes and parses in one method. This takes the place of what it generates with, and keeps
-            # what it logs apart. Remove it once TRL has a method that continues
-            stack.enter_context(
-                replaced(
-                    trainer,
-                    _tokenize_prompts=lambda *_: (prompt_ids, None, {}),
-                    _generate_single_turn=continue_written,
-                    _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
-                    _pending_metrics=defaultdict(list),
-                    _pending_extra_logs=defaultdict(list),
-                    _turn_rewards=None,
-                    _rollout_prompts=None,
-                )
-            )
+        # TRL generates, decodes and parses in one method. This takes the place of what it generates with, and keeps what it
+        # logs apart. Remove it once TRL has a method that continues
+        with replaced(
+            trainer,
+            _tokenize_prompts=lambda *_: (prompt_ids, None, {}),
+            _generate_single_turn=continue_written,
+            _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
+            _turn_rewards=None,
+            _rollout_prompts=None,
+        ):
             _, ids, _, completions, *_ = trainer._generate(list(prompts))
             # In parts of a rollout's size: `reward_timeout` is for a call
             parts = [slice(start, start + self._rows) for start in range(0, len(part), self._rows)]
             rewards = [
                 trainer._calculate_rewards(list(rows[p]), list(prompts[p]), completions[p], ids[p]) for p in parts
             ]
+            # What reward functions logged. The rollout's own is in TRL's logs by now
+            trainer._pending_metrics.clear()
+            trainer._pending_extra_logs.clear()
         processes = trainer.accelerator.num_processes
         rewards = torch.cat([r.view(processes, -1, r.size(-1)) for r in rewards], dim=1).flatten(0, 1)
         return total_rewards(rewards, trainer.reward_weights), [
