@@ -378,6 +378,24 @@ def test_the_price_is_logged(tiny_model, tmp_path):
     assert log["credit/unrewarded_continuations"] == 0
 
 
+@pytest.mark.parametrize(("every", "steps"), [(12, 1), (4, 3), (3, 4)])
+def test_the_price_is_that_of_the_formula(every, steps, tiny_model, tmp_path):
+    """In docs/scaling.md, for completions without a common beginning and continuations that use what was left."""
+    count, size = 3, 4
+
+    def generate(prompt_ids, images, fields, num_generations):
+        return [[10 + place % 40] * 12 for place in range(len(prompt_ids))], None
+
+    def reward(completions, **kwargs):
+        return [float(place % 2) for place in range(len(completions))]
+
+    trainer = make(tiny_model, tmp_path, reward, credit=asking(every=every, count=count), num_generations=size)
+    trainer._generate_single_turn = generate
+    trainer.train()
+    found = trainer.state.log_history[0]["credit/continuation_tokens"]
+    assert found == pytest.approx(count * ((steps - 1) / 2 + 1 / size))
+
+
 def test_in_evaluation_nothing_is_continued(tiny_model, tmp_path):
     trainer = make(tiny_model, tmp_path, credit="vine", per_device_eval_batch_size=8)
     metrics = trainer.evaluate()

@@ -175,7 +175,9 @@ def _values(sampler: _Sampler, request: Continuations, rollout: Rollout, batch: 
     for row in (row for row, yes in enumerate(credited) if yes):
         prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
         ids = rollout.token_ids[row][mask[row]].tolist()
-        ends[row] = segment_ends(token_pieces(tokenizer, ids), request.every)
+        # A number of tokens asks for no texts
+        pieces = [""] * len(ids) if isinstance(request.every, int) else token_pieces(tokenizer, ids)
+        ends[row] = segment_ends(pieces, request.every)
         own[row] = (int(rollout.groups[row]), prompt, ids, [0, *ends[row][:-1]])
     beginnings = different_beginnings(gather_object(list(own.values())))
     means = sampler.rewards(beginnings, request.count).nanmean(-1).to(mask.device, torch.float32)
