@@ -146,6 +146,7 @@ RESUMED = {
     "lora": {"credit": CREDIT["dgpo"], "peft": True},
     "synced": {"credit": CREDIT["dgpo"], "sync_ref_model": True, "ref_model_sync_steps": 2},
     "dynamic": {"credit": CREDIT["gcpo"], "dynamic_sampling": True, "reward": "even_prompt"},
+    "vine": {"credit": {"method": "vine", "every": 4, "count": 2}, "reward": "calm"},
 }
 
 EXACTLY = {
