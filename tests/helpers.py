@@ -118,6 +118,23 @@ def fixed_rollout(prompts_, trainer, special=0):
     return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
 
 
+def fixed_turn(trainer):
+    """Stands for TRL's generation, which continues what it gets. As `fixed_rollout`, but what is asked for once depends on
+    its tokens only, whatever the number of processes."""
+    eos, size = trainer._tokenizer.eos_token_id, len(trainer._tokenizer)
+
+    def generate(prompt_ids, images, fields, num_generations):
+        seen, completions = Counter(), []
+        for ids in map(tuple, prompt_ids):
+            place = seen[ids] if num_generations > 1 else "alone"
+            seen[ids] += 1
+            rng = random.Random(f"{ids}/{place}/{trainer.state.global_step}")
+            completions.append([*(rng.randrange(3, size) for _ in range(rng.randint(0, 11))), eos])
+        return completions, None
+
+    return generate
+
+
 def vision_rollout(prompts_, trainer):
     """With the image tokens of each prompt."""
     texts = [next(part["text"] for part in prompt[-1]["content"] if part["type"] == "text") for prompt in prompts_]

@@ -198,6 +198,33 @@ def otb(logps, sum_squared_probs, rewards, groups, mask, zero_tail=False):
     return result
 
 
+def vine(segments, values, rewards, mask, scale="whiten"):
+    """VinePPO's token advantages: what the token's step adds to the value, over all tokens to mean 0 and deviation 1;
+    `None` for a completion with an unknown value."""
+    result, tokens = [], []
+    for i in range(len(mask)):
+        row = [0.0] * len(mask[i])
+        if not math.isnan(rewards[i]):
+            on = [t for t in range(len(mask[i])) if mask[i][t]]
+            for t in on:
+                row[t] = float(values[i][segments[i][t] + 1]) - float(values[i][segments[i][t]])
+            if all(math.isfinite(row[t]) for t in on):
+                tokens += [(i, t) for t in on]
+            else:
+                row = None
+        result.append(row)
+    if scale == "none":
+        return result
+    found = [result[i][t] for i, t in tokens]
+    if len(set(found)) < 2:
+        return [None if row is None else [0.0] * len(row) for row in result]
+    mean = sum(found) / len(found)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in found) / (len(found) - 1))
+    for i, t in tokens:
+        result[i][t] = (result[i][t] - (mean if scale == "whiten" else 0.0)) / deviation
+    return result
+
+
 def delta(logps, hidden_states, advantages, mask, low=0.8, high=1.2, refinements=1):
     """DelTA's factors with squared distances in full; rows of NaN for completions with a value that is not finite."""
     logps, hidden, advantages = (np.asarray(x, dtype=np.float64) for x in (logps, hidden_states, advantages))

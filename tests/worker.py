@@ -17,7 +17,16 @@ import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
-from helpers import config, fixed_rollout, letter_reward, place_reward, prompts, truncated_rollout, vision_rollout
+from helpers import (
+    config,
+    fixed_rollout,
+    fixed_turn,
+    letter_reward,
+    place_reward,
+    prompts,
+    truncated_rollout,
+    vision_rollout,
+)
 from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2VLForConditionalGeneration, TrainerCallback
@@ -236,6 +245,7 @@ def run(settings, paths, output):
     rollout, reward = ROLLOUTS[settings.pop("rollout", "fixed")], REWARDS[settings.pop("reward", "letter")]
     as_object, iterable = settings.pop("as_object", False), settings.pop("iterable", False)
     environment, vllm = settings.pop("environment", False), settings.pop("vllm", False)
+    continued = settings.pop("continued", False)
     resume, per_process = settings.pop("resume", False), settings.pop("per_process", 1)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     evaluated, frozen = settings.pop("evaluated", False), settings.pop("frozen", False)
@@ -265,6 +275,8 @@ def run(settings, paths, output):
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "up_proj"], lora_dropout=0.0) if peft else None,
         **extra,
     )
+    if continued:
+        trainer._generate_single_turn = fixed_turn(trainer)
     if vllm:  # as if vLLM had sampled
         trainer.use_vllm = True
         generate = trainer._generate_and_score_completions

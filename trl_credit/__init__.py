@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from .methods.registry import METHODS, build_credit
     from .methods.rlcsd import RLCSD
     from .methods.rlsd import RLSD
-    from .methods.rollout import Rollout
+    from .methods.rollout import Continuations, Rollout, SegmentValues
     from .methods.shuffled import Shuffled
     from .methods.teacher import Teacher
     from .methods.turn import TurnRewards
     from .methods.uniform import Uniform
+    from .methods.vine import Vine
     from .methods.vppo import VPPO
     from .signals.base import PolicyForward, Signal, SignalSource
     from .signals.damaged_image import DamagedImageLogps
@@ -58,6 +59,7 @@ _HOMES = {
     "DelTA": ".methods.delta",
     "GCPO": ".methods.gcpo",
     "METHODS": ".methods.registry",
+    "Continuations": ".methods.rollout",
     "CreditGRPOConfig": ".trainer.config",
     "CreditGRPOTrainer": ".trainer.grpo",
     "CreditInputs": ".methods.inputs",
@@ -83,6 +85,7 @@ _HOMES = {
     "Paper": ".methods.base",
     "RandomTokens": ".methods.random",
     "Rollout": ".methods.rollout",
+    "SegmentValues": ".methods.rollout",
     "Shuffled": ".methods.shuffled",
     "PolicyForward": ".signals.base",
     "ReferenceHellinger": ".signals.reference",
@@ -94,6 +97,7 @@ _HOMES = {
     "ThoughtTokens": ".signals.thought_tokens",
     "TurnRewards": ".methods.turn",
     "Uniform": ".methods.uniform",
+    "Vine": ".methods.vine",
     "VPPO": ".methods.vppo",
     "build_credit": ".methods.registry",
     "mean_one": ".methods.ops",
@@ -114,6 +118,7 @@ __all__ = [
     "VPPO",
     "AsyncCreditGRPOConfig",
     "AsyncCreditGRPOTrainer",
+    "Continuations",
     "CreditGRPOConfig",
     "CreditGRPOTrainer",
     "CreditInputs",
@@ -139,6 +144,7 @@ __all__ = [
     "RandomTokens",
     "ReferenceHellinger",
     "Rollout",
+    "SegmentValues",
     "Shuffled",
     "SiblingLogps",
     "Signal",
@@ -148,6 +154,7 @@ __all__ = [
     "ThoughtTokens",
     "TurnRewards",
     "Uniform",
+    "Vine",
     "__version__",
     "build_credit",
     "mean_one",

@@ -77,7 +77,7 @@ LEANED_ON: dict[str, Leaned] = {
         ("inputs",),
     ),
     "_generate_single_turn": Leaned(
-        "Evaluates with the trainer's engine; replaced while dynamic sampling logs its final batch.",
+        "Evaluates with the trainer's engine; continues completions; replaced while dynamic sampling logs its final batch.",
         "Find the call to transformers or vLLM for one turn.",
         ("prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"),
     ),
@@ -87,7 +87,9 @@ LEANED_ON: dict[str, Leaned] = {
         ("prompts", "prompt_ids", "completion_ids", "completions", "logprobs", "images", "multimodal_fields"),
     ),
     "_tokenize_prompts": Leaned(
-        "Tokenizes negative prompts as TRL tokenizes prompts.", "Find TRL's tokenization of prompts.", ("prompts",)
+        "Tokenizes negative prompts as TRL tokenizes prompts; replaced while completions are continued.",
+        "Find TRL's tokenization of prompts.",
+        ("prompts",),
     ),
     "_calculate_rewards": Leaned(
         "Rewards are guarded, kept for the scorer, and computed once per round of dynamic sampling.",
@@ -99,6 +101,9 @@ LEANED_ON: dict[str, Leaned] = {
     "_batch_environments": Leaned("Environments of replaced groups.", "Find where TRL keeps them between calls."),
     "_pending_extra_logs": Leaned(
         "Holds what reward functions logged for replaced completions.", "Find what `log_extra` writes to."
+    ),
+    "_pending_metrics": Leaned(
+        "Kept apart while completions are continued.", "Find what `log_metric` writes to."
     ),
     "_signature_columns": Leaned("Keeps the columns that signals and rewards read.", "Find which columns TRL keeps."),
     "_set_signature_columns_if_needed": Leaned("As `_signature_columns`.", _SAME, ()),

@@ -111,6 +111,8 @@ CASES = {
     "otb_across": {"credit": "otb", "rollout": "placed", "num_generations": 8, "reward": "calm"},
     "delta": {"credit": "delta"},
     "delta_across": {"credit": "delta", "rollout": "placed", "num_generations": 8, "reward": "calm"},
+    "vine": {"credit": {"method": "vine", "every": 4, "count": 2}, "rollout": "generate", "continued": True,
+             "reward": "calm"},
     "turn": {"credit": "turn", "rollout": "environment", "reward": "turns"},
     "gigpo": {"credit": "gigpo", "rollout": "environment", "reward": "turns"},
     "rlsd": {"credit": {"method": "rlsd", "column": "answer", "template": "{answer}!{prompt}"}},
@@ -144,6 +146,7 @@ RESUMED = {
     "lora": {"credit": CREDIT["dgpo"], "peft": True},
     "synced": {"credit": CREDIT["dgpo"], "sync_ref_model": True, "ref_model_sync_steps": 2},
     "dynamic": {"credit": CREDIT["gcpo"], "dynamic_sampling": True, "reward": "even_prompt"},
+    "vine": {"credit": {"method": "vine", "every": 4, "count": 2}, "reward": "calm"},
 }
 
 EXACTLY = {
@@ -186,7 +189,7 @@ CHOSEN = {
         ("gcpo_full", "untied", "gradient_checkpointing", "gradient_checkpointing_lora", "vision"), SHARDED
     ),
     **dict.fromkeys(("moe", "dynamic_odd", "otb_across", "delta_across"), ("ddp", *SHARDED)),
-    **dict.fromkeys(("teacher", "rlcsd"), ("ddp", *SHARDED)),
+    **dict.fromkeys(("teacher", "rlcsd", "vine"), ("ddp", *SHARDED)),
     **dict.fromkeys(("lora_gcpo", "lora_uniform", "synced", "environment", "evaluated_lora_dgpo"), ("zero3",)),
     **dict.fromkeys(("accumulation", "evaluated_dgpo", "lora"), ("ddp", "fsdp2")),
 }

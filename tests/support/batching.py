@@ -3,8 +3,8 @@
 import torch
 
 
-# What the tests' data and rollouts do not have: a second model, turns, images
-NEED_MORE = {"teacher", "turn", "gigpo", "vppo"}
+# What the tests' data and rollouts do not have: a second model, turns, images, continuations
+NEED_MORE = {"teacher", "turn", "gigpo", "vppo", "vine"}
 
 # The other token methods on the tiny model, which does not know the default prompts' words, nor differs much from itself an
 # update earlier

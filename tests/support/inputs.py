@@ -3,10 +3,12 @@
 import torch
 
 from trl_credit import CreditInputs, CreditMethod, build_credit
-from trl_credit.methods.rollout import Rollout
+from trl_credit.methods.rollout import Continuations, Rollout, SegmentValues
 
 
 VOCAB = 50
+# What `vine` asks for at its defaults
+DEFAULT_REQUESTS = (Continuations(),)
 
 # Values for parameters that have no default
 REQUIRED: dict[str, dict] = {"shuffled": {"of": "gcpo"}, "teacher": {"model": "a/teacher"}}
@@ -26,7 +28,18 @@ def kind_of(method: CreditMethod) -> str:
     return ("weights" if method.mean_one else "factors") if method.reweights else "uniform"
 
 
-def make_rollout(seed: int, mask: torch.Tensor, dtype=torch.float32, hidden: int = 6) -> Rollout:
+def make_values(seed: int, mask: torch.Tensor, rewards: torch.Tensor) -> SegmentValues:
+    """Values of segments of four columns, ninths."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    shape = (len(mask), -(-mask.size(1) // 4) + 1)
+    values = torch.randint(0, 10, shape, generator=generator).to(rewards.dtype) / 9
+    values[:, -1] = rewards
+    return SegmentValues(torch.arange(mask.size(1)).div(4, rounding_mode="floor").expand_as(mask), values)
+
+
+def make_rollout(
+    seed: int, mask: torch.Tensor, dtype=torch.float32, hidden: int = 6, requests=DEFAULT_REQUESTS
+) -> Rollout:
     """Completions in groups of two or three with rewards of 0, 0.5 and 1; one has no reward."""
     generator = torch.Generator().manual_seed(seed + 1)
     batch, turns = len(mask), -(-mask.size(1) // 4)
@@ -46,6 +59,7 @@ def make_rollout(seed: int, mask: torch.Tensor, dtype=torch.float32, hidden: int
         turns=torch.arange(mask.size(1)).div(4, rounding_mode="floor").expand_as(mask),
         turn_rewards=torch.randint(0, 3, (batch, turns), generator=generator).to(dtype) / 2,
         turn_states=torch.randint(1, 4, (batch, turns), generator=generator),
+        values={request: make_values(seed, mask, rewards) for request in requests},
     )
 
 
@@ -65,7 +79,7 @@ def make_inputs(method: CreditMethod, seed: int, batch: int, length: int, dtype=
         if "Logps" in type(signal).__name__:
             signals[signal] = -4 * values
     logps = -4 * uniform(batch, length) ** 2
-    rollout = make_rollout(seed, mask, dtype)
+    rollout = make_rollout(seed, mask, dtype, requests=method.continuations())
     advantages = rollout.advantages.clone()
     advantages[seed % batch] = 0
     return CreditInputs(

@@ -15,7 +15,7 @@ LOGGED = (
     "credit/", "reward", "completions/", "entropy", "loss", "grad_norm", "clip_ratio/", "cispo_clip_ratio", "kl", "vespo/",
 )  # fmt: skip
 
-TIMES = ("step_time", "runtime", "per_second", "total_flos")
+TIMES = ("step_time", "runtime", "per_second", "_seconds", "total_flos")
 
 
 def deepspeed(stage, **settings):

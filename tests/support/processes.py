@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from trl_credit.methods.rollout import Rollout
+from trl_credit.methods.rollout import Rollout, SegmentValues
 
 
 class Gathering:
@@ -46,7 +46,13 @@ def on_processes(rollout: Rollout, function, widths=(None, None)) -> list:
 
         tensors = {name: part(value) for name, value in vars(rollout).items() if isinstance(value, torch.Tensor)}
         try:
-            results[rank] = function(replace(rollout, **tensors, gather=gathering.of(rank), first=rank * rows))
+            values = {
+                request: SegmentValues(part(found.segments), found.values[rank * rows : (rank + 1) * rows])
+                for request, found in rollout.values.items()
+            }
+            results[rank] = function(
+                replace(rollout, **tensors, values=values, gather=gathering.of(rank), first=rank * rows)
+            )
         except BaseException as error:  # raised below, in the test's thread
             errors.append(error)
             gathering._barrier.abort()

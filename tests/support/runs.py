@@ -5,7 +5,7 @@ from helpers import config, letter_reward, prompts
 from peft import LoraConfig
 
 
-TIMES = ("step_time", "runtime", "per_second", "total_flos")
+TIMES = ("step_time", "runtime", "per_second", "_seconds", "total_flos")
 
 
 def record_gradients(trainer):

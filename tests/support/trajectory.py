@@ -13,7 +13,16 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import qwen_vision
-from helpers import TESTS, config, fixed_rollout, letter_reward, prompts, save_tiny_model, vision_rollout
+from helpers import (
+    TESTS,
+    config,
+    fixed_rollout,
+    fixed_turn,
+    letter_reward,
+    prompts,
+    save_tiny_model,
+    vision_rollout,
+)
 from support.batching import CREDIT
 
 from trl_credit import METHODS, CreditGRPOTrainer
@@ -54,16 +63,18 @@ def run(name: str, model: str, output_dir: str) -> dict:
     if name == "vppo":
         return _run_with_images(name, output_dir, settings)
     turns = name in ("turn", "gigpo")
-    credit = CREDIT.get(name, name)
+    credit = {"method": name, "every": 3} if name == "vine" else CREDIT.get(name, name)
     if name == "teacher":
         credit = {"method": name, "model": save_tiny_model(f"{output_dir}/teacher", seed=1)}
     trainer = CreditGRPOTrainer(
         model=model,
         reward_funcs=turn_reward if turns else letter_reward,
-        rollout_func=two_turns if turns else fixed_rollout,
+        rollout_func=two_turns if turns else None if name == "vine" else fixed_rollout,
         args=config(output_dir, credit=credit, logging_steps=1, **settings),
         train_dataset=prompts(),
     )
+    if name == "vine":
+        trainer._generate_single_turn = fixed_turn(trainer)
     return _record(name, trainer)
 
 

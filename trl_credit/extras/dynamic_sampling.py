@@ -5,7 +5,6 @@ generates: the first round's completions are scored there and groups outside the
 pads, normalises and logs the resulting batch as if it had generated nothing else.
 """
 
-import contextlib
 import logging
 import math
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from trl.trainer.utils import get_callable_name
 
+from .._util.replaced import replaced
 from .._util.text import nearest
 from .groups import KEPT, TOO_EASY, TOO_HARD, UNSCORED, classify_groups, total_rewards
 from .prompt_stream import PromptStream
@@ -350,13 +350,7 @@ class DynamicSamplingMixin:
             rollout = {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": logprobs, **masks}
             stands_in["rollout_func"] = lambda *_: rollout
         seen, tokens = self.state.num_input_tokens_seen, self._metrics["train"]["num_tokens"]
-        with contextlib.ExitStack() as stack:
-            for name, function in stands_in.items():
-                if name in vars(self):
-                    stack.callback(setattr, self, name, vars(self)[name])
-                else:
-                    stack.callback(delattr, self, name)
-                setattr(self, name, function)
+        with replaced(self, **stands_in):
             super()._generate(prompts)
         self.state.num_input_tokens_seen, self._metrics["train"]["num_tokens"] = seen, tokens
 

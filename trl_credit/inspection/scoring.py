@@ -149,6 +149,11 @@ class CreditScorer:
         **settings: Any,
     ):
         self.methods = dict(methods)
+        if continued := [label for label, method in self.methods.items() if method.continuations()]:
+            raise ValueError(
+                f"{', '.join(continued)}: the credit comes from continuations of the completions, which are sampled in "
+                "training only. Leave it out."
+            )
         # By label, how to fix the methods that were uniform in effect in the latest scoring
         self.advice: dict[str, str] = {}
         self._rewarded = bool(reward_funcs)

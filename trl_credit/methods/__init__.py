@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .teacher import Teacher
     from .turn import TurnRewards
     from .uniform import Uniform
+    from .vine import Vine
     from .vppo import VPPO
 
 __getattr__, __dir__ = lazy_names(
@@ -56,6 +57,7 @@ __getattr__, __dir__ = lazy_names(
         "GiGPO": ".gigpo",
         "TurnRewards": ".turn",
         "Uniform": ".uniform",
+        "Vine": ".vine",
         "VPPO": ".vppo",
         "build_credit": ".registry",
         "get_method_class": ".registry",
@@ -86,6 +88,7 @@ __all__ = [
     "Teacher",
     "TurnRewards",
     "Uniform",
+    "Vine",
     "build_credit",
     "get_method_class",
 ]

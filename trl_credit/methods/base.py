@@ -19,7 +19,7 @@ from .._util.text import nearest
 from ..signals.base import Signal
 from .inputs import CreditInputs
 from .ops import UNIFORM_FRACTION
-from .rollout import Rollout
+from .rollout import Continuations, Rollout
 
 
 __getattr__ = moved_names(__name__)
@@ -140,6 +140,11 @@ class CreditMethod(ABC):
         return ()
 
     # At rollout time, on whole groups
+
+    def continuations(self) -> tuple[Continuations, ...]:
+        """Continuations that the rollout stage must have: [`Rollout.values`] has the answers. They are the dearest thing
+        to ask for, each a generation."""
+        return ()
 
     def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
         """Computes what needs all completions of a generation batch, once, before they are dealt to updates.

@@ -7,9 +7,9 @@ import torch
 
 from ..signals.base import Signal
 from . import CreditInputs, CreditMethod, Paper
-from .mix import inputs_of, rollout_stages, shared_signals
+from .mix import inputs_of, rollout_stages, shared_continuations, shared_signals
 from .registry import build_credit
-from .rollout import Rollout
+from .rollout import Continuations, Rollout
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class AllSignals(CreditMethod):
 
     def signals(self) -> tuple[Signal, ...]:
         return shared_signals(self._built)
+
+    def continuations(self) -> tuple[Continuations, ...]:
+        return shared_continuations(self._built)
 
     def rollout_stage(self, rollout: Rollout) -> dict[str, torch.Tensor]:
         return rollout_stages(self._built, rollout)

@@ -26,7 +26,7 @@ from ..signals.base import Signal
 from .base import CreditMethod, Paper
 from .inputs import CreditInputs
 from .ops import effective_token_fraction, mean_one
-from .rollout import Rollout
+from .rollout import Continuations, Rollout
 from .schedule import check_schedule, value_at
 
 
@@ -53,6 +53,11 @@ def rollout_stages(methods: "list[CreditMethod]", rollout: Rollout) -> dict[str,
 def shared_signals(methods: "list[CreditMethod]") -> tuple[Signal, ...]:
     """The signals of several methods, equal ones once."""
     return tuple(dict.fromkeys(signal for method in methods for signal in method.signals()))
+
+
+def shared_continuations(methods: "list[CreditMethod]") -> tuple[Continuations, ...]:
+    """The continuations that several methods ask for, equal ones once."""
+    return tuple(dict.fromkeys(request for method in methods for request in method.continuations()))
 
 
 @dataclass(frozen=True)
@@ -203,6 +208,9 @@ class Mix(CreditMethod):
 
     def signals(self) -> tuple[Signal, ...]:
         return shared_signals(self._built)
+
+    def continuations(self) -> tuple[Continuations, ...]:
+        return shared_continuations(self._built)
 
     def rollout_stage(self, rollout: Rollout) -> dict[str, Tensor]:
         return rollout_stages(self._built, rollout)

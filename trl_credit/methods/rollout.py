@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,36 @@ from torch import Tensor
 def alone(tensor: Tensor) -> Tensor:
     """What gathering or summing over the processes gives, if there is one."""
     return tensor
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """What a method asks for to know values: continuations of the beginnings of completions, sampled from the policy that
+    generated. Equal requests are answered together.
+
+    Args:
+        every: Where completions are cut into segments: a number of tokens, `step`, or a regular expression
+            ([`~trl_credit.values.steps.segment_ends`]). Each is continued from the start of each of its segments.
+        count: Continuations of each beginning.
+    """
+
+    every: int | str = "step"
+    count: int = 9
+
+
+@dataclass(frozen=True)
+class SegmentValues:
+    """Values at the ends of the segments of B completions. A value is the expected reward of what the policy would write
+    from there on.
+
+    Args:
+        segments: (B, T) int, the segment of each token, from 0. Meaningless off the mask.
+        values: (B, S + 1) float, that at the start of segment k in column k. After a completion's last segment it is the
+            completion's own reward. NaN where unknown, and for a completion without a reward or a token in the loss.
+    """
+
+    segments: Int[Tensor, "batch tokens"]
+    values: Float[Tensor, "batch ends"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +68,7 @@ class Rollout:
             turns of this process. `None` without tools or if no function gives a reward for each turn.
         turn_states: (B, K) int64, a hash of what a tool or the environment returned just before each turn (the prompt, for
             the first); 0 if there is no such turn. `None` without tools.
+        values: What [`CreditMethod.continuations`] asks for. Empty in evaluation, where nothing is continued.
         gather: Concatenates a tensor of equal shape over the processes; the default is for a single process.
         first: Place of this process's first completion among all.
     """
@@ -53,6 +84,7 @@ class Rollout:
     turns: Int[Tensor, "batch tokens"] | None = None
     turn_rewards: Float[Tensor, "batch turns"] | None = None
     turn_states: Int[Tensor, "batch turns"] | None = None
+    values: Mapping[Continuations, SegmentValues] = field(default_factory=dict)
     gather: Callable[[Tensor], Tensor] = field(default=alone, repr=False)
     first: int = 0
 

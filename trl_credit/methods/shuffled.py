@@ -19,7 +19,7 @@ from ..signals.base import Signal
 from .base import CreditMethod, Paper
 from .draws import draws
 from .inputs import CreditInputs
-from .rollout import Rollout
+from .rollout import Continuations, Rollout
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,9 @@ class Shuffled(CreditMethod):
 
     def signals(self) -> tuple[Signal, ...]:
         return self._of.signals()
+
+    def continuations(self) -> tuple[Continuations, ...]:
+        return self._of.continuations()
 
     def rollout_stage(self, rollout: Rollout) -> dict[str, Tensor]:
         return dict(self._of.rollout_stage(rollout))

@@ -18,6 +18,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "forking": (".forking", "Forking"),
     "turn": (".turn", "TurnRewards"),
     "gigpo": (".gigpo", "GiGPO"),
+    "vine": (".vine", "Vine"),
     "pcpo": (".pcpo", "PCPO"),
     # Controls
     "random": (".random", "RandomTokens"),

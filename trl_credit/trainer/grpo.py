@@ -44,6 +44,7 @@ from ..signals.base import PolicyForward
 from ..signals.models import HiddenStates, causal_model
 from .collapse import CollapseWatches, LengthWatch
 from .config import CreditGRPOConfig
+from .continuations import check_continuations, continued_values
 from .credit_log import DEFAULT_COMPLETIONS, CreditLog
 from .exactness import check_credit, check_old_policy, check_policy, is_off_policy, regroup_refusal, skip_refusal
 from .gspo_token import sequence_token_old_logps
@@ -142,6 +143,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         check_credit(self.credit_method, training_args)
         check_old_policy(self.credit_method, training_args)
         self._check_turns(arguments)
+        check_continuations(self.credit_method, arguments)
         if isinstance(training_args, CreditGRPOConfig) and training_args.credit is None:
             training_args = copy.copy(training_args)  # leave the caller's config unchanged
             training_args.credit = self.credit_method.to_dict()
@@ -327,8 +329,17 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             self._length.see(self._metrics["train"]["completions/mean_length"][-1])
         extend_rollout(self, inputs, self._rollout_prompts, batch, lambda: self._rollout_rewards(len(inputs)))
         if self.credit_method.has_rollout_stage:
-            rewards = self._rollout_rewards(len(inputs))
-            add_rollout_stage(self, self.credit_method, batch, rewards, turn_rewards=self._turn_rewards)
+            rewards, values = self._rollout_rewards(len(inputs)), None
+            if self.model.training and (requests := self.credit_method.continuations()):
+                values = functools.partial(
+                    continued_values,
+                    self,
+                    requests,
+                    examples=inputs,
+                    prompts=self._rollout_prompts,
+                    batch=batch,
+                )
+            add_rollout_stage(self, self.credit_method, batch, rewards, turn_rewards=self._turn_rewards, values=values)
         if self._keeps_groups_together and self.model.training:
             count = len(inputs) * self.accelerator.num_processes
             first = len(inputs) * self.accelerator.process_index

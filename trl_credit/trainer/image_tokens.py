@@ -133,7 +133,13 @@ class ImageTokenGRPOTrainer(CreditGRPOTrainer, _ImageRollout):
                 )
         if training_args.distributed_state.distributed_type == "FSDP":
             raise ValueError("FSDP is not supported for image-token models. Use DDP or DeepSpeed.")
-        check_credit(self._resolve_credit(training_args), training_args)
+        method = self._resolve_credit(training_args)
+        check_credit(method, training_args)
+        if method.continuations():
+            raise ValueError(
+                f"credit method {method.name!r} continues completions from within, and images cannot be continued yet. Use "
+                "another method."
+            )
         arguments["args"] = training_args = copy.copy(training_args)
         check_arguments(type(self), arguments)
 

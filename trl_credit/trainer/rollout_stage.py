@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from ..batching import GROUPS, HAS_CREDIT, REWARDS, STAGE_PREFIX, cut, loss_mask, select, turns_of
 from ..extras.reward_guard import TurnRewards
 from ..methods import CreditMethod
-from ..methods.rollout import Rollout
+from ..methods.rollout import Continuations, Rollout, SegmentValues
 from ..signals.context import PolicyContext
 from ..signals.divergence import gathered_head
 from ..signals.models import causal_model, completion_hidden_states
@@ -64,6 +65,7 @@ def add_rollout_stage(
     rewards: torch.Tensor,
     groups: torch.Tensor | None = None,
     turn_rewards: list[TurnRewards | None] | None = None,
+    values: Callable[[Rollout], Mapping[Continuations, SegmentValues]] | None = None,
 ) -> None:
     """Adds the results of the method's rollout stage to TRL's batch, so that they are shuffled and dealt with its rows.
 
@@ -76,6 +78,7 @@ def add_rollout_stage(
         rewards: (N,) rewards of all processes' completions.
         groups: (N,) number of each completion's prompt; by default, TRL's groups of consecutive rows.
         turn_rewards: Rewards by turn of this process's completions; `None` if no reward function gave any.
+        values: Gives the values that the method asks for.
     """
     accelerator, rows = trainer.accelerator, len(batch["advantages"])
     first = accelerator.process_index * rows
@@ -95,13 +98,15 @@ def add_rollout_stage(
         first=first,
         **_of_the_policy(trainer, method.rollout_needs, batch),
     )
-    for name, values in method.rollout_stage(rollout).items():
-        if values.shape != rollout.mask.shape:
+    if values is not None:
+        rollout = replace(rollout, values=values(rollout))
+    for name, result in method.rollout_stage(rollout).items():
+        if result.shape != rollout.mask.shape:
             raise ValueError(
                 f"credit method {method.name!r}: `rollout_stage` must return tensors of shape {tuple(rollout.mask.shape)}, "
-                f"and {name!r} has {tuple(values.shape)}."
+                f"and {name!r} has {tuple(result.shape)}."
             )
-        batch[STAGE_PREFIX + name] = values
+        batch[STAGE_PREFIX + name] = result
     with_credit = method.rows_with_credit(rollout)
     if with_credit is not None:
         batch[HAS_CREDIT] = with_credit

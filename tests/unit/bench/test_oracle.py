@@ -1,0 +1,109 @@
+"""The yardstick: what bookkeeping says of a completion, and what the forms make of it."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_credit import CreditInputs, build_credit
+from trl_credit.bench.oracle import DecidingTokens, Oracle, TrueAdvantages, checked, true_values
+
+
+PATH = "trl_credit.bench.oracle.Oracle"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "finished", "mistake", "rest", "deciding"),
+    [
+        ("12+34+5=", "12+34=46;46+5=51;#51", True, None, "", "......xx......xx....-"),
+        ("12+34+5=", "12+34=47;47+5=52;#52", True, 7, "6;46+5=51;#51", ".......x............-"),
+        ("12+34+5=", "12+34=46;46+5=51;#5", True, 19, "1", "...................-x"),
+        ("12+34+5=", "12+34=46;46", False, None, "+5=51;#51", "......xx...-"),
+        ("12+34+5=", "12+34=46;46+5=51;#51;", True, 20, "", "....................x-"),
+        ("~12+34+5=", "abcdef12+34=46;ab47+5=51;#51", True, 18, "6+5=51;#51", "." * 18 + "x" + "." * 9 + "-"),
+    ],
+)
+def test_checked(prompt, text, finished, mistake, rest, deciding):
+    found = checked(prompt, list(text), finished)
+    assert (found.mistake, found.rest, found.styled) == (mistake, rest, prompt[0] == "~")
+    expected = [mark == "x" for mark in deciding.replace("-x", "x").replace("-", ".")]
+    assert found.deciding == expected
+    assert len(found.deciding) == len(text) + 1
+
+
+def test_tokens_of_several_characters():
+    found = checked("12+34+5=", ["12+", "34=4", "7;", "47+5=52;#52"], True)
+    assert (found.mistake, found.rest) == (2, "6;46+5=51;#51")
+    right = checked("12+34+5=", ["12+", "34=4", "6;", "46+5=", "51;#51"], True)
+    assert right.deciding == [False, True, True, False, True, False]
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 10_000), length=st.integers(1, 20))
+def test_values_are_products(seed, length):
+    generator = torch.Generator().manual_seed(seed)
+    logps = -2 * torch.rand(length, generator=generator, dtype=torch.float64)
+    style = torch.rand(length, generator=generator) < 0.3
+    found = true_values(logps, style).tolist()
+    for place in range(length + 1):
+        product = 1.0
+        for logp, free in zip(logps[place:].tolist(), style[place:].tolist(), strict=True):
+            product *= 1.0 if free else math.exp(logp)
+        assert found[place] == pytest.approx(product, rel=1e-9)
+    assert true_values(logps, style, fits=False).tolist() == [0.0] * (length + 1)
+
+
+def inputs(signal, values, advantages):
+    values = torch.tensor(values)
+    mask = torch.ones(values.shape, dtype=torch.bool)
+    mask[:, -1] = False
+    return CreditInputs(
+        mask=mask,
+        policy_logps=-torch.ones(values.shape),
+        policy_entropy=torch.ones(values.shape),
+        vocab_size=9,
+        signals={signal: torch.where(mask, values, 0.0)},
+        advantages=torch.tensor(advantages),
+    )
+
+
+def credit(form, values, advantages):
+    method = build_credit({"method": PATH, "form": form})
+    (signal,) = method.signals()
+    given_ = inputs(signal, values, advantages)
+    weights = method.weights(given_)
+    return weights, method.token_advantages(given_.advantages, weights, given_)
+
+
+def test_forms():
+    values = [[0.1, -0.4, 0.3, 9.0], [0.2, -0.5, 0.0, 9.0], [0.0, 0.0, 0.0, 9.0]]
+    weights, found = credit("additive", values, [1.0, -2.0, 0.5])
+    assert weights is None
+    torch.testing.assert_close(found, torch.tensor([[0.1, -0.4, 0.3, 0], [0.2, -0.5, 0, 0], [0.0, 0, 0, 0]]))
+    weights, found = credit("reweight", values, [1.0, -2.0, 0.5])
+    torch.testing.assert_close(weights, torch.tensor([[0.75, 0, 2.25, 0], [0, 3, 0, 0], [1.0, 1, 1, 0]]))
+    torch.testing.assert_close(found, torch.tensor([[0.75, 0, 2.25, 0], [0, -6, 0, 0], [0.5, 0.5, 0.5, 0]]))
+    weights, _ = credit("deciding", [[0.0, 1.0, 1.0, 0.0]], [1.0])
+    torch.testing.assert_close(weights, torch.tensor([[0.0, 1.5, 1.5, 0.0]]))
+
+
+def test_what_bookkeeping_did_not_foresee_is_neutral():
+    values = [[torch.nan] * 4, [0.2, -0.5, 0.1, 0.0]]
+    assert credit("additive", values, [1.5, -2.0])[1].tolist()[0] == [1.5, 1.5, 1.5, 0.0]
+    assert credit("reweight", values, [1.5, -2.0])[0].tolist()[0] == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_what_the_forms_are():
+    assert [Oracle(form).own_advantages for form in ("additive", "reweight", "deciding")] == [True, False, False]
+    assert [Oracle(form).credits_zero_advantage for form in ("additive", "reweight", "deciding")] == [
+        True,
+        False,
+        False,
+    ]
+    assert Oracle().signals() == (TrueAdvantages(),)
+    assert Oracle("deciding").signals() == (DecidingTokens(),)
+    assert build_credit(Oracle("reweight").to_dict()) == Oracle("reweight")
+    with pytest.raises(ValueError, match="`form` must be one of additive, reweight, deciding, got 'best'"):
+        Oracle("best")
