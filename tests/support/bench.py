@@ -71,3 +71,6 @@ class Knows(CreditMethod):
                     place = next(i for i, (a, b) in enumerate(zip(right, wrong, strict=True)) if a != b)
                     term[row, found.start(3) + place] = self.term_there
         return term
+
+
+KNOWS = f"{__name__}.Knows"
