@@ -13,7 +13,9 @@ The result does not depend on the order of the list.
 """
 
 import functools
+import itertools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -145,6 +147,17 @@ class Mix(CreditMethod):
         return labelled(self._built)
 
     @functools.cached_property
+    def metric_names(self) -> list[str]:
+        """The parts' names in metrics: the method's name, and from the second part with it on `NAME_2`, `NAME_3`, by their
+        places in the list."""
+        names: list[str] = []
+        for part in self._built:
+            name = re.sub(r"[^\w.-]+", "_", part.name)
+            others = (f"{name}_{number}" for number in itertools.count(2))
+            names.append(name if name not in names else next(other for other in others if other not in names))
+        return names
+
+    @functools.cached_property
     def _in_order(self) -> list[tuple[int, CreditMethod]]:
         """The parts and their places in the list, in an order that does not depend on it."""
         return sorted(enumerate(self._built), key=lambda pair: json.dumps(pair[1].to_dict(), sort_keys=True))
@@ -204,7 +217,7 @@ class Mix(CreditMethod):
         return any(part.credits_zero_advantage for part in self._built)
 
     def components(self) -> Mapping[str, CreditMethod]:
-        return {f"{label}/": part for label, part in self.labels.items()}
+        return {f"{name}/": part for name, part in zip(self.metric_names, self._built, strict=True)}
 
     def signals(self) -> tuple[Signal, ...]:
         return shared_signals(self._built)
@@ -250,20 +263,20 @@ class Mix(CreditMethod):
         return
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
-        """Each part's own metrics as `<label>/<name>`, and `<label>/effective_fraction` of its weights or
-        `<label>/advantage_change`, the mean size of its term."""
+        """Each part's own metrics as `<part>/<name>` ([`metric_names`]), and `<part>/effective_fraction` of its weights or
+        `<part>/advantage_change`, the mean size of its term."""
         values = {}
-        for place, (label, part) in enumerate(self.labels.items()):
+        for place, (name, part) in enumerate(zip(self.metric_names, self._built, strict=True)):
             seen = inputs_of(part, inputs, place)
             if part.reweights:
                 fraction = effective_token_fraction(part.weights(seen), seen.mask)
-                values[f"{label}/effective_fraction"] = fraction.unsqueeze(-1).expand_as(seen.mask)
+                values[f"{name}/effective_fraction"] = fraction.unsqueeze(-1).expand_as(seen.mask)
             elif part.has_term:
-                values[f"{label}/advantage_change"] = part.term(seen).abs()
+                values[f"{name}/advantage_change"] = part.term(seen).abs()
             elif inputs.advantages is not None:
                 changed = part.token_advantages(inputs.advantages, None, seen) - inputs.advantages.unsqueeze(1)
-                values[f"{label}/advantage_change"] = changed.abs()
-            values |= {f"{label}/{name}": value for name, value in part.metrics(seen).items()}
+                values[f"{name}/advantage_change"] = changed.abs()
+            values |= {f"{name}/{key}": value for key, value in part.metrics(seen).items()}
         return values
 
     def to_dict(self) -> dict[str, Any]:

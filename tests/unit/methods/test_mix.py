@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -190,6 +191,31 @@ def test_each_part_has_its_metrics():
     )
     assert 0 < found["credit/dgpo/effective_fraction"] < 1
     assert set(mix.components()) == {"gcpo/", "term/", "dgpo/"}
+
+
+class Numbered(Term):
+    name = "term_2"
+
+
+class Spaced(Term):
+    name = "a term=1"
+
+
+def test_metrics_of_a_method_listed_twice_have_clean_names():
+    mix = make(GCPO, Term(), Term(size=2.0), Numbered(size=3.0), GCPO | {"top_fraction": 0.2}, Spaced(size=4.0))
+    names = ["gcpo", "term", "term_2", "term_2_2", "gcpo_2", "a_term_1"]
+    assert mix.metric_names == names
+    assert list(mix.components()) == [f"{name}/" for name in names]
+    assert list(mix.components().values()) == list(mix.labels.values())
+    inputs = make_inputs(mix, 3, 5, 12)
+    logged = mix.metrics(inputs)
+    assert all(re.fullmatch(r"\w+/\w+", name) for name in logged)
+    sizes = [1, 4, 6, 8]  # relative to the first's
+    means = [logged[f"{name}/advantage_change"].sum() for name in ("term", "term_2", "term_2_2", "a_term_1")]
+    assert [float(mean / means[0]) for mean in means] == pytest.approx(sizes)
+    assert not torch.equal(logged["gcpo/effective_fraction"], logged["gcpo_2/effective_fraction"])
+    # What people read keeps the parameters
+    assert "gcpo top_fraction=0.2" in mix.labels
 
 
 def test_schedules():
