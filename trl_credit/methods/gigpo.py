@@ -89,14 +89,17 @@ class GiGPO(TurnMethod):
         self.require(0 <= self.state_weight < math.inf, "state_weight", "non-negative and finite")
 
     def _parts(self, rollout: Rollout) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch turns"]]:
-        """A^E and A^S of this process's completions."""
+        """A^E and A^S of this process's completions, gathered once."""
+        return rollout.once(("parts", repr(self)), lambda: self._gathered_parts(rollout))
+
+    def _gathered_parts(self, rollout: Rollout) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch turns"]]:
         self.need_turns(rollout)
         states = rollout.turn_states
         present = turns_present(rollout.turns, rollout.mask, states.size(1))
         turn_rewards = rollout.turn_rewards
         if turn_rewards is None:
             turn_rewards = on_last_turn(at_least_float32(rollout.rewards), present)
-        rewards, groups = at_least_float32(rollout.all(rollout.rewards)), rollout.all(rollout.groups)
+        rewards, groups = at_least_float32(rollout.all_rewards), rollout.all_groups
         known = ~torch.isnan(rewards)
         episode = torch.zeros_like(rewards)
         episode[known] = deviations(rewards[known], groups[known], self.divide_by_std)

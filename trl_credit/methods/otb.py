@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .base import CreditMethod, Paper
-from .inputs import CreditInputs
-from .ops import at_least_float32, where_finite
+from .base import Paper
+from .ops import at_least_float32
 from .rollout import Rollout
+from .rollout_advantages import RolloutAdvantages
 
 
 def squared_gradients(
@@ -83,7 +83,7 @@ def token_baselines(
 
 
 @dataclass(frozen=True)
-class OTB(CreditMethod):
+class OTB(RolloutAdvantages):
     """Advantages from the baseline with the least variance for each token.
 
     Args:
@@ -122,9 +122,6 @@ class OTB(CreditMethod):
         "W is not scaled by importance weights of the engine that generated.",
         "A completion with a NaN or infinite probability does not count in a baseline and gets its sequence advantage.",
     )
-    reweights = False
-    own_advantages = True
-    policies = ("tokens",)
     rollout_needs = ("logps", "sum_squared_probs")
 
     def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
@@ -134,8 +131,8 @@ class OTB(CreditMethod):
         baselines = rollout.own(
             token_baselines(
                 rollout.all(energies),
-                rollout.all(rewards),
-                rollout.all(rollout.groups),
+                at_least_float32(rollout.all_rewards),
+                rollout.all_groups,
                 rollout.all(rollout.mask),
                 self.zero_tail,
             )
@@ -148,15 +145,3 @@ class OTB(CreditMethod):
 
     def rows_with_credit(self, rollout: Rollout) -> Bool[Tensor, " batch"]:
         return rollout.groups_with_signal & ~torch.isnan(rollout.rewards)
-
-    def token_advantages(
-        self,
-        advantages: Float[Tensor, " batch"],
-        weights: Float[Tensor, "batch tokens"] | None,
-        inputs: CreditInputs,
-    ) -> Float[Tensor, "batch tokens"]:
-        return where_finite(inputs.rollout["advantages"], advantages, inputs.mask)
-
-    def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
-        """`token_advantage_size`: mean size of the token advantages."""
-        return {"token_advantage_size": inputs.rollout["advantages"].abs()}

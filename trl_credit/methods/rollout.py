@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from .._util.once import Once
+
 
 def alone(tensor: Tensor) -> Tensor:
     """What gathering or summing over the processes gives, if there is one."""
@@ -46,11 +48,11 @@ class SegmentValues:
 
 
 @dataclass(frozen=True)
-class Rollout:
+class Rollout(Once):
     """This process's B completions of a generation batch, of at most T tokens. No tensor carries a gradient.
 
     A group's completions may lie on several processes: [`all`] and [`sum`] reach those of the others. Every process
-    must call them equally often.
+    must call them equally often. What a method's hooks share, they compute with [`once`].
 
     Args:
         mask: (B, T) bool, the tokens in the loss.
@@ -111,9 +113,19 @@ class Rollout:
         return self.gather(tensor.unsqueeze(0)).sum(0)
 
     @property
+    def all_rewards(self) -> Float[Tensor, " all"]:
+        """(N,) [`rewards`] of all processes, gathered once."""
+        return self.once("rewards", lambda: self.all(self.rewards))
+
+    @property
+    def all_groups(self) -> Int[Tensor, " all"]:
+        """(N,) [`groups`] of all processes, gathered once."""
+        return self.once("groups", lambda: self.all(self.groups))
+
+    @property
     def groups_with_signal(self) -> Bool[Tensor, " batch"]:
         """(B,) bool, completions whose group has more than one reward. NaN is no reward."""
-        rewards, groups = self.all(self.rewards), self.all(self.groups)
+        rewards, groups = self.all_rewards, self.all_groups
         known = ~torch.isnan(rewards)
         size = int(groups.max()) + 1 if len(groups) else 0
         high = rewards.new_full((size,), -torch.inf).scatter_reduce(0, groups[known], rewards[known], "amax")

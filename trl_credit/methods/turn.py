@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .base import CreditMethod, Paper
-from .inputs import CreditInputs
-from .ops import at_least_float32, where_finite
+from .base import Paper
+from .ops import at_least_float32
 from .rollout import Rollout
+from .rollout_advantages import RolloutAdvantages
 
 
 def turns_present(
@@ -111,18 +111,14 @@ def turn_advantages(
     return torch.where(present, result, 0.0)
 
 
-class TurnMethod(CreditMethod):
+class TurnMethod(RolloutAdvantages):
     """Base of the methods whose token advantages are those of turns."""
 
-    reweights = False
-    own_advantages = True
-    policies = ("tokens",)
+    needs_turns = True
 
     def of_turns(self, rollout: Rollout) -> Float[Tensor, "batch turns"]:
         """(B, K) advantages of this process's turns."""
         raise NotImplementedError
-
-    needs_turns = True
 
     def need_turns(self, rollout: Rollout) -> None:
         """Raises `ValueError` if the run has no turns."""
@@ -134,22 +130,14 @@ class TurnMethod(CreditMethod):
             )
 
     def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
-        return {"advantages": on_tokens(self.of_turns(rollout), rollout.turns, rollout.mask)}
+        return {"advantages": on_tokens(self._of_turns(rollout), rollout.turns, rollout.mask)}
 
     def rows_with_credit(self, rollout: Rollout) -> Bool[Tensor, " batch"]:
-        return (self.of_turns(rollout) != 0).any(-1)
+        return (self._of_turns(rollout) != 0).any(-1)
 
-    def token_advantages(
-        self,
-        advantages: Float[Tensor, " batch"],
-        weights: Float[Tensor, "batch tokens"] | None,
-        inputs: CreditInputs,
-    ) -> Float[Tensor, "batch tokens"]:
-        return where_finite(inputs.rollout["advantages"], advantages, inputs.mask)
-
-    def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
-        """`token_advantage_size`: mean size of the token advantages."""
-        return {"token_advantage_size": inputs.rollout["advantages"].abs()}
+    def _of_turns(self, rollout: Rollout) -> Float[Tensor, "batch turns"]:
+        """[`of_turns`], gathered once."""
+        return rollout.once(repr(self), lambda: self.of_turns(rollout))
 
 
 @dataclass(frozen=True)
@@ -201,8 +189,8 @@ class TurnRewards(TurnMethod):
             turn_advantages(
                 rollout.all(rollout.turn_rewards),
                 rollout.all(present),
-                rollout.all(rollout.groups),
-                ~torch.isnan(rollout.all(rollout.rewards)),
+                rollout.all_groups,
+                ~torch.isnan(rollout.all_rewards),
                 self.discount,
             ),
             present.size(1),

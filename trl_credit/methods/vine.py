@@ -144,7 +144,7 @@ class Vine(CreditMethod):
     def _advantages(self, rollout: Rollout) -> Float[Tensor, "batch tokens"] | None:
         """`None` in evaluation."""
         found = rollout.values.get(self.continuations()[0])
-        return None if found is None else vine_advantages(found, rollout, self.scale)
+        return None if found is None else rollout.once(self, lambda: vine_advantages(found, rollout, self.scale))
 
     def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
         advantages = self._advantages(rollout)

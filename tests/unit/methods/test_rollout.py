@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from support.inputs import make_rollout
 from support.processes import on_processes
+
+from trl_credit import OTB, GiGPO, TurnRewards
 
 
 def ragged(rows: int, width: int) -> torch.Tensor:
@@ -75,3 +78,32 @@ def test_a_group_with_a_completion_without_a_reward_is_judged_by_the_others():
         groups=torch.tensor([0, 0, 0, 1, 1, 1]),
     )
     assert rollout.groups_with_signal.tolist() == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("method", "gathers"), [(OTB(), 6), (TurnRewards(), 6), (GiGPO(), 8)], ids=lambda value: getattr(value, "name", "")
+)
+def test_what_two_hooks_read_is_gathered_once(method, gathers):
+    """Two gathers for a tensor with columns, whose number may differ, and one for another."""
+    calls = []
+
+    def gather(tensor):
+        calls.append(tensor.shape)
+        return tensor
+
+    alone = make_rollout(1, ragged(6, 9))
+    rollout = replace(alone, gather=gather)
+    stage = method.rollout_stage(rollout)
+    assert len(calls) == gathers
+    rows = method.rows_with_credit(rollout)
+    assert len(calls) == gathers
+    assert rows.any()
+    assert torch.equal(rows, method.rows_with_credit(alone))
+    torch.testing.assert_close(stage["advantages"], method.rollout_stage(alone)["advantages"], rtol=0, atol=0)
+
+
+def test_a_changed_rollout_starts_anew():
+    rollout = make_rollout(0, ragged(4, 9))
+    rewards = torch.tensor([0.0, 1.0, 2.0, 2.0])
+    assert rollout.all_rewards is rollout.all_rewards
+    assert torch.equal(replace(rollout, rewards=rewards).all_rewards, rewards)
