@@ -327,7 +327,7 @@ def test_masked_completions_are_not_continued(tiny_model, tmp_path):
 def test_rollouts_and_metrics_are_those_of_a_run_without_continuations(tiny_model, tmp_path):
     def reward(completions, log_extra, log_metric, **kwargs):
         log_extra("column", ["x"] * len(completions))
-        log_metric("rate", float(len(completions)))
+        log_metric("rate", sum(letter_reward(completions)))
         return letter_reward(completions)
 
     logged, completions = {}, {}
@@ -414,6 +414,22 @@ def test_a_resumed_run_is_the_same(count, tiny_model, tmp_path):
         torch.manual_seed(stop)
         again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
         assert_same_run(outcome(again), outcome(whole), stop)
+
+
+def test_each_generation_batch_has_a_seed_of_its_own(tiny_model, tmp_path):
+    """So that continuations do not draw what the next rollout draws, nor what other continuations drew."""
+    trainer = make(tiny_model, tmp_path, max_steps=3)
+    generate, seeds = trainer._generate_single_turn, []
+
+    def watched(prompt_ids, images, fields, num_generations):
+        seeds.append((trainer.state.global_step, num_generations == 1, torch.initial_seed()))
+        return generate(prompt_ids, images, fields, num_generations)
+
+    trainer._generate_single_turn = watched
+    trainer.train()
+    assert len({seed for _, again, seed in seeds if not again}) == 1
+    assert len({(step, seed) for step, again, seed in seeds if again}) == 3
+    assert len({seed for _, _, seed in seeds}) == 1 + 3
 
 
 def test_groups_of_equal_rewards_are_trained(tiny_model, tmp_path):
