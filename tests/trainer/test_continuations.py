@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import qwen_vision
 import torch
 from datasets import Dataset
 from helpers import config, fixed_rollout, letter_reward, prompts
@@ -13,7 +14,14 @@ from support.resumed import assert_same_run, outcome
 from support.resumed import make as resumable
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_credit import CreditGRPOTrainer, CreditMethod, Paper
+from trl_credit import (
+    CreditGRPOTrainer,
+    CreditMethod,
+    ImageTokenGRPOConfig,
+    ImageTokenGRPOTrainer,
+    Paper,
+    build_credit,
+)
 from trl_credit.inspection.scoring import CreditScorer
 from trl_credit.methods.rollout import Continuations
 from trl_credit.toy.arithmetic import correct_answer, make_dataset
@@ -550,7 +558,26 @@ def test_what_cannot_be_continued_is_refused_before_the_model_is_loaded(name, tm
 
 
 def test_inspection_refuses(tiny_model):
-    from trl_credit import build_credit
-
     with pytest.raises(ValueError, match="vine: the credit comes from continuations"):
         CreditScorer(tiny_model, {"vine": build_credit("vine")})
+
+
+def test_image_tokens_refuse(tmp_path):
+    args = config(tmp_path, kind=ImageTokenGRPOConfig, credit="vine")
+    with pytest.raises(
+        ValueError, match="'vine' continues completions from within, and images cannot be continued yet"
+    ):
+        ImageTokenGRPOTrainer(model="no/model", reward_funcs=letter_reward, args=args, train_dataset=prompts())
+
+
+def test_prompts_with_images_are_refused(tmp_path):
+    model, processor = qwen_vision.tiny_model()
+    trainer = CreditGRPOTrainer(
+        model=model,
+        processing_class=processor,
+        reward_funcs=letter_reward,
+        args=config(tmp_path, credit="vine"),
+        train_dataset=qwen_vision.make_dataset(),
+    )
+    with pytest.raises(ValueError, match="prompts with images cannot be continued"):
+        trainer.train()
