@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import qwen_vision
 import torch
 from datasets import Dataset
 from helpers import config, fixed_rollout, letter_reward, prompts
@@ -13,7 +14,14 @@ from support.resumed import assert_same_run, outcome
 from support.resumed import make as resumable
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_credit import CreditGRPOTrainer, CreditMethod, Paper
+from trl_credit import (
+    CreditGRPOTrainer,
+    CreditMethod,
+    ImageTokenGRPOConfig,
+    ImageTokenGRPOTrainer,
+    Paper,
+    build_credit,
+)
 from trl_credit.inspection.scoring import CreditScorer
 from trl_credit.methods.rollout import Continuations
 from trl_credit.toy.arithmetic import correct_answer, make_dataset
@@ -327,7 +335,7 @@ def test_masked_completions_are_not_continued(tiny_model, tmp_path):
 def test_rollouts_and_metrics_are_those_of_a_run_without_continuations(tiny_model, tmp_path):
     def reward(completions, log_extra, log_metric, **kwargs):
         log_extra("column", ["x"] * len(completions))
-        log_metric("rate", float(len(completions)))
+        log_metric("rate", sum(letter_reward(completions)))
         return letter_reward(completions)
 
     logged, completions = {}, {}
@@ -414,6 +422,22 @@ def test_a_resumed_run_is_the_same(count, tiny_model, tmp_path):
         torch.manual_seed(stop)
         again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
         assert_same_run(outcome(again), outcome(whole), stop)
+
+
+def test_each_generation_batch_has_a_seed_of_its_own(tiny_model, tmp_path):
+    """So that continuations do not draw what the next rollout draws, nor what other continuations drew."""
+    trainer = make(tiny_model, tmp_path, max_steps=3)
+    generate, seeds = trainer._generate_single_turn, []
+
+    def watched(prompt_ids, images, fields, num_generations):
+        seeds.append((trainer.state.global_step, num_generations == 1, torch.initial_seed()))
+        return generate(prompt_ids, images, fields, num_generations)
+
+    trainer._generate_single_turn = watched
+    trainer.train()
+    assert len({seed for _, again, seed in seeds if not again}) == 1
+    assert len({(step, seed) for step, again, seed in seeds if again}) == 3
+    assert len({seed for _, _, seed in seeds}) == 1 + 3
 
 
 def test_groups_of_equal_rewards_are_trained(tiny_model, tmp_path):
@@ -534,7 +558,26 @@ def test_what_cannot_be_continued_is_refused_before_the_model_is_loaded(name, tm
 
 
 def test_inspection_refuses(tiny_model):
-    from trl_credit import build_credit
-
     with pytest.raises(ValueError, match="vine: the credit comes from continuations"):
         CreditScorer(tiny_model, {"vine": build_credit("vine")})
+
+
+def test_image_tokens_refuse(tmp_path):
+    args = config(tmp_path, kind=ImageTokenGRPOConfig, credit="vine")
+    with pytest.raises(
+        ValueError, match="'vine' continues completions from within, and images cannot be continued yet"
+    ):
+        ImageTokenGRPOTrainer(model="no/model", reward_funcs=letter_reward, args=args, train_dataset=prompts())
+
+
+def test_prompts_with_images_are_refused(tmp_path):
+    model, processor = qwen_vision.tiny_model()
+    trainer = CreditGRPOTrainer(
+        model=model,
+        processing_class=processor,
+        reward_funcs=letter_reward,
+        args=config(tmp_path, credit="vine"),
+        train_dataset=qwen_vision.make_dataset(),
+    )
+    with pytest.raises(ValueError, match="prompts with images cannot be continued"):
+        trainer.train()
