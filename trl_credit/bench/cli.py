@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no_gradients", action="store_true", help="leave the gradients out")
     parser.add_argument("--no_drift", action="store_true", help="train no policies that drift from the embedded model")
-    parser.add_argument("--quick", action="store_true", help="few items, samples and updates: a minute or two, and noise")
+    parser.add_argument(
+        "--quick", action="store_true", help="few items, samples and updates: a minute or two, and noise"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
     return parser
 
