@@ -29,6 +29,8 @@ def reason_left_out(method: CreditMethod) -> str | None:
         return "has no effect where every update is on-policy, as here"
     if any(part.needs_turns for part in method.components().values()):
         return "credits turns, and these completions have none"
+    if method.continuations():
+        return "continues completions, which only training does"
     sources = [signal.source() for signal in signals]
     if any(source.needs_images for source in sources):
         return "reads images, and these prompts have none"
