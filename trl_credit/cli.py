@@ -52,6 +52,7 @@ def _list() -> None:
     console = Console()
     console.print(table)
     console.print("`trl-credit methods NAME` shows parameters, citation and differences from the paper.")
+    console.print(safe_text("Methods combine: `credit: [gcpo, otb]`. `trl-credit methods mix` shows how."))
 
 
 def main(argv: list[str] | None = None) -> None:

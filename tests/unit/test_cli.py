@@ -15,6 +15,12 @@ def test_methods(capsys):
     for name, method in METHODS.items():
         assert name in output
         assert method.paper.id in output
+    assert "[gcpo, otb]" in output
+
+
+def test_the_card_of_a_list(capsys):
+    main(["methods", "mix"])
+    assert "guard" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -1,5 +1,6 @@
 """Reads YAML files and command lines into dataclasses."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import fields
@@ -66,6 +67,7 @@ def parse_arguments(
     for word in left:
         if not recipe and word.endswith((".yaml", ".yml")):
             raise ValueError(f"Pass the {file} with --config: write --config {word}.")
+        raise ValueError(_left_over(word, argv))
     environment = recipe.pop("env", None) or {}
     if not isinstance(environment, dict):
         raise ValueError(f"`env` must be a mapping of environment variables, got {environment!r}.")
@@ -75,6 +77,18 @@ def parse_arguments(
     parser.set_defaults_with_config(**{name: values[name] for name in recipe})
     os.environ.update({str(name): str(value) for name, value in environment.items()})
     return parser.parse_args_and_config(argv)
+
+
+def _left_over(word: str, argv: list[str]) -> str:
+    """Says what is wrong with a word that belongs to no field."""
+    place = argv.index(word)
+    first = next((i for i in range(place - 1, -1, -1) if argv[i].startswith("--")), None)
+    if first is None:
+        return f"{word!r} belongs to no field: write --FIELD {word}."
+    return (
+        f"`{field_of(argv[first])}` takes one value, but {word!r} follows it. A list is written as JSON ({argv[first]} "
+        f"'{json.dumps(argv[first + 1 : place + 1])}'), and a text with spaces needs quotes."
+    )
 
 
 def field_types(types: tuple[type, ...]) -> dict[str, Any]:

@@ -120,6 +120,9 @@ class CreditMethod(ABC):
                     object.__setattr__(self, field.name, value)
                 except ValueError:
                     pass
+            if isinstance(value, str) and _matches(True, hint) and value.lower() in ("true", "false"):
+                value = value.lower() == "true"
+                object.__setattr__(self, field.name, value)
             if not _matches(value, hint):
                 expected = hint.__name__ if isinstance(hint, type) else str(hint)
                 raise TypeError(

@@ -62,6 +62,16 @@ def shared_continuations(methods: "list[CreditMethod]") -> tuple[Continuations, 
     return tuple(dict.fromkeys(request for method in methods for request in method.continuations()))
 
 
+def _built_part(place: int, part: Any) -> CreditMethod:
+    """A part of a list. Errors say which one it is."""
+    from .registry import build_credit
+
+    try:
+        return build_credit(part)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"part {place + 1} of the list: {error}") from None
+
+
 @dataclass(frozen=True)
 class Mix(CreditMethod):
     """Several methods as one: weights multiply, terms add. In a recipe, `credit` may be just the list.
@@ -85,11 +95,9 @@ class Mix(CreditMethod):
     )
 
     def validate(self) -> None:
-        from .registry import build_credit
-
         if not self.parts:
             raise ValueError("`credit` is an empty list of methods. Name at least one, or leave `credit` out.")
-        object.__setattr__(self, "parts", [build_credit(part).to_dict() for part in self.parts])
+        object.__setattr__(self, "parts", [_built_part(place, part).to_dict() for place, part in enumerate(self.parts)])
         check_schedule(self.advantage, self.name, "advantage")
         self._check_parts()
         labels = self.labels  # refuses a method that is listed twice

@@ -281,3 +281,22 @@ def test_an_evaluation_takes_its_recipe_as_training_does(tmp_path):
     settings = EvalConfig(recipe=str(path))
     assert (settings.model, settings.system_prompt, settings.plain_prompts) == ("out", "no", None)
     assert (settings.tasks, settings.n) == (["007"], 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--name", "gcpo", "dgpo"],
+            r"`name` takes one value, but 'dgpo' follows it\. .*--name '\[\"gcpo\", \"dgpo\"\]'",
+        ),
+        (["dgpo", "--name", "gcpo"], r"'dgpo' belongs to no field: write --FIELD dgpo\."),
+    ],
+)
+def test_words_that_belong_to_no_field(words, message):
+    @dataclasses.dataclass
+    class Named:
+        name: str = ""
+
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(words, (Named,), "test")

@@ -147,6 +147,9 @@ def test_equal_signals_are_computed_once():
     ("parts", "settings", "message"),
     [
         ([], {}, "`credit` is an empty list of methods"),
+        (["gcpo", {"method": "dgpo", "temperatur": 1}], {}, "part 2 of the list: .* Did you mean 'temperature'"),
+        (["teacher"], {"guard": True}, "part 1 of the list: .* needs a value for `model`"),
+        (["gcpo", ["dgpo", "otb"]], {}, "write one list"),
         (["uniform", "gcpo"], {}, "'uniform' changes nothing in the list"),
         (["gcpo", "gcpo"], {}, "'gcpo' is listed twice"),
         (["pcpo", "gcpo"], {}, "'pcpo' cannot be part of a list: its weights enter through the loss's ratio"),
@@ -280,3 +283,12 @@ def test_a_product_that_is_zero_everywhere_is_uniform():
 def test_a_list_is_for_the_policies_of_all_its_parts():
     assert make({"method": "gcpo"}, {"method": "random"}).policies == ("tokens",)
     assert make(Factor(), Term()).policies == ("tokens", "steps")
+
+
+def test_a_guard_as_text_is_a_guard():
+    """As a command line's JSON may have it."""
+    parts = [Term().to_dict(), "gcpo"]
+    assert Mix(parts, guard="true").guard is True
+    assert Mix(parts, guard="False").guard is False
+    with pytest.raises(TypeError, match="`guard` must be bool, got 'perhaps'"):
+        Mix(parts, guard="perhaps")
