@@ -38,7 +38,9 @@ def test_notebook(tmp_path):
     assert "too few seeds" in html_of(cells["compare-train"])
 
 
-@pytest.mark.parametrize("name", ["drop_in", "grpo_and_distillation", "custom_method", "custom_kinds", "vision"])
+@pytest.mark.parametrize(
+    "name", ["drop_in", "grpo_and_distillation", "custom_method", "custom_kinds", "turns", "vision"]
+)
 def test_script(name, tmp_path, monkeypatch):
     def two_updates(self):
         self.max_steps, self.logging_steps = 2, 1
