@@ -9,10 +9,10 @@
 
     python examples/turns.py
 
-A sum of four numbers is worked out in three turns. Before each turn the environment writes six letters, which stand for what a
-tool returns and are not trained on; the policy answers with a step, such as `83+48=131;`. A turn is rewarded if its step is
-right. `turn` compares each turn with the same turn of its siblings, so that a wrong last step does not blame a right first one.
-Runs in a minute on a CPU.
+A sum of four numbers is worked out in three turns. Before each turn the environment writes six letters, which stand for
+what a tool returns and are not trained on; the policy answers with a step, such as `83+48=131;`. A turn is rewarded if its
+step is right. `turn` compares each turn with the same turn of its siblings: a wrong last step does not blame a right first
+one. Runs in a minute on a CPU.
 """
 
 import random

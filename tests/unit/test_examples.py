@@ -4,6 +4,7 @@ import ast
 import importlib
 import json
 import re
+import sys
 import tomllib
 
 import nbformat
@@ -84,7 +85,8 @@ def test_script_metadata(script):
     assert requirement.name == PROJECT["name"]
     assert requirement.extras <= set(PROJECT["optional-dependencies"])
     declared = {Requirement(text).name.replace("-", "_") for text in PROJECT["dependencies"]}
-    assert {module.partition(".")[0] for module, _ in imports_of(script.read_text())} <= declared | {"trl_credit"}
+    modules = {module.partition(".")[0] for module, _ in imports_of(script.read_text())} - sys.stdlib_module_names
+    assert modules <= declared | {"trl_credit"}
     source = metadata["tool"]["uv"]["sources"]["trl-credit"]
     assert (EXAMPLES / source["path"]).resolve() == ROOT.resolve()
 
