@@ -322,7 +322,9 @@ class ServerBackend(Backend):
             if error.status_code in (408, 409, 425, 429) or error.status_code >= 500:
                 raise _TransientError(self._reason(error), _retry_after(error.response.headers)) from None
             said = self._said(error)
-            neutral = set(extra) - set(self._extra(sampling, neutral=False)) - {"chat_template_kwargs", "return_token_ids"}
+            neutral = (
+                set(extra) - set(self._extra(sampling, neutral=False)) - {"chat_template_kwargs", "return_token_ids"}
+            )
             if error.status_code in (400, 422) and any(name in said for name in neutral):
                 if self._send_neutral:
                     logger.warning(
