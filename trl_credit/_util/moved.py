@@ -1,6 +1,6 @@
 """Public names of release 0.1 that have moved. The old names work for one release, with a warning.
 
-Helpers that were renamed, or whose parameters changed, are not included.
+Helpers that were renamed, or whose parameters changed, are not included. A name may have another in its new module.
 """
 
 import importlib
@@ -57,7 +57,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "trl_credit.signals.statistics": ("trl_credit.signals.divergence",),
 }
 
-# Names that modules have lost to others
+# Names that modules have lost to others: the module, or the module and, after a colon, the name there
 MOVED_NAMES: dict[str, dict[str, str]] = {
     "trl_credit.train": {
         "embedded_model_path": "trl_credit.model_files",
@@ -95,6 +95,9 @@ MOVED_NAMES: dict[str, dict[str, str]] = {
         "inputs_of": "trl_credit.methods.compose",
         "credit_of": "trl_credit.methods.compose",
     },
+    "trl_credit.bench.baselines": {
+        "Random": "trl_credit.methods.random:RandomTokens",
+    },
     "trl_credit.comparison.results": {
         "show": "trl_credit.comparison.output",
         "write_results": "trl_credit.comparison.output",
@@ -113,11 +116,12 @@ def moved_names(module: str) -> Callable[[str], Any]:
     """A module's `__getattr__` (PEP 562) for names that moved elsewhere."""
 
     def get(name: str) -> Any:
-        home = MOVED_NAMES[module].get(name)
-        if home is None:
+        home, _, new = MOVED_NAMES[module].get(name, "").partition(":")
+        if not home:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        _warn(f"{module}.{name}", f"{home}.{name}")
-        return getattr(importlib.import_module(home), name)
+        new = new or name
+        _warn(f"{module}.{name}", f"{home}.{new}")
+        return getattr(importlib.import_module(home), new)
 
     return get
 

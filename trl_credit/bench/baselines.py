@@ -1,18 +1,25 @@
 """Baselines that a credit method must beat: weights that know nothing about the outcome.
 
-They are credit methods, so one can train with them: `credit: trl_credit.bench.baselines.Surprisal`.
+They are credit methods, so one can train with them: `credit: trl_credit.bench.baselines.Surprisal`. The registered
+controls, `random` and `shuffled`, are among them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from .._util.moved import moved_names
 from .._util.text import nearest
 from ..methods.base import CreditMethod, Paper
-from ..methods.draws import mixed
 from ..methods.inputs import CreditInputs
 from ..methods.ops import mean_one
+from ..methods.random import RandomTokens
+from ..methods.shuffled import Shuffled
 from ..methods.uniform import Uniform
+
+
+__getattr__ = moved_names(__name__)
 
 
 DIRECTIONS = ("late", "early")
@@ -21,28 +28,6 @@ DIRECTIONS = ("late", "early")
 def _no_paper(what: str) -> Paper:
     title = f"CreditBench baseline: {what}"
     return Paper(title=title, id="none", citation=f"% {title} (arXiv: none)")
-
-
-@dataclass(frozen=True)
-class Random(CreditMethod):
-    """Random weights.
-
-    A weight is a hash of the token's position, log-prob and entropy, so it depends only on the completion's own inputs.
-
-    Args:
-        seed: Different seeds give different weights.
-    """
-
-    seed: int = 0
-
-    name = "random"
-    paper = _no_paper("random weights")
-
-    def weights(self, inputs: CreditInputs) -> torch.Tensor:
-        state = torch.arange(inputs.mask.size(1), device=inputs.mask.device) + 7919 * (self.seed + 1)
-        for values in (inputs.policy_logps, inputs.policy_entropy):
-            state = mixed(state + values.float().contiguous().view(torch.int32).long())
-        return mean_one(((state & 0xFFFFFF) + 1).float() / 2**24, inputs.mask)
 
 
 @dataclass(frozen=True)
@@ -93,14 +78,22 @@ class Entropy(CreditMethod):
         return mean_one(inputs.policy_entropy.float().clamp(min=0.0), inputs.mask)
 
 
-BASELINES: dict[str, type[CreditMethod]] = {cls.name: cls for cls in (Random, Position, Surprisal, Entropy)}
+BASELINES: dict[str, type[CreditMethod]] = {cls.name: cls for cls in (Position, Surprisal, Entropy)}
+_CONTROLS = (Uniform, RandomTokens, Shuffled)
 
 
-def baselines() -> dict[str, CreditMethod]:
-    """All baselines by label, including uniform credit."""
-    return {
-        "uniform": Uniform(),
-        "random": Random(),
+def baselines(methods: Mapping[str, CreditMethod] | None = None) -> dict[str, CreditMethod]:
+    """All baselines by label, including uniform and random credit.
+
+    Args:
+        methods: Methods to compare with them, by label. The first whose weights can be shuffled is there shuffled, too.
+    """
+    found: dict[str, CreditMethod] = {"uniform": Uniform(), "random": RandomTokens()}
+    for label, method in (methods or {}).items():
+        if method.reweights and not (method.has_term or method.own_advantages or is_trivial(method)):
+            found[f"shuffled {label}"] = Shuffled(method.to_dict())
+            break
+    return found | {
         "position late": Position("late"),
         "position early": Position("early"),
         "surprisal": Surprisal(),
@@ -108,5 +101,10 @@ def baselines() -> dict[str, CreditMethod]:
     }
 
 
+def is_control(cls: type[CreditMethod]) -> bool:
+    """True of registered methods that are there to be beaten."""
+    return cls in _CONTROLS
+
+
 def is_trivial(method: CreditMethod) -> bool:
-    return type(method) in (Uniform, *BASELINES.values())
+    return is_control(type(method)) or type(method) in BASELINES.values()

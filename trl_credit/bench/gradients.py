@@ -1,22 +1,25 @@
-"""Effect of token weights on the policy gradient: its variance, and its agreement with the unweighted gradient.
+"""Effect of credit on the policy gradient: its variance, and its agreement with the gradient of uniform credit.
 
-For groups of completions of one prompt with GRPO's advantages,
+For groups of completions of one prompt,
 
-    g = -grad (1/N) sum_i sum_t A_i w_it log pi(y_it)         N completions of the group
-    A_i = (r_i - mean r) / (std r + 1e-4)
+    g = -grad (1/N) sum_i sum_t A_it log pi(y_it)          N completions of the group
 
-is computed from the same samples under each method's weights. Uniform weights give an unbiased estimate of the policy
-gradient (up to the group's scaling of advantages). Other weights estimate another vector, whatever the sample size.
+is computed from the same samples with each method's token advantages A_it. Uniform credit (A_it = A_i, GRPO's) gives an
+unbiased estimate of the policy gradient (up to the group's scaling of advantages). Other token advantages may estimate
+another vector, whatever the sample size.
 """
 
 import math
+import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from ..toy.arithmetic import written_solution
+from .groups import Group
 from .scores import summary
 
 
@@ -24,21 +27,6 @@ BATCH_SIZES = (1, 8, 64)
 MAX_COMPLETION_TOKENS = 40
 _PROMPTS_PER_BATCH = 64
 _GROUPS_PER_BACKWARD = 8  # more are not faster on a CPU, and need more memory
-
-
-@dataclass(frozen=True)
-class Group:
-    """Completions of one prompt: token ids, and their (N,) rewards and advantages."""
-
-    prompt: list[int]
-    completions: list[list[int]]
-    rewards: torch.Tensor
-    advantages: torch.Tensor
-
-
-def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
-    """TRL's advantages for the (N,) rewards of one group."""
-    return (rewards - rewards.mean()) / (rewards.std() + 1e-4)
 
 
 def sample_groups(
@@ -69,7 +57,9 @@ def sample_groups(
             for i, prompt in enumerate(part):
                 own = slice(i * group_size, (i + 1) * group_size)
                 rewards = torch.tensor(correct_answer(texts[own], [answers[start + i]] * group_size))
-                groups.append(Group(tokenizer(prompt)["input_ids"], rows[own], rewards, group_advantages(rewards)))
+                terms = [int(term) for term in re.findall(r"\d+", prompt)]
+                example = {"answer": answers[start + i], "solution": written_solution(terms, random.Random(prompt))}
+                groups.append(Group(prompt, tokenizer(prompt)["input_ids"], rows[own], rewards, example))
     return groups
 
 
@@ -102,26 +92,30 @@ def _flat_gradient(model: nn.Module, loss: torch.Tensor, retain_graph: bool) -> 
 
 
 def group_gradients(
-    model: nn.Module, group: Group, weights: Mapping[str, Sequence[np.ndarray]], pad: int
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields (label, (P,) float32 gradient) of one group under each method's weights, from a single forward."""
+    model: nn.Module, group: Group, token_advantages: Mapping[str, Sequence[np.ndarray]], pad: int
+) -> Iterator[tuple[str, torch.Tensor | None]]:
+    """Yields (label, (P,) float32 gradient) of one group with each method's token advantages, from a single forward; `None`
+    where all of them are 0."""
+    active = [label for label, rows in token_advantages.items() if any(np.any(row) for row in rows)]
+    yield from ((label, None) for label in token_advantages if label not in active)
+    if not active:
+        return
     size = len(group.completions)
-    prompts = [group.prompt] * size
+    prompts = [group.prompt_ids] * size
     logps = _logps(model, prompts, group.completions, pad)
-    for i, (label, rows) in enumerate(weights.items()):
-        credit = [float(a) * np.asarray(w) for a, w in zip(group.advantages, rows, strict=True)]
-        loss = (_coefficients(logps, prompts, credit, size) * logps).sum()
-        yield label, _flat_gradient(model, loss, retain_graph=i < len(weights) - 1)
+    for label in active:
+        loss = (_coefficients(logps, prompts, token_advantages[label], size) * logps).sum()
+        yield label, _flat_gradient(model, loss, retain_graph=label != active[-1])
 
 
 def uniform_gradient(model: nn.Module, groups: Sequence[Group], pad: int) -> tuple[torch.Tensor, float]:
-    """Mean gradient of many groups under uniform weights, and the cosine between its two halves."""
+    """Mean gradient of many groups under uniform credit, and the cosine between its two halves."""
     halves = []
     for half in (groups[::2], groups[1::2]):
         total = None
         for start in range(0, len(half), _GROUPS_PER_BACKWARD):
             rows = [
-                (group.prompt, completion, float(a))
+                (group.prompt_ids, completion, float(a))
                 for group in half[start : start + _GROUPS_PER_BACKWARD]
                 for completion, a in zip(group.completions, group.advantages, strict=True)
                 if a != 0
@@ -226,7 +220,7 @@ class Comparison:
 
 
 def bias_cosine(method: Comparison, uniform: Comparison) -> tuple[float, float]:
-    """Cosine between the expected gradients of a method and of uniform weights, and its jackknife error.
+    """Cosine between the expected gradients of a method and of uniform credit, and its jackknife error.
 
     Both are projected on the same target from the same samples, so most of their noise is shared and cancels. What
     remains may take the cosine slightly above 1.
@@ -242,7 +236,7 @@ def bias_cosine(method: Comparison, uniform: Comparison) -> tuple[float, float]:
 def compare_gradients(
     model: nn.Module,
     groups: Sequence[Group],
-    weights: Sequence[Mapping[str, Sequence[np.ndarray]]],
+    token_advantages: Sequence[Mapping[str, Sequence[np.ndarray]]],
     target: torch.Tensor,
     pad: int,
     batch_sizes: Sequence[int] = BATCH_SIZES,
@@ -252,8 +246,9 @@ def compare_gradients(
     Args:
         model: The policy.
         groups: The samples.
-        weights: For each group and label, the (T,) weights of its completions. The labels include `uniform`.
-        target: (P,) gradient under uniform weights from other samples.
+        token_advantages: For each group and label, the (T,) token advantages of its completions. The labels include
+            `uniform`.
+        target: (P,) gradient under uniform credit from other samples.
         pad: Padding token id.
         batch_sizes: Groups per batch for the cosine with the target.
 
@@ -263,18 +258,14 @@ def compare_gradients(
         with the target by batch size (mean, standard error, batches); `mean_cosine`, of the mean over all groups;
         [`bias_cosine`], which is 1 for an unbiased estimate, and its jackknife error.
     """
-    labels = list(weights[0])
+    labels = list(token_advantages[0])
     sizes = [size for size in batch_sizes if size <= len(groups)]
     block = max(1, len(groups) // 8)
     comparisons = {label: Comparison(target, sizes, block) for label in labels}
     zero = torch.zeros_like(target)
-    for group, own in zip(groups, weights, strict=True):
-        if (group.advantages == 0).all():
-            for comparison in comparisons.values():
-                comparison.add(zero)
-            continue
+    for group, own in zip(groups, token_advantages, strict=True):
         for label, gradient in group_gradients(model, group, own, pad):
-            comparisons[label].add(gradient)
+            comparisons[label].add(zero if gradient is None else gradient)
     results = {label: comparison.result() for label, comparison in comparisons.items()}
     for label, result in results.items():
         bias = bias_cosine(comparisons[label], comparisons["uniform"])

@@ -10,8 +10,12 @@ known because the sums can be checked.
 
 At most one completion per prompt is used, so that items are independent. Completions are discarded if they are right,
 malformed, or have several mistakes (since it is unknown which one decided).
+
+An item's siblings are other samples of its prompt. If none of them is right, GRPO would learn nothing from the group, and
+the last is replaced by a written-out solution.
 """
 
+import dataclasses
 import random
 import re
 from collections.abc import Sequence
@@ -21,12 +25,14 @@ from typing import Any
 import torch
 
 from ..inspection.scoring import Completion, CreditScorer
-from ..toy.arithmetic import NUM_LETTERS, make_problem, prompt_of
+from ..toy.arithmetic import NUM_LETTERS, correct_answer, make_problem, prompt_of, written_solution
 from .tasks import OWN_ERRORS, Item, tokens_and_labels
 
 
 MAX_COMPLETION_TOKENS = 96
 GENERATIONS = 2
+# Siblings that are sampled for each item, beside the other completion of its prompt
+MORE_GENERATIONS = 6
 PROMPTS_PER_ITEM = 16
 _PROMPTS_PER_BATCH = 128
 _NUMBER = r"(0|[1-9]\d*)"
@@ -40,11 +46,15 @@ class OwnErrors:
     Args:
         items: The items.
         encoded: For each item, its token ids and which of them are deciding.
+        siblings: For each item, the token ids of the other completions of its prompt, each with its reward.
+        written: Number of siblings that were written, as the policy had none that is right.
         counts: Completions by outcome: `right`, `malformed`, `several_mistakes`, `usable`; and `sampled`, their total.
     """
 
     items: list[Item] = field(default_factory=list)
     encoded: list[tuple[list[int], list[bool]]] = field(default_factory=list)
+    siblings: list[list[tuple[list[int], float]]] = field(default_factory=list)
+    written: int = 0
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("sampled", "right", "malformed", "several_mistakes", "usable"), 0)
     )
@@ -85,7 +95,7 @@ def sample_own_errors(scorer: CreditScorer, variant: str, num_items: int, seed: 
     tokenizer: Any = scorer.tokenizer
     style = OWN_ERRORS[variant]
     rng = random.Random(f"{seed}/{variant}")
-    found = OwnErrors()
+    found, others = OwnErrors(), []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.getrandbits(32))
         for start in range(0, PROMPTS_PER_ITEM * num_items, _PROMPTS_PER_BATCH):
@@ -104,13 +114,41 @@ def sample_own_errors(scorer: CreditScorer, variant: str, num_items: int, seed: 
                 for outcome, _ in judged:
                     found.counts[outcome] += 1
                     found.counts["sampled"] += 1
-                first = next((item for _, item in judged if item is not None), None)
-                if first is not None and len(found.items) < num_items:
-                    found.items.append(first[0])
-                    found.encoded.append(first[1])
+                place = next((place for place, (_, item) in enumerate(judged) if item is not None), None)
+                if place is not None and len(found.items) < num_items:
+                    item, encoded = judged[place][1]
+                    columns = {
+                        "answer": str(sum(terms)),
+                        "solution": written_solution(terms, random.Random(item.prompt), style=style),
+                    }
+                    found.items.append(dataclasses.replace(item, columns=columns))
+                    found.encoded.append(encoded)
+                    others.append([list(completion.token_ids) for k, completion in enumerate(own) if k != place])
             if len(found.items) == num_items:
                 break
+        if found.items:
+            _add_siblings(found, others, scorer)
     return found
+
+
+def _add_siblings(found: OwnErrors, others: Sequence[list[list[int]]], scorer: CreditScorer) -> None:
+    """Samples more siblings of each item than the `others` of its prompt, and rewards all."""
+    tokenizer: Any = scorer.tokenizer
+    rows = scorer.generate(
+        [{"prompt": item.prompt} for item in found.items],
+        MORE_GENERATIONS,
+        max_rows=_PROMPTS_PER_BATCH * GENERATIONS,
+    )
+    for i, (item, first) in enumerate(zip(found.items, others, strict=True)):
+        more = rows[i * MORE_GENERATIONS : (i + 1) * MORE_GENERATIONS]
+        ids = [*first, *(list(completion.token_ids) for completion in more)]
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        rewards = correct_answer(texts, [item.columns["answer"]] * len(texts))
+        if not any(rewards):
+            ids[-1] = [*tokenizer(item.columns["solution"])["input_ids"], tokenizer.eos_token_id]
+            rewards[-1] = 1.0
+            found.written += 1
+        found.siblings.append(list(zip(ids, rewards, strict=True)))
 
 
 def _judged(completion: Completion, terms: list[int], style: str, tokenizer: Any) -> tuple[str, tuple | None]:

@@ -8,27 +8,33 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from annotated_types import Ge
 
 from .._util.imports import is_dotted
 from .._util.settings import DTYPES, AtLeast1, NonNegativeInt, Seed, Whole, check_fields, check_output_dir, one_of
 from .._util.text import nearest
-from ..inspection.scoring import Completion, CreditScorer
-from ..methods import DGPO, CreditMethod
+from ..inspection.scoring import CreditScorer
+from ..methods import CreditMethod
 from ..methods.compose import labelled
-from ..methods.registry import METHODS, build_credit, standalone_methods
+from ..methods.registry import METHODS, build_credit
+from ..methods.uniform import Uniform
 from ..model_files import LocalModel, embedded_model_path, resolve_model
 from ..recipe.toy import quickstart_credit
 from ..toy.arithmetic import make_dataset
 from ..trainer.exactness import check_policy
 from . import gradients as gradient_scores
 from .baselines import BASELINES, baselines, is_trivial
+from .groups import Group, blame, score_groups
 from .own_errors import MAX_COMPLETION_TOKENS, sample_own_errors
 from .scores import METRICS, compare_with_baselines, item_scores, position_profile, summary, verdict_sentence
-from .sweeps import drifted_policies, sweep_methods, with_reference
-from .tasks import OWN_ERRORS, RENDERINGS, make_items, prompt_for, tokens_and_labels, variants
+from .served import reason_left_out, served_methods, with_later
+from .sweeps import drifted_policies, sweep_methods, with_model, with_reference
+from .tasks import OWN_ERRORS, RENDERINGS, Item, make_items, prompt_for, tokens_and_labels, variants
 
 
+# Rows of the rollout stage's forwards
+_ROWS = 64
 Scores = dict[str, dict[str, dict[str, list[float]]]]  # by label, variant and metric: one value per item
 
 
@@ -39,7 +45,7 @@ class BenchSettings:
     Args:
         model: Path or hub id. By default, the embedded model.
         reference: Path or hub id of the reference policy, for methods that need one and name none.
-        methods: Names, dotted paths, or mappings as JSON. By default, all that need nothing but prompt and completion.
+        methods: Names, dotted paths, or mappings as JSON. By default, every registered method that can be scored.
         tasks: Tasks or variants. By default, all.
         rendering: `compact` or `text`. By default, the one that fits the model's tokenizer.
         num_items: Items per variant. Fewer of the policy's own errors, if it makes too few.
@@ -54,7 +60,7 @@ class BenchSettings:
 
     model: str | None = None
     reference: str | None = None
-    methods: tuple[str, ...] = tuple(name for name in standalone_methods() if name not in BASELINES)
+    methods: tuple[str, ...] | None = None
     tasks: tuple[str, ...] | None = None
     rendering: one_of(*RENDERINGS) | None = None
     num_items: Annotated[Whole, Ge(2)] = 200
@@ -72,29 +78,40 @@ class BenchSettings:
         variants(None if self.tasks is None else list(self.tasks))
 
 
-def build_methods(given: Sequence[str], compact: bool) -> dict[str, CreditMethod]:
-    """Builds the methods by label, baselines last. `compact` gives GCPO the embedded model's negative prompt.
+def build_methods(
+    given: Sequence[str | Mapping[str, Any]], compact: bool, later: str | None = None
+) -> dict[str, CreditMethod]:
+    """Builds the methods by label, baselines last.
+
+    Args:
+        given: Names, dotted paths, or mappings, also as JSON. Names of baselines are valid too.
+        compact: Whether GCPO gets the embedded model's negative prompt.
+        later: What to write for the model of a method that needs another one and names none.
 
     Raises:
-        ValueError, TypeError: As in [`~trl_credit.build_credit`], except that names of baselines are valid too.
+        ValueError, TypeError: As in [`~trl_credit.build_credit`]; or a method that cannot be scored here.
     """
     known = [*METHODS, *BASELINES]
     built = []
-    for text in given:
-        if text in BASELINES:
-            built.append(BASELINES[text]())
-            continue
-        if not is_dotted(text) and not text.lstrip().startswith(("{", "[")) and text not in known:
-            raise ValueError(f"Unknown credit method {text!r}. {nearest(text, known)}")
-        built.append(build_credit(quickstart_credit(text) if compact else text))
+    for method in given:
+        if isinstance(method, str):
+            if method in BASELINES:
+                built.append(BASELINES[method]())
+                continue
+            if not is_dotted(method) and not method.lstrip().startswith(("{", "[")) and method not in known:
+                raise ValueError(f"Unknown credit method {method!r}. {nearest(method, known)}")
+            method = with_later(method, later)
+        built.append(build_credit(quickstart_credit(method) if compact else method))
         check_policy(built[-1], "tokens")
-    trivial = baselines()
-    methods = labelled([method for method in built if method not in trivial.values()])
-    clash = [label for label in methods if label in trivial]
+        if reason := reason_left_out(built[-1]):
+            raise ValueError(f"credit method {built[-1].name!r} {reason}. Leave it out.")
+    own = labelled([method for method in built if method not in baselines().values()])
+    trivial = baselines(own)
+    clash = [label for label in own if label in trivial]
     for label in clash:  # the user's own class has a baseline's name
-        method = methods.pop(label)
-        methods[f"{type(method).__module__}.{label}"] = method
-    return methods | trivial
+        method = own.pop(label)
+        own[f"{type(method).__module__}.{label}"] = method
+    return own | trivial
 
 
 def load_tokenizer(model: str) -> Any:
@@ -123,6 +140,53 @@ class Scored:
     labels: dict[str, list[list[bool]]]
 
 
+def planted_groups(
+    items: Sequence[Item], encoded: Sequence[tuple], scorer: CreditScorer, rendering: str
+) -> list[Group]:
+    """The groups of planted errors: the item first, then its siblings."""
+    tokenizer: Any = scorer.tokenizer
+
+    def ids_of(item: Item, text: str) -> list[int]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*ids, tokenizer.eos_token_id] if item.finished and tokenizer.eos_token_id is not None else ids
+
+    return _groups(
+        [prompt_for(item, tokenizer, rendering) for item in items],
+        [ids for ids, _ in encoded],
+        [[(ids_of(item, text), float(right)) for text, right in item.siblings] for item in items],
+        items,
+        scorer,
+    )
+
+
+def _groups(
+    prompts: list, first: list[list[int]], siblings: Sequence[Sequence[tuple[list[int], float]]], items: Sequence[Item],
+    scorer: CreditScorer,
+) -> list[Group]:  # fmt: skip
+    """Groups of a wrong completion and its siblings with their rewards."""
+    prompt_ids = scorer.trainer.tokenize_prompts(prompts)[0] if prompts else []
+    return [
+        Group(
+            prompt,
+            ids,
+            [own, *(other for other, _ in others)],
+            torch.tensor([0.0, *(reward for _, reward in others)]),
+            item.columns,
+        )
+        for prompt, ids, own, others, item in zip(prompts, prompt_ids, first, siblings, items, strict=True)
+    ]
+
+
+def sampler_of(scorer: CreditScorer) -> CreditScorer:
+    """A scorer of the same policy that only samples, without the forwards of credit methods."""
+    return CreditScorer(
+        scorer.model,
+        {"uniform": Uniform()},
+        processing_class=scorer.tokenizer,
+        max_completion_length=scorer.trainer.max_completion_length,
+    )
+
+
 def score_policy(
     scorer: CreditScorer, names: Sequence[str], settings: BenchSettings, rendering: str, sweeps: Sequence[tuple] = ()
 ) -> Scored:
@@ -132,17 +196,16 @@ def score_policy(
     for name in names:
         sampled = {}
         if name in OWN_ERRORS:
-            own_errors = sample_own_errors(scorer, name, settings.num_items, settings.seed)
-            items, encoded, sampled = own_errors.items, own_errors.encoded, {"completions": own_errors.counts}
+            own_errors = sample_own_errors(sampler_of(scorer), name, settings.num_items, settings.seed)
+            items, encoded = own_errors.items, own_errors.encoded
+            sampled = {"completions": own_errors.counts, "written_siblings": own_errors.written}
+            prompts = [item.prompt for item in items]
+            groups = _groups(prompts, [ids for ids, _ in encoded], own_errors.siblings, items, scorer)
         else:
             items = make_items(name, settings.num_items, settings.seed, rendering)
             encoded = [tokens_and_labels(item, scorer.tokenizer) for item in items]
-        records = scorer.score(
-            [
-                Completion(prompt=prompt_for(item, scorer.tokenizer, rendering), token_ids=ids)
-                for item, (ids, _) in zip(items, encoded, strict=True)
-            ]
-        )
+            groups = planted_groups(items, encoded, scorer, rendering)
+        records = [row for (row,) in score_groups(scorer, groups, only=0)]
         labels = result.labels[name] = [row for _, row in encoded]
         result.tasks[name] = {
             "items": len(items),
@@ -153,12 +216,12 @@ def score_policy(
         }
         for label in scorer.methods:
             own = [
-                item_scores(record.weights[label], row, record.mask)
-                if label in record.weights
-                else dict.fromkeys(METRICS, math.nan)
-                for record, row in zip(records, labels, strict=True)
+                item_scores(blame(record, label), row, record.mask) for record, row in zip(records, labels, strict=True)
             ]
             values = {metric: [scores[metric] for scores in own] for metric in METRICS}
+            if any((blame(record, label)[record.mask] < 0).any() for record in records):
+                # A mean over the others only would be of an easier task
+                values |= {metric: [math.nan] * len(own) for metric in ("mass", "ratio")}
             if label in keys:
                 result.sweeps.setdefault(keys[label], {})[name] = values
             else:
@@ -197,13 +260,17 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
     """
     names = variants(None if settings.tasks is None else list(settings.tasks))
     model = resolve_model(settings.model, "model") if settings.model else embedded_model_path()
-    build_methods(settings.methods, compact=False)  # report errors in them before loading anything
+    if settings.methods is not None:
+        build_methods(settings.methods, False, later="later")  # report errors in them before loading anything
     tokenizer = load_tokenizer(model)
     rendering = settings.rendering or ("compact" if is_compact(tokenizer) else "text")
     compact = rendering == "compact" and is_compact(tokenizer)
-    methods = build_methods(settings.methods, compact)
+    drifts = settings.drift if settings.model is None and settings.reference is None and compact else ()
+    later = f"the policy after {max(drifts)} updates" if max(drifts, default=0) else None
+    served, left_out = served_methods(later)
+    methods = build_methods([*served.values()] if settings.methods is None else settings.methods, compact, later)
     trivial = [label for label, method in methods.items() if is_trivial(method)]
-    notes = []
+    notes = [f"No {name}: it {reason}." for name, reason in left_out.items()] if settings.methods is None else []
     skipped = [name for name in names if name in OWN_ERRORS and rendering != "compact"]
     if skipped:
         names = [name for name in names if name not in skipped]
@@ -213,7 +280,6 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
         notes.append(f"No {', '.join(skipped)}: {reason}.")
     settings.output_dir.mkdir(parents=True, exist_ok=True)
 
-    drifts = settings.drift if settings.model is None and settings.reference is None and compact else ()
     policies = {0: {"path": model, "reward": None}}
     if drifts:
         if max(drifts):
@@ -234,11 +300,22 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
             )
         )
 
+    taught = [
+        label for label, method in methods.items() if later is not None and getattr(method, "model", None) == later
+    ]
+    if taught:
+        notes.append(f"{', '.join(taught)}: the other model is {later}. Of that policy itself there is nothing to say.")
+
     results: dict[str, Any] = {
         "settings": {
             key: value for key, value in asdict(settings).items() if key not in ("output_dir", "model", "tasks")
         }
-        | {"model": settings.model or "trl_credit:quickstart", "rendering": rendering, "variants": names},
+        | {
+            "model": settings.model or "trl_credit:quickstart",
+            "methods": list(served) if settings.methods is None else list(settings.methods),
+            "rendering": rendering,
+            "variants": names,
+        },
         "methods": {label: method.to_dict() for label, method in methods.items()},
         "baselines": trivial,
         "notes": notes,
@@ -251,17 +328,29 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
         progress(f"Scores of the policy after {step} updates ..." if drifts else "Scores ...")
         reference = (model if step else None) if drifts else settings.reference
         own = {label: with_reference(method, reference) for label, method in methods.items()}
+        if later is not None:
+            # The last policy is its own later one: no method tells anything of it, and rounding must not seem to
+            own = {
+                label: Uniform()
+                if label in taught and step == last
+                else with_model(method, later, policies[last]["path"])
+                for label, method in own.items()
+            }
+        nothing = [
+            label for label, method in own.items() if _no_reference(method) or (label in taught and step == last)
+        ]
         swept = sweep_methods({k: m for k, m in own.items() if not _no_reference(m)}) if step == last else {}
         scorer = CreditScorer(
             policy["path"],
             own | {str(key): method for key, method in swept.items()},
             dtype=settings.dtype,
+            per_device_train_batch_size=_ROWS,
             **({"max_completion_length": MAX_COMPLETION_TOKENS} if rendering == "compact" else {}),
         )
         scored = score_policy(scorer, names, settings, rendering, list(swept))
         scorer.methods = own
         scorers[step] = scorer
-        verdicts = _verdicts(scored.scores, own)
+        verdicts = _verdicts(scored.scores, methods)
         entry = {"scores": _summaries(scored.scores), "verdicts": verdicts}
         if step == min(policies):
             results |= {"tasks": scored.tasks, **entry}
@@ -270,8 +359,11 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
         when = f"After {step} updates" if drifts and step else ""
         notes += _too_few_notes(scored.tasks, settings.num_items, when)
         for label, verdict in verdicts.items():
-            if _no_reference(own[label]):
-                sentences.append(f"{label}: uniform without a reference, so there is nothing to say of it here.")
+            if label in nothing:
+                why = "with itself for the other model" if label in taught else "without a reference"
+                sentences.append(
+                    f"{when + ', ' if when else ''}{label}: uniform {why}, so there is nothing to say of it here."
+                )
             else:
                 sentences.append(verdict_sentence(label, verdict, when))
         if swept:
@@ -313,7 +405,7 @@ def _too_few_notes(tasks: Mapping[str, Mapping], num_items: int, when: str) -> l
 
 
 def _no_reference(method: CreditMethod) -> bool:
-    return isinstance(method, DGPO) and method.reference is None
+    return getattr(method, "reference", "") is None
 
 
 def _sweep_results(scored: Scored, swept: Mapping[tuple, CreditMethod]) -> list[dict]:
@@ -361,27 +453,15 @@ def _gradients(scorer: CreditScorer, settings: BenchSettings) -> dict[str, Any]:
     many, few = groups[: settings.target_groups], groups[settings.target_groups :]
     pad = tokenizer.pad_token_id
     target, halves = gradient_scores.uniform_gradient(model, many, pad)
-    credits = scorer.score(
-        [
-            Completion(prompt=problems["prompt"][settings.target_groups + i], token_ids=ids)
-            for i, group in enumerate(few)
-            for ids in group.completions
-        ]
-    )
-    size = len(few[0].completions)
-    weights = [
-        {
-            label: [record.weights[label] for record in credits[i * size : (i + 1) * size]]
-            for label in scorer.methods
-            if label in credits[0].weights
-        }
-        for i in range(len(few))
+    token_advantages = [
+        {label: [record.token_advantages[label] for record in records] for label in scorer.methods}
+        for records in score_groups(scorer, few)
     ]
-    compared = gradient_scores.compare_gradients(model, few, weights, target, pad)
+    compared = gradient_scores.compare_gradients(model, few, token_advantages, target, pad)
     return {
         "groups": len(few),
         "target_groups": len(many),
-        "completions_per_group": size,
+        "completions_per_group": len(few[0].completions),
         "mixed_groups": sum(bool((g.advantages != 0).any()) for g in few),
         "accuracy": float(np.mean([float(g.rewards.mean()) for g in groups])),
         "cosine_of_target_halves": halves,
@@ -391,9 +471,9 @@ def _gradients(scorer: CreditScorer, settings: BenchSettings) -> dict[str, Any]:
 
 def _gradient_sentences(gradients: dict) -> list[str]:
     sentences = [
-        "Reweighted gradients are biased estimates: with any weights but uniform's, the mean over more and more samples "
-        "goes to another vector than the policy gradient. `bias_cosine` is its cosine with the policy gradient: uniform's "
-        "is 1 by definition, and low variance is no merit where it is low."
+        "Gradients of token credit may be biased estimates: the mean over more and more samples then goes to another "
+        "vector than the policy gradient. `bias_cosine` is its cosine with the policy gradient: uniform's is 1 by "
+        "definition, and low variance is no merit where it is low."
     ]
     for label, row in gradients["methods"].items():
         if label == "uniform":

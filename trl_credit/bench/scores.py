@@ -1,4 +1,4 @@
-"""Scores a completion's weights against its deciding tokens, and summarizes scores of many completions."""
+"""Scores a completion's credit against its deciding tokens, and summarizes scores of many completions."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ def item_scores(weights: Sequence[float], labels: Sequence[bool], mask: Sequence
     """Scores of one completion.
 
     Args:
-        weights: (T,) weights.
+        weights: (T,) weights, or how much each token is blamed ([`~trl_credit.bench.groups.blame`]), which may be negative.
         labels: (T,) True for deciding tokens.
         mask: (T,) True for tokens that enter the loss. By default, all.
 
@@ -25,7 +25,7 @@ def item_scores(weights: Sequence[float], labels: Sequence[bool], mask: Sequence
         `auroc` and `ap`, with the weights as scores for `labels`; `mass`, the share of the weight on deciding tokens;
         `ratio`, `mass` relative to uniform weights; `rank`, the share of other tokens with less weight than the first
         deciding one (1 = highest; ties count half). NaN if undefined, because no token or all tokens are deciding
-        (`mass` and `ratio` need only one deciding token).
+        (`mass` and `ratio` need only one deciding token), or for `mass` and `ratio`, because something is negative.
     """
     weights, labels = np.asarray(weights, np.float64), np.asarray(labels, bool)
     if weights.shape != labels.shape:
@@ -36,7 +36,7 @@ def item_scores(weights: Sequence[float], labels: Sequence[bool], mask: Sequence
     if not labels.any():
         return scores
     total = weights.sum()
-    scores["mass"] = weights[labels].sum() / total if total else math.nan
+    scores["mass"] = weights[labels].sum() / total if total and (weights >= 0).all() else math.nan
     scores["ratio"] = scores["mass"] / labels.mean()
     if not labels.all():
         scores["auroc"], scores["ap"] = ranking_scores(weights, labels)

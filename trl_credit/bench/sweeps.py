@@ -53,6 +53,11 @@ def with_reference(method: CreditMethod, reference: str | None) -> CreditMethod:
     return method
 
 
+def with_model(method: CreditMethod, later: str, model: str) -> CreditMethod:
+    """Replaces what stood for another model, if the method has it."""
+    return dataclasses.replace(method, model=model) if getattr(method, "model", None) == later else method
+
+
 def drifted_policies(
     model: str, updates: Sequence[int], output_dir: Path, seed: int, num_completions: int = 64
 ) -> dict:

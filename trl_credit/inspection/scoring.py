@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .._trl import pad
 from .._util.moved import moved_names
 from .._util.tokens import token_pieces
+from ..batching import cut, select
 from ..credit_pass import CreditResult
 from ..extras.groups import total_rewards
 from ..methods import CreditInputs, CreditMethod
@@ -54,6 +55,8 @@ class Completion:
         group: Number of its prompt.
         example: The dataset's row, for methods that read its columns.
         info: Stored in the record.
+        scored: False for a completion that is only there for its group: methods that look at groups see it, and it has no
+            record.
     """
 
     prompt: str | list[dict]
@@ -66,6 +69,7 @@ class Completion:
     group: int = 0
     example: Mapping[str, Any] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
+    scored: bool = True
 
 
 class _Recorder(CreditGRPOTrainer):
@@ -261,7 +265,7 @@ class CreditScorer:
         return [*ids, eos] if completion.finished and eos is not None else ids
 
     def score(self, completions: Sequence[Completion]) -> list[CompletionCredit]:
-        """Scores completions and returns their records, in the same order.
+        """Scores completions and returns their records, in the same order, without those that are not `scored`.
 
         A completion without a token in the loss has no weights, and its log-probs are NaN.
 
@@ -311,14 +315,20 @@ class CreditScorer:
         def in_loss(i: int) -> bool:
             return bool(rows[i]) if completions[i].mask is None else any(completions[i].mask)
 
-        sizes = {i: (len(rows[i]), len(prompts[i])) for i in range(len(rows)) if in_loss(i)}
         sources = self._trainer.credit_pass.sources.values()
         together = self._trainer.credit_method.has_rollout_stage or any(source.needs_groups for source in sources)
+        sizes = {
+            i: (len(rows[i]), len(prompts[i]))
+            for i in range(len(rows))
+            if in_loss(i) and (together or completions[i].scored)
+        }
         groups = {i: completions[i].group for i in sizes} if together else None
-        for part in (part for kind in kinds for part in _batches({i: sizes[i] for i in kind if i in sizes}, groups)):
-            chosen = [completions[i] for i in part]
-            inputs = self.inputs(chosen, [prompts[i] for i in part], [rows[i] for i in part])
-            advantages = torch.tensor([c.advantage or 0.0 for c in chosen], device=inputs.mask.device)
+        for batch in (part for kind in kinds for part in _batches({i: sizes[i] for i in kind if i in sizes}, groups)):
+            part = [i for i in batch if completions[i].scored]
+            if not part:
+                continue
+            inputs = self.inputs([completions[i] for i in batch], [prompts[i] for i in batch], [rows[i] for i in batch])
+            advantages = torch.tensor([completions[i].advantage or 0.0 for i in part], device=inputs.mask.device)
             weights, token_advantages = credit_of(self.methods, inputs, advantages)
             for place, (label, method) in enumerate(self.methods.items()):
                 seen = inputs_of(method, inputs, place)
@@ -344,16 +354,18 @@ class CreditScorer:
                 )
         # Verdict of the longest completions. A method counts as uniform only if it is so in all batches
         self.advice = {label: found[-1] for label, found in verdicts.items() if found and all(found)}
-        for i in set(range(len(rows))) - set(records):  # none of its tokens are in the loss
+        scored = [i for i in range(len(rows)) if completions[i].scored]
+        for i in set(scored) - set(records):  # none of its tokens are in the loss
             nothing = np.full(len(rows[i]), np.nan, np.float32)
             mask = np.zeros(len(rows[i]), bool)
             records[i] = self._record(completions[i], prompts[i], rows[i], mask=mask, logps=nothing, entropy=nothing)
-        return [records[i] for i in range(len(rows))]
+        return [records[i] for i in scored]
 
     def inputs(
         self, completions: Sequence[Completion], prompts: list[list[int]], rows: list[list[int]]
     ) -> CreditInputs:
-        """Computes the inputs of the credit methods for a batch: [`CreditInputs`] with all methods' signals."""
+        """Computes the inputs of the credit methods for a batch: [`CreditInputs`] with all methods' signals, of the
+        completions that are `scored`."""
         trainer = self._trainer
         device = trainer.accelerator.device
         pad_id = trainer.tokenizer.pad_token_id
@@ -384,6 +396,10 @@ class CreditScorer:
         extend_rollout(trainer, examples, [c.prompt for c in completions], batch, lambda: rewards, groups)
         if trainer.credit_method.has_rollout_stage:
             add_rollout_stage(trainer, trainer.credit_method, batch, rewards, groups)
+        scored = [i for i, completion in enumerate(completions) if completion.scored]
+        if len(scored) < len(completions):
+            batch = select(batch, scored)
+            batch = batch if trainer.credit_pass.padding_affects_output else cut(batch)
         with torch.no_grad():
             trainer._compute_loss(trainer.model, batch)
         trainer._metrics["eval"].clear()
