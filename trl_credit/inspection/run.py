@@ -42,9 +42,9 @@ def check_folder(output_dir: str) -> None:
         raise ValueError(f"`output_dir`: cannot write to {output_dir!r}: {reason}. Name another folder.") from error
 
 
-def build_scorer(config, rewards: list) -> Any:
+def build_scorer(config, rewards: list, **settings: Any) -> Any:
     """The [`CreditScorer`] of a [`ScoringConfig`], with its methods and these reward functions. Fills in `reference` and
-    `dtype`."""
+    `dtype`. `settings` are further fields of [`CreditGRPOConfig`]."""
     import torch
 
     from ..model_files import LocalModel
@@ -58,7 +58,7 @@ def build_scorer(config, rewards: list) -> Any:
     methods = config.credit_methods()
     config.dtype = config.dtype or ("bfloat16" if torch.accelerator.is_available() else "float32")
     torch.manual_seed(config.seed)
-    settings: dict[str, Any] = {
+    settings |= {
         "temperature": 1.0 if config.temperature is None else config.temperature,
         "chat_template_kwargs": config.chat_template_kwargs,
         "max_completion_length": config.max_completion_length or 256,

@@ -1,6 +1,5 @@
 """Settings of `trl-credit bench --true`."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,14 +7,18 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from ..._util.files import RunFolderError
-from ..._util.settings import AtLeast1, NonNegative, Positive, Rule, Whole, check_output_dir, one_of
+from ..._util.settings import AtLeast1, Positive, Rule, Whole, check_output_dir, one_of
 from ..._util.values import mapping_of
 from ...evaluation.config import BACKENDS
 from ...inspection.config import ScoringConfig
-from ...methods.registry import methods_for, build_credit
+from ...methods import CreditMethod
+from ...methods.registry import build_credit
 from ...toy.arithmetic import STYLES
 from ...values.steps import check_every
 from ...values.store import ValueFolder
+from ..run import build_methods
+from ..served import served_methods
+from ..sweeps import with_reference
 
 
 EMBEDDED = "trl_credit:quickstart"
@@ -128,6 +131,8 @@ class TrueConfig(ScoringConfig):
         elif self.style is not None:
             raise ValueError("`style` is for the embedded model's own sums: leave it out, or `model` and the data.")
         given = {name: getattr(self, name) is not None for name in _QUICK}
+        # Columns of the data
+        self.columns: tuple[str, ...] = ()
         self.read("trl-credit bench --true")
         for name, quick in _QUICK.items():
             if not given[name]:
@@ -177,13 +182,38 @@ class TrueConfig(ScoringConfig):
             if getattr(self, name) == _UNSET[name]:
                 setattr(self, name, about["settings"][name])
 
-    def credit_texts(self) -> list[Any]:
-        """The methods to score, as [`~trl_credit.bench.run.build_methods`] takes them."""
+    def credit_methods(self) -> dict[str, CreditMethod]:
+        """The methods by label, uniform and the other controls last.
+
+        Raises:
+            ValueError: Unknown method or parameter, or a method that cannot be scored here.
+        """
         if self.methods is not None:
-            return [text if isinstance(text, str) else json.dumps(text) for text in self.methods]
-        if self._credit is not None:
-            return [json.dumps(build_credit(self._credit).to_dict())]
-        return servable_methods()
+            given = list(self.methods)
+        elif self._credit is not None:
+            given = [self._credit]
+        else:
+            given = list(self.served[0].values())
+        methods = build_methods([_mapping(method) for method in given], self.model == EMBEDDED)
+        return {label: with_reference(method, self.reference) for label, method in methods.items()}
+
+    @property
+    def served(self) -> tuple[dict, dict[str, str]]:
+        """The registered methods that are scored by default, and the reasons of those left out: of those that read a column
+        of the data, there are only the ones whose columns `columns` has."""
+        served, left_out = served_methods(None)
+        served, left_out = dict(served), dict(left_out)
+        for name in list(served):
+            needed = [c for signal in build_credit(served[name]).signals() for c in signal.source().columns]
+            missing = [column for column in needed if column not in self.columns]
+            if missing:
+                del served[name]
+                left_out[name] = f"reads the column {missing[0]!r}, which the data have not"
+        return served, left_out
+
+
+def _mapping(method: Any) -> Any:
+    return build_credit(method).to_dict() if isinstance(method, list) else method
 
 
 _DEFAULTS = {"num_prompts": 32, "num_generations": 8, "stderr": 0.1, "most": 64, "sketch": 2**15}

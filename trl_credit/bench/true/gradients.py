@@ -27,8 +27,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from ...values.store import Sample
-from ..gradients import Group, group_gradients
+from ..gradients import group_gradients
+from ..groups import Group
 from .scores import Truth
 
 
@@ -72,7 +72,7 @@ class Sketch:
 
 def group_sketches(
     model: torch.nn.Module,
-    groups: Sequence[Sequence[Sample]],
+    groups: Sequence[Group],
     credit: Mapping[str, Sequence[Sequence[np.ndarray]]],
     truths: Sequence[Sequence[Truth]],
     pad: int,
@@ -98,14 +98,9 @@ def group_sketches(
         progress("gradients", number, len(groups))
         rows = {label: credit[label][number] for label in credit}
         rows |= {label: [truth.halves[:, half] for truth in truths[number]] for half, label in enumerate(_HALVES)}
-        rows = {label: own for label, own in rows.items() if any(np.any(values) for values in own)}
-        if not rows:
-            continue
-        ones = torch.ones(len(group))
-        # The advantages are in the "weights" already
-        whole = Group(list(group[0].prompt_ids), [list(sample.token_ids) for sample in group], ones, ones)
-        for label, gradient in group_gradients(model, whole, rows, pad):
-            found[label][number] = sketch(gradient).numpy()
+        for label, gradient in group_gradients(model, group, rows, pad):
+            if gradient is not None:
+                found[label][number] = sketch(gradient).numpy()
     progress("gradients", len(groups), len(groups))
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..._util.tokens import token_pieces
 from ...evaluation.backends.base import Backend, BackendError, Generation, Request, SamplingSettings
@@ -18,7 +19,7 @@ from ...values.estimate import Values, sampled_values
 from ...values.plan import value_sources, values_of
 from ...values.steps import segment_ends
 from ...values.store import SAMPLED, Sample, SampleValues, ValueFolder, prefix_key
-from ..gradients import group_advantages
+from ..groups import group_advantages
 
 
 GROUPS = "groups"
@@ -233,8 +234,6 @@ def _digest(example: dict[str, Any]) -> str:
 
 def advantages_of(rewards: np.ndarray) -> np.ndarray:
     """GRPO's advantages of one group's (N,) rewards. NaN for those without a reward, which are left out."""
-    import torch
-
     known = np.isfinite(rewards)
     result = np.full(len(rewards), np.nan)
     if known.sum() > 1:
