@@ -43,7 +43,7 @@ class TrueConfig(ScoringConfig):
     """
 
     num_prompts: AtLeast1 | None = field(
-        default=None, metadata={"help": "Prompts to take from the data; by default 32, with `quick` 6."}
+        default=None, metadata={"help": "Prompts to take from the data; by default 64, with `quick` 6."}
     )
     num_generations: Annotated[Whole, Ge(2)] | None = field(
         default=None, metadata={"help": "Completions of each prompt; by default 8, with `quick` 4."}
@@ -78,9 +78,12 @@ class TrueConfig(ScoringConfig):
             "advantages are at most 1 - certain of the rewards' range. 1 for none."
         },
     )
-    bookkeeping: bool = field(
-        default=True,
-        metadata={"help": "On the arithmetic task: prefixes with a wrong step have the value 0, without sampling."},
+    bookkeeping: one_of("exact", "mistakes", "none") = field(
+        default="exact",
+        metadata={
+            "help": "On the arithmetic task: `exact` takes the policy's probability of the right rest, `mistakes` samples "
+            "but values prefixes with a wrong step by 0, `none` samples all. No effect elsewhere."
+        },
     )
     backend: one_of(*BACKENDS) = field(
         default="auto",
@@ -99,7 +102,9 @@ class TrueConfig(ScoringConfig):
         default=None,
         metadata={"help": "Completions at once, with transformers; by default 32, 512 for the embedded model."},
     )
-    gradients: bool = field(default=True, metadata={"help": "Compare the policy gradients, too."})
+    gradients: bool = field(
+        default=True, metadata={"help": "Compare the policy gradients, too; it takes twice the completions."}
+    )
     batch: AtLeast1 = field(default=8, metadata={"help": "Groups in the batch whose gradient's cosine is told."})
     sketch: AtLeast1 | None = field(
         default=None,
@@ -216,5 +221,5 @@ def _mapping(method: Any) -> Any:
     return build_credit(method).to_dict() if isinstance(method, list) else method
 
 
-_DEFAULTS = {"num_prompts": 32, "num_generations": 8, "stderr": 0.1, "most": 64, "sketch": 2**15}
+_DEFAULTS = {"num_prompts": 64, "num_generations": 8, "stderr": 0.1, "most": 64, "sketch": 2**15}
 _UNSET = {name: spec.default for name, spec in TrueConfig.__dataclass_fields__.items()}

@@ -4,37 +4,38 @@ For a prompt's group of N completions, with the method's token advantages m_it o
 
     g = -grad (1/N) sum_i sum_t m_it log pi(y_it)        G = -grad (1/N) sum_i sum_t A*_it log pi(y_it)
 
-E[G] is the gradient of the expected reward, whatever the group's size. All that is needed are products of gradients of
-different prompts, whose errors are independent, and of a prompt with itself:
+E[G | prompt] is the gradient of the prompt's expected reward, whatever N is. It is estimated from N other completions of
+the same prompt (F), so that the errors of g and F are independent, and scores need only products:
 
-    <E g, E G> = mean of g_j . G_k over j != k
-    |E g|^2    = mean of g_j . g_k over j != k
-    var g      = mean of |g_j|^2 - |E g|^2
+    <g, target> = mean_j g_j . F_j / b + (1 - 1/b) mean_{j != k} g_j . F_k        batches of b prompts, j and k
+    |target|^2  = mean_j G_j . F_j / b + (1 - 1/b) mean_{j != k} G_j . F_k
+    |g|^2       = mean_j g_j . g_j / b + (1 - 1/b) mean_{j != k} g_j . g_k
 
-    bias cosine           <E g, E G> / (|E g| |E G|): between the mean of ever more batches and the true gradient
-    relative variance     var g / |E g|^2, of one group
-    cosine                <E g, E G> / (|E G| sqrt(|E g|^2 + var g / b)): between the gradient of a batch of b groups and the
-                          true gradient, what one update can gain from so many completions
+    cosine              <g, target> / (|g| |target|): between the gradient of a batch and the true gradient of the same
+                        prompts, which is what so many completions tell of where the reward rises. Ratios of expectations
+    relative variance   1 / cosine^2 - 1 of one group: what is off the true direction over what is along it, squared
 
-Products of the true gradient with itself are of its two halves, from either half of the continuations, so that errors of the
-values count neither as length nor as variance. Gradients are sketched to a fixed length (count sketch, Charikar, Chen and
-Farach-Colton 2002): each parameter is added, with a random sign, to a random place. Products keep their expectation; their
-error is at most about 1/sqrt(length) of the product of the two lengths.
+What differs between prompts, which no credit can change, is not counted as error. All products are of estimates from
+different halves of the continuations where both have some, so errors of the values count neither as length nor as variance.
+Gradients are sketched to a fixed length (count sketch, Charikar, Chen and Farach-Colton 2002): each parameter is added, with
+a random sign, to a random place. Products keep their expectation; their error is about 1/sqrt(length) of the product of the
+two lengths.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from ..gradients import group_gradients
+from ..gradients import _logps, group_gradients
 from ..groups import Group
-from .scores import Truth
 
 
 TRUE = "true"
+# The true gradients from either half of the continuations: of the completions that the methods see, and of others
 _HALVES = ("true, half 0", "true, half 1")
-NAMES = ("cosine", "bias_cosine", "relative_variance", "captured")
+_OTHERS = ("others, half 0", "others, half 1")
+NAMES = ("cosine", "captured", "group_cosine", "relative_variance")
 _CHUNK = 2**22
 
 
@@ -70,11 +71,46 @@ class Sketch:
         return state ^ ((state >> 27) & (2**37 - 1))
 
 
+class Tempered(torch.nn.Module):
+    """The model with its logits divided by the temperature of the rollouts, as the trainer's log-probs have them."""
+
+    def __init__(self, model: torch.nn.Module, temperature: float):
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def forward(self, **inputs):
+        output = self.model(**inputs)
+        output.logits = output.logits / self.temperature
+        return output
+
+
+@torch.no_grad()
+def token_logps(
+    model: torch.nn.Module, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int, rows: int = 32
+) -> list[np.ndarray]:
+    """Log-probs of the tokens of each completion, given as (prompt, completion) token ids."""
+    found: dict[int, np.ndarray] = {}
+    order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
+    for start in range(0, len(order), rows):
+        part = order[start : start + rows]
+        prompts, completions = ([list(pairs[i][side]) for i in part] for side in (0, 1))
+        logps = _logps(model, prompts, completions, pad).double().cpu().numpy()
+        for row, i, prompt, completion in zip(logps, part, prompts, completions, strict=True):
+            found[i] = row[len(prompt) - 1 : len(prompt) - 1 + len(completion)]
+    return [found[i] for i in range(len(pairs))]
+
+
 def group_sketches(
     model: torch.nn.Module,
     groups: Sequence[Group],
     credit: Mapping[str, Sequence[Sequence[np.ndarray]]],
-    truths: Sequence[Sequence[Truth]],
+    truths: Sequence[Sequence[np.ndarray]],
+    others: Sequence[Group],
+    other_truths: Sequence[Sequence[np.ndarray]],
     pad: int,
     length: int,
     progress=lambda what, done, total: None,
@@ -83,87 +119,80 @@ def group_sketches(
 
     Args:
         model: The policy.
-        groups: P groups of completions.
+        groups: Completions of P prompts.
         credit: By label and group, (T,) token advantages of each completion, 0 outside the loss.
-        truths: By group, the completions' true advantages, with T tokens too.
+        truths: By group, (T, 2) true advantages of each completion, from either half of the continuations.
+        others: Other completions of the same prompts.
+        other_truths: Their true advantages.
         pad: Padding token id.
         length: Of the sketch.
         progress: Called with what is made, how many are done, and of how many.
     """
     sketch = Sketch(length)
     size = min(length, sum(p.numel() for p in model.parameters() if p.requires_grad))
-    labels = [*credit, *_HALVES]
-    found = {label: np.zeros((len(groups), size), np.float32) for label in labels}
-    for number, group in enumerate(groups):
+    found = {label: np.zeros((len(groups), size), np.float32) for label in (*credit, *_HALVES, *_OTHERS)}
+    for number, (group, other) in enumerate(zip(groups, others, strict=True)):
         progress("gradients", number, len(groups))
-        rows = {label: credit[label][number] for label in credit}
-        rows |= {label: [truth.halves[:, half] for truth in truths[number]] for half, label in enumerate(_HALVES)}
-        for label, gradient in group_gradients(model, group, rows, pad):
-            if gradient is not None:
-                found[label][number] = sketch(gradient).numpy()
+        seen = {label: credit[label][number] for label in credit}
+        seen |= {label: [own[:, half] for own in truths[number]] for half, label in enumerate(_HALVES)}
+        unseen = {label: [own[:, half] for own in other_truths[number]] for half, label in enumerate(_OTHERS)}
+        for completions, rows in ((group, seen), (other, unseen)):
+            for label, gradient in group_gradients(model, completions, rows, pad):
+                if gradient is not None:
+                    found[label][number] = sketch(gradient).numpy()
     progress("gradients", len(groups), len(groups))
     return found
 
 
-class Products:
-    """Products between the groups' gradients of one method, and with the true ones.
-
-    Args:
-        own: (P, L) sketches of the method, or of half 0 of the true gradients.
-        other: The same; half 1 for the true gradients.
-        first: (P, L) sketches of the true gradients' half 0.
-        second: Of half 1.
-    """
-
-    def __init__(self, own: np.ndarray, other: np.ndarray, first: np.ndarray, second: np.ndarray):
-        true = (first + second) / 2
-        mean = own if other is own else (own + other) / 2
-        self.self_products = (own @ other.T).astype(np.float64)
-        self.self_products = (self.self_products + self.self_products.T) / 2
-        self.cross = (mean @ true.T).astype(np.float64)
-        self.truth = (first @ second.T).astype(np.float64)
-
-    def statistics(self, weights: np.ndarray, batch: int) -> dict[str, np.ndarray]:
-        """Scores from (..., P) numbers of times that each prompt counts."""
-        w = np.asarray(weights, np.float64)
-
-        def between(products: np.ndarray) -> np.ndarray:
-            """Mean over pairs of different prompts."""
-            pairs = w.sum(-1) ** 2 - (w**2).sum(-1)
-            total = ((w @ products) * w).sum(-1) - w**2 @ np.diag(products)
-            return np.divide(total, pairs, out=np.full(np.shape(total), np.nan), where=pairs > 0)
-
-        own, cross, truth = between(self.self_products), between(self.cross), between(self.truth)
-        second_moment = w @ np.diag(self.self_products) / w.sum(-1)
-        variance = second_moment - own
-
-        def root(value: np.ndarray) -> np.ndarray:
-            return np.sqrt(np.where(value > 0, value, np.nan))
-
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return {
-                "cosine": cross / (root(truth) * root(own + variance / batch)),
-                "bias_cosine": cross / (root(truth) * root(own)),
-                "relative_variance": variance / np.where(own > 0, own, np.nan),
-            }
+def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(P, P) products between prompts, the same for (j, k) and (k, j)."""
+    found = (a @ b.T).astype(np.float64)
+    return (found + found.T) / 2
 
 
-def statistics_of(sketches: Mapping[str, np.ndarray], batch: int, baseline: str = "uniform") -> dict:
-    """By label, and `true` for the true gradient itself, a function of prompts' counts as [`compare`] takes it.
+def _expected(products: np.ndarray, counts: np.ndarray, batch: int) -> np.ndarray:
+    """Expected product of the means over a batch of different prompts, from (..., P) counts of prompts."""
+    alike = counts @ np.diag(products) / counts.sum(-1)
+    pairs = counts.sum(-1) ** 2 - (counts**2).sum(-1)
+    total = ((counts @ products) * counts).sum(-1) - counts**2 @ np.diag(products)
+    apart = np.divide(total, pairs, out=np.zeros(np.shape(total)), where=pairs > 0)
+    return alike / batch + (1 - 1 / batch) * apart
+
+
+def statistics_of(
+    sketches: Mapping[str, np.ndarray], batch: int, baseline: str = "uniform"
+) -> dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
+    """By label, and `true` for the true advantages themselves, a function of prompts' counts as
+    [`~trl_credit.bench.true.scores.compare`] takes it.
 
     `captured` is the share of the way from the baseline's cosine to the true advantages' own.
     """
-    first, second = (sketches[label] for label in _HALVES)
-    products = {label: Products(own, own, first, second) for label, own in sketches.items() if label not in _HALVES}
-    products[TRUE] = Products(first, second, first, second)
+    seen, unseen = [sketches[label] for label in _HALVES], [sketches[label] for label in _OTHERS]
+    other = (unseen[0] + unseen[1]) / 2
+    # Either half with the other one of the other completions, as prefixes that both have share their continuations
+    target = (_products(seen[0], unseen[1]) + _products(seen[1], unseen[0])) / 2
+    squares = {label: _products(own, own) for label, own in sketches.items() if label not in (*_HALVES, *_OTHERS)}
+    along = {label: _products(sketches[label], other) for label in squares}
+    squares[TRUE], along[TRUE] = _products(*seen), target
+
+    def cosine(label: str, counts: np.ndarray, batch: int) -> np.ndarray:
+        square, length = (_expected(products, counts, batch) for products in (squares[label], target))
+        below = np.sqrt(np.where((square > 0) & (length > 0), square * length, np.nan))
+        return _expected(along[label], counts, batch) / below
 
     def of(label: str):
-        def function(weights: np.ndarray) -> dict[str, np.ndarray]:
-            own = products[label].statistics(weights, batch)
-            low, high = (products[other].statistics(weights, batch)["cosine"] for other in (baseline, TRUE))
+        def function(counts: np.ndarray) -> dict[str, np.ndarray]:
+            counts = np.asarray(counts, np.float64)
+            own, low, high = (cosine(name, counts, batch) for name in (label, baseline, TRUE))
+            group = cosine(label, counts, 1)
             with np.errstate(divide="ignore", invalid="ignore"):
-                return own | {"captured": (own["cosine"] - low) / np.where(high > low, high - low, np.nan)}
+                return {
+                    "cosine": own,
+                    "captured": (own - low) / np.where(high > low, high - low, np.nan),
+                    "group_cosine": group,
+                    "relative_variance": 1 / np.where(group > 0, group, np.nan) ** 2 - 1,
+                }
 
         return function
 
-    return {label: of(label) for label in products}
+    return {label: of(label) for label in squares}

@@ -18,7 +18,7 @@ _SCORES = {
 _GRADIENTS = {
     "cosine": "cosine",
     "captured": "of the headroom",
-    "bias_cosine": "bias cosine",
+    "group_cosine": "cosine of one group",
     "relative_variance": "relative variance",
 }
 LEGEND = (
@@ -53,12 +53,12 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
                 ["mean reward", f"{samples['mean_reward']:.3f}"],
                 ["mean reward above V(prompt)", _with_error(samples["reward_above_value"])],
                 ["valued prefixes", str(samples["prefixes"])],
-                ["... sampled (different ones)", f"{sources['sampled']} ({samples['estimates']})"],
+                ["... estimated (different ones)", f"{sources['sampled']} ({samples['estimates']})"],
                 ["... as a neighbour's, which is certain", str(sources["certain"])],
                 ["... known: the reward, a mistake", f"{sources['reward']}, {sources['mistake']}"],
                 ["continuations", str(samples["continuations"])],
                 [
-                    "mean standard error of a sampled value",
+                    "mean standard error of an estimated value",
                     _with_error({"mean": samples["mean_stderr"], "stderr": None}),
                 ],
                 ["reliability of the true advantages", _with_error(truth["reliability"])],
@@ -88,7 +88,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
                         _with_error(row["cosine"]),
                         _p(row["cosine"]),
                         *(
-                            _with_error(row[name], 2 if name != "bias_cosine" else 3)
+                            _with_error(row[name], 3 if name == "group_cosine" else 2)
                             for name in _GRADIENTS
                             if name != "cosine"
                         ),

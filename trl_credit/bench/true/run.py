@@ -18,7 +18,6 @@ from ...evaluation.run import make_backend
 from ...inspection.run import build_scorer, read_rows
 from ...inspection.scoring import CreditScorer
 from ...model_files import LocalModel
-from ...records.record import CompletionCredit
 from ...report.page import clean
 from ...toy.arithmetic import written_solution
 from ...values.bookkeeping import problem_of
@@ -26,7 +25,7 @@ from ...values.store import CERTAIN, MISTAKE, REWARD, SAMPLED, Sample, SampleVal
 from ..baselines import is_trivial
 from ..groups import Group, score_groups
 from .config import KEPT, TrueConfig
-from .gradients import NAMES, TRUE, group_sketches, statistics_of
+from .gradients import NAMES, TRUE, Tempered, group_sketches, statistics_of, token_logps
 from .sampling import Progress, Sampler, can_keep_books
 from .scores import SCORES, Truth, compare, interval_of, prompt_sums, resampled, scores_of
 
@@ -40,17 +39,16 @@ def run(config: TrueConfig, progress: Progress = lambda what, done, total: None)
         BackendError: The backend cannot continue.
     """
     if config.values is not None:
-        scorer, samples, records, values, about = _scored_again(config)
+        scorer, samples, values, about = _scored_again(config)
     else:
-        scorer, samples, records, values, about = _sampled(config, progress)
-    kept = [i for i, sample in enumerate(samples) if math.isfinite(sample.advantage)]
-    if not kept:
+        scorer, samples, values, about = _sampled(config, progress)
+    rows = [(sample, own) for sample, own in zip(samples, values, strict=True) if math.isfinite(sample.advantage)]
+    if not rows:
         raise ValueError("No completion has a reward, so there is nothing to compare with.")
-    results = _results(
-        config, scorer, [samples[i] for i in kept], [records[i] for i in kept], [values[i] for i in kept], progress
-    )
+    seen, others = ([row for row in rows if (row[0].index < config.num_generations) == side] for side in (True, False))
+    results = _results(config, scorer, seen, others, progress)
     results["settings"] |= about["settings"] | {"model": config.model}
-    results["samples"]["completions_without_reward"] = len(samples) - len(kept)
+    results["samples"]["completions_without_reward"] = len(samples) - len(rows)
     results["notes"] = about["notes"] + results["notes"]
     results = clean(results)
     folder = Path(config.output_dir)
@@ -73,21 +71,21 @@ def _sampled(config: TrueConfig, progress: Progress):
     backend = make_backend(_eval_config(config))
     scorer = build_scorer(config, rewards, per_device_train_batch_size=config.num_generations)
     if backend.name == "transformers":
-        backend.dtype, backend.model = config.dtype, scorer.model
+        backend.dtype, backend.model, backend.batch_size = config.dtype, scorer.model, config.batch_size
     sampling = SamplingSettings(temperature=config.temperature, max_tokens=config.max_completion_length)
     folder = ValueFolder(Path(config.output_dir))
     settings = {name: getattr(config, name) for name in KEPT} | {
         name: getattr(config, name)
         for name in (
             *("dataset_name", "generated_dataset_config", "reward_funcs", "num_prompts", "num_generations", "every"),
-            *("least", "most", "stderr", "certain"),
+            *("least", "most", "stderr", "certain", "gradients"),
         )
     }
-    settings |= {"bookkeeping": books and config.bookkeeping, "backend": backend.name}
+    settings |= {"bookkeeping": config.bookkeeping if books else "none", "backend": backend.name}
     about = clean({"settings": settings, "fingerprint": files.fingerprint(), "columns": config.columns, "notes": []})
     try:
         chunk = max(1024, 4 * config.batch_size)
-        sampler = Sampler(backend, sampling, scorer, folder, examples, config.seed, chunk, progress)
+        sampler = Sampler(backend, sampling, scorer, folder, examples, config.seed, chunk, progress=progress)
         identity = {
             "backend": {"name": backend.name, **redact(backend.identity())},
             "sampling": sampler.sampling.as_dict(),
@@ -97,11 +95,12 @@ def _sampled(config: TrueConfig, progress: Progress):
             "seed": config.seed,
         }
         folder.open(identity, about)
-        samples = sampler.groups(config.num_generations)
-        records = _score(scorer, samples)
+        # As many again for the true gradient, which must not be of the completions that the methods see
+        samples = sampler.groups(config.num_generations * (1 + config.gradients), config.num_generations)
+        policy = Tempered(scorer.model, config.temperature)
         values = sampler.values(
             samples,
-            [record.logps for record in records],
+            token_logps(policy, [(s.prompt_ids, s.token_ids) for s in samples], scorer.tokenizer.pad_token_id),
             every=config.every,
             certain=config.certain,
             bookkeeping=settings["bookkeeping"],
@@ -114,7 +113,7 @@ def _sampled(config: TrueConfig, progress: Progress):
     finally:
         folder.close()
         backend.close()
-    return scorer, samples, records, values, about
+    return scorer, samples, values, about
 
 
 def _scored_again(config: TrueConfig):
@@ -127,9 +126,14 @@ def _scored_again(config: TrueConfig):
             f"({config.model!r}), and values are those of the policy that sampled them."
         )
     config.columns = tuple(about["columns"])
-    number = max(sample.index for sample in samples) + 1
-    scorer = build_scorer(config, [], per_device_train_batch_size=number)
-    return scorer, samples, _score(scorer, samples), values, about
+    config.num_generations = about["settings"]["num_generations"]
+    if config.gradients and not about["settings"]["gradients"]:
+        raise ValueError(
+            f"`gradients`: {config.values!r} has no other completions for the true gradient, as it was made without "
+            "gradients. Set `--no_gradients` again."
+        )
+    scorer = build_scorer(config, [], per_device_train_batch_size=config.num_generations)
+    return scorer, samples, values, about
 
 
 def _eval_config(config: TrueConfig) -> EvalConfig:
@@ -138,14 +142,11 @@ def _eval_config(config: TrueConfig) -> EvalConfig:
     local: dict[str, Any] = {"trust_remote_code": bool(config.trust_remote_code)}
     if config.dtype is not None:
         local["dtype"] = config.dtype
-    if config.backend == "transformers":
-        local["batch_size"] = config.batch_size
-    chosen = EvalConfig(
+    return EvalConfig(
         model=(config.served_model or config.model) if served else config.model,
         backend=config.backend,
         **({"base_url": config.base_url} if served else local),
     )
-    return chosen
 
 
 def _solution(prompt: str) -> str:
@@ -172,27 +173,22 @@ def _group(samples: Sequence[Sample]) -> Group:
     )
 
 
-def _score(scorer: CreditScorer, samples: Sequence[Sample]) -> list[CompletionCredit | None]:
-    """Records of the completions that have a reward, in groups of at least two; `None` for the others."""
-    records: list[CompletionCredit | None] = [None] * len(samples)
-    groups = [[i for i in places if math.isfinite(samples[i].advantage)] for places in _groups(samples)]
-    groups = [places for places in groups if places]
+def _results(
+    config: TrueConfig,
+    scorer: CreditScorer,
+    seen: Sequence[tuple[Sample, SampleValues]],
+    others: Sequence[tuple[Sample, SampleValues]],
+    progress: Progress,
+) -> dict[str, Any]:
+    """The scores of the completions that the methods see; `others` are for the true gradient."""
+    samples, values = [sample for sample, _ in seen], [own for _, own in seen]
+    groups = _groups(samples)
+    records: list[Any] = [None] * len(samples)
+    progress("completions scored", 0, len(samples))
     scored = score_groups(scorer, [_group([samples[i] for i in places]) for places in groups])
     for places, own in zip(groups, scored, strict=True):
         for i, record in zip(places, own, strict=True):
             records[i] = record
-    return records
-
-
-def _results(
-    config: TrueConfig,
-    scorer: CreditScorer,
-    samples: Sequence[Sample],
-    records: Sequence[CompletionCredit],
-    values: Sequence[SampleValues],
-    progress: Progress,
-) -> dict[str, Any]:
-    groups = _groups(samples)
     numbers = {i: number for number, places in enumerate(groups) for i in places}
     labels = [label for label in scorer.methods if all(label in record.token_advantages for record in records)]
     trivial = [label for label in labels if is_trivial(scorer.methods[label])]
@@ -211,59 +207,66 @@ def _results(
         for label in labels
     }
     statistics = {label: (lambda counts, own=own: scores_of(counts @ own)) for label, own in sums.items()}
-    scores = compare(statistics, SCORES, weights)
-    truth = {
-        name: interval_of(
-            float(scores_of(sums["uniform"].sum(0))[name]), np.asarray(scores_of(weights @ sums["uniform"])[name])
-        )
-        for name in ("reliability", "within_reliability", "best")
-    }
+    once, again = (scores_of(counts @ sums["uniform"]) for counts in (np.ones(len(groups)), weights))
     results: dict[str, Any] = {
         "settings": {"methods": list(labels), "resamples": config.resamples},
         "methods": {label: scorer.methods[label].to_dict() for label in labels},
         "baselines": trivial,
         "samples": _described(samples, values, groups),
-        "truth": truth,
-        "scores": scores,
-        "notes": _notes(config, scorer, labels, known, records),
+        "truth": {name: interval_of(float(once[name]), again[name]) for name in _OF_TRUTH},
+        "scores": compare(statistics, SCORES, weights),
+        "notes": _notes(config, scorer, known, records),
     }
     if config.gradients:
-        results["gradients"] = _gradients(config, scorer, samples, records, values, groups, labels, weights, progress)
+        pairs = _paired(groups, samples, others)
+        credit = {
+            label: [
+                [np.where(records[i].mask, np.nan_to_num(records[i].token_advantages[label]), 0.0) for i in groups[j]]
+                for j, _ in pairs
+            ]
+            for label in labels
+        }
+        sketches = group_sketches(
+            Tempered(scorer.model, config.temperature),
+            [_group([samples[i] for i in groups[j]]) for j, _ in pairs],
+            credit,
+            [[np.where(records[i].mask[:, None], _known(values[i]), 0.0) for i in groups[j]] for j, _ in pairs],
+            [_group([sample for sample, _ in own]) for _, own in pairs],
+            [[_known(valued) for _, valued in own] for _, own in pairs],
+            scorer.tokenizer.pad_token_id,
+            config.sketch,
+            progress,
+        )
+        counts = weights if len(pairs) == len(groups) else resampled(len(pairs), config.resamples, config.seed)
+        results["gradients"] = {
+            "batch": config.batch,
+            "completions": config.batch * config.num_generations,
+            "sketch": config.sketch,
+            "methods": compare(statistics_of(sketches, config.batch), NAMES, counts, untested=(TRUE,)),
+        }
     results["sentences"] = _sentences(results)
     return results
 
 
-def _gradients(config, scorer, samples, records, values, groups, labels, weights, progress) -> dict[str, Any]:
-    def zeroed(array: np.ndarray, record: CompletionCredit) -> np.ndarray:
-        return np.where(record.mask & np.isfinite(array), array, 0.0)
+_OF_TRUTH = ("reliability", "within_reliability", "best")
 
-    credit = {
-        label: [[zeroed(records[i].token_advantages[label], records[i]) for i in places] for places in groups]
-        for label in labels
-    }
-    truths = []
-    for number, places in enumerate(groups):
-        truths.append([])
-        for i in places:
-            halves = values[i].half_advantages()
-            halves = np.stack([zeroed(halves[:, half], records[i]) for half in (0, 1)], -1)
-            truths[-1].append(Truth(number, halves.mean(-1), halves))
-    sketches = group_sketches(
-        scorer.model,
-        [_group([samples[i] for i in places]) for places in groups],
-        credit,
-        truths,
-        scorer.tokenizer.pad_token_id,
-        config.sketch,
-        progress,
-    )
-    statistics = statistics_of(sketches, config.batch)
-    return {
-        "batch": config.batch,
-        "completions": config.batch * len(groups[0]),
-        "sketch": config.sketch,
-        "methods": compare(statistics, NAMES, weights, untested=(TRUE,)),
-    }
+
+def _known(values: SampleValues) -> np.ndarray:
+    """(T, 2) true advantages from either half, 0 where there is none."""
+    return np.nan_to_num(values.half_advantages())
+
+
+def _paired(groups, samples, others) -> list[tuple[int, list[tuple[Sample, SampleValues]]]]:
+    """Groups that have other completions of their prompt, with those."""
+    found: dict[int, list] = {}
+    for row in others:
+        found.setdefault(row[0].prompt, []).append(row)
+    pairs = [
+        (j, found[samples[places[0]].prompt]) for j, places in enumerate(groups) if samples[places[0]].prompt in found
+    ]
+    if not pairs:
+        raise ValueError("No prompt has two groups with rewards, so there are no gradients: set `--no_gradients`.")
+    return pairs
 
 
 def _described(samples: Sequence[Sample], values: Sequence[SampleValues], groups: Sequence[list[int]]) -> dict:
@@ -297,7 +300,7 @@ def _described(samples: Sequence[Sample], values: Sequence[SampleValues], groups
     }
 
 
-def _notes(config, scorer, labels, known, records) -> list[str]:
+def _notes(config, scorer, known, records) -> list[str]:
     notes = []
     if config.methods is None and config._credit is None:
         notes += [f"No {name}: it {reason}." for name, reason in config.served[1].items()]
@@ -333,8 +336,8 @@ def _sentences(results: Mapping[str, Any]) -> list[str]:
     what = f"a batch of {gradients['batch']} groups ({gradients['completions']} completions)"
     gap = true["difference"]
     sentences.append(
-        f"Headroom: with the true advantages, the gradient of {what} has a cosine of {_told(true)} with the true policy "
-        f"gradient; with uniform credit {_told(uniform)}. The difference is {_told(gap)}"
+        f"Headroom: with the true advantages, the gradient of {what} has a cosine of {_told(true)} with the true gradient "
+        f"of the same prompts; with uniform credit {_told(uniform)}. The difference is {_told(gap)}"
         + ("." if gap["low"] > 0 else ", so perfect credit may buy nothing here.")
     )
     tested = {label: row["cosine"] for label, row in rows.items() if "p_holm" in row["cosine"]}

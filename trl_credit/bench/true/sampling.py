@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,15 +15,18 @@ from ...evaluation.backends.base import Backend, BackendError, Generation, Reque
 from ...evaluation.run import sample_seed
 from ...inspection.scoring import CreditScorer
 from ...toy.arithmetic import correct_answer
-from ...values.bookkeeping import first_mistake, problem_of
+from ...values.bookkeeping import first_mistake, problem_of, rest_parts
 from ...values.estimate import Values, sampled_values
 from ...values.plan import value_sources, values_of
 from ...values.steps import segment_ends
 from ...values.store import SAMPLED, Sample, SampleValues, ValueFolder, prefix_key
 from ..groups import group_advantages
+from .gradients import Tempered, token_logps
 
 
 GROUPS = "groups"
+# Right completions of a prefix that differ in their style's text, an even number
+RESTS = 4
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many so far
 
 
@@ -57,6 +61,7 @@ class Sampler:
         examples: The dataset's rows, with `prompt`.
         seed: Of all samples.
         chunk: Continuations that are rewarded and written at once.
+        rows: Completions in a forward.
         progress: Called with the kind of samples, how many there are, and of how many.
     """
 
@@ -67,6 +72,7 @@ class Sampler:
     examples: Sequence[dict[str, Any]]
     seed: int
     chunk: int
+    rows: int = 32
     progress: Progress = lambda what, done, total: None
     prompt_ids: list[tuple[int, ...]] = field(init=False)
     # Continuations made in this session
@@ -98,8 +104,12 @@ class Sampler:
             )
         return [made[request.key] for request in requests]
 
-    def groups(self, num_generations: int) -> list[Sample]:
-        """The completions of all prompts, group after group. Those that the folder has are not sampled again.
+    def groups(self, num_generations: int, group_size: int) -> list[Sample]:
+        """The completions of all prompts, prompt after prompt. Those that the folder has are not sampled again.
+
+        Args:
+            num_generations: Completions of each prompt.
+            group_size: How many of them make a group, within which advantages are computed.
 
         Raises:
             ValueError: The folder has completions of other prompts.
@@ -136,6 +146,8 @@ class Sampler:
         for number, example in enumerate(self.examples):
             rows = [there[number, index] for index in range(num_generations)]
             rewards = np.array([np.nan if row["reward"] is None else row["reward"] for row in rows])
+            starts = range(0, num_generations, group_size)
+            advantages = np.concatenate([advantages_of(rewards[start : start + group_size]) for start in starts])
             samples += [
                 Sample(
                     prompt=number,
@@ -148,7 +160,7 @@ class Sampler:
                     example=dict(example),
                     prompt_ids=self.prompt_ids[number],
                 )
-                for row, reward, advantage in zip(rows, rewards, advantages_of(rewards), strict=True)
+                for row, reward, advantage in zip(rows, rewards, advantages, strict=True)
             ]
         return samples
 
@@ -159,7 +171,7 @@ class Sampler:
         *,
         every: int | str,
         certain: float,
-        bookkeeping: bool,
+        bookkeeping: str,
         least: int,
         most: int,
         stderr: float,
@@ -171,16 +183,17 @@ class Sampler:
             logps: Log-probs of their tokens.
             every: Where to value, see [`segment_ends`].
             certain: See [`value_sources`].
-            bookkeeping: Value what follows a wrong step of the arithmetic task by 0.
+            bookkeeping: On the arithmetic task, `mistakes` values what follows a wrong step by 0, and `exact` the rest by
+                the policy's probabilities of the right completions ([`~trl_credit.values.bookkeeping`]); `none` elsewhere.
             least, most, stderr: See [`sampled_values`].
         """
         prefixes: dict[str, Prefix] = {}
         numbers: dict[str, int] = {}
-        plans = []
+        plans, special = [], self.scorer.tokenizer.all_special_ids
         for sample, own in zip(samples, logps, strict=True):
             pieces = token_pieces(self.scorer.tokenizer, sample.token_ids)
             tokens = [0, *segment_ends(pieces, every)]
-            mistake = mistaken_token(sample, pieces, self.scorer.tokenizer.all_special_ids) if bookkeeping else None
+            mistake = None if bookkeeping == "none" else mistaken_token(sample, pieces, special)
             sources = value_sources(tokens, own, certain, mistake)
             keys = [prefix_key(sample.prompt, sample.token_ids[:token]) for token in tokens]
             for key, token, (source, _) in zip(keys, tokens, sources, strict=True):
@@ -190,11 +203,52 @@ class Sampler:
                     prefixes[key] = Prefix(key, sample.prompt, ids, so_far, self.sampling.max_tokens - token)
                     numbers[key] = len(numbers)
             plans.append((tokens, sources, keys))
-        estimates = self._estimate(list(prefixes.values()), samples, least=least, most=most, stderr=stderr)
+        if bookkeeping == "exact":
+            estimates = self._exact(list(prefixes.values()))
+        else:
+            estimates = self._estimate(list(prefixes.values()), samples, least=least, most=most, stderr=stderr)
         return [
             values_of(tokens, sources, sample.reward, [numbers.get(key, -1) for key in keys], estimates)
             for sample, (tokens, sources, keys) in zip(samples, plans, strict=True)
         ]
+
+    def _exact(self, prefixes: list[Prefix]) -> Values:
+        """Values of right prefixes of the arithmetic task, in closed form."""
+        probabilities = np.zeros((len(prefixes), RESTS))
+        for start in range(0, len(prefixes), self.chunk // RESTS):
+            self.progress("values", start, len(prefixes))
+            part = prefixes[start : start + self.chunk // RESTS]
+            probabilities[start : start + len(part)] = self._rest_probabilities(part)
+        self.progress("values", len(prefixes), len(prefixes))
+        halves = np.stack([probabilities[:, ::2].mean(1), probabilities[:, 1::2].mean(1)], 1)
+        error = probabilities.std(1, ddof=1) / np.sqrt(RESTS)
+        return Values(probabilities.mean(1), error, np.zeros(len(prefixes), np.int64), halves)
+
+    def _rest_probabilities(self, prefixes: list[Prefix]) -> np.ndarray:
+        """(N, RESTS) probabilities that the policy goes on rightly, each with other text of the style."""
+        tokenizer = self.scorer.tokenizer
+        rows, kept = [], []
+        for prefix in prefixes:
+            prompt = self.examples[prefix.prompt]["prompt"]
+            text = tokenizer.decode(prefix.tokens, skip_special_tokens=True)
+            for draw in range(RESTS):
+                parts = rest_parts(prompt, text, random.Random(f"{self.seed}/{prefix.key}/{draw}"))
+                ids, own = [], []
+                for rest, role in parts or []:
+                    more = tokenizer(rest, add_special_tokens=False)["input_ids"]
+                    ids += more
+                    own += [role != "style"] * len(more)
+                if parts is None or len(ids) + 1 > prefix.room:
+                    rows.append(None)
+                    continue
+                rows.append((prefix.ids, (*ids, tokenizer.eos_token_id)))
+                kept.append((len(rows) - 1, np.array([*own, True])))
+        policy = Tempered(self.scorer.model, self.sampling.temperature)
+        logps = token_logps(policy, [rows[i] for i, _ in kept], tokenizer.pad_token_id, self.rows)
+        found = np.zeros(len(rows))  # 0 where the prefix has a mistake, or no room is left
+        for (i, own), values in zip(kept, logps, strict=True):
+            found[i] = np.exp(values[own].sum())
+        return found.reshape(len(prefixes), RESTS)
 
     def _estimate(self, prefixes: list[Prefix], samples: Sequence[Sample], **settings: Any) -> Values:
         known = self.folder.draws()
