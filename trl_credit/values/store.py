@@ -68,8 +68,9 @@ class SampleValues:
         stderr: Standard error; 0 where V is known.
         count: Continuations.
         halves: (S + 1, 2) estimates from either half of the continuations.
-        source: `sampled` (or in closed form by bookkeeping, without continuations), `reward` (the completion's own, after its last token), `certain` (as at a neighbour, from which
-            the policy goes here almost surely) or `mistake` (0 by bookkeeping).
+        source: `sampled` (or in closed form by bookkeeping, without continuations), `reward` (the completion's own, after
+            its last token), `certain` (as at a neighbour, from which the policy goes here almost surely) or `mistake` (0
+            by bookkeeping).
     """
 
     tokens: np.ndarray

@@ -30,6 +30,10 @@ from .sampling import Progress, Sampler, can_keep_books
 from .scores import SCORES, Truth, compare, interval_of, prompt_sums, resampled, scores_of
 
 
+# Continuations that are rewarded and written at once
+CHUNK = 2048
+
+
 def run(config: TrueConfig, progress: Progress = lambda what, done, total: None) -> dict[str, Any]:
     """Does what the settings ask for, writes the files and returns the contents of bench_true.json.
 
@@ -84,7 +88,7 @@ def _sampled(config: TrueConfig, progress: Progress):
     settings |= {"bookkeeping": config.bookkeeping if books else "none", "backend": backend.name}
     about = clean({"settings": settings, "fingerprint": files.fingerprint(), "columns": config.columns, "notes": []})
     try:
-        chunk = max(1024, 4 * config.batch_size)
+        chunk = max(CHUNK, config.batch_size)
         sampler = Sampler(backend, sampling, scorer, folder, examples, config.seed, chunk, progress=progress)
         identity = {
             "backend": {"name": backend.name, **redact(backend.identity())},
