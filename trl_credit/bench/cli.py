@@ -29,6 +29,12 @@ def _fail(message: object) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="trl-credit bench", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--true",
+        action="store_true",
+        help="compare credit with the true advantages of tokens instead, from sampled continuations; it has settings of its "
+        "own: `trl-credit bench --true --help`",
+    )
     parser.add_argument("--model", help="path or hub id; by default the embedded model")
     parser.add_argument("--reference", help="reference policy of methods that compare with one (dgpo)")
     parser.add_argument(
@@ -66,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command. On an error, prints one line and exits with 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--true" in argv:
+        from .true.cli import main as main_true
+
+        main_true([word for word in argv if word != "--true"])
+        return
     prepare_terminal()
     arguments = _parser().parse_args(argv)
     if importlib.util.find_spec("matplotlib") is None:

@@ -138,27 +138,43 @@ def _sampled(results: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def show(results: Mapping[str, Any]) -> None:
-    """Prints the most informative tables and all sentences."""
+def wide_console():
+    """A console that is wide enough for tables where there is no terminal."""
     from rich.console import Console
-    from rich.table import Table as RichTable
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=180)
+    return console if console.is_terminal else Console(highlight=False, width=180)
+
+
+def print_table(console, table: Table, dim: Sequence[str]) -> None:
+    """Prints a table. Rows whose first cell is in `dim` are dim."""
+    from rich.table import Table as RichTable
+
+    title, headings, rows = table
+    shown = RichTable(title=safe_text(safe(title)), title_justify="left")
+    for i, heading in enumerate(headings):
+        justify = "right" if i else "left"
+        shown.add_column(safe_text(safe(heading)), justify=justify, overflow="fold", min_width=None if i else 10)
+    for row in rows:
+        shown.add_row(*(safe_text(safe(cell)) for cell in row), style="dim" if row[0] in dim else None)
+    console.print(shown)
+
+
+def markdown_table(table: Table) -> list[str]:
+    """Lines of a table with its heading."""
+    title, headings, rows = table
+    lines = [f"## {safe(title)}", "", _row(headings), _row(["---", *["---:"] * (len(headings) - 1)])]
+    return [*lines, *map(_row, rows), ""]
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """Prints the most informative tables and all sentences."""
+    console = wide_console()
     shown = ("Tasks", "Completions", _METRICS["auroc"], _METRICS["ratio"], "AUROC after", "Policy gradient")
     for title, headings, rows in _tables(results):
         if not title.startswith(shown):
             continue
-        table = RichTable(title=safe_text(safe(title)), title_justify="left")
-        for i, heading in enumerate(headings):
-            justify = "right" if i else "left"
-            table.add_column(safe_text(safe(heading)), justify=justify, overflow="fold", min_width=None if i else 10)
-        for row in rows:
-            table.add_row(
-                *(safe_text(safe(cell)) for cell in row), style="dim" if row[0] in results["baselines"] else None
-            )
-        console.print(table)
+        print_table(console, (title, headings, rows), results["baselines"])
     console.print("± is the standard error over completions; baselines are dim.", style="dim")
     for sentence in results["sentences"]:
         console.print(safe_text(safe(sentence)))
@@ -182,9 +198,8 @@ def write_markdown(results: Mapping[str, Any], path: Path, pictures: Sequence[st
         *(f"- Note: {safe(note)}" for note in results["notes"]),
         "",
     ]
-    for title, headings, rows in _tables(results):
-        lines += [f"## {safe(title)}", "", _row(headings), _row(["---", *["---:"] * (len(headings) - 1)])]
-        lines += [_row(row) for row in rows] + [""]
+    for table in _tables(results):
+        lines += markdown_table(table)
     lines += ["## Pictures", "", *(f"![{name}]({name}.png)\n" for name in pictures)]
     path.write_text(safe_lines("\n".join(lines)).rstrip() + "\n", encoding="utf-8")
 

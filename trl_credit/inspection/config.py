@@ -16,7 +16,7 @@ from ..recipe.toy import default_credit
 from ..trainer.exactness import check_generations, check_policy
 
 
-# Fields taken from the recipe if not set here: InspectConfig's name, then the recipe's
+# Fields taken from the recipe if not set here: ScoringConfig's name, then the recipe's
 _FROM_RECIPE = {
     "model": "model_name_or_path",
     **{
@@ -44,9 +44,9 @@ _FROM_RECIPE = {
 
 
 @dataclass
-class InspectConfig:
+class ScoringConfig:
     """
-    Settings of `trl-credit inspect`. Fields that are not set are taken from the `recipe`, if there is one.
+    Settings of commands that score sampled completions: model, data, rewards and methods.
     """
 
     model: str | None = field(
@@ -57,15 +57,6 @@ class InspectConfig:
         default=None,
         metadata={"help": "A training recipe: its model, data, rewards, credit method, temperature and lengths."},
     )
-    completions: str | None = field(
-        default=None,
-        metadata={
-            "help": "Completions to show: a JSONL or parquet file with `prompt` and `completion` (such as TRL's "
-            "`completions_00010.parquet`), token credit written by this command or by a training run (shown as it is "
-            "without `--model`), or the folder of a training run or of `trl-credit eval`."
-        },
-    )
-    prompts: list[str] | None = field(default=None, metadata={"help": "Prompts to generate completions for."})
     dataset_name: str | None = field(
         default=None,
         metadata={"help": "Data to take prompts from, as in a recipe: a file, a hub id, `reasoning_gym:TASK`."},
@@ -101,7 +92,6 @@ class InspectConfig:
     chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Arguments of the chat template; JSON."}
     )
-    max_completions: AtLeast1 = field(default=200, metadata={"help": "Completions to show at most, the first ones."})
     methods: Specs | None = field(
         default=None,
         metadata={
@@ -121,39 +111,24 @@ class InspectConfig:
     )
     trust_remote_code: bool | None = field(default=None, metadata={"help": "Run code that comes with the model."})
     seed: Seed = field(default=0, metadata={"help": "Seed of generation and of generated tasks."})
-    output_dir: str = field(
-        default="outputs/inspect", metadata={"help": "Folder for credit.html, credit.parquet and credit.json."}
-    )
-    show: NonNegativeInt = field(default=2, metadata={"help": "Completions to print; 0 for none."})
 
-    def __post_init__(self):
+    def read(self, command: str) -> None:
+        """Checks the fields and fills in those of the recipe.
+
+        Raises:
+            ValueError: A value is out of range, or the recipe cannot be read.
+        """
         check_match(self.answer_match)
         for name in ("generated_dataset_config", "chat_template_kwargs"):
             setattr(self, name, mapping_of(name, getattr(self, name)))
         check_fields(self)
         self._credit: Any = None
         if self.recipe is not None:
-            self._read_recipe()
-        given = [name for name in ("completions", "prompts", "dataset_name") if getattr(self, name)]
-        if len(given) > 1 and self.recipe is not None and "dataset_name" in given:
-            given.remove("dataset_name")  # it comes from the recipe: what is given here takes precedence
-            self.dataset_name = None
-        if len(given) != 1:
-            raise ValueError(
-                "Say what to show: one of `completions`, `prompts`, `dataset_name` (or a `recipe` with one), got "
-                f"{' and '.join(f'`{name}`' for name in given) or 'none'}."
-            )
-        if self.model is None and not self.completions:
-            raise ValueError("`model` is not set: name the model to generate with.")
-        if self.reward_funcs and self.completions:
-            if self.recipe is None:
-                raise ValueError("`reward_funcs` has no effect with `completions`, whose rewards are in the file.")
-            self.reward_funcs = None
-        check_fields(self)  # values from the recipe
-        self.credit_methods()
+            self._read_recipe(command)
+            check_fields(self)
 
-    def _read_recipe(self) -> None:
-        values = Recipe.read(["--config", self.recipe], "trl-credit inspect").fields()
+    def _read_recipe(self, command: str) -> None:
+        values = Recipe.read(["--config", self.recipe], command).fields()
         if values["trainer"] != "grpo":
             raise ValueError(
                 f"`recipe`: {self.recipe!r} trains images (`trainer: {values['trainer']}`), and this shows text. Set "
@@ -189,3 +164,44 @@ class InspectConfig:
         if self.reference is None or mapping.get("reference", "") is not None:
             return method
         return build_credit(mapping | {"reference": self.reference})
+
+
+@dataclass
+class InspectConfig(ScoringConfig):
+    """
+    Settings of `trl-credit inspect`. Fields that are not set are taken from the `recipe`, if there is one.
+    """
+
+    completions: str | None = field(
+        default=None,
+        metadata={
+            "help": "Completions to show: a JSONL or parquet file with `prompt` and `completion` (such as TRL's "
+            "`completions_00010.parquet`), token credit written by this command or by a training run (shown as it is "
+            "without `--model`), or the folder of a training run or of `trl-credit eval`."
+        },
+    )
+    prompts: list[str] | None = field(default=None, metadata={"help": "Prompts to generate completions for."})
+    max_completions: AtLeast1 = field(default=200, metadata={"help": "Completions to show at most, the first ones."})
+    output_dir: str = field(
+        default="outputs/inspect", metadata={"help": "Folder for credit.html, credit.parquet and credit.json."}
+    )
+    show: NonNegativeInt = field(default=2, metadata={"help": "Completions to print; 0 for none."})
+
+    def __post_init__(self):
+        self.read("trl-credit inspect")
+        given = [name for name in ("completions", "prompts", "dataset_name") if getattr(self, name)]
+        if len(given) > 1 and self.recipe is not None and "dataset_name" in given:
+            given.remove("dataset_name")  # it comes from the recipe: what is given here takes precedence
+            self.dataset_name = None
+        if len(given) != 1:
+            raise ValueError(
+                "Say what to show: one of `completions`, `prompts`, `dataset_name` (or a `recipe` with one), got "
+                f"{' and '.join(f'`{name}`' for name in given) or 'none'}."
+            )
+        if self.model is None and not self.completions:
+            raise ValueError("`model` is not set: name the model to generate with.")
+        if self.reward_funcs and self.completions:
+            if self.recipe is None:
+                raise ValueError("`reward_funcs` has no effect with `completions`, whose rewards are in the file.")
+            self.reward_funcs = None
+        self.credit_methods()

@@ -42,24 +42,23 @@ def check_folder(output_dir: str) -> None:
         raise ValueError(f"`output_dir`: cannot write to {output_dir!r}: {reason}. Name another folder.") from error
 
 
-def _score(config, completions) -> tuple[list, dict[str, Any]]:
+def build_scorer(config, rewards: list, **settings: Any) -> Any:
+    """The [`CreditScorer`] of a [`ScoringConfig`], with its methods and these reward functions. Fills in `reference` and
+    `dtype`. `settings` are further fields of [`CreditGRPOConfig`]."""
     import torch
 
     from ..model_files import LocalModel
-    from .scoring import CreditScorer, check_turns
+    from .scoring import CreditScorer
 
-    on_gpu = torch.accelerator.is_available()
     files = LocalModel.find(config.model, trust_remote_code=bool(config.trust_remote_code))
     if files.adapter and config.reference is None:
         config.reference = files.path
     elif config.reference is not None:
         config.reference = LocalModel.find(config.reference, field="reference", adapter=False, needs=None).path
     methods = config.credit_methods()
-    check_turns(methods, completions)
-    dtype = config.dtype or ("bfloat16" if on_gpu else "float32")
-    examples, rewards = (None, []) if completions is not None else _data(config)
+    config.dtype = config.dtype or ("bfloat16" if torch.accelerator.is_available() else "float32")
     torch.manual_seed(config.seed)
-    settings: dict[str, Any] = {
+    settings |= {
         "temperature": 1.0 if config.temperature is None else config.temperature,
         "chat_template_kwargs": config.chat_template_kwargs,
         "max_completion_length": config.max_completion_length or 256,
@@ -74,10 +73,22 @@ def _score(config, completions) -> tuple[list, dict[str, Any]]:
         from transformers import AutoModelForCausalLM
 
         base = AutoModelForCausalLM.from_pretrained(
-            files.path, dtype=dtype, trust_remote_code=bool(config.trust_remote_code)
+            files.path, dtype=config.dtype, trust_remote_code=bool(config.trust_remote_code)
         )
         model = PeftModel.from_pretrained(base, files.adapter)
-    scorer = CreditScorer(model, methods, processing_class=files.tokenizer(), dtype=dtype, **settings)
+    return CreditScorer(model, methods, processing_class=files.tokenizer(), dtype=config.dtype, **settings)
+
+
+def _score(config, completions) -> tuple[list, dict[str, Any]]:
+    from .scoring import check_turns
+
+    check_turns(config.credit_methods(), completions)
+    examples, rewards = None, []
+    if completions is None and config.prompts:
+        examples, rewards = [{"prompt": _prompt(config, text)} for text in config.prompts], _rewards(config, ["prompt"])
+    elif completions is None:
+        examples, rewards = read_rows(config)
+    scorer = build_scorer(config, rewards)
     if completions is None:
         most = max(1, config.max_completions // config.num_generations)
         completions = scorer.generate(examples[:most], config.num_generations)
@@ -87,56 +98,57 @@ def _score(config, completions) -> tuple[list, dict[str, Any]]:
         "model": config.model,
         "reference": config.reference,
         "completions": config.completions or config.dataset_name or "prompts of the command line",
-        "temperature": settings["temperature"],
-        "dtype": dtype,
+        "temperature": 1.0 if config.temperature is None else config.temperature,
+        "dtype": config.dtype,
         "seed": config.seed,
-        "methods": {label: method.to_dict() for label, method in methods.items()},
+        "methods": {label: method.to_dict() for label, method in scorer.methods.items()},
         "advice": scorer.advice,
     }
     return records, about
 
 
-def _data(config) -> tuple[list[dict], list]:
-    """Rows to generate completions for, and the reward functions."""
+def read_rows(config) -> tuple[list[dict], list]:
+    """The data's first `num_prompts` rows, and the reward functions, of a [`ScoringConfig`]."""
     from itertools import islice
-
-    from datasets import Dataset
 
     from .._util.text import nearest
     from ..data import load_splits, prepare
+
+    splits = load_splits(
+        config.dataset_name,
+        generated_size=config.num_prompts,
+        generated_config=config.generated_dataset_config,
+        seed=config.seed,
+        text_columns=(config.problem_column, config.answer_column, "prompt"),
+    )
+    split = config.dataset_train_split or "train"
+    if split not in splits:
+        raise ValueError(f"`dataset_train_split`: there is no split {split!r}. {nearest(split, splits)}")
+    dataset = prepare(
+        splits[split],
+        problem_column=config.problem_column,
+        answer_column=config.answer_column,
+        answer_match=config.answer_match,
+        system_prompt=config.system_prompt,
+        prompt_template=config.prompt_template,
+        plain_prompts=bool(config.plain_prompts),
+    )
+    return list(islice(dataset, config.num_prompts)), _rewards(config, dataset.column_names)
+
+
+def _rewards(config, columns: list[str]) -> list:
+    """The reward functions. Raises `ValueError` if one needs a column that there is not."""
     from ..rewards import build_reward, required_columns
 
-    if config.prompts:
-        dataset = Dataset.from_list([{"prompt": _prompt(config, text)} for text in config.prompts])
-    else:
-        splits = load_splits(
-            config.dataset_name,
-            generated_size=config.num_prompts,
-            generated_config=config.generated_dataset_config,
-            seed=config.seed,
-            text_columns=(config.problem_column, config.answer_column, "prompt"),
-        )
-        split = config.dataset_train_split or "train"
-        if split not in splits:
-            raise ValueError(f"`dataset_train_split`: there is no split {split!r}. {nearest(split, splits)}")
-        dataset = prepare(
-            splits[split],
-            problem_column=config.problem_column,
-            answer_column=config.answer_column,
-            answer_match=config.answer_match,
-            system_prompt=config.system_prompt,
-            prompt_template=config.prompt_template,
-            plain_prompts=bool(config.plain_prompts),
-        )
     rewards = [build_reward(spec, config.max_completion_length or 256) for spec in config.reward_funcs or []]
     for function in rewards:
         for column in required_columns(function):
-            if column not in dataset.column_names:
+            if column not in columns:
                 raise ValueError(
                     f"`reward_funcs`: {getattr(function, '__name__', function)!r} needs a column {column!r}; there are "
-                    f"{', '.join(dataset.column_names)}."
+                    f"{', '.join(columns)}."
                 )
-    return list(islice(dataset, config.num_prompts if not config.prompts else None)), rewards
+    return rewards
 
 
 def _prompt(config, text: str) -> str | list[dict]:

@@ -262,6 +262,27 @@ class CreditScorer:
         trainer._metrics["eval"].clear()
         return completions
 
+    def rewards(self, examples: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[int]]) -> list[float]:
+        """TRL's weighted rewards of completions, given as tokens, of these rows of a dataset. NaN without a reward."""
+        if not rows:
+            return []
+        trainer = self._trainer
+        texts = self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
+        prompts = [example["prompt"] for example in examples]
+        completions = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        # TRL takes either messages or text in one call
+        found = torch.full((len(rows), len(trainer.reward_funcs)), math.nan)
+        for plain in (True, False):
+            own = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str) == plain]
+            if own:
+                batch = [[dict(examples[i]) for i in own], *([part[i] for i in own] for part in (prompts, completions))]
+                found[own] = trainer._calculate_rewards(*batch, [list(rows[i]) for i in own]).float().cpu()
+        trainer._metrics["eval" if not trainer.model.training else "train"].clear()
+        return total_rewards(found, trainer.reward_weights).tolist()
+
     def token_ids(self, completion: Completion, prompt: str = "") -> list[int]:
         """The completion's tokens. A thinking tag that ends the rendered prompt is removed from the text's start.
 

@@ -3,7 +3,7 @@
 import abc
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
@@ -57,14 +57,21 @@ class Request:
         problem: Number of the problem in its task, from 0.
         index: Number of the sample of this problem, from 0 to n - 1.
         seed: The sample's own seed, a function of the run's seed and the three fields above, below 2**31.
-        prompt: Plain text, or chat messages (`role`, `content`).
+        prompt: Plain text, chat messages (`role`, `content`), or the token ids themselves.
+        max_tokens: Token limit of this completion, if it is below the sampling settings'.
     """
 
     task: str
     problem: int
     index: int
     seed: int
-    prompt: str | tuple[dict[str, str], ...]
+    prompt: str | tuple[dict[str, str], ...] | tuple[int, ...]
+    max_tokens: int | None = None
+
+    @property
+    def has_token_ids(self) -> bool:
+        """Whether the prompt is token ids."""
+        return not isinstance(self.prompt, str) and isinstance(self.prompt[0], int)
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -79,11 +86,13 @@ class Generation:
         text: The completion without the prompt, special tokens and stop text. Thinking is included, in its tags.
         tokens: Number of sampled tokens. `None` if a server does not report it.
         finish: `stop` (end of sequence or a stop text) or `length` (token limit reached).
+        ids: The sampled token ids, with the end of sequence. `None` if a server does not report them.
     """
 
     text: str
     tokens: int | None
     finish: Literal["stop", "length"]
+    ids: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
 
 
 Emit = Callable[[Request, Generation], None]

@@ -27,7 +27,7 @@ class Rendered:
 def render(
     requests: Sequence[Request], tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any]
 ) -> list[Rendered]:
-    """Renders and tokenizes the prompts. Equal prompts are tokenized once.
+    """Renders and tokenizes the prompts. Equal prompts are tokenized once, token ids are taken as they are.
 
     Raises:
         ValueError: A prompt is chat messages, but the tokenizer has no chat template.
@@ -35,6 +35,9 @@ def render(
     cache: dict[Any, tuple[list[int], str]] = {}
     rendered = []
     for request in requests:
+        if request.has_token_ids:
+            rendered.append(Rendered(request, list(request.prompt)))
+            continue
         plain = isinstance(request.prompt, str)
         key = request.prompt if plain else tuple((m["role"], m["content"]) for m in request.prompt)
         if key not in cache:
@@ -56,6 +59,11 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
         raise ValueError(
             "The prompts are chat messages, but the model's tokenizer has no chat template: set `plain_prompts: true`."
         )
+
+
+def limit_of(request: Request, sampling: SamplingSettings) -> int:
+    """Token limit of a request's completion."""
+    return sampling.max_tokens if request.max_tokens is None else min(request.max_tokens, sampling.max_tokens)
 
 
 def fit(sampling: SamplingSettings, rendered: Sequence[Rendered], context: int | None) -> SamplingSettings:

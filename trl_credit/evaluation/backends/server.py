@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from ..._util.text import HIDDEN, nearest, redact_url, safe, secrets_of, split_url
 from .base import Backend, BackendError, Emit, Generation, Request, SamplingSettings
+from .prompts import limit_of
 
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,8 @@ class _ExhaustedError(Exception):
 
 
 class ServerBackend(Backend):
-    """Generates at an OpenAI-compatible endpoint: messages at `/chat/completions`, plain text at `/completions`.
+    """Generates at an OpenAI-compatible endpoint: messages at `/chat/completions`, plain text and token ids at
+    `/completions`. For token ids, the sampled ids are asked for, too (`return_token_ids`, which vLLM knows).
 
     Requests carry `temperature`, `top_p`, `max_tokens`, `seed` and `stop`, which are part of OpenAI's API, and `top_k`,
     `min_p` and `repetition_penalty`, which are not. vLLM and SGLang accept those, and default to the model's
@@ -299,14 +301,16 @@ class ServerBackend(Backend):
             "model": self.settings.model,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
+            "max_tokens": limit_of(request, sampling),
             "seed": request.seed,
             **({"stop": list(sampling.stop)} if sampling.stop else {}),
         }
         extra = self._extra(sampling)
-        if isinstance(request.prompt, str):
+        if isinstance(request.prompt, str) or request.has_token_ids:
             endpoint = client.completions
-            fields["prompt"] = request.prompt
+            fields["prompt"] = request.prompt if isinstance(request.prompt, str) else list(request.prompt)
+            if request.has_token_ids:
+                extra["return_token_ids"] = True
         else:
             endpoint = client.chat.completions
             fields["messages"] = [dict(message) for message in request.prompt]
@@ -318,7 +322,9 @@ class ServerBackend(Backend):
             if error.status_code in (408, 409, 425, 429) or error.status_code >= 500:
                 raise _TransientError(self._reason(error), _retry_after(error.response.headers)) from None
             said = self._said(error)
-            neutral = set(extra) - set(self._extra(sampling, neutral=False)) - {"chat_template_kwargs"}
+            neutral = (
+                set(extra) - set(self._extra(sampling, neutral=False)) - {"chat_template_kwargs", "return_token_ids"}
+            )
             if error.status_code in (400, 422) and any(name in said for name in neutral):
                 if self._send_neutral:
                     logger.warning(
@@ -415,6 +421,9 @@ def _generation(answer: dict[str, Any]) -> Generation:
         reasoning, content = "", choice["text"]
     if not isinstance(content, str) or not isinstance(reasoning, str):
         raise TypeError("the text is not a string")
+    ids = choice.get("token_ids")
+    if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
+        raise TypeError("the token ids are no whole numbers")
     if reasoning:
         closed = content or finish != "length"
         content = f"<think>{reasoning}{'</think>' if closed else ''}{content}"
@@ -422,4 +431,9 @@ def _generation(answer: dict[str, Any]) -> Generation:
     if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0):
         raise ValueError(f"completion_tokens is {tokens!r}")
     # Other reasons, such as a content filter, count as a normal end
-    return Generation(text=content, tokens=tokens, finish="length" if finish == "length" else "stop")
+    return Generation(
+        text=content,
+        tokens=tokens,
+        finish="length" if finish == "length" else "stop",
+        ids=None if ids is None else tuple(ids),
+    )

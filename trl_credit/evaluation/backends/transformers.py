@@ -26,7 +26,7 @@ from transformers import (
 from ..._trl import create_model_from_path, pad
 from ...model_files import LocalModel
 from .base import Backend, BackendError, Emit, Generation, Request, SamplingSettings, process_state
-from .prompts import Rendered, fit, render
+from .prompts import Rendered, fit, limit_of, render
 
 
 logger = logging.getLogger(__name__)
@@ -64,13 +64,20 @@ class _Checked(LogitsProcessor):
 
 
 class _Finished(StoppingCriteria):
-    """Marks rows as done at the end of sequence or at a stop text, and passes each on at that step. Stop texts are
-    searched in the completion only, not across its border with the prompt."""
+    """Marks rows as done at the end of sequence, at a stop text or at their own token limit, and passes each on at that
+    step. Stop texts are searched in the completion only, not across its border with the prompt."""
 
     def __init__(
-        self, width: int, eos_ids: Sequence[int], stop: StopStringCriteria | None, device: torch.device, on_finish
+        self,
+        width: int,
+        eos_ids: Sequence[int],
+        stop: StopStringCriteria | None,
+        limits: Sequence[int],
+        device: torch.device,
+        on_finish,
     ):
         self.width, self.eos_ids = width, torch.tensor(list(eos_ids), device=device)
+        self.limits = torch.tensor(list(limits), device=device)
         self.stop, self.on_finish = stop, on_finish
         self.done: torch.Tensor | None = None
 
@@ -80,9 +87,10 @@ class _Finished(StoppingCriteria):
         stops = torch.isin(input_ids[:, -1], self.eos_ids)
         if self.stop is not None:
             stops = stops | self.stop(input_ids[:, self.width :], scores)
-        for row in (stops & ~self.done).nonzero().flatten().tolist():
-            self.on_finish(row, input_ids[row])
-        self.done = self.done | stops
+        full = self.limits <= input_ids.shape[1] - self.width
+        for row in ((stops | full) & ~self.done).nonzero().flatten().tolist():
+            self.on_finish(row, input_ids[row], ended=bool(stops[row]))
+        self.done = self.done | stops | full
         return self.done
 
 
@@ -103,7 +111,7 @@ def to_generation(
 ) -> Generation:
     """Converts a completion's tokens to its generation."""
     text = item.opened + cut_at_stop(tokenizer.decode(ids, skip_special_tokens=True), stop)
-    return Generation(text, len(ids), "stop" if ended else "length")
+    return Generation(text, len(ids), "stop" if ended else "length", tuple(ids))
 
 
 @torch.no_grad()
@@ -123,10 +131,11 @@ def generate_batch(
     attention_mask = pad([torch.ones_like(ids) for ids in prompts], padding_value=0, padding_side="left")
     width = input_ids.shape[1]
 
-    def on_finish(row: int, ids: torch.Tensor, ended: bool = True) -> None:
+    def on_finish(row: int, ids: torch.Tensor, ended: bool) -> None:
         item = batch[row]
         emit(item.request, to_generation(ids[width:].tolist(), ended, item, tokenizer, sampling.stop))
 
+    limits = [limit_of(item.request, sampling) for item in batch]
     processors = LogitsProcessorList([_Checked()])
     if sampling.temperature > 0:
         if sampling.temperature != 1:
@@ -138,18 +147,18 @@ def generate_batch(
         if sampling.min_p > 0:
             processors.append(MinPLogitsWarper(sampling.min_p))
         seeds = [item.request.seed for item in batch]
-        processors.append(_SeededSampling(seeds, sampling.max_tokens, device))
+        processors.append(_SeededSampling(seeds, max(limits), device))
     stop = StopStringCriteria(tokenizer, list(sampling.stop)) if sampling.stop else None
-    finished = _Finished(width, eos_ids, stop, device, on_finish)
+    finished = _Finished(width, eos_ids, stop, limits, device, on_finish)
     # `generate` runs greedily: the processors do the sampling
     with _without_own_config(model):
-        output = model.generate(
+        model.generate(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             generation_config=GenerationConfig(
                 do_sample=False,
                 repetition_penalty=sampling.repetition_penalty,  # applied before the processors
-                max_new_tokens=sampling.max_tokens,
+                max_new_tokens=max(limits),
                 eos_token_id=eos_ids or None,
                 pad_token_id=pad_id,
                 bos_token_id=tokenizer.bos_token_id,
@@ -158,8 +167,6 @@ def generate_batch(
             logits_processor=processors,
             stopping_criteria=StoppingCriteriaList([finished]),
         )
-    for row in (~finished.done).nonzero().flatten().tolist():
-        on_finish(row, output[row], ended=False)
 
 
 @contextlib.contextmanager

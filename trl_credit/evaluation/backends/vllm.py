@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...model_files import LocalModel
 from .base import Backend, BackendError, Emit, Generation, Request, SamplingSettings, process_state
-from .prompts import fit, render
+from .prompts import fit, limit_of, render
 
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class VLLMBackend(Backend):
                 top_k=sampling.top_k,
                 min_p=sampling.min_p,
                 repetition_penalty=sampling.repetition_penalty,
-                max_tokens=sampling.max_tokens,
+                max_tokens=limit_of(item.request, sampling),
                 stop=list(sampling.stop) or None,
                 seed=item.request.seed,
                 output_kind=RequestOutputKind.FINAL_ONLY,
@@ -143,7 +143,8 @@ class VLLMBackend(Backend):
                 if output.finished:
                     item, completion = rendered[int(output.request_id)], output.outputs[0]
                     finish = "length" if completion.finish_reason == "length" else "stop"
-                    emit(item.request, Generation(item.opened + completion.text, len(completion.token_ids), finish))
+                    ids = tuple(completion.token_ids)
+                    emit(item.request, Generation(item.opened + completion.text, len(ids), finish, ids))
 
     def close(self) -> None:
         self.llm = None

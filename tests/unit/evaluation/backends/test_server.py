@@ -180,6 +180,21 @@ def test_every_sample_is_made_with_its_own_seed(chat):
     assert set(endpoint.keys) == {f"Bearer {KEY}"}
 
 
+def test_token_ids_are_sent_and_asked_for():
+    def script(body, attempt):
+        choice = {"index": 0, "finish_reason": "stop", "text": "4", "token_ids": [7, 1]}
+        return {"choices": [choice], "usage": {"completion_tokens": 2}}
+
+    with Endpoint(script) as endpoint:
+        made = run(endpoint.url, [Request("task", 0, 0, 1, (5, 6), max_tokens=3)])
+    path, body = endpoint.requests[0]
+    assert path == "/v1/completions"
+    assert body["prompt"] == [5, 6]
+    assert body["max_tokens"] == 3
+    assert body["return_token_ids"] is True
+    assert made[1].ids == (7, 1)
+
+
 def test_every_sampling_field_is_sent():
     sampling = SamplingSettings(
         0, top_p=0.8, top_k=20, min_p=0.1, repetition_penalty=1.2, max_tokens=9, stop=("A", "B")

@@ -107,6 +107,26 @@ def test_greedy_is_transformers_greedy(tiny_model):
         assert found["t", number, 0].text == tokenizer.decode(output, skip_special_tokens=True)
 
 
+def test_token_ids_are_continued_as_their_text_is(tiny_model):
+    """With their own limits, which change nothing but the length, whatever else is in the batch."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    texts = requests_for(["12+34=", "5="], n=6)
+    ids = [replace(request, prompt=tuple(tokenizer(request.prompt)["input_ids"])) for request in texts]
+    assert all(request.has_token_ids for request in ids)
+    long, same = generate(tiny_model, texts), generate(tiny_model, ids)
+    assert long == same
+    for key, generation in same.items():
+        assert tokenizer.decode(generation.ids, skip_special_tokens=True) == generation.text
+        assert len(generation.ids) == long[key].tokens
+    limited = [replace(request, max_tokens=1 + number % 5) for number, request in enumerate(ids)]
+    for request, generation in ((r, generate(tiny_model, limited)[r.key]) for r in limited):
+        whole = long[request.key]
+        assert generation.ids == whole.ids[: request.max_tokens]
+        assert generation.finish == ("length" if whole.tokens > request.max_tokens else whole.finish)
+    above = [replace(request, max_tokens=500) for request in ids]
+    assert generate(tiny_model, above) == same  # the settings' limit holds
+
+
 def test_a_repetition_penalty_is_applied(tiny_model):
     settings = SamplingSettings(temperature=0.0, max_tokens=20, repetition_penalty=5.0)
     found = generate(tiny_model, requests_for(["12+34="]), settings)

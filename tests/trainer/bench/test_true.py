@@ -1,0 +1,157 @@
+"""`trl-credit bench --true` on the embedded model."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from trl_credit._util.files import RunFolderError
+from trl_credit.bench.true import run as module
+from trl_credit.bench.true.cli import main
+from trl_credit.bench.true.config import TrueConfig
+from trl_credit.bench.true.run import run
+from trl_credit.evaluation.backends.transformers import TransformersBackend
+from trl_credit.values.store import ValueFolder, read_values
+
+
+SMALL = {"num_prompts": 3, "num_generations": 4, "methods": ["forking"], "resamples": 50, "sketch": 512, "most": 16}
+
+
+def settings(path, **changes):
+    return TrueConfig(**(SMALL | {"output_dir": str(path), "stderr": 0.2} | changes))
+
+
+def values_in(path):
+    return pq.read_table(path / "values.parquet").to_pydict()
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """A run whose values are from continuations only, and its results."""
+    path = tmp_path_factory.mktemp("sampled")
+    return path, run(settings(path, bookkeeping="none"))
+
+
+def test_a_stopped_run_goes_on_where_it_was(sampled, tmp_path, monkeypatch):
+    whole, _ = sampled
+    add, calls = ValueFolder.add_draws, []
+
+    def stopped(self, rows):
+        add(self, rows)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    config = settings(tmp_path, bookkeeping="none", batch_size=64)
+    monkeypatch.setattr(module, "CHUNK", 256)
+    with monkeypatch.context() as patch:
+        patch.setattr(ValueFolder, "add_draws", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    there = (tmp_path / "draws.jsonl").read_text().splitlines()
+    assert len(there) == 512
+    with open(tmp_path / "draws.jsonl", "a") as file:
+        file.write(there[0][:20])  # a line that was being written
+    asked = []
+    generate = TransformersBackend.generate
+    monkeypatch.setattr(
+        TransformersBackend, "generate", lambda self, r, *rest: (asked.extend(r), generate(self, r, *rest))[1]
+    )
+    run(settings(tmp_path, bookkeeping="none", batch_size=64))
+    done = {(row["prefix"], row["draw"]) for row in map(json.loads, there)}
+    assert asked
+    assert not done & {(request.task, request.index) for request in asked}
+    # With other batches and a stop in between, the values are those of the run that was made at once
+    assert values_in(tmp_path) == values_in(whole)
+
+
+def test_scored_again_without_sampling(sampled, tmp_path, monkeypatch):
+    path, results = sampled
+    monkeypatch.setattr(TransformersBackend, "generate", lambda *_: pytest.fail("it samples"))
+    again = run(
+        TrueConfig(
+            **{name: SMALL[name] for name in ("methods", "resamples", "sketch")},
+            values=str(path),
+            output_dir=str(tmp_path),
+        )
+    )
+    for name in ("samples", "truth", "scores", "gradients"):
+        assert json.dumps(again[name]) == json.dumps(results[name])
+    other = run(TrueConfig(methods=["gcpo"], gradients=False, values=str(path), output_dir=str(tmp_path)))
+    assert "gcpo" in other["scores"]
+    assert other["scores"]["uniform"]["correlation"]["mean"] == results["scores"]["uniform"]["correlation"]["mean"]
+
+
+def test_continuations_agree_with_the_books(tmp_path):
+    """The mean reward of sampled continuations, and the product of the policy's probabilities of the right rest."""
+    shared = {"gradients": False, "certain": 1.0, "num_prompts": 4, "every": ";|="}
+    run(settings(tmp_path / "exact", **shared))
+    run(settings(tmp_path / "sampled", **shared, bookkeeping="none", least=64, most=64))
+    (samples, exact, _), (others, drawn, _) = (read_values(tmp_path / name) for name in ("exact", "sampled"))
+    assert [s.token_ids for s in samples] == [s.token_ids for s in others]
+    found = {}
+    for sample, a, b in zip(samples, exact, drawn, strict=True):
+        for tokens, value, mean, error, source in zip(a.tokens, a.mean, b.mean, b.stderr, b.source, strict=True):
+            if source == "sampled":
+                found[sample.prompt, sample.token_ids[:tokens]] = (mean - value, error, value)
+    differences, errors, values = np.array(list(found.values())).T
+    assert len(found) > 20
+    assert ((values > 0.05) & (values < 0.95)).sum() >= 5
+    scores = differences / errors
+    assert np.abs(scores).max() < 4
+    assert (np.abs(scores) <= 2).mean() > 0.9
+    assert abs(scores.mean()) < 4 / math.sqrt(len(scores))
+
+
+def test_results(sampled):
+    path, results = sampled
+    assert results["samples"]["completions"] == 12
+    assert len(pq.read_table(path / "groups.parquet")) == 24  # as many others for the true gradient
+    assert set(results["scores"]) == set(results["methods"])
+    assert set(results["gradients"]["methods"]) == {*results["methods"], "true"}
+    assert results["scores"]["uniform"]["within"]["mean"] == 0
+    text = (path / "bench_true.md").read_text()
+    assert "Headroom:" in text
+    assert "forking" in text
+    assert json.loads((path / "bench_true.json").read_text()) == results
+
+
+def test_other_settings_of_the_samples_are_refused(sampled):
+    path, _ = sampled
+    with pytest.raises(RunFolderError, match=r"sampling.temperature: 1.0 -> 0.5"):
+        run(settings(path, temperature=0.5))
+    with pytest.raises(RunFolderError, match="seed: 0 -> 1"):
+        run(settings(path, seed=1))
+
+
+def test_steps_of_a_recipe(tmp_path, capsys):
+    words = ["--config", "recipes/quickstart.yaml", "--num_prompts", "2", "--num_generations", "2", "--every", "step"]
+    main([*words, "--quick", "--no_gradients", "--output_dir", str(tmp_path)])
+    results = json.loads((tmp_path / "bench_true.json").read_text())
+    assert "gcpo" in results["scores"]
+    assert "gradients" not in results
+    assert results["samples"]["prefixes"] < 4 * 6
+    assert "Token advantages against the true ones" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"every": "0"}, "`every`"),
+        ({"least": 5}, "`least` must be an even number"),
+        ({"most": 4}, "`most` must be at least `least`"),
+        ({"sketch": 1000}, "power of two"),
+        ({"model": "trl_credit:quickstart"}, "`dataset_name` is not set"),
+        ({"served_model": "x"}, "`served_model` has no effect"),
+        (
+            {"style": "plain", "model": "trl_credit:quickstart", "dataset_name": "trl_credit:arithmetic"},
+            "`style` is for",
+        ),
+        ({"values": "nowhere"}, "has no effect with `values`"),
+    ],
+)
+def test_settings_are_checked(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        settings(tmp_path, **changes)

@@ -1,0 +1,117 @@
+"""Token advantages against true ones: by their definitions, and unmoved by errors of the estimates."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr
+
+from trl_credit.bench.true.scores import Truth, compare, prompt_sums, resampled, scores_of, top_shares
+from trl_credit.statistics.paired import holm
+
+
+RNG = np.random.default_rng(0)
+PROMPTS = 6
+
+
+def exact(prompt, values):
+    values = np.asarray(values, float)
+    return Truth(prompt, values, np.stack([values, values], -1))
+
+
+def data(noise=0.0, rng=RNG, rows=60):
+    """True advantages, of which few are large; credit that follows them somewhat; and estimates with errors."""
+    truths, credit, whole = [], [], []
+    for i in range(rows):
+        length = int(rng.integers(5, 30))
+        true = np.where(rng.random(length) < 0.2, rng.normal(size=length), 0.0)
+        halves = true[:, None] + noise * rng.normal(size=(length, 2))
+        truths.append(Truth(i % PROMPTS, halves.mean(-1), halves))
+        credit.append(0.5 * true + 0.3 * rng.normal(size=length) + 0.2)
+        whole.append(true)
+    return truths, credit, whole
+
+
+def scored(credit, truths):
+    return {name: float(value) for name, value in scores_of(prompt_sums(credit, truths, PROMPTS).sum(0)).items()}
+
+
+def test_definitions():
+    truths, credit, true = data()
+    found = scored(credit, truths)
+    assert found["correlation"] == pytest.approx(pearsonr(np.concatenate(credit), np.concatenate(true))[0])
+    within = [np.concatenate([row - row.mean() for row in rows]) for rows in (credit, true)]
+    assert found["within"] == pytest.approx(pearsonr(*within)[0])
+    mass, top, best, wrong, total = 0.0, 0.0, 0.0, 0.0, 0.0
+    for m, a in zip(credit, true, strict=True):
+        size = 0.2 * len(a)
+        for rank, t in enumerate(sorted(range(len(a)), key=lambda t: -abs(m[t]))):
+            top += abs(a[t]) * min(1.0, max(0.0, size - rank))
+        for rank, t in enumerate(sorted(range(len(a)), key=lambda t: -abs(a[t]))):
+            best += abs(a[t]) * min(1.0, max(0.0, size - rank))
+        for t in range(len(a)):
+            total += abs(a[t])
+            wrong += abs(a[t]) * (m[t] * a[t] < 0)
+        mass += np.abs(a).sum()
+    assert found["top_mass"] == pytest.approx(top / total)
+    assert found["best"] == pytest.approx(best / mass)
+    assert found["wrong_sign"] == pytest.approx(wrong / total)
+    assert found["no_credit"] == 0
+    assert found["reliability"] == pytest.approx(1)
+
+
+def test_errors_of_the_estimates_do_not_bias():
+    """Errors as large as the advantages: every score is about what it is without them, and the naive one is not."""
+    rng = np.random.default_rng(1)
+    clean = scored(*(lambda d: (d[1], d[0]))(data(0.0, np.random.default_rng(1), rows=4000)))
+    truths, credit, true = data(0.0, np.random.default_rng(1), rows=4000)
+    noisy = []
+    for truth, values in zip(truths, true, strict=True):
+        halves = values[:, None] + 0.5 * rng.normal(size=(len(values), 2))
+        noisy.append(Truth(truth.prompt, halves.mean(-1), halves))
+    found = scored(credit, noisy)
+    naive = pearsonr(np.concatenate(credit), np.concatenate([t.whole for t in noisy]))[0]
+    assert found["correlation"] == pytest.approx(clean["correlation"], abs=0.02)
+    assert found["within"] == pytest.approx(clean["within"], abs=0.02)
+    assert naive < clean["correlation"] - 0.05
+    assert found["top_mass"] == pytest.approx(clean["top_mass"], abs=0.06)
+    assert found["reliability"] < 0.8
+    assert naive == pytest.approx(found["correlation"] * math.sqrt(found["reliability"]), abs=0.01)
+
+
+def test_uniform_credit():
+    truths, _, true = data()
+    found = scored([np.full(len(row), 0.7) for row in true], truths)
+    assert found["within"] == 0
+    assert found["top_mass"] == pytest.approx(0.2)
+    none = scored([np.zeros(len(row)) for row in true], truths)
+    assert none["no_credit"] == pytest.approx(1)
+    assert none["wrong_sign"] == 0
+    assert none["correlation"] == 0
+
+
+def test_equal_sizes_share_the_top():
+    assert top_shares(np.array([3.0, 1.0, 1.0, 1.0, 0.0]), 0.4).tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3, 0])
+    for size in (RNG.random(7), np.ones(7), np.zeros(1), np.array([2.0, 2.0, 1.0])):
+        assert top_shares(size).sum() == pytest.approx(0.2 * len(size))
+
+
+def test_compare():
+    truths, credit, true = data(rows=120)
+    sums = {
+        "uniform": prompt_sums([np.full(len(row), 0.5) for row in true], truths, PROMPTS),
+        "good": prompt_sums(credit, truths, PROMPTS),
+        "none": prompt_sums([np.full(len(row), 0.5) for row in true], truths, PROMPTS),
+    }
+    weights = resampled(PROMPTS, 400, seed=1)
+    assert (weights.sum(1) == PROMPTS).all()
+    statistics = {label: (lambda counts, own=own: scores_of(counts @ own)) for label, own in sums.items()}
+    found = compare(statistics, ["within"], weights)
+    good, none = found["good"]["within"], found["none"]["within"]
+    replicates = np.array([float(scores_of((row[:, None] * sums["good"]).sum(0))["within"]) for row in weights])
+    assert good["stderr"] == pytest.approx(replicates.std(ddof=1))
+    assert good["low"] < good["mean"] < good["high"]
+    assert none["p"] == 1
+    assert good["p"] < 0.01
+    assert [good["p_holm"], none["p_holm"]] == holm([good["p"], none["p"]])
+    assert "p" not in found["uniform"]["within"]
