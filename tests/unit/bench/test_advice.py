@@ -1,0 +1,124 @@
+"""Recommendations from true advantages."""
+
+import copy
+import math
+
+import pytest
+
+from trl_credit.bench.true.advice import advise, worth
+
+
+def entry(mean, difference=None, half=0.02, p=None):
+    found = {"mean": mean, "stderr": half / 2, "low": mean - half, "high": mean + half}
+    if difference is not None:
+        found["difference"] = {
+            "mean": difference,
+            "stderr": half / 2,
+            "low": difference - half,
+            "high": difference + half,
+        }
+    if p is not None:
+        found["p_holm"] = p
+    return found
+
+
+def row(cosine, difference=None, p=None, variance=4.0, half=0.02):
+    return {"cosine": entry(cosine, difference, half, p), "relative_variance": entry(variance)}
+
+
+RESULTS = {
+    "samples": {"prompts": 32, "mixed_groups": 24, "mean_reward": 0.4, "mean_tokens": 60.0},
+    "truth": {"reliability": entry(0.8)},
+    "baselines": ["uniform", "random"],
+    "gradients": {
+        "batch": 8,
+        "completions": 64,
+        "methods": {
+            "true": row(0.95, 0.13, variance=0.9),
+            "uniform": row(0.82),
+            "random": row(0.78, -0.04, 0.3),
+            "gcpo": row(0.88, 0.06, 0.01),
+            "otb": row(0.9, 0.08, 0.0004),
+            "dgpo": row(0.7, -0.12, 0.001),
+        },
+    },
+}
+
+
+def changed(**changes):
+    results = copy.deepcopy(RESULTS)
+    for path, value in changes.items():
+        *keys, last = path.split("__")
+        place = results
+        for key in keys:
+            place = place[key]
+        place[last] = value
+    return results
+
+
+def test_worth_is_the_number_with_which_uniform_has_the_same_cosine():
+    # cos(b) = 1 / sqrt(1 + V / b): at 3 times as many groups, uniform has the cosine of a third of its variance
+    variance, groups = 6.0, 8
+    assert worth(1 / math.sqrt(1 + variance / (3 * groups)), variance, groups) == pytest.approx(3)
+    assert worth(1 / math.sqrt(1 + variance / groups), variance, groups) == pytest.approx(1)
+    for unknown in (None, 0.0, -0.2, 1.0, 1.1, math.nan):
+        assert math.isnan(worth(unknown, variance, groups))
+    assert math.isnan(worth(0.5, None, groups))
+
+
+def test_the_best_method_beyond_noise_is_recommended():
+    advice = advise(RESULTS)
+    assert advice.method == "otb"
+    said = " ".join(advice.reasons)
+    assert "24 of 32 groups have unequal rewards" in said
+    assert "+0.130 [+0.110, +0.150]" in said
+    assert said.index("otb: +0.080") < said.index("gcpo: +0.060")
+    assert "p < 0.001" in said
+    assert "Worse than uniform beyond noise: dgpo." in advice.cautions
+    assert "--methods uniform otb --tune" in advice.next[0]
+
+
+def test_no_headroom_and_no_knowledge_are_told_apart():
+    none = advise(changed(gradients__methods__true=row(0.83, 0.01, half=0.02)))
+    assert none.method == "uniform"
+    assert "even perfect credit would hardly change" in none.headline
+    unknown = advise(changed(gradients__methods__true=row(0.92, 0.1, half=0.2)))
+    assert unknown.method is None
+    assert "not beyond noise" in unknown.headline
+
+
+def test_headroom_that_nobody_captures():
+    results = changed(gradients__methods__otb=row(0.9, 0.08, 0.06), gradients__methods__gcpo=row(0.88, 0.06, 0.2))
+    advice = advise(results)
+    assert advice.method == "uniform"
+    assert "no method captures any beyond noise" in advice.headline
+
+
+def test_a_control_is_never_recommended():
+    advice = advise(changed(gradients__methods__random=row(0.93, 0.11, 0.001)))
+    assert advice.method == "otb"
+    assert advice.cautions[1].startswith("random, which know nothing of the outcome, have better gradients")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples__mixed_groups": 0}, "every group has equal rewards"),
+        ({"samples__prompts": 8}, "8 prompts are too few"),
+        ({"truth__reliability": entry(0.1)}, "90 % of the true advantages' variance is sampling error"),
+        ({"truth__reliability": {"mean": None}}, "nearly all of the true advantages' variance"),
+        ({"gradients": {}}, "there are no gradients"),
+    ],
+)
+def test_no_recommendation_where_the_data_carry_none(changes, message):
+    advice = advise(changed(**changes))
+    assert advice.method is None
+    assert message in advice.headline
+
+
+def test_what_else_a_user_should_know():
+    results = changed(samples__mixed_groups=5) | {"uniform_in_effect": {"dgpo": "set `temperature` to 0.01."}}
+    cautions = " ".join(advise(results).cautions)
+    assert "dynamic_sampling" in cautions
+    assert "dgpo is uniform in effect here: set `temperature` to 0.01." in cautions
+    assert "only training shows" in cautions

@@ -1,0 +1,54 @@
+"""`trl-credit advise`: would token credit help this recipe, and which?
+
+    trl-credit advise recipes/my_recipe.yaml
+    trl-credit advise recipes/my_recipe.yaml --num_prompts 48 --methods gcpo otb
+
+Takes minutes, on the recipe's own model and data: samples completions of a few dozen prompts, estimates the true advantage
+of every step by continuing from it, and compares the gradients that the methods would make with those of perfect credit.
+Recommends a method only if the data carry it. Options are those of `trl-credit bench --true`, which also reads the result:
+`trl-credit bench --true --values FOLDER` scores other methods on the same completions.
+"""
+
+import sys
+from pathlib import Path
+
+from .true import cli
+
+
+PROGRAM = "trl-credit advise"
+_DEFAULTS = {"every": "step", "output_dir": "outputs/advise"}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command. Exits with 2 for bad settings, data or models, and with 1 if the backend cannot continue."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and not argv[0].startswith("-"):
+        argv = ["--recipe", *argv]
+    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
+    if not {"help", "h"} & given | ({"h"} if "-h" in argv else set()):
+        argv = argv + [word for k, v in _DEFAULTS.items() if k not in given for word in (f"--{k}", v)]
+    cli.main(argv, PROGRAM, __doc__, show_advice)
+
+
+def show_advice(results: dict, folder: Path) -> None:
+    """Prints the advice, and writes it to advice.json and advice.md."""
+    import json
+
+    from rich.console import Console
+
+    from .._util.files import write_atomically
+    from .._util.text import safe, safe_text
+    from .true.advice import advise
+
+    advice = advise(results)
+    write_atomically(folder / "advice.json", [json.dumps(advice.to_dict(), indent=2) + "\n"])
+    console = Console(highlight=False)
+    console.print(safe_text(safe(advice.headline), "bold"))
+    lines = ["# Advice", "", f"**{safe(advice.headline)}**", ""]
+    for title, sentences in (("Why", advice.reasons), ("But", advice.cautions), ("Next", advice.next)):
+        if sentences:
+            console.print(f"{title}:")
+            lines += [f"## {title}", "", *(f"- {safe(text)}" for text in sentences), ""]
+        for text in sentences:
+            console.print(safe_text(safe(f"- {text}")))
+    write_atomically(folder / "advice.md", ["\n".join(lines)])

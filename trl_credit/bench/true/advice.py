@@ -1,0 +1,178 @@
+"""What the true advantages say to somebody who has to choose a credit method: a recommendation, or why there is none.
+
+A gradient of b groups with relative variance V and bias cosine c has the cosine c / sqrt(1 + V / b) with the true policy
+gradient. Uniform credit has c = 1. So a method whose batches of b groups have the cosine k is worth
+
+    V_uniform / (b (1 / k^2 - 1))
+
+times as many completions with uniform credit: the number with which uniform's cosine is k, too.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .gradients import TRUE
+
+
+ALPHA = 0.05
+# Fewer prompts than this carry no recommendation
+FEWEST_PROMPTS = 16
+LEAST_RELIABILITY = 0.3
+# Share of groups with unequal rewards below which most of a batch is wasted
+FEW_MIXED = 0.3
+
+
+@dataclass
+class Advice:
+    """A recommendation.
+
+    Args:
+        method: Label of the method; `uniform` if credit has nothing to add; `None` if the data carry no recommendation.
+        headline: The recommendation in a sentence.
+        reasons: What it rests on.
+        cautions: What speaks against it, or is not known.
+        next: What to do next.
+    """
+
+    method: str | None
+    headline: str
+    reasons: list[str] = field(default_factory=list)
+    cautions: list[str] = field(default_factory=list)
+    next: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def worth(cosine: float | None, uniform_variance: float | None, groups: int) -> float:
+    """How many times as many completions with uniform credit have a batch's cosine with the true gradient.
+
+    Args:
+        cosine: That of a batch of `groups` groups.
+        uniform_variance: Relative variance of one group's gradient with uniform credit.
+        groups: Groups of a batch.
+
+    Returns:
+        NaN if it is unknown, because the cosine is not between 0 and 1 or the variance is not positive.
+    """
+    if cosine is None or uniform_variance is None or not 0 < cosine < 1 or not uniform_variance > 0:
+        return math.nan
+    return uniform_variance / (groups * (1 / cosine**2 - 1))
+
+
+def advise(results: Mapping[str, Any]) -> Advice:
+    """Makes a recommendation from the contents of bench_true.json."""
+    samples, truth = results["samples"], results["truth"]
+    mixed, prompts = samples["mixed_groups"], samples["prompts"]
+    reasons = [
+        f"{mixed} of {prompts} groups have unequal rewards (mean reward {samples['mean_reward']:.2f}, "
+        f"{samples['mean_tokens']:.0f} tokens a completion)."
+    ]
+    if not mixed:
+        return Advice(
+            None,
+            "No recommendation: every group has equal rewards, so GRPO learns nothing here with any credit.",
+            reasons,
+            next=["Choose prompts that the model sometimes solves, or a finer reward."],
+        )
+    reliability = truth["reliability"]["mean"]
+    lacking = []
+    if prompts < FEWEST_PROMPTS:
+        lacking.append(f"{prompts} prompts are too few (`num_prompts`, from {FEWEST_PROMPTS})")
+    if reliability is None or reliability < LEAST_RELIABILITY:
+        share = "nearly all" if reliability is None else f"{100 * (1 - reliability):.0f} %"
+        lacking.append(f"{share} of the true advantages' variance is sampling error (lower `stderr`, raise `most`)")
+    rows = results.get("gradients", {}).get("methods", {})
+    if TRUE not in rows:
+        lacking.append("there are no gradients (`gradients: true`)")
+    if lacking:
+        return Advice(None, f"No recommendation: {'; '.join(lacking)}.", reasons)
+    return _from_gradients(results, rows, reasons)
+
+
+def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], reasons: list[str]) -> Advice:
+    gradients, collapsed = results["gradients"], results.get("uniform_in_effect", {})
+    groups, gap = gradients["batch"], rows[TRUE]["cosine"]["difference"]
+    variance = rows["uniform"]["relative_variance"]["mean"]
+    perfect = worth(rows[TRUE]["cosine"]["mean"], variance, groups)
+    cautions = [f"{label} is uniform in effect here: {remedy}" for label, remedy in collapsed.items()]
+    if results["samples"]["mixed_groups"] < FEW_MIXED * results["samples"]["prompts"]:
+        cautions.append(
+            "Most groups have equal rewards and teach nothing: `dynamic_sampling: true` is likely to gain more than credit."
+        )
+    cautions.append(
+        "This is the policy as it is now, and the direction of its updates. Whether it learns faster, only training shows."
+    )
+    if gap["low"] is None:
+        return Advice(None, "No recommendation: the headroom is unknown.", reasons, cautions)
+    told = f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+    times = "" if math.isnan(perfect) else f", worth about {perfect:.1f} times as many completions with uniform credit"
+    reasons.append(
+        f"Headroom: with perfect credit, the gradient of {gradients['completions']} completions has a cosine with the true "
+        f"gradient that differs from uniform's ({rows['uniform']['cosine']['mean']:.3f}) by {told}{times}."
+    )
+    if gap["low"] <= 0:
+        small = gap["high"] < 0.05
+        head = (
+            "Train with `uniform`: even perfect credit would hardly change the updates."
+            if small
+            else "No recommendation: the headroom is not beyond noise. Until it is, train with `uniform`."
+        )
+        more = [] if small else ["Raise `num_prompts`: the interval shrinks with its root."]
+        return Advice("uniform" if small else None, head, reasons, cautions, more)
+    tested = {label: row for label, row in rows.items() if row["cosine"].get("p_holm") is not None}
+    candidates = {k: row for k, row in tested.items() if k not in results["baselines"]}
+    better = [k for k, row in candidates.items() if _differs(row) and row["cosine"]["difference"]["mean"] > 0]
+    worse = [k for k, row in candidates.items() if _differs(row) and row["cosine"]["difference"]["mean"] < 0]
+    beaten_by = [
+        k
+        for k in results["baselines"]
+        if k in tested and _differs(tested[k]) and tested[k]["cosine"]["difference"]["mean"] > 0
+    ]
+    if beaten_by:
+        cautions.insert(
+            0,
+            f"{_listed(beaten_by)}, which know nothing of the outcome, have better gradients than uniform too: a method has "
+            "to beat those.",
+        )
+    if worse:
+        cautions.insert(0, f"Worse than uniform beyond noise: {_listed(worse)}.")
+    if not better:
+        return Advice(
+            "uniform",
+            "Train with `uniform`: there is headroom, but no method captures any beyond noise.",
+            reasons,
+            cautions,
+            ["Look at a page of `trl-credit inspect`: parameters may be off, such as GCPO's `negative_prompt`."],
+        )
+    better.sort(key=lambda label: -rows[label]["cosine"]["mean"])
+    best = better[0]
+    for label in better:
+        row = rows[label]["cosine"]
+        own = worth(row["mean"], variance, groups)
+        times = "" if math.isnan(own) else f", worth {own:.1f} times as many completions"
+        reasons.append(
+            f"{label}: {row['difference']['mean']:+.3f} [{row['difference']['low']:+.3f}, "
+            f"{row['difference']['high']:+.3f}] against uniform, p {_p(row['p_holm'])} after Holm{times}."
+        )
+    return Advice(
+        best,
+        f"Try `{best}`: its updates point better than uniform's beyond noise.",
+        reasons,
+        cautions,
+        [f"Confirm it: `trl-credit compare --methods uniform {best} --tune learning_rate=... --seeds 10`."],
+    )
+
+
+def _differs(row: Mapping[str, Any]) -> bool:
+    return row["cosine"]["p_holm"] < ALPHA
+
+
+def _listed(labels: list[str]) -> str:
+    return ", ".join(labels)
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
