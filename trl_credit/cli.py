@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     commands.add_parser("inspect", add_help=False, help="show the token credit of completions: a page, a terminal view")
     commands.add_parser("compare", add_help=False, help="train a recipe with several methods and seeds, and compare")
     commands.add_parser("bench", add_help=False, help="CreditBench: does credit land on the tokens that decided?")
+    commands.add_parser("advise", add_help=False, help="would token credit help this recipe, and which? minutes")
     commands.add_parser(
         "quickstart",
         add_help=False,
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         "inspect": ".inspection.cli",
         "compare": ".comparison.cli",
         "bench": ".bench.cli",
+        "advise": ".bench.advise",
         "quickstart": ".quickstart",
     }
     if argv and argv[0] in in_process:

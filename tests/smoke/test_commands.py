@@ -64,13 +64,26 @@ def bench(capsys, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "bench.json").read_text())
 
 
+def advise(capsys, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit):
+        run(capsys, "advise")
+    assert "name a recipe" in capsys.readouterr().err
+    said = run(
+        capsys, "advise", ROOT / "recipes" / "quickstart.yaml", "--num_prompts", 3, "--num_generations", 2, "--least", 2,
+        "--most", 2, "--stderr", 0.5, "--methods", "gcpo", "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert "3 prompts are too few" in " ".join(said.split())
+    assert json.loads((tmp_path / "advice.json").read_text())["method"] is None
+    assert "No recommendation" in (tmp_path / "advice.md").read_text()
+
+
 def quickstart(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("trl_credit.quickstart.EVAL_PROBLEMS", 8)
     run(capsys, "quickstart", "--max_steps", 1, "--methods", "gcpo", "--output_dir", tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())
 
 
-COMMANDS = {"eval": evaluate} | {f.__name__: f for f in (train, methods, inspect, compare, bench, quickstart)}
+COMMANDS = {"eval": evaluate} | {f.__name__: f for f in (train, methods, inspect, compare, bench, advise, quickstart)}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -24,8 +24,11 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv and not argv[0].startswith("-"):
         argv = ["--recipe", *argv]
+    if not argv:
+        print(f"{PROGRAM}: error: name a recipe: {PROGRAM} recipes/quickstart.yaml", file=sys.stderr)
+        raise SystemExit(2)
     given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
-    if not {"help", "h"} & given | ({"h"} if "-h" in argv else set()):
+    if "help" not in given and "-h" not in argv:
         argv = argv + [word for k, v in _DEFAULTS.items() if k not in given for word in (f"--{k}", v)]
     cli.main(argv, PROGRAM, __doc__, show_advice)
 

@@ -22,8 +22,8 @@ def entry(mean, difference=None, half=0.02, p=None):
     return found
 
 
-def row(cosine, difference=None, p=None, variance=4.0, half=0.02):
-    return {"cosine": entry(cosine, difference, half, p), "relative_variance": entry(variance)}
+def row(cosine, difference=None, p=None, half=0.02):
+    return {"cosine": entry(cosine, difference, half, p)}
 
 
 RESULTS = {
@@ -34,7 +34,7 @@ RESULTS = {
         "batch": 8,
         "completions": 64,
         "methods": {
-            "true": row(0.95, 0.13, variance=0.9),
+            "true": row(0.95, 0.13),
             "uniform": row(0.82),
             "random": row(0.78, -0.04, 0.3),
             "gcpo": row(0.88, 0.06, 0.01),
@@ -57,13 +57,14 @@ def changed(**changes):
 
 
 def test_worth_is_the_number_with_which_uniform_has_the_same_cosine():
-    # cos(b) = 1 / sqrt(1 + V / b): at 3 times as many groups, uniform has the cosine of a third of its variance
-    variance, groups = 6.0, 8
-    assert worth(1 / math.sqrt(1 + variance / (3 * groups)), variance, groups) == pytest.approx(3)
-    assert worth(1 / math.sqrt(1 + variance / groups), variance, groups) == pytest.approx(1)
+    def cosine(completions):  # of a mean with an error of variance 6 over them, along a unit direction
+        return 1 / math.sqrt(1 + 6 / completions)
+
+    assert worth(cosine(24), cosine(8)) == pytest.approx(3)
+    assert worth(cosine(8), cosine(8)) == pytest.approx(1)
     for unknown in (None, 0.0, -0.2, 1.0, 1.1, math.nan):
-        assert math.isnan(worth(unknown, variance, groups))
-    assert math.isnan(worth(0.5, None, groups))
+        assert math.isnan(worth(unknown, 0.5))
+        assert math.isnan(worth(0.5, unknown))
 
 
 def test_the_best_method_beyond_noise_is_recommended():

@@ -1,9 +1,9 @@
 """What the true advantages say to somebody who has to choose a credit method: a recommendation, or why there is none.
 
-A gradient of b groups with relative variance V and bias cosine c has the cosine c / sqrt(1 + V / b) with the true policy
-gradient. Uniform credit has c = 1. So a method whose batches of b groups have the cosine k is worth
+A gradient with the cosine k to the true one has 1 / k^2 - 1 times as much off the true direction as along it, squared. With
+uniform credit that falls with the number of completions of a prompt. So a method is worth
 
-    V_uniform / (b (1 / k^2 - 1))
+    (1 / k_uniform^2 - 1) / (1 / k^2 - 1)
 
 times as many completions with uniform credit: the number with which uniform's cosine is k, too.
 """
@@ -46,20 +46,19 @@ class Advice:
         return asdict(self)
 
 
-def worth(cosine: float | None, uniform_variance: float | None, groups: int) -> float:
-    """How many times as many completions with uniform credit have a batch's cosine with the true gradient.
+def worth(cosine: float | None, uniform: float | None) -> float:
+    """How many times as many completions with uniform credit have this cosine with the true gradient.
 
     Args:
-        cosine: That of a batch of `groups` groups.
-        uniform_variance: Relative variance of one group's gradient with uniform credit.
-        groups: Groups of a batch.
+        cosine: That of the method.
+        uniform: That of uniform credit with as many completions as the method.
 
     Returns:
-        NaN if it is unknown, because the cosine is not between 0 and 1 or the variance is not positive.
+        NaN if it is unknown, because a cosine is not between 0 and 1.
     """
-    if cosine is None or uniform_variance is None or not 0 < cosine < 1 or not uniform_variance > 0:
+    if cosine is None or uniform is None or not 0 < cosine < 1 or not 0 < uniform < 1:
         return math.nan
-    return uniform_variance / (groups * (1 / cosine**2 - 1))
+    return (1 / uniform**2 - 1) / (1 / cosine**2 - 1)
 
 
 def advise(results: Mapping[str, Any]) -> Advice:
@@ -94,9 +93,8 @@ def advise(results: Mapping[str, Any]) -> Advice:
 
 def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], reasons: list[str]) -> Advice:
     gradients, collapsed = results["gradients"], results.get("uniform_in_effect", {})
-    groups, gap = gradients["batch"], rows[TRUE]["cosine"]["difference"]
-    variance = rows["uniform"]["relative_variance"]["mean"]
-    perfect = worth(rows[TRUE]["cosine"]["mean"], variance, groups)
+    gap, uniform = rows[TRUE]["cosine"]["difference"], rows["uniform"]["cosine"]["mean"]
+    perfect = worth(rows[TRUE]["cosine"]["mean"], uniform)
     cautions = [f"{label} is uniform in effect here: {remedy}" for label, remedy in collapsed.items()]
     if results["samples"]["mixed_groups"] < FEW_MIXED * results["samples"]["prompts"]:
         cautions.append(
@@ -111,7 +109,7 @@ def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], rea
     times = "" if math.isnan(perfect) else f", worth about {perfect:.1f} times as many completions with uniform credit"
     reasons.append(
         f"Headroom: with perfect credit, the gradient of {gradients['completions']} completions has a cosine with the true "
-        f"gradient that differs from uniform's ({rows['uniform']['cosine']['mean']:.3f}) by {told}{times}."
+        f"gradient that differs from uniform's ({uniform:.3f}) by {told}{times}."
     )
     if gap["low"] <= 0:
         small = gap["high"] < 0.05
@@ -151,7 +149,7 @@ def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], rea
     best = better[0]
     for label in better:
         row = rows[label]["cosine"]
-        own = worth(row["mean"], variance, groups)
+        own = worth(row["mean"], uniform)
         times = "" if math.isnan(own) else f", worth {own:.1f} times as many completions"
         reasons.append(
             f"{label}: {row['difference']['mean']:+.3f} [{row['difference']['low']:+.3f}, "

@@ -14,7 +14,9 @@ command. `--config FILE` reads settings from a YAML file, or is a recipe.
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..._util.quiet import quiet_libraries
 from ..._util.text import log_to_terminal, prepare_terminal, safe, safe_lines
@@ -23,8 +25,20 @@ from ..._util.text import log_to_terminal, prepare_terminal, safe, safe_lines
 PROGRAM = "trl-credit bench --true"
 
 
-def main(argv: list[str]) -> None:
-    """Runs the command. Exits with 2 for bad settings, data or models, and with 1 if the backend cannot continue."""
+def main(
+    argv: list[str],
+    program: str = PROGRAM,
+    description: str | None = __doc__,
+    then: Callable[[dict[str, Any], Path], None] = lambda results, folder: None,
+) -> None:
+    """Runs the command. Exits with 2 for bad settings, data or models, and with 1 if the backend cannot continue.
+
+    Args:
+        argv: The command line's words.
+        program: Name of the command.
+        description: Its help.
+        then: Called with the results and their folder.
+    """
     prepare_terminal()
     log_to_terminal()
     if not any(word.startswith(("--model", "--recipe", "--config", "--dataset_name", "--values")) for word in argv):
@@ -42,7 +56,7 @@ def main(argv: list[str]) -> None:
     try:
         # Every setting has a default
         argv = _with_recipe(argv) or ["--output_dir", TrueConfig.output_dir]
-        (config,) = parse_arguments(argv, (TrueConfig,), PROGRAM, __doc__, hint=parameter_hint)
+        (config,) = parse_arguments(argv, (TrueConfig,), program, description, hint=parameter_hint)
         if config.model == EMBEDDED:
             import torch
 
@@ -50,19 +64,20 @@ def main(argv: list[str]) -> None:
         with _Progress() as progress:
             results = run(config, progress)
     except (ValueError, TypeError, OSError, ImportError, RunFolderError) as error:
-        _fail(error, 2)
+        _fail(error, 2, program)
     except BackendError as error:
-        _fail(error, 1)
+        _fail(error, 1, program)
     show(results)
     print(
         f"{safe(config.output_dir)}: bench_true.json, bench_true.md, "
         + ("" if config.values else "groups.parquet, values.parquet, ")
         + f"after {time.perf_counter() - start:.0f} s."
     )
+    then(results, Path(config.output_dir))
 
 
-def _fail(error: BaseException, code: int) -> None:
-    print(f"{PROGRAM}: error: {safe_lines(error)}", file=sys.stderr)
+def _fail(error: BaseException, code: int, program: str) -> None:
+    print(f"{program}: error: {safe_lines(error)}", file=sys.stderr)
     raise SystemExit(code) from error
 
 

@@ -216,6 +216,9 @@ def _results(
         "settings": {"methods": list(labels), "resamples": config.resamples},
         "methods": {label: scorer.methods[label].to_dict() for label in labels},
         "baselines": trivial,
+        "uniform_in_effect": {
+            label: advice for label, advice in scorer.advice.items() if not is_trivial(scorer.methods[label])
+        },
         "samples": _described(samples, values, groups),
         "truth": {name: interval_of(float(once[name]), again[name]) for name in _OF_TRUTH},
         "scores": compare(statistics, SCORES, weights),
