@@ -45,13 +45,13 @@ def test_a_stopped_run_goes_on_where_it_was(sampled, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     config = settings(tmp_path, bookkeeping="none", batch_size=64)
-    monkeypatch.setattr(module, "CHUNK", 256)
+    monkeypatch.setattr(module, "CHUNK", 128)
     with monkeypatch.context() as patch:
         patch.setattr(ValueFolder, "add_draws", stopped)
         with pytest.raises(KeyboardInterrupt):
             run(config)
     there = (tmp_path / "draws.jsonl").read_text().splitlines()
-    assert len(there) == 512
+    assert len(there) == 256
     with open(tmp_path / "draws.jsonl", "a") as file:
         file.write(there[0][:20])  # a line that was being written
     asked = []

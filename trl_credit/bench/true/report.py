@@ -33,6 +33,12 @@ def _with_error(entry: Mapping[str, Any], digits: int = 3) -> str:
     return f"{entry['mean']:.{digits}f}" + ("" if entry["stderr"] is None else f" ± {entry['stderr']:.{digits}f}")
 
 
+def _with_interval(entry: Mapping[str, Any]) -> str:
+    if entry["mean"] is None:
+        return "-"
+    return f"{entry['mean']:.2f}" + ("" if entry["low"] is None else f" [{entry['low']:.2f}, {entry['high']:.2f}]")
+
+
 def _p(entry: Mapping[str, Any]) -> str:
     p = entry.get("p_holm")
     return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -81,17 +87,15 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
             (
                 f"Policy gradient against the true one, batches of {gradients['batch']} groups ({gradients['completions']} "
                 "completions)",
-                ["method", "cosine", "p", *(_GRADIENTS[name] for name in _GRADIENTS if name != "cosine")],
+                ["method", "cosine", "p", *(heading for name, heading in _GRADIENTS.items() if name != "cosine")],
                 [
                     [
                         label,
                         _with_error(row["cosine"]),
                         _p(row["cosine"]),
-                        *(
-                            _with_error(row[name], 3 if name == "group_cosine" else 2)
-                            for name in _GRADIENTS
-                            if name != "cosine"
-                        ),
+                        _with_interval(row["captured"]),  # ratios, whose errors are lopsided
+                        _with_error(row["group_cosine"]),
+                        _with_interval(row["relative_variance"]),
                     ]
                     for label, row in gradients["methods"].items()
                 ],
