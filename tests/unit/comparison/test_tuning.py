@@ -156,8 +156,20 @@ def test_the_comparison_keeps_what_was_tuned(comparison_recipe, tmp_path):
     assert {row["label"] for row in both.tuning["rows"]} == {"uniform", "gcpo"}
     with pytest.raises(RunFolderError, match="has a comparison that was tuned by"):
         make_plan(path, out, methods=["uniform"], seeds=2)
-    with pytest.raises(RunFolderError, match="tune as before"):
-        tuned_plan(path, out, values={"learning_rate": [1e-5, 3e-5, 2e-4]})
+    other = {"learning_rate": [1e-5, 3e-5, 2e-4]}
+    with pytest.raises(RunFolderError, match="tune as before"):  # before any run
+        plan_tuning(path, out, (other, [1000, 1001], None), methods=["uniform"], seeds=2)
+
+
+def test_another_method_is_compared_with_a_baseline_in_the_folder(comparison_recipe, tmp_path):
+    path, out = comparison_recipe(), tmp_path / "out"
+    out.mkdir()
+    write_plan(out, tuned_plan(path, out))
+    given = (RATES, [1000, 1001], None)
+    _, _, asked = plan_tuning(path, out, given, methods=["gcpo"], seeds=2, baseline="uniform")
+    assert [method.label for method in asked] == ["gcpo"]
+    with pytest.raises(ValueError, match="'dgpo' is not among the methods"):
+        plan_tuning(path, out, given, methods=["gcpo"], seeds=2, baseline="dgpo")
 
 
 def plan_without_asked(plan):
@@ -168,8 +180,8 @@ def test_a_comparison_that_was_not_tuned_stays_so(comparison_recipe, tmp_path):
     path, out = comparison_recipe(), tmp_path / "out"
     out.mkdir()
     write_plan(out, make_plan(path, out, methods=["uniform"], seeds=2))
-    with pytest.raises(RunFolderError, match="was not tuned"):
-        tuned_plan(path, out)
+    with pytest.raises(RunFolderError, match="was not tuned"):  # before any run
+        plan_tuning(path, out, (RATES, [1000, 1001], None), methods=["uniform"], seeds=2)
 
 
 def test_the_tables(comparison_recipe, tmp_path):
