@@ -33,6 +33,8 @@ _COMMON = (
     "trainer", "model_name_or_path", "model_revision", "dataset_name", "dataset_config", "dataset_train_split", "eval",
     "reward_funcs", "reward_weights", "max_steps", "num_train_epochs", "num_generations", "per_device_train_batch_size",
 )  # fmt: skip
+# The first seed of tuning, unless seeds are listed
+FIRST_TUNING_SEED = 1000
 _SECTION = ("methods", "seeds", "baseline", "target_reward", "at_target", "tune", "tuning_seeds", "tune_by")
 
 
@@ -480,6 +482,11 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
     return settings | {"model_fingerprint": model.fingerprint(), "launch": plan.launch}
 
 
+def _seed_words(seeds: list[int], first: int) -> list[str]:
+    """Command-line words for seeds: how many, if they are counted from the `first`."""
+    return [str(len(seeds))] if seeds == list(range(first, first + len(seeds))) else list(map(str, seeds))
+
+
 def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
     """Command that makes the whole comparison."""
     tuned = plan.tuning["values"] if plan.tuning else {}
@@ -488,7 +495,7 @@ def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
         own = {name: value for name, value in method.settings.items() if name not in tuned}
         written = json.dumps({**method.credit, "label": method.label, **({"settings": own} if own else {})})
         methods.append(written if len(method.credit) > 1 or own else method.credit["method"])
-    seeds = [str(len(plan.seeds))] if plan.seeds == list(range(len(plan.seeds))) else list(map(str, plan.seeds))
+    seeds = _seed_words(plan.seeds, 0)
     words = ["trl-credit", "compare", "--config", str(config), "--methods", *methods, "--seeds", *seeds]
     words += ["--output_dir", str(output_dir), "--baseline", plan.baseline]
     if plan.target_reward is not None:
@@ -497,5 +504,6 @@ def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
         words += ["--at_target", *plan.at_target]
     if plan.tuning:
         listed = [f"{name}={json.dumps(values)}" for name, values in tuned.items()]
-        words += ["--tune", *listed, "--tuning_seeds", *map(str, plan.tuning["seeds"]), "--tune_by", plan.tuning["by"]]
+        words += ["--tune", *listed, "--tuning_seeds", *_seed_words(plan.tuning["seeds"], FIRST_TUNING_SEED)]
+        words += ["--tune_by", plan.tuning["by"]]
     return shlex.join([*words, *plan.launch, *redact_words(plan.overrides)])

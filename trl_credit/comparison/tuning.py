@@ -15,6 +15,7 @@ from .._util.text import nearest
 from .._util.yaml import load_mapping
 from ..statistics.paired import interval
 from .plan import (
+    FIRST_TUNING_SEED,
     Method,
     Plan,
     check_choices,
@@ -31,8 +32,6 @@ from .run import run_all
 
 
 FOLDER = "tuning"
-# The first seed of tuning, unless seeds are listed
-FIRST_SEED = 1000
 MEASURES = ("mean_reward", "accuracy")
 
 
@@ -60,7 +59,7 @@ def parse_tuning(values: Any, seeds: Any = None, by: str | None = None) -> Tunin
 
     Args:
         values: A mapping of fields to lists of values, or words such as `learning_rate=1e-5,3e-5`.
-        seeds: A number of seeds, which are counted from [`FIRST_SEED`], or a list of seeds; by default 3 of them.
+        seeds: A number of seeds, which are counted from [`~.plan.FIRST_TUNING_SEED`], or a list of seeds; by default 3 of them.
         by: One of [`MEASURES`].
 
     Raises:
@@ -83,9 +82,9 @@ def parse_tuning(values: Any, seeds: Any = None, by: str | None = None) -> Tunin
         found[name] = [value for i, value in enumerate(listed) if value not in listed[:i]]
         if len(found[name]) < 2:
             raise ValueError(f"`tune`: {name!r} needs at least two different values, got {listed}.")
-    seeds = 3 if seeds is None else seeds[0] if isinstance(seeds, list) and len(seeds) == 1 else seeds
+    seeds = 3 if seeds is None else seeds
     try:
-        seeds = parse_seeds(seeds) if isinstance(seeds, list) else [FIRST_SEED + seed for seed in parse_seeds(seeds)]
+        seeds = parse_seeds(seeds) if isinstance(seeds, list) else [FIRST_TUNING_SEED + k for k in parse_seeds(seeds)]
     except ValueError as error:
         raise ValueError(str(error).replace("`seeds`", "`tuning_seeds`")) from None
     if by is not None and by not in MEASURES:

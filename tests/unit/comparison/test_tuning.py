@@ -37,7 +37,8 @@ def runs_of(tuning, rewards):
 
 def test_values_from_words_and_from_a_recipe():
     assert parse_tuning(["learning_rate=1e-5, 3e-5,1e-4"]) == Tuning(RATES, [1000, 1001, 1002])
-    assert parse_tuning(["learning-rate=[1e-5, 3e-5, 1e-4]"], [4]) == Tuning(RATES, [1000, 1001, 1002, 1003])
+    assert parse_tuning(["learning-rate=[1e-5, 3e-5, 1e-4]"], 4) == Tuning(RATES, [1000, 1001, 1002, 1003])
+    assert parse_tuning(RATES, [7]) == Tuning(RATES, [7])
     assert parse_tuning(RATES, [7, 5], "accuracy") == Tuning(RATES, [7, 5], "accuracy")
     assert parse_tuning({"lr_scheduler_type": ["constant", "linear"], **RATES}, 1).combinations()[3] == {
         "lr_scheduler_type": "linear",
@@ -79,7 +80,7 @@ def test_the_plan_has_each_method_with_each_value(comparison_recipe, tmp_path):
     assert plan.seeds == tuning.seeds == [1000, 1001]
     assert not (tmp_path / "out").exists()
     # The command line comes first
-    tuning, plan, _ = plan_tuning(path, tmp_path / "out", (["max_grad_norm=0.1,1"], [5], None), methods=["gcpo"])
+    tuning, plan, _ = plan_tuning(path, tmp_path / "out", (["max_grad_norm=0.1,1"], 5, None), methods=["gcpo"])
     assert (len(plan.methods), len(plan.seeds)) == (2, 5)
     assert plan_tuning(comparison_recipe(), tmp_path / "out", NOTHING) is None
 
@@ -142,9 +143,7 @@ def test_the_comparison_keeps_what_was_tuned(comparison_recipe, tmp_path):
     path, out = comparison_recipe(), tmp_path / "out"
     plan = tuned_plan(path, out)
     assert [(method.label, method.settings) for method in plan.methods] == [("uniform", {"learning_rate": 3e-5})]
-    assert (
-        "--tune 'learning_rate=[1e-05, 3e-05, 0.0001]' --tuning_seeds 1000 1001 --tune_by mean_reward" in plan.command
-    )
+    assert "--tune 'learning_rate=[1e-05, 3e-05, 0.0001]' --tuning_seeds 2 --tune_by mean_reward" in plan.command
     assert "settings" not in plan.command
     out.mkdir()
     write_plan(out, plan)
