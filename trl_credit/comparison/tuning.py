@@ -59,7 +59,7 @@ def parse_tuning(values: Any, seeds: Any = None, by: str | None = None) -> Tunin
 
     Args:
         values: A mapping of fields to lists of values, or words such as `learning_rate=1e-5,3e-5`.
-        seeds: A number of seeds, which are counted from [`~.plan.FIRST_TUNING_SEED`], or a list of seeds; by default 3 of them.
+        seeds: A number of seeds, which are counted from [`~.plan.FIRST_TUNING_SEED`], or a list of seeds; by default 3.
         by: One of [`MEASURES`].
 
     Raises:
