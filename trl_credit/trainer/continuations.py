@@ -228,7 +228,9 @@ class _Sampler:
             # Repeated at the end, so that every process has equally many
             mine = [call[(place * processes + rank) % len(call)] for place in range(each)]
             part = [items[item] for item in mine]
-            totals, tokens = self._continued(beginnings, part, [budgets[item] for item in mine])
+            # Equal in all processes: engines that span several of them need one limit
+            longest = max(budgets[item] for item in call)
+            totals, tokens = self._continued(beginnings, part, [budgets[item] for item in mine], longest)
             in_order = totals.view(processes, each).T.flatten()[: len(call)]
             found[call] = in_order.double().cpu()
             self.tokens += sum(number for place, number in enumerate(tokens) if place * processes + rank < len(call))
@@ -237,10 +239,11 @@ class _Sampler:
         return found.view(-1, count)
 
     def _continued(
-        self, beginnings: _Beginnings, part: list[int], budgets: list[int]
+        self, beginnings: _Beginnings, part: list[int], budgets: list[int], longest: int
     ) -> tuple[torch.Tensor, list[int]]:
         """Rewards of one continuation of each of this process's beginnings, gathered over the processes, and the tokens
-        that each of this process's continuations has."""
+        that each of this process's continuations has: at most its budget, of which `longest` is the largest of all
+        processes."""
         trainer = self.trainer
         settings, name = _length_setting(trainer)
         prompt_ids = [beginnings.prompts[i] for i in part]
@@ -250,7 +253,7 @@ class _Sampler:
 
         def continue_written(*_, **__):
             starts = [prompt + begun for prompt, begun in zip(prompt_ids, written, strict=True)]
-            with replaced(settings, **{name: max(budgets)}):
+            with replaced(settings, **{name: longest}):
                 new, _ = generate(starts, None, {}, 1)
             return [w + n[:b] for w, n, b in zip(written, new, budgets, strict=True)], None
 
