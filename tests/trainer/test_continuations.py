@@ -588,6 +588,15 @@ def test_what_cannot_be_continued_is_refused_before_the_model_is_loaded(name, tm
             )
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"generation_kwargs": {"min_new_tokens": 4}}, {"use_vllm": True, "vllm_structured_outputs_regex": r"\d+"}],
+)
+def test_what_rules_a_whole_completion_is_refused(setting, tmp_path):
+    with pytest.raises(ValueError, match="'vine' continues completions from within, and there"):
+        make("no/model", tmp_path, credit="vine", **setting)
+
+
 def test_inspection_refuses(tiny_model):
     with pytest.raises(ValueError, match="vine: the credit comes from continuations"):
         CreditScorer(tiny_model, {"vine": build_credit("vine")})
