@@ -405,12 +405,13 @@ def test_the_price_is_that_of_the_formula(every, steps, tiny_model, tmp_path):
     assert found == pytest.approx(count * ((steps - 1) / 2 + 1 / size))
 
 
-def test_in_evaluation_nothing_is_continued(tiny_model, tmp_path):
-    trainer = make(tiny_model, tmp_path, credit="vine", per_device_eval_batch_size=8)
+@pytest.mark.parametrize(("credit", "name"), [("vine", "credit"), (["vine", "forking"], "credit/vine")])
+def test_in_evaluation_nothing_is_continued(credit, name, tiny_model, tmp_path):
+    trainer = make(tiny_model, tmp_path, credit=credit, per_device_eval_batch_size=8)
     metrics = trainer.evaluate()
-    assert not any("continuation" in name for name in metrics)
+    assert not any("continuation" in key for key in metrics)
     assert metrics["eval_credit/nonfinite_tokens"] == 0
-    assert metrics["eval_credit/advantage_change"] == 0
+    assert metrics[f"eval_{name}/advantage_change"] == 0
 
 
 @pytest.mark.parametrize("count", [1, 3])
