@@ -52,13 +52,18 @@ def scaled(
         counted: (B, T) bool, the tokens over all of which, of every process, mean and deviation are taken.
         rollout: Gathers them.
         scale: `whiten` subtracts the mean and divides by the standard deviation, `std` only divides. If all tokens have the
-            same advantage, both give exactly 0.
+            same advantage but for rounding, both give exactly 0.
     """
     advantages = torch.where(counted, advantages, 0.0)
     if scale == "none":
         return advantages
     everywhere = rollout.all(advantages)[rollout.all(counted)]
-    if len(everywhere) < 2 or everywhere.max() == everywhere.min():
+    if len(everywhere) < 2:
+        return torch.zeros_like(advantages)
+    # Of values, which are as large as rewards. Whitened, it would look like credit
+    rewards = rollout.all_rewards[torch.isfinite(rollout.all_rewards)]
+    rounding = 8 * torch.finfo(everywhere.dtype).eps * torch.cat([everywhere, rewards.to(everywhere)]).abs().max()
+    if everywhere.max() - everywhere.min() <= rounding:
         return torch.zeros_like(advantages)
     shift = everywhere.mean() if scale == "whiten" else 0.0
     return torch.where(counted, (advantages - shift) / everywhere.std(), 0.0)
