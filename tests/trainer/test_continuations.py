@@ -4,6 +4,7 @@ import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import qwen_vision
@@ -25,7 +26,7 @@ from trl_credit import (
 from trl_credit.inspection.scoring import CreditScorer
 from trl_credit.methods.rollout import Continuations
 from trl_credit.toy.arithmetic import correct_answer, make_dataset
-from trl_credit.trainer.continuations import different_beginnings, planned_calls
+from trl_credit.trainer.continuations import _Sampler, different_beginnings, planned_calls
 from trl_credit.values.bookkeeping import canonical_rest
 
 
@@ -404,12 +405,13 @@ def test_the_price_is_that_of_the_formula(every, steps, tiny_model, tmp_path):
     assert found == pytest.approx(count * ((steps - 1) / 2 + 1 / size))
 
 
-def test_in_evaluation_nothing_is_continued(tiny_model, tmp_path):
-    trainer = make(tiny_model, tmp_path, credit="vine", per_device_eval_batch_size=8)
+@pytest.mark.parametrize(("credit", "name"), [("vine", "credit"), (["vine", "forking"], "credit/vine")])
+def test_in_evaluation_nothing_is_continued(credit, name, tiny_model, tmp_path):
+    trainer = make(tiny_model, tmp_path, credit=credit, per_device_eval_batch_size=8)
     metrics = trainer.evaluate()
-    assert not any("continuation" in name for name in metrics)
+    assert not any("continuation" in key for key in metrics)
     assert metrics["eval_credit/nonfinite_tokens"] == 0
-    assert metrics["eval_credit/advantage_change"] == 0
+    assert metrics[f"eval_{name}/advantage_change"] == 0
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -523,6 +525,36 @@ def test_calls_hold_rows_of_similar_budgets():
     assert planned_calls([4, 4, 5], [20, 20, 19], 5, context=12) == [[0, 1], [2]]
 
 
+def test_processes_generate_equally_often_and_equally_long(monkeypatch):
+    """An engine that spans several processes waits for ever, or cuts, if their limits differ."""
+    found = different_beginnings([(0, [1, 2], [3] * 9, [0, 2, 5, 8]), (1, [1], [4] * 7, [0, 6])])
+
+    def calls_of(rank):
+        trainer = SimpleNamespace(
+            accelerator=SimpleNamespace(num_processes=2, process_index=rank),
+            use_vllm=False,
+            use_transformers_continuous_batching=False,
+            generation_config=SimpleNamespace(max_new_tokens=10),
+            context_length=None,
+        )
+        calls = []
+
+        def continued(self, beginnings, part, budgets, longest):
+            calls.append((len(part), longest))
+            assert max(budgets) <= longest
+            return torch.zeros(2 * len(part)), [1] * len(part)
+
+        monkeypatch.setattr(_Sampler, "_continued", continued)
+        sampler = _Sampler.__new__(_Sampler)
+        sampler.trainer, sampler.count, sampler.tokens, sampler.unrewarded, sampler._rows = trainer, 0, 0, 0, 1
+        sampler.rewards(found, 1)
+        return calls, sampler.tokens
+
+    (first, tokens), (second, others) = calls_of(0), calls_of(1)
+    assert first == second == [(1, 10), (1, 8), (1, 4)]
+    assert tokens + others == 6
+
+
 def test_beginnings_are_those_of_the_group():
     found = different_beginnings([(0, [7], [1, 2, 3], [0, 2]), (0, [7], [1, 2, 4], [0, 2]), (1, [7], [1, 2], [0])])
     assert list(zip(found.groups, found.written, strict=True)) == [(0, []), (0, [1, 2]), (1, [])]
@@ -555,6 +587,15 @@ def test_what_cannot_be_continued_is_refused_before_the_model_is_loaded(name, tm
                 train_dataset=prompts(),
                 **{name: value},
             )
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"generation_kwargs": {"min_new_tokens": 4}}, {"use_vllm": True, "vllm_structured_outputs_regex": r"\d+"}],
+)
+def test_what_rules_a_whole_completion_is_refused(setting, tmp_path):
+    with pytest.raises(ValueError, match="'vine' continues completions from within, and there"):
+        make("no/model", tmp_path, credit="vine", **setting)
 
 
 def test_inspection_refuses(tiny_model):

@@ -130,7 +130,9 @@ def _compare(argv: list[str]) -> None:
             launch += [f"--{name}", str(getattr(arguments, name))]
     if launch and arguments.jobs > 1:
         _fail("`--jobs` has no effect with several processes a run: these run one after the other.")
-    seeds = arguments.seeds[0] if arguments.seeds and len(arguments.seeds) == 1 else arguments.seeds
+    seeds, tuning_seeds = (
+        given[0] if given and len(given) == 1 else given for given in (arguments.seeds, arguments.tuning_seeds)
+    )
     output_dir = arguments.output_dir or Path("outputs/compare") / arguments.config.stem
     folder = RunFolder(output_dir)
     console = Console(highlight=False, soft_wrap=True)
@@ -147,7 +149,7 @@ def _compare(argv: list[str]) -> None:
         "launch": launch,
         **{name: getattr(arguments, name) for name in ("baseline", "target_reward", "at_target")},
     }
-    given = (arguments.tune, arguments.tuning_seeds, arguments.tune_by)
+    given = (arguments.tune, tuning_seeds, arguments.tune_by)
     try:
         # Checks everything before the first run, also where the values are not chosen yet
         tuned = in_process(plan_tuning, given=given, **common)

@@ -33,6 +33,8 @@ _COMMON = (
     "trainer", "model_name_or_path", "model_revision", "dataset_name", "dataset_config", "dataset_train_split", "eval",
     "reward_funcs", "reward_weights", "max_steps", "num_train_epochs", "num_generations", "per_device_train_batch_size",
 )  # fmt: skip
+# The first seed of tuning, unless seeds are listed
+FIRST_TUNING_SEED = 1000
 _SECTION = ("methods", "seeds", "baseline", "target_reward", "at_target", "tune", "tuning_seeds", "tune_by")
 
 
@@ -337,7 +339,9 @@ def make_plan(
     before = read_plan(output_dir) if (Path(output_dir) / "plan.json").exists() else None
     if before is None and (Path(output_dir) / "runs").exists():
         raise RunFolderError(f"{output_dir} has runs but no plan.json: set another `--output_dir`.")
-    tuning = _with_earlier(before.tuning if before else None, tuning, output_dir, before is not None)
+    if before is not None:
+        check_tuned_alike(before, tuning, output_dir)
+    tuning = _with_earlier(before, tuning)
     every, labels = parse_methods(
         section.get("methods") if methods is None else methods, recipe_credit, before.methods if before else ()
     )
@@ -370,19 +374,23 @@ def make_plan(
     return plan
 
 
-def _with_earlier(earlier: Mapping | None, tuning: Mapping | None, output_dir: Path, continued: bool) -> dict | None:
+def check_tuned_alike(before: Plan, tuning: Mapping | None, output_dir: Path) -> None:
+    """Raises `RunFolderError` if the methods in the folder were tuned by other values or seeds, or not at all."""
+    old, new = ({k: v for k, v in (part or {}).items() if k != "rows"} for part in (before.tuning, tuning))
+    if json.loads(json.dumps(new)) != old:
+        there = "was not tuned" if not old else f"was tuned by {json.dumps(old)}"
+        raise RunFolderError(
+            f"{output_dir} has a comparison that {there}. Set another `--output_dir`, or tune as before."
+        )
+
+
+def _with_earlier(before: Plan | None, tuning: Mapping | None) -> dict | None:
     """The tuning of all methods, also of those that this command does not name."""
-    if continued:
-        old, new = ({k: v for k, v in (part or {}).items() if k != "rows"} for part in (earlier, tuning))
-        if json.loads(json.dumps(new)) != old:
-            there = "was not tuned" if not old else f"was tuned by {json.dumps(old)}"
-            raise RunFolderError(
-                f"{output_dir} has a comparison that {there}. Set another `--output_dir`, or tune as before."
-            )
     if tuning is None:
         return None
+    earlier = before.tuning["rows"] if before is not None else []
     labels = {row["label"] for row in tuning["rows"]}
-    kept = [row for row in (earlier or {}).get("rows", []) if row["label"] not in labels]
+    kept = [row for row in earlier if row["label"] not in labels]
     return json.loads(json.dumps({**tuning, "rows": [*kept, *tuning["rows"]]}))
 
 
@@ -406,14 +414,19 @@ def _choices(section: Mapping, before: Plan | None, baseline, target_reward, met
 
 def check_choices(
     section: Mapping,
+    before: Plan | None,
     methods: list[Method],
     baseline: str | None = None,
     target_reward: float | None = None,
     at_target: Any = None,
 ) -> None:
-    """Raises `ValueError` if the baseline, the target or the metrics at it cannot be those of these methods."""
-    _, target_reward = _choices(section, None, baseline, target_reward, methods)
-    _metrics_at_target(section, None, at_target, target_reward)
+    """Raises `ValueError` if the baseline, the target or the metrics at it cannot be those of these methods and of the
+    ones already in the folder."""
+    earlier = before.methods if before else []
+    known = {method.label for method in earlier}
+    every = [*earlier, *(method for method in methods if method.label not in known)]
+    _, target_reward = _choices(section, before, baseline, target_reward, every)
+    _metrics_at_target(section, before, at_target, target_reward)
 
 
 def _metrics_at_target(section: Mapping, before: Plan | None, metrics, target_reward: float | None) -> list[str]:
@@ -469,6 +482,11 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
     return settings | {"model_fingerprint": model.fingerprint(), "launch": plan.launch}
 
 
+def _seed_words(seeds: list[int], first: int) -> list[str]:
+    """Command-line words for seeds: how many, if they are counted from the `first`."""
+    return [str(len(seeds))] if seeds == list(range(first, first + len(seeds))) else list(map(str, seeds))
+
+
 def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
     """Command that makes the whole comparison."""
     tuned = plan.tuning["values"] if plan.tuning else {}
@@ -477,7 +495,7 @@ def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
         own = {name: value for name, value in method.settings.items() if name not in tuned}
         written = json.dumps({**method.credit, "label": method.label, **({"settings": own} if own else {})})
         methods.append(written if len(method.credit) > 1 or own else method.credit["method"])
-    seeds = [str(len(plan.seeds))] if plan.seeds == list(range(len(plan.seeds))) else list(map(str, plan.seeds))
+    seeds = _seed_words(plan.seeds, 0)
     words = ["trl-credit", "compare", "--config", str(config), "--methods", *methods, "--seeds", *seeds]
     words += ["--output_dir", str(output_dir), "--baseline", plan.baseline]
     if plan.target_reward is not None:
@@ -486,5 +504,6 @@ def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
         words += ["--at_target", *plan.at_target]
     if plan.tuning:
         listed = [f"{name}={json.dumps(values)}" for name, values in tuned.items()]
-        words += ["--tune", *listed, "--tuning_seeds", *map(str, plan.tuning["seeds"]), "--tune_by", plan.tuning["by"]]
+        words += ["--tune", *listed, "--tuning_seeds", *_seed_words(plan.tuning["seeds"], FIRST_TUNING_SEED)]
+        words += ["--tune_by", plan.tuning["by"]]
     return shlex.join([*words, *plan.launch, *redact_words(plan.overrides)])

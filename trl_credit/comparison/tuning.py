@@ -7,21 +7,31 @@ seeds that choose a method's values are never among those that decide.
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .._util.text import nearest
 from .._util.yaml import load_mapping
 from ..statistics.paired import interval
-from .plan import Method, Plan, check_choices, make_plan, parse_methods, parse_seeds, read_recipe, write_plan
+from .plan import (
+    FIRST_TUNING_SEED,
+    Method,
+    Plan,
+    check_choices,
+    check_tuned_alike,
+    make_plan,
+    parse_methods,
+    parse_seeds,
+    read_plan,
+    read_recipe,
+    write_plan,
+)
 from .results import LEVEL, read_runs, run_values
 from .run import run_all
 
 
 FOLDER = "tuning"
-# The first seed of tuning, unless seeds are listed
-FIRST_SEED = 1000
 MEASURES = ("mean_reward", "accuracy")
 
 
@@ -49,7 +59,7 @@ def parse_tuning(values: Any, seeds: Any = None, by: str | None = None) -> Tunin
 
     Args:
         values: A mapping of fields to lists of values, or words such as `learning_rate=1e-5,3e-5`.
-        seeds: A number of seeds, which are counted from [`FIRST_SEED`], or a list of seeds; by default 3 of them.
+        seeds: A number of seeds, which are counted from [`~.plan.FIRST_TUNING_SEED`], or a list of seeds; by default 3.
         by: One of [`MEASURES`].
 
     Raises:
@@ -72,9 +82,9 @@ def parse_tuning(values: Any, seeds: Any = None, by: str | None = None) -> Tunin
         found[name] = [value for i, value in enumerate(listed) if value not in listed[:i]]
         if len(found[name]) < 2:
             raise ValueError(f"`tune`: {name!r} needs at least two different values, got {listed}.")
-    seeds = 3 if seeds is None else seeds[0] if isinstance(seeds, list) and len(seeds) == 1 else seeds
+    seeds = 3 if seeds is None else seeds
     try:
-        seeds = parse_seeds(seeds) if isinstance(seeds, list) else [FIRST_SEED + seed for seed in parse_seeds(seeds)]
+        seeds = parse_seeds(seeds) if isinstance(seeds, list) else [FIRST_TUNING_SEED + k for k in parse_seeds(seeds)]
     except ValueError as error:
         raise ValueError(str(error).replace("`seeds`", "`tuning_seeds`")) from None
     if by is not None and by not in MEASURES:
@@ -115,7 +125,7 @@ def plan_tuning(
 
     Raises:
         ValueError: As in `make_plan`; a seed both tunes and decides, or a method sets a tuned field itself.
-        RunFolderError: The folder was tuned otherwise.
+        RunFolderError: The comparison in the folder was tuned otherwise, or not at all.
     """
     recipe, section = read_recipe(Path(config))
     names = ("tune", "tuning_seeds", "tune_by")
@@ -123,7 +133,10 @@ def plan_tuning(
     if tuning is None:
         return None
     asked, _ = parse_methods(section.get("methods") if methods is None else methods, recipe.get("credit"))
-    check_choices(section, asked, **choices)
+    before = read_plan(output_dir) if (Path(output_dir) / "plan.json").exists() else None
+    if before is not None:
+        check_tuned_alike(before, asdict(tuning), output_dir)
+    check_choices(section, before, asked, **choices)
     deciding = parse_seeds(section.get("seeds", 1) if seeds is None else seeds)
     if shared := sorted(set(deciding) & set(tuning.seeds)):
         raise ValueError(
@@ -255,7 +268,7 @@ def tuned_methods(methods: Sequence[Method], rows: Sequence[Mapping[str, Any]]) 
 
 def record_of(tuning: Tuning, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What plan.json and comparison.json keep of the tuning."""
-    return {"values": tuning.values, "seeds": tuning.seeds, "by": tuning.by, "rows": list(rows)}
+    return {**asdict(tuning), "rows": list(rows)}
 
 
 def sentences_of(record: Mapping[str, Any]) -> list[str]:

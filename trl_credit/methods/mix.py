@@ -72,6 +72,14 @@ def _built_part(place: int, part: Any) -> CreditMethod:
         raise type(error)(f"part {place + 1} of the list: {error}") from None
 
 
+def _own(
+    part: CreditMethod, advantages: Float[Tensor, " batch"], inputs: CreditInputs
+) -> Float[Tensor, "batch tokens"]:
+    """The advantages of a method that has its own."""
+    found = part.token_advantages(advantages, None, inputs)
+    return found.unsqueeze(1).expand_as(inputs.mask) if found.dim() == 1 else found
+
+
 @dataclass(frozen=True)
 class Mix(CreditMethod):
     """Several methods as one: weights multiply, terms add. In a recipe, `credit` may be just the list.
@@ -256,7 +264,7 @@ class Mix(CreditMethod):
         result = (advantages if scale == 1 else advantages * scale).unsqueeze(1)
         for place, part in self._in_order:
             if part.own_advantages:
-                result = part.token_advantages(advantages, None, inputs_of(part, inputs, place)) * scale
+                result = _own(part, advantages, inputs_of(part, inputs, place)) * scale
         if weights is not None:
             result = result * weights.to(advantages.dtype)
         for place, part in self._in_order:
@@ -282,7 +290,7 @@ class Mix(CreditMethod):
             elif part.has_term:
                 values[f"{name}/advantage_change"] = part.term(seen).abs()
             elif inputs.advantages is not None:
-                changed = part.token_advantages(inputs.advantages, None, seen) - inputs.advantages.unsqueeze(1)
+                changed = _own(part, inputs.advantages, seen) - inputs.advantages.unsqueeze(1)
                 values[f"{name}/advantage_change"] = changed.abs()
             values |= {f"{name}/{key}": value for key, value in part.metrics(seen).items()}
         return values

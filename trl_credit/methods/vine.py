@@ -28,10 +28,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..values.steps import check_every
-from .base import CreditMethod, Paper
+from .base import Paper
 from .inputs import CreditInputs
-from .ops import at_least_float32, where_finite
+from .ops import at_least_float32
 from .rollout import Continuations, Rollout, SegmentValues
+from .rollout_advantages import RolloutAdvantages
 from .turn import on_tokens
 
 
@@ -51,13 +52,18 @@ def scaled(
         counted: (B, T) bool, the tokens over all of which, of every process, mean and deviation are taken.
         rollout: Gathers them.
         scale: `whiten` subtracts the mean and divides by the standard deviation, `std` only divides. If all tokens have the
-            same advantage, both give exactly 0.
+            same advantage but for rounding, both give exactly 0.
     """
     advantages = torch.where(counted, advantages, 0.0)
     if scale == "none":
         return advantages
     everywhere = rollout.all(advantages)[rollout.all(counted)]
-    if len(everywhere) < 2 or everywhere.max() == everywhere.min():
+    if len(everywhere) < 2:
+        return torch.zeros_like(advantages)
+    # Of values, which are as large as rewards. Whitened, it would look like credit
+    rewards = rollout.all_rewards[torch.isfinite(rollout.all_rewards)]
+    rounding = 8 * torch.finfo(everywhere.dtype).eps * torch.cat([everywhere, rewards.to(everywhere)]).abs().max()
+    if everywhere.max() - everywhere.min() <= rounding:
         return torch.zeros_like(advantages)
     shift = everywhere.mean() if scale == "whiten" else 0.0
     return torch.where(counted, (advantages - shift) / everywhere.std(), 0.0)
@@ -75,7 +81,7 @@ def vine_advantages(found: SegmentValues, rollout: Rollout, scale: str = "whiten
 
 
 @dataclass(frozen=True)
-class Vine(CreditMethod):
+class Vine(RolloutAdvantages):
     """Each step is credited with what it adds to the expected reward, estimated from continuations (VinePPO).
 
     Args:
@@ -125,9 +131,6 @@ class Vine(CreditMethod):
         "are right or all wrong.",
         "In evaluation nothing is continued: each token gets its sequence advantage.",
     )
-    reweights = False
-    own_advantages = True
-    policies = ("tokens",)
 
     def validate(self) -> None:
         self.require(self.count >= 1, "count", "at least 1")
@@ -160,11 +163,9 @@ class Vine(CreditMethod):
         weights: Float[Tensor, "batch tokens"] | None,
         inputs: CreditInputs,
     ) -> Float[Tensor, "batch tokens"] | Float[Tensor, " batch"]:
-        if "advantages" not in inputs.rollout:
+        if "advantages" not in inputs.rollout:  # in evaluation
             return advantages
-        return where_finite(inputs.rollout["advantages"], advantages, inputs.mask)
+        return super().token_advantages(advantages, weights, inputs)
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
-        """`token_advantage_size`: mean size of the token advantages."""
-        found = inputs.rollout.get("advantages")
-        return {} if found is None else {"token_advantage_size": found.abs()}
+        return super().metrics(inputs) if "advantages" in inputs.rollout else {}

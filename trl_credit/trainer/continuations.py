@@ -5,7 +5,7 @@ process generates and scores equally often. A continuation may be as long as wha
 the same in all processes.
 
 The random numbers are the continuations' own: rollouts draw the same ones as in a run without continuations, and a resumed
-run draws the same continuations.
+run draws the same continuations. (vLLM has its own generator, which both share.)
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from trl import GRPOConfig
 
 from .._util.replaced import replaced
 from .._util.tokens import token_pieces
@@ -41,22 +42,35 @@ _OWN_WAYS = {
     "environment_factory": "an environment cannot be put back into the state in which it was then",
     "rollout_func": "a rollout function generates from prompts, not from within a completion",
 }
+# Keys of `generation_kwargs` that rule a completion as a whole
+_WHOLE = ("structured_outputs", "min_tokens", "min_new_tokens")
 
 
-def check_continuations(method: CreditMethod, arguments: dict[str, Any]) -> None:
+def check_continuations(method: CreditMethod, arguments: dict[str, Any], args: GRPOConfig) -> None:
     """Raises `ValueError` if a method needs continuations and this run's completions cannot be continued.
 
     Args:
         method: The credit method.
         arguments: The arguments of the trainer's `__init__`.
+        args: The training arguments.
     """
+    ruled = [f"generation_kwargs[{name!r}]" for name in _WHOLE if name in (args.generation_kwargs or {})]
+    if args.use_vllm and args.vllm_structured_outputs_regex is not None:
+        ruled.append("vllm_structured_outputs_regex")
     for part in method.components().values():
+        if not part.continuations():
+            continue
         for name, reason in _OWN_WAYS.items():
-            if part.continuations() and arguments.get(name):
+            if arguments.get(name):
                 raise ValueError(
                     f"credit method {part.name!r} continues completions from within, which `{name}` does not allow: "
                     f"{reason}. Remove `{name}`, or use another method."
                 )
+        for name in ruled:
+            raise ValueError(
+                f"credit method {part.name!r} continues completions from within, and there `{name}` would apply as if a "
+                "completion began anew. Remove it, or use another method."
+            )
 
 
 @dataclass(frozen=True)
@@ -228,7 +242,9 @@ class _Sampler:
             # Repeated at the end, so that every process has equally many
             mine = [call[(place * processes + rank) % len(call)] for place in range(each)]
             part = [items[item] for item in mine]
-            totals, tokens = self._continued(beginnings, part, [budgets[item] for item in mine])
+            # Equal in all processes: engines that span several of them need one limit
+            longest = max(budgets[item] for item in call)
+            totals, tokens = self._continued(beginnings, part, [budgets[item] for item in mine], longest)
             in_order = totals.view(processes, each).T.flatten()[: len(call)]
             found[call] = in_order.double().cpu()
             self.tokens += sum(number for place, number in enumerate(tokens) if place * processes + rank < len(call))
@@ -237,10 +253,11 @@ class _Sampler:
         return found.view(-1, count)
 
     def _continued(
-        self, beginnings: _Beginnings, part: list[int], budgets: list[int]
+        self, beginnings: _Beginnings, part: list[int], budgets: list[int], longest: int
     ) -> tuple[torch.Tensor, list[int]]:
         """Rewards of one continuation of each of this process's beginnings, gathered over the processes, and the tokens
-        that each of this process's continuations has."""
+        that each of this process's continuations has: at most its budget, of which `longest` is the largest of all
+        processes."""
         trainer = self.trainer
         settings, name = _length_setting(trainer)
         prompt_ids = [beginnings.prompts[i] for i in part]
@@ -250,7 +267,7 @@ class _Sampler:
 
         def continue_written(*_, **__):
             starts = [prompt + begun for prompt, begun in zip(prompt_ids, written, strict=True)]
-            with replaced(settings, **{name: max(budgets)}):
+            with replaced(settings, **{name: longest}):
                 new, _ = generate(starts, None, {}, 1)
             return [w + n[:b] for w, n, b in zip(written, new, budgets, strict=True)], None
 

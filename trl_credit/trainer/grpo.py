@@ -143,7 +143,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         check_credit(self.credit_method, training_args)
         check_old_policy(self.credit_method, training_args)
         self._check_turns(arguments)
-        check_continuations(self.credit_method, arguments)
+        check_continuations(self.credit_method, arguments, training_args)
         if isinstance(training_args, CreditGRPOConfig) and training_args.credit is None:
             training_args = copy.copy(training_args)  # leave the caller's config unchanged
             training_args.credit = self.credit_method.to_dict()

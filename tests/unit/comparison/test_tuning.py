@@ -37,7 +37,8 @@ def runs_of(tuning, rewards):
 
 def test_values_from_words_and_from_a_recipe():
     assert parse_tuning(["learning_rate=1e-5, 3e-5,1e-4"]) == Tuning(RATES, [1000, 1001, 1002])
-    assert parse_tuning(["learning-rate=[1e-5, 3e-5, 1e-4]"], [4]) == Tuning(RATES, [1000, 1001, 1002, 1003])
+    assert parse_tuning(["learning-rate=[1e-5, 3e-5, 1e-4]"], 4) == Tuning(RATES, [1000, 1001, 1002, 1003])
+    assert parse_tuning(RATES, [7]) == Tuning(RATES, [7])
     assert parse_tuning(RATES, [7, 5], "accuracy") == Tuning(RATES, [7, 5], "accuracy")
     assert parse_tuning({"lr_scheduler_type": ["constant", "linear"], **RATES}, 1).combinations()[3] == {
         "lr_scheduler_type": "linear",
@@ -79,7 +80,7 @@ def test_the_plan_has_each_method_with_each_value(comparison_recipe, tmp_path):
     assert plan.seeds == tuning.seeds == [1000, 1001]
     assert not (tmp_path / "out").exists()
     # The command line comes first
-    tuning, plan, _ = plan_tuning(path, tmp_path / "out", (["max_grad_norm=0.1,1"], [5], None), methods=["gcpo"])
+    tuning, plan, _ = plan_tuning(path, tmp_path / "out", (["max_grad_norm=0.1,1"], 5, None), methods=["gcpo"])
     assert (len(plan.methods), len(plan.seeds)) == (2, 5)
     assert plan_tuning(comparison_recipe(), tmp_path / "out", NOTHING) is None
 
@@ -142,9 +143,7 @@ def test_the_comparison_keeps_what_was_tuned(comparison_recipe, tmp_path):
     path, out = comparison_recipe(), tmp_path / "out"
     plan = tuned_plan(path, out)
     assert [(method.label, method.settings) for method in plan.methods] == [("uniform", {"learning_rate": 3e-5})]
-    assert (
-        "--tune 'learning_rate=[1e-05, 3e-05, 0.0001]' --tuning_seeds 1000 1001 --tune_by mean_reward" in plan.command
-    )
+    assert "--tune 'learning_rate=[1e-05, 3e-05, 0.0001]' --tuning_seeds 2 --tune_by mean_reward" in plan.command
     assert "settings" not in plan.command
     out.mkdir()
     write_plan(out, plan)
@@ -156,8 +155,20 @@ def test_the_comparison_keeps_what_was_tuned(comparison_recipe, tmp_path):
     assert {row["label"] for row in both.tuning["rows"]} == {"uniform", "gcpo"}
     with pytest.raises(RunFolderError, match="has a comparison that was tuned by"):
         make_plan(path, out, methods=["uniform"], seeds=2)
-    with pytest.raises(RunFolderError, match="tune as before"):
-        tuned_plan(path, out, values={"learning_rate": [1e-5, 3e-5, 2e-4]})
+    other = {"learning_rate": [1e-5, 3e-5, 2e-4]}
+    with pytest.raises(RunFolderError, match="tune as before"):  # before any run
+        plan_tuning(path, out, (other, [1000, 1001], None), methods=["uniform"], seeds=2)
+
+
+def test_another_method_is_compared_with_a_baseline_in_the_folder(comparison_recipe, tmp_path):
+    path, out = comparison_recipe(), tmp_path / "out"
+    out.mkdir()
+    write_plan(out, tuned_plan(path, out))
+    given = (RATES, [1000, 1001], None)
+    _, _, asked = plan_tuning(path, out, given, methods=["gcpo"], seeds=2, baseline="uniform")
+    assert [method.label for method in asked] == ["gcpo"]
+    with pytest.raises(ValueError, match="'dgpo' is not among the methods"):
+        plan_tuning(path, out, given, methods=["gcpo"], seeds=2, baseline="dgpo")
 
 
 def plan_without_asked(plan):
@@ -168,8 +179,8 @@ def test_a_comparison_that_was_not_tuned_stays_so(comparison_recipe, tmp_path):
     path, out = comparison_recipe(), tmp_path / "out"
     out.mkdir()
     write_plan(out, make_plan(path, out, methods=["uniform"], seeds=2))
-    with pytest.raises(RunFolderError, match="was not tuned"):
-        tuned_plan(path, out)
+    with pytest.raises(RunFolderError, match="was not tuned"):  # before any run
+        plan_tuning(path, out, (RATES, [1000, 1001], None), methods=["uniform"], seeds=2)
 
 
 def test_the_tables(comparison_recipe, tmp_path):

@@ -119,6 +119,26 @@ def test_own_advantages_take_the_place_of_the_sequences():
     torch.testing.assert_close(credit(mix, inputs)[1], torch.where(inputs.mask, expected, 0.0))
 
 
+@dataclass(frozen=True)
+class Plain(Own):
+    """Has the sequence advantages, as `vine` in evaluation."""
+
+    name = "plain"
+
+    def token_advantages(self, advantages, weights, inputs):
+        return advantages
+
+
+@pytest.mark.parametrize("size", [(5, 12), (5, 5)])
+def test_own_advantages_may_be_one_for_each_completion(size):
+    mix = make(Plain(), GCPO, Term())
+    inputs = make_inputs(mix, 1, *size)
+    weights = build_credit(GCPO).weights(inputs)
+    expected = inputs.advantages.unsqueeze(1) * weights + 0.5 * inputs.policy_entropy
+    torch.testing.assert_close(credit(mix, inputs)[1], torch.where(inputs.mask, expected, 0.0))
+    assert credit_metrics(mix, inputs, mix.weights(inputs))["credit/plain/advantage_change"] == 0
+
+
 def test_the_order_of_the_list_changes_no_bit():
     parts = [GCPO, DGPO, Term(0.3).to_dict(), Term(0.7).to_dict(), Factor().to_dict()]
     inputs = make_inputs(make(*parts), 2, 5, 12)

@@ -85,6 +85,13 @@ def test_equal_advantages_of_all_tokens_are_none():
         assert not Vine(scale=scale).rows_with_credit(rollout).any()
 
 
+@pytest.mark.parametrize("values", [[0.0, 1 / 3, 2 / 3, 1.0], [0.0, 0.1, 0.2, 0.3], [5.0, 5.1, 5.2, 5.3]])
+def test_rounding_is_no_advantage(values):
+    rollout = rollout_of([values, values], [values[-1]] * 2, [[1, 2, 3]] * 2)
+    for scale in ("whiten", "std"):
+        assert not Vine(scale=scale).rollout_stage(rollout)["advantages"].any()
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_an_unknown_value_makes_the_completion_neutral_and_changes_no_other(bad):
     values = [[0.5, 0.25, 0.0], [0.0, 0.5, 1.0], [0.25, 0.5, 0.0]]
