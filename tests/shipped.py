@@ -17,15 +17,29 @@ IMAGE_REGIMES = {
     "digits": "last step out",
     "digits_reuse": "last step out, batches used twice",
 }
+# Every method and control of CreditBench, before training; after it, those that learn from what it changes
 BENCH_ROWS = (
     ("gcpo", 0),
     ("gcpo", 80),
     ("dgpo", 80),
+    ("rlsd", 0),
+    ("rlsd", 80),
+    ("rlcsd", 0),
+    ("rlcsd", 80),
+    ("teacher", 0),
+    ("otb", 0),
+    ("otb", 80),
+    ("delta", 0),
+    ("delta", 80),
+    ("forking", 0),
+    ("uniform", 0),
+    ("random", 0),
+    ("shuffled gcpo", 0),
+    ("position late", 0),
+    ("position early", 0),
     ("surprisal", 0),
     ("surprisal", 80),
     ("entropy", 0),
-    ("random", 0),
-    ("position late", 0),
 )
 
 

@@ -1,12 +1,14 @@
-"""A small model for the benchmark, and a slow AUROC."""
+"""A small model for the benchmark, a slow AUROC, and methods of your own."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
 from helpers import save_tiny_model
 
 from trl_credit import CreditMethod, Paper, mean_one
+from trl_credit.toy.build_model import build_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +45,32 @@ class Favourite(CreditMethod):
 
 
 FAVOURITE = f"{__name__}.Favourite"
+
+
+@dataclasses.dataclass(frozen=True)
+class Knows(CreditMethod):
+    """Finds the wrong digit of a sum in the completion's text, and adds to its advantage.
+
+    Args:
+        term_there: What it adds.
+    """
+
+    term_there: float
+
+    name = "knows"
+    paper = Paper(title="none", id="none", citation="none")
+    reweights = False
+
+    def term(self, inputs):
+        term = torch.zeros_like(inputs.policy_logps)
+        for row, ids in enumerate(inputs.token_ids):
+            text = build_tokenizer().decode(ids[inputs.mask[row]])
+            for found in re.finditer(r"(\d+)\+(\d+)=(\d+)", text):
+                right, wrong = str(int(found[1]) + int(found[2])), found[3]
+                if right != wrong:
+                    place = next(i for i, (a, b) in enumerate(zip(right, wrong, strict=True)) if a != b)
+                    term[row, found.start(3) + place] = self.term_there
+        return term
+
+
+KNOWS = f"{__name__}.Knows"

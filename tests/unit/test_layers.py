@@ -94,8 +94,10 @@ def test_old_names_work_with_a_warning(module):
     for name, home in MOVED_NAMES[module].items():
         if name in vars(here):  # it imports it still
             continue
-        with pytest.warns(FutureWarning, match=f"`{module}.{name}` has moved to `{home}.{name}`"):
-            assert getattr(here, name) is getattr(importlib.import_module(home), name)
+        home, _, new = home.partition(":")
+        new = new or name
+        with pytest.warns(FutureWarning, match=f"`{module}.{name}` has moved to `{home}.{new}`"):
+            assert getattr(here, name) is getattr(importlib.import_module(home), new)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = here.nothing
 

@@ -19,15 +19,31 @@ from shipped import (
     learning_rows,
 )
 
+from trl_credit.bench.baselines import baselines
+from trl_credit.bench.served import served_methods
 from trl_credit.comparison.plan import parse_methods, read_recipe
 
 
 TEXT = (ROOT / "docs" / "choosing.md").read_text()
+SECTION = TEXT.partition("## Where the weight goes: CreditBench")[2].partition("\n## ")[0]
 
 
 def test_tables_are_those_of_the_results():
     for row in [*learning_rows(), *image_rows(), *bench_rows()]:
         assert row in TEXT.splitlines(), row
+
+
+def test_every_method_of_the_benchmark_has_a_row():
+    """What is scored today, as far as the shipped run goes, and whatever it left out is said."""
+    bench = json.loads((RESULTS / "bench" / "bench.json").read_text())
+    assert {label for label, _ in BENCH_ROWS} == set(bench["scores"])
+    served, left_out = served_methods("a later policy")
+    assert bench["settings"]["methods"] == list(served)
+    assert set(bench["baselines"]) == {*baselines(), "shuffled gcpo"}
+    for name, reason in left_out.items():
+        assert f"No {name}: it {reason}." in bench["notes"]
+        assert f"`{name}`" in SECTION, name
+    assert not re.search(r"/(tmp|work|home|root)/", (RESULTS / "bench" / "bench.json").read_text())
 
 
 def test_no_other_tables_of_numbers():
@@ -72,13 +88,89 @@ def test_claims_hold():
     again = json.loads((RESULTS / AGAIN / "comparison.json").read_text())
     assert not {*again["seeds"]} & {*json.loads((RESULTS / "long" / "comparison.json").read_text())["seeds"]}
     assert {label for _, label in verdicts} == set(COLUMNS)
-    drift = json.loads((RESULTS / "bench" / "bench.json").read_text())["drift"]
-    leads = [
-        drift[updates]["scores"]["gcpo"]["own_error_style"]["auroc"]["mean"]
-        - drift[updates]["scores"]["surprisal"]["own_error_style"]["auroc"]["mean"]
-        for updates in ("0", "20", "80")
-    ]
+
+
+def test_claims_about_where_credit_goes_hold():
+    """Each sentence of the section, in its order."""
+    bench = json.loads((RESULTS / "bench" / "bench.json").read_text())
+    said = " ".join(SECTION.split())
+    drift = bench["drift"]
+
+    def auroc(label: str, updates: str = "0") -> dict[str, float]:
+        return {task: row["auroc"]["mean"] for task, row in drift[updates]["scores"][label].items()}
+
+    def span(values) -> str:
+        return f"{min(values):.3f} to {max(values):.3f}"
+
+    assert bench["settings"]["seed"] == 0
+    assert set(auroc("teacher", "80").values()) == set(auroc("dgpo").values()) == {0.5}
+    beats = {
+        (label, task, updates)
+        for updates, entry in drift.items()
+        for label, tasks in entry["verdicts"].items()
+        for task, verdict in tasks.items()
+        if verdict["beats"]
+    }
+    style = "own_error_style"
+    assert beats == {("gcpo", style, n) for n in ("0", "20", "80")} | {("dgpo", style, n) for n in ("20", "80")}
+    leads = [auroc("gcpo", n)[style] - auroc("surprisal", n)[style] for n in ("0", "20", "80")]
     assert 0 < leads[0] < leads[1] < leads[2]
+    assert "{:.3f}, {:.3f} and {:.3f} after 0, 20 and 80 updates".format(*leads) in said
+    delta, surprisal = auroc("delta"), auroc("surprisal")
+    alone = ("planted_error", "length_1x", "length_2x", "length_4x", "own_error")
+    assert max(abs(delta[task] - surprisal[task]) for task in alone) < 2e-3
+    assert delta[style] > auroc("delta", "20")[style] > auroc("delta", "80")[style]
+    assert f"({delta[style]:.3f} before training, {auroc('delta', '80')[style]:.3f} after)" in said
+    assert f"at {span(auroc('teacher').values())}, without" in said
+    assert f"less than most ({span(auroc('rlsd').values())})" in said
+    assert max(auroc("rlsd").values()) < 0.5
+    assert f"is at chance ({span(auroc('rlcsd').values())})" in said
+    assert f"than the error itself ({span(auroc('otb').values())})" in said
+    forking = auroc("forking")
+    assert f"without style ({span([forking[task] for task in alone])})" in said
+    assert f"where there are any ({forking['style']:.3f})" in said
+    assert f"{forking[style]:.3f}" == f"{forking['style']:.3f}"
+    for label in ("random", "shuffled gcpo"):
+        assert all(abs(value - 0.5) < 0.05 for value in auroc(label).values())
+
+    swept = {(entry["method"], entry["parameter"]): entry for entry in bench["sweeps"]}
+    means = {
+        key: {
+            task: dict(zip(map(str, entry["values"]), [row["auroc"]["mean"] for row in rows], strict=True))
+            for task, rows in entry["scores"].items()
+        }
+        for key, entry in swept.items()
+    }
+    assert all(row["full"] < row["sampled"] for row in means["gcpo", "divergence"].values())
+    gate = means["dgpo", "entropy_exponent"]["style"]
+    assert f"`entropy_exponent: 0` has {gate['0.0']:.3f}, the default {gate['1.0']:.3f}" in said
+    for key in (("gcpo", "top_fraction"), ("gcpo", "top_mass"), ("dgpo", "temperature")):
+        for row in means[key].values():
+            rest = [value for name, value in row.items() if (*key, name) != ("gcpo", "top_mass", "0.4")]
+            assert max(rest) - min(rest) < 2e-3, key
+    assert {row["0.4"] for row in means["gcpo", "top_mass"].values()} == {0.5}
+
+    gradients = bench["gradients"]
+    assert (gradients["groups"], gradients["after"], gradients["target_groups"]) == (256, 20, 1024)
+    rows = gradients["methods"]
+
+    def closer(label: str, size: str) -> bool:
+        own, uniform = rows[label]["cosine"][size], rows["uniform"]["cosine"][size]
+        return own["mean"] - uniform["mean"] > 2 * (own["stderr"] ** 2 + uniform["stderr"] ** 2) ** 0.5
+
+    assert {label for label in rows if any(closer(label, size) for size in ("1", "8"))} == {"teacher", "otb"}
+    for label, size, text in (
+        ("teacher", "8", "batches of 8, {:.3f} against {:.3f}"),
+        ("otb", "1", "single groups, {:.3f} against {:.3f}"),
+    ):
+        assert text.format(*(rows[name]["cosine"][size]["mean"] for name in (label, "uniform"))) in said
+    bias = {label: f"{row['bias_cosine']:.2f} ± {row['bias_cosine_stderr']:.2f}" for label, row in rows.items()}
+    assert f"{bias['rlsd']} with uniform's" in said
+    assert f"({bias['delta']}, {bias['forking']})" in said
+    biased = {label for label, row in rows.items() if row["bias_cosine"] < 1 - 2 * row["bias_cosine_stderr"]}
+    assert biased == {"rlsd", "delta", "forking"}
+    relative = [f"{rows[label]['relative_variance_over_uniform']:.1f}" for label in ("random", "shuffled gcpo")]
+    assert "have {} and {} times uniform's relative variance".format(*relative) in said
 
 
 def test_claims_about_images_hold():

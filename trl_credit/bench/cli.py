@@ -63,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no_gradients", action="store_true", help="leave the gradients out")
     parser.add_argument("--no_drift", action="store_true", help="train no policies that drift from the embedded model")
-    parser.add_argument("--quick", action="store_true", help="few items, samples and updates: seconds, and noise")
+    parser.add_argument(
+        "--quick", action="store_true", help="few items, samples and updates: a minute or two, and noise"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
     return parser
 
@@ -96,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.model is not None:
         chosen.setdefault("num_items", 64)
     if arguments.quick:
-        chosen.setdefault("num_items", 16)
+        chosen.setdefault("num_items", 8)
         chosen |= {"drift": (0, 3), "drift_completions": 32}
         chosen = {"groups": 16, "target_groups": 64} | chosen
     if arguments.no_drift:

@@ -14,10 +14,10 @@ _MARKERS = "osD^vP*Xp<>h"
 _LINES = ("-", "--", "-.", ":")
 _COLOURS = ("#0a66a8", "#c2560c", "#2a7f3f", "#7a4fa3", "#8a1c3b", "#5b6470", "#0f8b8d", "#a88400", "#333333")
 _METRICS = {
-    "auroc": "AUROC of the weights against the deciding tokens",
+    "auroc": "AUROC of the credit against the deciding tokens",
     "ap": "Average precision",
-    "ratio": "Weight on the deciding tokens (uniform 1)",
-    "mass": "Share of the weight on the deciding tokens",
+    "ratio": "Credit on the deciding tokens (uniform 1)",
+    "mass": "Share of the credit on the deciding tokens",
     "rank": "Normalised rank of the first deciding token (1 = highest)",
 }
 
@@ -79,13 +79,13 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
         if step != "0":
             when = f"after {step} updates (reward {_number(entry['reward'], 2)})"
             tables.append(scores(f"AUROC {when}", "auroc", entry["scores"]))
-            tables.append(scores(f"Weight on the deciding tokens {when}", "ratio", entry["scores"]))
+            tables.append(scores(f"Credit on the deciding tokens {when}", "ratio", entry["scores"]))
     for sweep in results.get("sweeps", []):
         for metric in ("auroc", "ratio"):
             tables.append(
                 (
                     f"{sweep['method']}, {sweep['parameter']}: "
-                    + ("AUROC" if metric == "auroc" else "weight on the deciding tokens")
+                    + ("AUROC" if metric == "auroc" else "credit on the deciding tokens")
                     + (f", after {results['swept_after']} updates" if results["swept_after"] else ""),
                     [sweep["parameter"], *names],
                     [
@@ -189,7 +189,8 @@ def write_markdown(results: Mapping[str, Any], path: Path, pictures: Sequence[st
         "",
         f"Model `{safe(without_folders(settings['model']))}`, seed {settings['seed']}, rendering {settings['rendering']}.",
         "Baselines, which know nothing of the outcome: " + safe(", ".join(results["baselines"])) + ".",
-        "± is the standard error over completions.",
+        "± is the standard error over completions. A method's score for a token is minus its token advantage in a wrong "
+        "completion; - is a share of credit that is partly negative.",
         "",
         "## What it says",
         "",
@@ -285,7 +286,7 @@ def _plot_auroc(results: Mapping[str, Any]):
         axis.tick_params(labelbottom=True)
         tidy(axis)
     axes[0, 0].invert_yaxis()
-    figure.supxlabel("AUROC of the weights against the deciding tokens, 95 % interval", fontsize=9)
+    figure.supxlabel("AUROC of the credit against the deciding tokens, 95 % interval", fontsize=9)
     # Wrapped, because a narrow figure would cut it off
     title = "Does credit find the deciding tokens? Filled circles: methods; open diamonds: trivial baselines"
     figure.suptitle("\n".join(textwrap.wrap(title, int(width * 9))), fontsize=10)
@@ -317,7 +318,7 @@ def _plot_sweeps(results: Mapping[str, Any]):
         axes[1, column].set_xticks(range(len(sweep["values"])), [str(v) for v in sweep["values"]], fontsize=7.5)
         axes[1, column].set_xlabel(sweep["parameter"], fontsize=9)
     axes[0, 0].set_ylabel("AUROC", fontsize=9)
-    axes[1, 0].set_ylabel("weight on the deciding tokens\n(uniform 1)", fontsize=9)
+    axes[1, 0].set_ylabel("credit on the deciding tokens\n(uniform 1)", fontsize=9)
     handles, texts = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside lower center", ncols=min(4, len(texts)), fontsize=8)
     return figure
@@ -336,7 +337,7 @@ def _plot_drift(results: Mapping[str, Any]):
             scores = [results["drift"][step]["scores"][label][names[place]]["auroc"] for step in steps]
             known = [(x, s) for x, s in enumerate(scores) if s["mean"] is not None]
             axis.errorbar(
-                [x + 0.04 * (i - (len(labels) - 1) / 2) for x, _ in known],
+                [x + 0.5 / len(labels) * (i - (len(labels) - 1) / 2) for x, _ in known],
                 [s["mean"] for _, s in known],
                 yerr=[1.96 * (s["stderr"] or 0) for _, s in known],
                 elinewidth=0.7,

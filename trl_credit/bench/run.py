@@ -193,6 +193,7 @@ def score_policy(
     """Scores all methods of the scorer on all variants. A label that is a key of `sweeps` as text is a sweep."""
     keys = {str(key): key for key in sweeps}
     result = Scored({}, {}, {}, {})
+    negative = set()  # labels that do not only blame, so that there are no shares of the blame
     for name in names:
         sampled = {}
         if name in OWN_ERRORS:
@@ -215,17 +216,21 @@ def score_policy(
             **sampled,
         }
         for label in scorer.methods:
+            blames = [blame(record, label) for record in records]
             own = [
-                item_scores(blame(record, label), row, record.mask) for record, row in zip(records, labels, strict=True)
+                item_scores(values, row, record.mask)
+                for values, row, record in zip(blames, labels, records, strict=True)
             ]
             values = {metric: [scores[metric] for scores in own] for metric in METRICS}
-            if any((blame(record, label)[record.mask] < 0).any() for record in records):
-                # A mean over the others only would be of an easier task
-                values |= {metric: [math.nan] * len(own) for metric in ("mass", "ratio")}
+            if any((tokens < 0).any() for tokens in blames):
+                negative.add(label)
             if label in keys:
                 result.sweeps.setdefault(keys[label], {})[name] = values
             else:
                 result.scores.setdefault(label, {})[name] = values
+    for label in negative:
+        for values in (result.sweeps[keys[label]] if label in keys else result.scores[label]).values():
+            values |= {metric: [math.nan] * len(values[metric]) for metric in ("mass", "ratio")}
     return result
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..methods import DGPO, GCPO, CreditMethod
+from ..methods.registry import build_credit
+from ..methods.shuffled import Shuffled
 
 
 # Values by method and parameter. Combinations that a method rejects are skipped
@@ -47,7 +49,9 @@ def sweep_methods(methods: Mapping[str, CreditMethod]) -> dict[tuple[str, str, A
 
 
 def with_reference(method: CreditMethod, reference: str | None) -> CreditMethod:
-    """Sets the method's `reference`, if it takes one and names none."""
+    """Sets the method's `reference`, if it takes one and names none; of a shuffled method, too."""
+    if isinstance(method, Shuffled):
+        return dataclasses.replace(method, of=with_reference(build_credit(method.of), reference).to_dict())
     if reference is not None and getattr(method, "reference", "") is None:
         return dataclasses.replace(method, reference=reference)
     return method

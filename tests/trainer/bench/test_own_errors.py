@@ -5,10 +5,9 @@ import re
 import pytest
 import torch
 
-from trl_credit.bench import run
-from trl_credit.bench.own_errors import sample_own_errors
+from trl_credit.bench.own_errors import find_mistake, sample_own_errors
 from trl_credit.bench.tasks import OWN_ERRORS
-from trl_credit.inspection.scoring import CreditScorer
+from trl_credit.inspection.scoring import Completion, CreditScorer
 from trl_credit.methods.registry import METHODS
 from trl_credit.model_files import embedded_model_path
 
@@ -63,6 +62,26 @@ def test_own_errors_against_every_single_mistake(variant, embedded_scorer):
         assert item.prompt.startswith("~") == (variant == "own_error_style")
 
 
+@every_own_error
+def test_siblings_of_own_errors(variant, embedded_scorer):
+    """Seven samples of the item's prompt, at least one of them right: if need be, a written one."""
+    tokenizer = embedded_scorer.tokenizer
+    found = sample_own_errors(embedded_scorer, variant, 24)
+    written = 0
+    for item, siblings in zip(found.items, found.siblings, strict=True):
+        assert len(siblings) == 7
+        total = sum(map(int, re.findall(r"\d+", item.prompt)))
+        assert item.columns["answer"] == str(total)
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in siblings]
+        assert [reward for _, reward in siblings] == [float(text.endswith(f"#{total}")) for text in texts]
+        assert any(reward for _, reward in siblings)
+        written += texts[-1] == item.columns["solution"] and not any(reward for _, reward in siblings[:-1])
+        style = "letters" if variant == "own_error_style" else "plain"
+        terms = [int(term) for term in re.findall(r"\d+", item.prompt)]
+        assert find_mistake(terms, item.columns["solution"], style)[0] == "right"
+    assert found.written <= written
+
+
 def test_own_errors_are_seeded_and_leave_the_generator(embedded_scorer):
     state = torch.get_rng_state()
     found = sample_own_errors(embedded_scorer, "own_error", 3, seed=1)
@@ -84,7 +103,7 @@ def test_an_end_that_came_too_early(embedded_scorer, monkeypatch):
             terms = [int(term) for term in re.findall(r"\d+", example["prompt"])]
             texts += [written_with(terms, [""] * (len(terms) - 1))[:-1]] * num_generations
         return [
-            run.Completion(prompt=example["prompt"], token_ids=[*tokenizer(text)["input_ids"], eos])
+            Completion(prompt=example["prompt"], token_ids=[*tokenizer(text)["input_ids"], eos])
             for text, example in zip(texts, [e for e in examples for _ in range(num_generations)], strict=True)
         ]
 

@@ -7,15 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from support.bench import FAVOURITE, slow_auroc
+from support.bench import FAVOURITE, KNOWS, slow_auroc
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_credit.bench import report, run
 from trl_credit.bench.baselines import baselines
 from trl_credit.bench.run import BenchSettings
-from trl_credit.bench.scores import (
-    METRICS,
-)
+from trl_credit.bench.scores import METRICS
+from trl_credit.bench.served import served_methods
 from trl_credit.bench.tasks import make_items, tokens_and_labels, variants
 from trl_credit.methods import GCPO
 
@@ -46,7 +45,7 @@ def test_runs_are_equal(tmp_path, bench_model):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     assert json.loads((first / "bench.json").read_text()) == results
     assert results["settings"]["rendering"] == "compact"
-    assert set(results["scores"]) == {"gcpo", "dgpo", "favourite", *baselines()}
+    assert set(results["scores"]) == {"gcpo", "dgpo", "favourite", "shuffled gcpo", *baselines()}
     for tasks in results["scores"].values():
         assert set(tasks) == {"style", "length_1x"}
         assert set(tasks["style"]) == set(METRICS)
@@ -99,6 +98,30 @@ def test_own_errors_need_the_compact_rendering(tmp_path, bench_model):
     assert not (tmp_path / "b").exists()
 
 
+def test_every_kind_of_method(tmp_path, bench_model, capsys):
+    """Factors, a term, own advantages and a hint, on items in groups of right and wrong completions."""
+    short = '{"method": "rlcsd", "template": "{solution} {prompt}"}'  # the default is longer than its context
+    methods = ("rlsd", short, "otb", "delta", f'{{"method": "{KNOWS}", "term_there": -3.0}}')
+    results = run.run(
+        tiny(tmp_path, bench_model, methods=methods, groups=8, target_groups=16, tasks=("planted_error",))
+    )
+    for label in ("rlsd", "rlcsd", "otb", "delta", "knows"):
+        scores = results["scores"][label]["planted_error"]
+        assert scores["auroc"]["n"] == 6
+        assert (scores["auroc"]["stderr"] > 0) == (label != "knows"), label
+    assert results["scores"]["knows"]["planted_error"]["auroc"]["mean"] == 1.0
+    assert results["scores"]["otb"]["planted_error"]["mass"]["n"] == 6  # a wrong completion never gets a reward there
+    assert any(sentence.startswith("knows ") for sentence in results["sentences"])
+    worst = run.run(
+        tiny(tmp_path, bench_model, methods=(methods[-1].replace("-", ""),), groups=0, tasks=("planted_error", "style"))
+    )
+    for task in worst["scores"]["knows"].values():  # partly praise, so that there are no shares of blame
+        assert task["auroc"]["mean"] == 0.0
+        assert task["mass"]["mean"] is task["ratio"]["mean"] is None
+    table = (tmp_path / "bench.md").read_text().partition("## Share of the credit on the deciding tokens")[2]
+    assert "| knows | - | - |" in table
+
+
 def test_text_rendering(tmp_path, bench_model, capsys):
     results = run.run(tiny(tmp_path, bench_model, rendering="text", reference=None, tasks=("altered_copy",), groups=8))
     assert results["methods"]["gcpo"]["negative_prompt"] == GCPO().negative_prompt
@@ -132,7 +155,7 @@ def test_quick(tmp_path):
     command = [sys.executable, "-m", "trl_credit.cli", "bench", "--quick", "--num_items", "12"]
     done = subprocess.run([*command, "--output_dir", str(tmp_path)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "Reweighted gradients are biased estimates" in " ".join(done.stdout.split())
+    assert "Gradients of token credit may be biased estimates" in " ".join(done.stdout.split())
     results = json.loads((tmp_path / "bench.json").read_text())
     assert set(results["drift"]) == {"0", "3"}
     assert set(results["tasks"]) == set(variants())
@@ -144,3 +167,15 @@ def test_quick(tmp_path):
         "sweeps.png",
     }
     assert results["scores"]["gcpo"]["planted_error"]["auroc"]["mean"] > 0.6
+    assert results["scores"]["rlcsd"]["planted_error"]["auroc"]["mean"] != 0.5
+    served, left_out = served_methods("somewhere")
+    assert results["settings"]["methods"] == list(served)
+    assert set(results["scores"]) == {*served, "shuffled gcpo", *baselines()} == set(results["gradients"]["methods"])
+    assert all(any(note.startswith(f"No {name}: it ") for note in results["notes"]) for name in left_out)
+    assert results["methods"]["teacher"]["model"] == "the policy after 3 updates"
+    assert str(tmp_path) not in (tmp_path / "bench.json").read_text()
+    told = "After 3 updates, teacher: uniform with itself for the other model, so there is nothing to say of it here."
+    assert told in results["sentences"]
+    # Of the policy that is its own teacher: exactly uniform, without rounding
+    last = results["drift"]["3"]["scores"]["teacher"]
+    assert all(task["auroc"]["mean"] == 0.5 for task in last.values())

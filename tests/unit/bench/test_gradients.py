@@ -10,29 +10,28 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_credit.bench.gradients import (
     Comparison,
-    Group,
     Moments,
     bias_cosine,
     compare_gradients,
     cosine,
-    group_advantages,
     group_gradients,
     sample_groups,
     uniform_gradient,
 )
+from trl_credit.bench.groups import Group, group_advantages
 
 
 # Gradients
 
 
-def naive_gradient(model, group: Group, weights) -> torch.Tensor:
-    """-(1/N) sum_i sum_t A_i w_it log pi(y_it), token by token."""
+def naive_gradient(model, group: Group, token_advantages) -> torch.Tensor:
+    """-(1/N) sum_i sum_t A_it log pi(y_it), token by token."""
     loss = torch.zeros(())
-    for completion, advantage, row in zip(group.completions, group.advantages, weights, strict=True):
-        ids = torch.tensor([group.prompt + completion])
+    for completion, row in zip(group.completions, token_advantages, strict=True):
+        ids = torch.tensor([group.prompt_ids + completion])
         logps = model(ids).logits[0].double().log_softmax(-1)
         for t, token in enumerate(completion):
-            loss = loss - advantage * row[t] * logps[len(group.prompt) + t - 1, token] / len(group.completions)
+            loss = loss - float(row[t]) * logps[len(group.prompt_ids) + t - 1, token] / len(group.completions)
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).float()
 
 
@@ -42,16 +41,22 @@ def random_groups(number: int, seed: int = 0) -> list[Group]:
     for _ in range(number):
         completions = [rng.integers(3, 60, rng.integers(1, 6)).tolist() for _ in range(4)]
         rewards = torch.tensor(rng.integers(0, 2, 4), dtype=torch.float32)
-        groups.append(Group(rng.integers(3, 60, 4).tolist(), completions, rewards, group_advantages(rewards)))
+        groups.append(Group("?", rng.integers(3, 60, 4).tolist(), completions, rewards))
     return groups
 
 
-def random_weights(groups: list[Group], seed: int = 1):
+def uniform(group: Group) -> list[np.ndarray]:
+    return [np.full(len(c), float(a)) for c, a in zip(group.completions, group.advantages, strict=True)]
+
+
+def random_credit(groups: list[Group], seed: int = 1):
+    """Token advantages of weights, of a term that also groups without an advantage have, and of neither."""
     rng = np.random.default_rng(seed)
     return [
         {
-            "uniform": [np.ones(len(c)) for c in group.completions],
-            "other": [w * len(c) / w.sum() for c in group.completions for w in [rng.random(len(c))]],
+            "uniform": uniform(group),
+            "other": [row * rng.random(len(row)) for row in uniform(group)],
+            "term": [row + rng.standard_normal(len(row)) for row in uniform(group)],
         }
         for group in groups
     ]
@@ -66,22 +71,26 @@ def test_advantages_are_trl_s():
 def test_gradients(bench_model):
     model = AutoModelForCausalLM.from_pretrained(bench_model, dtype=torch.float32).eval()
     groups = random_groups(9)
-    weights = random_weights(groups)
+    credit = random_credit(groups)
     naive = {
-        label: torch.stack([naive_gradient(model, g, w[label]) for g, w in zip(groups, weights, strict=True)])
-        for label in ("uniform", "other")
+        label: torch.stack([naive_gradient(model, g, own[label]) for g, own in zip(groups, credit, strict=True)])
+        for label in ("uniform", "other", "term")
     }
     place = next(i for i, group in enumerate(groups) if (group.advantages != 0).any())
-    for label, gradient in group_gradients(model, groups[place], weights[place], pad=0):
+    for label, gradient in group_gradients(model, groups[place], credit[place], pad=0):
         torch.testing.assert_close(gradient, naive[label][place], rtol=1e-3, atol=1e-5)
+    place = next(i for i, group in enumerate(groups) if (group.advantages == 0).all())
+    found = dict(group_gradients(model, groups[place], credit[place], pad=0))
+    assert found["uniform"] is found["other"] is None  # no advantage, no gradient
+    torch.testing.assert_close(found["term"], naive["term"][place], rtol=1e-3, atol=1e-5)
 
     target_groups = random_groups(12, seed=5)
     target, halves = uniform_gradient(model, target_groups, pad=0)
-    own = torch.stack([naive_gradient(model, g, [np.ones(len(c)) for c in g.completions]) for g in target_groups])
+    own = torch.stack([naive_gradient(model, g, uniform(g)) for g in target_groups])
     torch.testing.assert_close(target, own.mean(0), rtol=1e-3, atol=1e-5)
     assert halves == pytest.approx(cosine(own[::2].sum(0), own[1::2].sum(0)), abs=1e-4)
 
-    results = compare_gradients(model, groups, weights, target, pad=0, batch_sizes=(1, 4, 99))
+    results = compare_gradients(model, groups, credit, target, pad=0, batch_sizes=(1, 4, 99))
     for label, gradients in naive.items():
         gradients = gradients.double()
         result, t = results[label], target.double()
@@ -137,7 +146,9 @@ def test_sampled_groups(bench_model):
     groups = sample_groups(*arguments, seed=0, group_size=3)
     assert torch.equal(torch.get_rng_state(), state)
     assert [len(group.completions) for group in groups] == [3, 3]
-    assert groups[1].prompt == tokenizer("10+20=")["input_ids"]
+    assert groups[1].prompt == "10+20="
+    assert groups[1].prompt_ids == tokenizer("10+20=")["input_ids"]
+    assert groups[1].example == {"answer": "30", "solution": "10+20=30;#30"}
     assert [g.completions for g in groups] == [g.completions for g in sample_groups(*arguments, 0, 3)]
     assert [g.completions for g in groups] != [g.completions for g in sample_groups(*arguments, 1, 3)]
     eos = tokenizer.eos_token_id
@@ -146,6 +157,6 @@ def test_sampled_groups(bench_model):
 
 def test_no_gradient_without_different_rewards(bench_model):
     model = AutoModelForCausalLM.from_pretrained(bench_model, dtype=torch.float32).eval()
-    same = [dataclasses.replace(group, advantages=torch.zeros(4)) for group in random_groups(4)]
+    same = [dataclasses.replace(group, rewards=torch.ones(4)) for group in random_groups(4)]
     with pytest.raises(ValueError, match="no gradient"):
         uniform_gradient(model, same, pad=0)

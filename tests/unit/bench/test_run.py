@@ -16,13 +16,28 @@ def test_methods_by_label():
     assert list(methods)[:3] == ["gcpo", "dgpo", "favourite"]
     assert methods["gcpo"].negative_prompt == "!{prompt}"
     assert methods["dgpo"].temperature == 0.01
-    assert list(methods)[4:] == list(baselines())  # those given are not listed twice
+    assert list(methods)[4:] == list(baselines(methods))  # those given are not listed twice
+    assert methods["shuffled gcpo"].of == methods["gcpo"].to_dict()
     assert "examples.custom_method.surprisal" in methods
     assert build_methods(["gcpo"], compact=False)["gcpo"].negative_prompt == GCPO().negative_prompt
     with pytest.raises(ValueError, match="Did you mean 'surprisal'"):
         build_methods(["surprisl"], compact=True)
     with pytest.raises(ValueError, match="Did you mean 'temperature'"):
         build_methods(['{"method": "dgpo", "temperatur": 1}'], compact=True)
+
+
+def test_a_method_that_needs_another_model():
+    assert build_methods(["teacher"], True, later="somewhere")["teacher"].model == "somewhere"
+    given = build_methods(['{"method": "teacher", "model": "mine"}'], True, later="somewhere")
+    assert given["teacher"].model == "mine"
+    with pytest.raises(ValueError, match="needs a value for `model`"):
+        build_methods(["teacher"], True)
+
+
+@pytest.mark.parametrize("name", ["fipo", "turn", "gigpo", "vppo"])
+def test_methods_that_cannot_be_scored(name):
+    with pytest.raises(ValueError, match=f"credit method '{name}' .*Leave it out"):
+        build_methods([name], compact=True)
 
 
 @pytest.mark.parametrize(

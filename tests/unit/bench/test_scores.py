@@ -67,6 +67,10 @@ def test_scores_that_are_not_defined():
     assert all(math.isnan(single[name]) for name in ("auroc", "ap", "rank"))
     assert all(math.isnan(value) for value in item_scores([1.0, 1.0], [False, False]).values())
     assert math.isnan(item_scores([0.0, 0.0], [True, False])["mass"])
+    signed = item_scores([3.0, -1.0, 0.0], [True, False, False])  # no shares of what is partly negative
+    assert (signed["auroc"], signed["ap"]) == (1.0, 1.0)
+    assert math.isnan(signed["mass"])
+    assert math.isnan(signed["ratio"])
     with pytest.raises(ValueError, match="weights for"):
         item_scores([1.0], [True, False])
     assert summary([math.nan])["n"] == 0

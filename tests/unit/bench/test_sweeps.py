@@ -1,7 +1,8 @@
 """Sweeps over a method's parameters."""
 
+from trl_credit import build_credit
 from trl_credit.bench.baselines import baselines
-from trl_credit.bench.sweeps import sweep_methods, with_reference
+from trl_credit.bench.sweeps import sweep_methods, with_model, with_reference
 from trl_credit.methods import DGPO, GCPO
 
 
@@ -22,3 +23,14 @@ def test_references():
     assert with_reference(DGPO(reference="y"), "x").reference == "y"
     assert with_reference(GCPO(), "x") == GCPO()
     assert with_reference(DGPO(), None) == DGPO()
+    shuffled = build_credit({"method": "shuffled", "of": {"method": "dgpo"}, "seed": 2})
+    assert with_reference(shuffled, "x").of["reference"] == "x"
+    assert with_reference(shuffled, "x").seed == 2
+    assert with_reference(shuffled, None) == shuffled
+
+
+def test_other_models():
+    teacher = build_credit({"method": "teacher", "model": "the policy after 3 updates"})
+    assert with_model(teacher, "the policy after 3 updates", "x").model == "x"
+    assert with_model(teacher, "the policy after 9 updates", "x") == teacher
+    assert with_model(GCPO(), "the policy after 3 updates", "x") == GCPO()

@@ -76,6 +76,25 @@ def test_items_are_seeded(variant, rendering):
 
 @every_rendering
 @every_variant
+def test_siblings_are_right_or_wrong(variant, rendering):
+    """Three right and four wrong completions of the item's own prompt, and a right solution for hints."""
+    for item in make_items(variant, 20, seed=5, rendering=rendering):
+        assert [right for _, right in item.siblings] == [True] * 3 + [False] * 4
+        assert set(item.columns) == {"answer", "solution"}
+        for text, right in [*item.siblings, (item.columns["solution"], True)]:
+            if variant != "altered_copy":
+                total = sum(map(int, re.findall(r"\d+", item.prompt)))
+                assert (int(re.findall(r"\d+", text)[-1]) == total) == right
+                assert bool(wrong_characters(dataclasses.replace(item, completion=text))) != right
+                assert item.columns["answer"] == str(total)
+                continue
+            source = item.prompt[1:-1] if rendering == "compact" else item.prompt.partition(": ")[2]
+            assert (text == source) == right
+            assert len(text.split()) == len(source.split())
+
+
+@every_rendering
+@every_variant
 def test_position_tells_nothing_on_average(variant, rendering):
     tokenizer = build_tokenizer()
     places = []
