@@ -1,4 +1,9 @@
-"""Runs a method's rollout stage on a generation batch that TRL has scored."""
+"""Runs a method's rollout stage on a generation batch that TRL has scored.
+
+TRL's own forward for the old log-probs is not reused: it gives neither the squared probabilities nor the hidden states that
+methods need. It is also chunked inside `_get_per_token_logps_and_entropies`, covers every row with its padding, and leaves
+the model in train mode.
+"""
 
 from __future__ import annotations
 
