@@ -199,11 +199,16 @@ def embedded_model_path(name: str = "trl_credit:quickstart") -> str:
     return str(files("trl_credit.toy") / _EMBEDDED[name])
 
 
+def is_embedded(name: str) -> bool:
+    """True if a name is meant to be an embedded model's."""
+    return name.startswith("trl_credit:")
+
+
 def resolve_model(name: str | None, field: str = "model_name_or_path") -> str:
     """The path or hub id of `model_name_or_path`; `trl_credit:quickstart` and `trl_credit:digits` are embedded models."""
     if not name:
         raise ValueError(f"`{field}` is not set.")
-    if name.startswith("trl_credit:"):
+    if is_embedded(name):
         if name not in _EMBEDDED:
             raise ValueError(f"`{field}`: unknown {name!r}. {nearest(name, _EMBEDDED)}")
         return embedded_model_path(name)

@@ -663,3 +663,16 @@ def test_following_reference_of_another_architecture_is_refused(tiny_model, tmp_
             args=config(tmp_path, sync_ref_model=True, credit={"method": "dgpo", "reference": other}),
             train_dataset=prompts(),
         )
+
+
+def test_the_embedded_model_has_its_name_in_python_too(tmp_path):
+    trainer = CreditGRPOTrainer(
+        model="trl_credit:quickstart", reward_funcs=letter_reward, args=config(tmp_path), train_dataset=prompts()
+    )
+    assert trainer.model.config.model_type == "qwen2"
+    with pytest.raises(
+        ValueError, match=r"`model`: unknown 'trl_credit:quikstart'\. Did you mean 'trl_credit:quickstart'"
+    ):
+        CreditGRPOTrainer(
+            model="trl_credit:quikstart", reward_funcs=letter_reward, args=config(tmp_path), train_dataset=prompts()
+        )

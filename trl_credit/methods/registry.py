@@ -8,6 +8,7 @@ from typing import Any
 
 from .._util.imports import is_dotted, load_dotted
 from .._util.text import nearest
+from .._util.yaml import load_mapping
 from .base import CreditMethod, Paper
 from .mix import Mix
 from .table import MIX, TABLE
@@ -63,13 +64,25 @@ def get_method_class(name: str) -> type[CreditMethod]:
     return cls
 
 
+def _from_text(text: str) -> Any:
+    """The mapping or list in JSON or, as in a recipe, YAML: `[gcpo, otb]`. Raises `JSONDecodeError` if it is neither."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        try:
+            return load_mapping(f"credit: {text}")["credit"]
+        except ValueError:
+            pass
+        raise
+
+
 def build_credit(credit: "str | Mapping[str, Any] | Sequence | CreditMethod") -> CreditMethod:
     """Builds a credit method from the user's specification.
 
     Args:
         credit: A name (`"dgpo"`) or path of a class, a mapping (`{"method": "dgpo", "temperature": 0.5}`), a list of
-            those ([`~trl_credit.methods.mix.Mix`]; a list of one is that method), a mapping or list as JSON text, or a
-            method object, which is returned unchanged.
+            those ([`~trl_credit.methods.mix.Mix`]; a list of one is that method), a mapping or list as JSON or YAML text, or
+            a method object, which is returned unchanged.
 
     Raises:
         ValueError: Invalid JSON, unknown method or parameter (the message suggests the nearest one), a missing
@@ -80,7 +93,7 @@ def build_credit(credit: "str | Mapping[str, Any] | Sequence | CreditMethod") ->
         return credit
     if isinstance(credit, str) and credit.lstrip().startswith(("{", "[")):
         try:
-            credit = json.loads(credit)
+            credit = _from_text(credit)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"`credit` is not valid JSON: {error.msg} at character {error.pos + 1} of {credit!r}. Write it as "

@@ -40,6 +40,7 @@ from ..extras.trainer import GRPOExtrasTrainer, bind_arguments, check_arguments,
 from ..methods import DGPO, GCPO, CreditMethod, Uniform
 from ..methods.metrics import credit_metrics
 from ..methods.registry import build_credit
+from ..model_files import is_embedded, resolve_model
 from ..signals.base import PolicyForward
 from ..signals.models import HiddenStates, causal_model
 from .collapse import CollapseWatches, LengthWatch
@@ -135,6 +136,8 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
     @functools.wraps(GRPOTrainer.__init__)
     def __init__(self, *args, **kwargs):
         arguments = bind_arguments(self, args, kwargs)
+        if isinstance(arguments["model"], str) and is_embedded(arguments["model"]):
+            arguments["model"] = resolve_model(arguments["model"], "model")
         training_args = arguments["args"]
         if training_args is None:
             name = (self._preset or Uniform).name

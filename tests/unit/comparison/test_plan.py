@@ -72,7 +72,7 @@ def test_the_recipes_own_method_by_name_has_its_parameters():
         (["uniform", "uniform"], "listed twice"),
         (["uniform", {"method": "uniform", "label": "x"}], "listed twice"),
         ([{"method": "dgpo", "temperatur": 1}], "Did you mean 'temperature'"),
-        (['{"method": dgpo}'], "not valid JSON"),
+        (['{"method": dgpo'], "not valid JSON"),
         ([{"method": "gcpo", "label": "uniform"}, "uniform"], "Two methods have the label 'uniform'"),
         ([{"method": "gcpo", "label": 3}], "must be text"),
         ([{"method": "uniform", "settings": {"max_steps": 3}}], "'max_steps' cannot differ between the methods"),

@@ -156,6 +156,8 @@ def test_a_list_in_every_form():
     mix = build_credit(["gcpo", DGPO])
     assert mix == build_credit('["gcpo", {"method": "dgpo", "temperature": 0.01}]') == build_credit(mix.to_dict())
     assert mix == build_credit({"method": "mix", "parts": ["gcpo", DGPO]})
+    assert mix == build_credit("[gcpo, {method: dgpo, temperature: 1e-2}]")
+    assert build_credit("{method: gcpo, negative_prompt: '!{prompt}'}").negative_prompt == "!{prompt}"
 
 
 def test_equal_signals_are_computed_once():

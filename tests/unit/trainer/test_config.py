@@ -61,7 +61,7 @@ def test_credit(credit, expected, tmp_path):
         ({"method": "gcpo", "top_mass": 0.2}, ValueError, "`top_mass` must be at least top_fraction (0.4)"),
         ({"method": "gcpo", "negative_prompt": "wrong_anwser"}, ValueError, "Did you mean 'wrong_answer'"),
         ({"method": "gcpo", "negative_prompt": "be wrong"}, ValueError, "a text with the slot {prompt}"),
-        ('{"method": "gcpo", top_fraction: 1}', ValueError, "`credit` is not valid JSON"),
+        ('{"method": "gcpo", top_fraction: ', ValueError, "`credit` is not valid JSON"),
         ("no_such_module.Method", ValueError, "Cannot load the credit method 'no_such_module.Method'"),
         ("trl_credit.methods.dgpo.dgpo_weights", ValueError, "not a subclass of trl_credit.CreditMethod"),
         (3.5, TypeError, "`credit` must be the name of a method"),
