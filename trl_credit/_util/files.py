@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,24 @@ _TEMPORARY = ".tmp"
 
 class RunFolderError(Exception):
     """The folder cannot be used for this run; the message says why and what to do."""
+
+
+def lock_folder(path: Path, lock: FileLock) -> None:
+    """Creates a folder and takes its lock, which the system releases however the process ends.
+
+    Raises:
+        RunFolderError: Another process holds the lock, or the folder cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunFolderError(
+            f"Another process is writing to {path}. Wait until it has ended, or set another `output_dir`."
+        ) from None
+    except OSError as error:
+        reason = "it is a file, not a folder" if path.is_file() else error.strerror
+        raise RunFolderError(f"`output_dir`: cannot write to {path}: {reason}.") from error
 
 
 def write_atomically(path: Path, lines: Iterable[str]) -> None:

@@ -13,8 +13,9 @@ from .._util.moved import moved_names
 from .._util.text import nearest, safe
 from ..methods.registry import build_credit
 from ..statistics.paired import area, band, enough_seeds, first_reached, holm, interval, paired, smoothed, verdict
+from ..trainer.config import CreditGRPOConfig
 from .plan import Method, Plan, run_folder
-from .scale import default_limit, gradient_scale, scale_sentence
+from .scale import gradient_scale, scale_sentence
 
 
 __getattr__ = moved_names(__name__)
@@ -165,7 +166,8 @@ def summarize(plan: Plan, runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -
                 "missing": sorted(set(plan.seeds) - set(of_method)),
                 "quantities": of_quantity,
                 "gradient": gradient_scale(
-                    of_method.values(), {**plan.settings, **method.settings}.get("max_grad_norm", default_limit())
+                    of_method.values(),
+                    {**plan.settings, **method.settings}.get("max_grad_norm", CreditGRPOConfig.max_grad_norm),
                 ),
                 "curves": {name: _curve(of_method, name, updates, window) for name in CURVES},
             }

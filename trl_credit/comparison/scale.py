@@ -6,17 +6,9 @@ long, and SGD would take the factor as a larger learning rate.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
-
-from ..trainer.config import CreditGRPOConfig
-
-
-def default_limit() -> float:
-    """`max_grad_norm` of a recipe that does not set it."""
-    return next(field.default for field in fields(CreditGRPOConfig) if field.name == "max_grad_norm")
 
 
 def gradient_scale(runs: Collection[Mapping[str, Any]], limit: float | None) -> dict[str, float] | None:

@@ -17,13 +17,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from .._util.files import (
     _KEPT,
     _TEMPORARY,
     RunFolderError,
     differences,
+    lock_folder,
     read_json,
     read_lines,
     to_line,
@@ -87,16 +88,7 @@ class RunFolder:
         Raises:
             RunFolderError: Another process holds the lock, or the folder cannot be created.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RunFolderError(
-                f"Another process is writing to {self.path}. Wait until it has ended, or set another `output_dir`."
-            ) from None
-        except OSError as error:
-            reason = "it is a file, not a folder" if self.path.is_file() else error.strerror
-            raise RunFolderError(f"`output_dir`: cannot write to {self.path}: {reason}.") from error
+        lock_folder(self.path, self._lock)
         for left in self.path.glob(f".*{_TEMPORARY}"):  # left behind by a process that was killed
             left.unlink(missing_ok=True)
 

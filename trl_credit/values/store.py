@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from .._util.files import RunFolderError, differences, read_json, read_lines, to_line, write_atomically
+from .._util.files import RunFolderError, differences, lock_folder, read_json, read_lines, to_line, write_atomically
 from .advantages import segment_advantages
 
 
@@ -120,15 +120,7 @@ class ValueFolder:
             RunFolderError: Another process writes there, the folder cannot be written, or it holds samples of another
                 model or other settings. The message lists the differences.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RunFolderError(
-                f"Another process is writing to {self.path}. Wait until it has ended, or set another `output_dir`."
-            ) from None
-        except OSError as error:
-            raise RunFolderError(f"`output_dir`: cannot write to {self.path}: {error.strerror}.") from error
+        lock_folder(self.path, self._lock)
         identity, file = json.loads(json.dumps(identity)), self.path / "run.json"
         if file.exists():
             old = read_json(file)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trl_credit.comparison.scale import default_limit, gradient_scale, scale_sentence
+from trl_credit.comparison.scale import gradient_scale, scale_sentence
 
 
 def runs(*norms):
@@ -13,7 +13,6 @@ def test_updates_without_a_gradient_do_not_count():
     assert gradient_scale(runs([0.5, None, 0.0], [2.0, 3.0]), 1.0) == {"median": 2.0, "cut": pytest.approx(2 / 3)}
     assert gradient_scale(runs([2.0]), 0) == {"median": 2.0, "cut": 0.0}
     assert gradient_scale([{"history": {}}], 1.0) is None
-    assert default_limit() == 1.0
 
 
 def test_the_sentence():
