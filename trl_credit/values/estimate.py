@@ -119,20 +119,3 @@ def _missing(rewards: list[float], least: int, most: int, stderr: float, bounds:
         return 0
     more = min(max(np.ceil(count * (error / stderr) ** 2) - count, 2), count)
     return int(min(more + more % 2, most - count))
-
-
-def continuation_values(
-    prefixes: Sequence[Prefix],
-    continue_from: Callable[[list[Prefix], list[int]], Sequence[Continuation]],
-    reward_of: Callable[[list[Prefix], Sequence[Continuation]], Sequence[float]],
-    **settings,
-) -> Values:
-    """[`sampled_values`], with generation and rewards apart.
-
-    Args:
-        prefixes: The prefixes, with what the two functions need: the prompt, the tokens so far, how many more there may be.
-        continue_from: Continues each of the given prefixes once, given the number of each draw from it, for its seed.
-        reward_of: Rewards of the continuations of the given prefixes.
-        **settings: `least`, `most`, `stderr` and `bounds`.
-    """
-    return sampled_values(prefixes, lambda chosen, draws: reward_of(chosen, continue_from(chosen, draws)), **settings)

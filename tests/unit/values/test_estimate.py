@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from trl_credit.values.estimate import continuation_values, sampled_values, standard_error
+from trl_credit.values.estimate import sampled_values, standard_error
+
+
+def continuation_values(prefixes, continue_from, reward_of, **settings):
+    """Generation and rewards apart."""
+    return sampled_values(prefixes, lambda chosen, draws: reward_of(chosen, continue_from(chosen, draws)), **settings)
 
 
 # A policy of three states that moves five times; its reward is 1 if it ends in the last state
