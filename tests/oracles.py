@@ -226,19 +226,21 @@ def vine(segments, values, rewards, mask, scale="whiten"):
 
 
 def delta(logps, hidden_states, advantages, mask, low=0.8, high=1.2, refinements=1):
-    """DelTA's factors with squared distances in full; rows of NaN for completions with a value that is not finite."""
+    """DelTA's factors with squared distances in full; rows of NaN for completions with a value that is not finite, unless
+    they have no advantage: then no value of theirs matters."""
     logps, hidden, advantages = (np.asarray(x, dtype=np.float64) for x in (logps, hidden_states, advantages))
     mask = np.asarray(mask, dtype=bool)
     bad = [
         i
         for i in range(len(mask))
-        if not all(np.isfinite(logps[i, t]) and np.isfinite(hidden[i, t]).all() for t in np.flatnonzero(mask[i]))
+        if advantages[i] != 0
+        and not all(np.isfinite(logps[i, t]) and np.isfinite(hidden[i, t]).all() for t in np.flatnonzero(mask[i]))
     ]
     tokens = [(i, t) for i in range(len(mask)) for t in range(mask.shape[1]) if mask[i, t] and i not in bad]
     factors = np.where(mask, 1.0, 0.0)
     own = {side: [(i, t) for i, t in tokens if side * advantages[i] > 0] for side in (1, -1)}
     if own[1] and own[-1]:
-        v = {(i, t): (1 - math.exp(logps[i, t])) * hidden[i, t] for i, t in tokens}
+        v = {(i, t): (1 - math.exp(logps[i, t])) * hidden[i, t] for i, t in own[1] + own[-1]}
 
         def centre(side, share):
             weights = [abs(advantages[i]) * share[i, t] for i, t in own[side]]

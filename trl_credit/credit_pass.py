@@ -9,7 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from .batching import HAS_CREDIT, STAGE_PREFIX, UpdatePlan, cut, loss_mask, placeholder_row, select, turns_of
+from .batching import (
+    HAS_CREDIT,
+    MAX_FORWARDS,
+    STAGE_PREFIX,
+    UpdatePlan,
+    cut,
+    loss_mask,
+    placeholder_row,
+    select,
+    turns_of,
+)
 from .methods import CreditInputs, CreditMethod
 from .signals import PolicyForward, Signal, SignalSource
 from .signals.context import PolicyContext
@@ -100,6 +110,19 @@ class CreditPass:
     def padding_affects_output(self) -> str | None:
         """The reason padding must stay in forwards, else `None`; see [`padding_affects_output`]."""
         return padding_affects_output(self.context.model.config.get_text_config())
+
+    @functools.cached_property
+    def forward_overhead(self) -> int:
+        """Fixed cost of a forward, in tokens: a small one leaves an accelerator idle, and still gathers all shards."""
+        context = self.context
+        overhead = 32 if context.accelerator.device.type == "cpu" else 512
+        zero3 = context.is_deepspeed_enabled and context.accelerator.state.deepspeed_plugin.zero_stage == 3
+        return overhead * 8 if context.is_fsdp_enabled or zero3 else overhead
+
+    @property
+    def max_forwards(self) -> int:
+        """Maximum forwards into which the rows of one are split by length."""
+        return 1 if self.padding_affects_output else MAX_FORWARDS
 
     def start(self, model: nn.Module, batch: dict[str, Any], plan: UpdatePlan) -> StartedPass:
         """Runs the signals' own forwards on the rows that need credit, without gradient and in eval mode."""

@@ -10,8 +10,10 @@ from helpers import config, fixed_rollout, prompts
 from support.resumed import assert_same_run, outcome
 from support.resumed import make as resumable
 
-from trl_credit import CreditGRPOTrainer, CreditMethod, Paper
-from trl_credit.batching import loss_mask
+from trl_credit import CreditGRPOTrainer, CreditMethod, Paper, credit_pass
+from trl_credit.batching import STAGE_PREFIX, loss_mask
+from trl_credit.trainer import grpo
+from trl_credit.trainer.rollout_stage import add_rollout_stage
 
 
 TEMPERATURE = 0.8
@@ -207,6 +209,93 @@ def test_evaluation(tiny_model, tmp_path):
     metrics = trainer.evaluate()
     assert math.isfinite(metrics["eval_credit/token_advantage_size"])
     assert metrics["eval_credit/nonfinite_tokens"] == 0
+
+
+# Its forwards
+
+
+def half_constant(completion_ids, **kwargs):
+    """No variance in the groups of the first half."""
+    count = len(completion_ids)
+    return [1.0 if place < count // 2 else float(place) for place in range(count)]
+
+
+def constant(completion_ids, **kwargs):
+    return [1.0] * len(completion_ids)
+
+
+def stages(model, path, credit, reward=half_constant, reads=None, **overrides):
+    """The first generation batch's results of the stage, and the shapes of its forwards and of the tensors gathered for it.
+
+    Args:
+        reads: Replaces the method's `rollout_rows`.
+    """
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "max_steps": 1}
+    trainer = make(model, path, reward=(reward,), credit=credit, **settings | overrides)
+    method = trainer.credit_method
+    if reads is not None:
+        object.__setattr__(method, "rollout_rows", reads)
+    forwards, gathered, results = [], [], []
+
+    def see(module, args, kwargs, output):
+        assert not module.training
+        forwards.append(tuple(kwargs["input_ids"].shape))
+
+    def watched(trainer, method, batch, rewards, **kwargs):
+        gather = trainer.accelerator.gather
+        trainer.accelerator.gather = lambda tensor: (gathered.append(tuple(tensor.shape)), gather(tensor))[1]
+        hook = trainer.model.base_model.register_forward_hook(see, with_kwargs=True)
+        add_rollout_stage(trainer, method, batch, rewards, **kwargs)
+        hook.remove()
+        trainer.accelerator.gather = gather
+        mask = loss_mask(batch)
+        results.append({name: torch.where(mask, batch[name], 0) for name in batch if name.startswith(STAGE_PREFIX)})
+        results[-1]["ids"] = batch["completion_ids"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpo, "add_rollout_stage", watched)
+        trainer._prepare_inputs([dict(row) for row in trainer.get_train_dataloader().__iter__().__next__()])
+    return results[0], forwards, gathered
+
+
+@pytest.mark.parametrize(
+    "credit", ["otb", "delta", ["delta", "random"], {"method": "shuffled", "of": "delta"}], ids=str
+)
+@pytest.mark.parametrize("padding", [None, "shown as a reason"])
+def test_only_rows_that_are_read_run(credit, padding, tiny_model, tmp_path, monkeypatch):
+    """16 completions, of which 8 have an advantage: half of the rows, fewer tokens each, and the same results."""
+    monkeypatch.setattr(credit_pass, "padding_affects_output", lambda config: padding)
+    found, forwards, gathered = stages(tiny_model, tmp_path, credit)
+    every, all_forwards, _ = stages(tiny_model, tmp_path, credit, reads=lambda rollout: None)
+    assert torch.equal(found["ids"], every["ids"])
+    for name, result in found.items():
+        torch.testing.assert_close(result, every[name], rtol=1e-4, atol=1e-5)
+        assert result.any()
+    rows, all_rows = (sum(shape[0] for shape in shapes) for shapes in (forwards, all_forwards))
+    assert (rows, all_rows) == (8, 16)
+    assert max(shape[0] for shape in all_forwards) == 2
+    if padding:
+        assert len({shape[1] for shape in all_forwards}) == 1
+        assert (len(forwards), len(all_forwards)) == (4, 8)
+    else:
+        assert len({shape[1] for shape in forwards}) > 1
+        assert sum(rows * width for rows, width in forwards) < 0.5 * 16 * max(width for _, width in all_forwards)
+    # rewards and groups of all once each, though the rollout gets fields later
+    assert gathered.count((16,)) == (2 if credit == "otb" else 0)
+
+
+@pytest.mark.parametrize("credit", ["otb", "delta"])
+def test_without_an_advantage_nothing_runs(credit, tiny_model, tmp_path):
+    found, forwards, _ = stages(tiny_model, tmp_path, credit, reward=constant)
+    assert forwards == []
+    every, _, _ = stages(tiny_model, tmp_path, credit, reward=constant, reads=lambda rollout: None)
+    for name, result in found.items():
+        assert torch.equal(result, every[name])
+
+
+def test_rows_that_are_named_wrongly_are_an_error(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match=r"'delta': `rollout_rows` must return a \(16,\) bool tensor.*float32 \(16,\)"):
+        stages(tiny_model, tmp_path, "delta", reads=lambda rollout: rollout.advantages)
 
 
 # Rewards of turns

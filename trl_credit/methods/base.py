@@ -90,7 +90,8 @@ class CreditMethod(ABC):
         on_its_own: The reason the method cannot be part of a list; empty if it can.
         policies: Kinds of policy for which it makes sense, see [`Signal`].
         rollout_needs: What the rollout stage reads of the policy that generated: `"logps"`, `"sum_squared_probs"`,
-            `"hidden_states"`. Any of them costs one forward per generation batch.
+            `"hidden_states"`. Any of them costs one forward per generation batch, of the completions that it reads
+            ([`rollout_rows`]).
     """
 
     name: ClassVar[str]
@@ -148,6 +149,11 @@ class CreditMethod(ABC):
         """Continuations that the rollout stage must have: [`Rollout.values`] has the answers. They are the dearest thing
         to ask for, each a generation."""
         return ()
+
+    def rollout_rows(self, rollout: Rollout) -> Bool[Tensor, " batch"] | None:
+        """(B,) bool, the completions of which the rollout stage reads what it needs of the policy ([`rollout_needs`]), which
+        is not there yet; `None` for all. Those without a token in the loss are never read."""
+        return None
 
     def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
         """Computes what needs all completions of a generation batch, once, before they are dealt to updates.

@@ -7,7 +7,7 @@ import torch
 
 from ..signals.base import Signal
 from . import CreditInputs, CreditMethod, Paper
-from .mix import inputs_of, rollout_stages, shared_continuations, shared_signals
+from .mix import inputs_of, rollout_stages, shared_continuations, shared_rows, shared_signals
 from .registry import build_credit
 from .rollout import Continuations, Rollout
 
@@ -43,6 +43,9 @@ class AllSignals(CreditMethod):
 
     def continuations(self) -> tuple[Continuations, ...]:
         return shared_continuations(self._built)
+
+    def rollout_rows(self, rollout: Rollout) -> torch.Tensor | None:
+        return shared_rows(self._built, rollout)
 
     def rollout_stage(self, rollout: Rollout) -> dict[str, torch.Tensor]:
         return rollout_stages(self._built, rollout)

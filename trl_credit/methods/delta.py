@@ -37,7 +37,7 @@ class _Sides:
     """Token gradients v = scale * h, and sums over them on all processes. A row at a time: (B, T, H) floats do not fit."""
 
     hidden_states: Float[Tensor, "batch tokens hidden"]
-    scale: Float[Tensor, "batch tokens"]  # 1 - pi, 0 off the mask
+    scale: Float[Tensor, "batch tokens"]  # 1 - pi, 0 off both sides
     sizes: Float[Tensor, "batch tokens"]  # abs(A), 0 off the mask
     sides: tuple[Bool[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]
     total: Callable[[Tensor], Tensor]
@@ -97,17 +97,19 @@ def delta_factors(
 
     Returns:
         (B, T) factors without gradient, at least float32, 0 off the mask. All are 1 unless there are tokens on both sides.
-        Those of a completion with a NaN or infinite value on its mask are NaN; it counts nowhere.
+        Those of a completion with a NaN or infinite value on its mask are NaN; it counts nowhere. Log-probs and states of
+        completions without an advantage are not read.
     """
     logps, advantages = at_least_float32(logps.detach()), at_least_float32(advantages.detach())
     states = hidden_states.detach()
     finite = torch.isfinite(logps) & torch.isfinite(states).all(-1)
-    usable = ((finite | ~mask).all(-1) & torch.isfinite(advantages)).unsqueeze(1)
+    known = (finite | ~mask).all(-1) | (advantages == 0)
+    usable = (known & torch.isfinite(advantages)).unsqueeze(1)
     counted = mask & usable
     signs = torch.where(counted, advantages.unsqueeze(1), 0.0)
     found = _Sides(
         states,
-        torch.where(counted, -torch.expm1(logps), 0.0),
+        torch.where(signs != 0, -torch.expm1(logps), 0.0),
         signs.abs(),
         (signs > 0, signs < 0),
         total,
@@ -166,7 +168,8 @@ class DelTA(CreditMethod):
         "the zero vector.",
         "The difference of the squared distances is computed as one product, and a standard deviation as the mean square of "
         "deviations, which are the same quantities without cancellation.",
-        "A completion with a NaN or infinite value does not count and gets the factor 1.",
+        "A completion with a NaN or infinite value does not count and gets the factor 1. One without an advantage counts "
+        "in the mean factor whatever its values, which are not computed.",
         "The factors multiply the advantages of TRL's loss, whatever its type; the code's loss is the mean over all tokens "
         "of an update.",
     )
@@ -179,6 +182,9 @@ class DelTA(CreditMethod):
         self.require(0 <= self.low < math.inf, "low", "non-negative and finite")
         self.require(self.low < self.high < math.inf, "high", f"above `low` ({self.low}) and finite")
         self.require(self.refinements >= 0, "refinements", "at least 0")
+
+    def rollout_rows(self, rollout: Rollout) -> Bool[Tensor, " batch"]:
+        return rollout.advantages != 0
 
     def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
         factors = delta_factors(

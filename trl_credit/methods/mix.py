@@ -52,6 +52,14 @@ def rollout_stages(methods: "list[CreditMethod]", rollout: Rollout) -> dict[str,
     }
 
 
+def shared_rows(methods: "list[CreditMethod]", rollout: Rollout) -> Bool[Tensor, " batch"] | None:
+    """The completions of which any of several methods' rollout stages reads what it needs of the policy; `None` for all."""
+    found = [method.rollout_rows(rollout) for method in methods if method.rollout_needs]
+    if not found or any(rows is None for rows in found):
+        return None
+    return functools.reduce(torch.logical_or, found)
+
+
 def shared_signals(methods: "list[CreditMethod]") -> tuple[Signal, ...]:
     """The signals of several methods, equal ones once."""
     return tuple(dict.fromkeys(signal for method in methods for signal in method.signals()))
@@ -240,6 +248,9 @@ class Mix(CreditMethod):
 
     def continuations(self) -> tuple[Continuations, ...]:
         return shared_continuations(self._built)
+
+    def rollout_rows(self, rollout: Rollout) -> Bool[Tensor, " batch"] | None:
+        return shared_rows(self._built, rollout)
 
     def rollout_stage(self, rollout: Rollout) -> dict[str, Tensor]:
         return rollout_stages(self._built, rollout)

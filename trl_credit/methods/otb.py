@@ -124,6 +124,10 @@ class OTB(RolloutAdvantages):
     )
     rollout_needs = ("logps", "sum_squared_probs")
 
+    def rollout_rows(self, rollout: Rollout) -> Bool[Tensor, " batch"]:
+        # The others count in no baseline, or in one whose completions get 0 anyway
+        return self.rows_with_credit(rollout)
+
     def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
         gradients = squared_gradients(rollout.logps, rollout.sum_squared_probs)
         energies = torch.where(rollout.mask, gradients, 0.0).cumsum(-1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -62,7 +63,8 @@ class Rollout(Once):
             or if no token is in the loss.
         groups: (B,) int, the number of the completion's prompt, unique over all processes.
         logps: (B, T) float32, nats; log-probs under the policy that generated, at the rollout temperature. `None`
-            unless the method needs them ([`CreditMethod.rollout_needs`]), like the next two.
+            unless the method needs them ([`CreditMethod.rollout_needs`]), like the next two. All three are 0 in completions
+            that it does not read ([`CreditMethod.rollout_rows`]).
         sum_squared_probs: (B, T) float32; sum over the vocabulary of the squared next-token probabilities.
         hidden_states: (B, T, H); the states from which the head computes each token's logits.
         turns: (B, T) int, the turn of each token, from 0; `None` without tools.
@@ -89,6 +91,12 @@ class Rollout(Once):
     values: Mapping[Continuations, SegmentValues] = field(default_factory=dict)
     gather: Callable[[Tensor], Tensor] = field(default=alone, repr=False)
     first: int = 0
+
+    def filled(self, **fields: Any) -> Rollout:
+        """The same completions with fields that were empty so far. What was computed [`once`] stays."""
+        filled = replace(self, **fields)
+        filled.keep_from(self)
+        return filled
 
     def all(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*all"]:
         """All processes' rows of a tensor, in order. If it has columns, shorter ones are filled with zeros."""

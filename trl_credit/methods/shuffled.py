@@ -12,7 +12,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..signals.base import Signal
@@ -101,6 +101,9 @@ class Shuffled(CreditMethod):
 
     def continuations(self) -> tuple[Continuations, ...]:
         return self._of.continuations()
+
+    def rollout_rows(self, rollout: Rollout) -> Bool[Tensor, " batch"] | None:
+        return self._of.rollout_rows(rollout)
 
     def rollout_stage(self, rollout: Rollout) -> dict[str, Tensor]:
         return dict(self._of.rollout_stage(rollout))

@@ -23,7 +23,6 @@ from trl.trainer.utils import get_config_model_id
 from .._util.text import hub_id, local_name, without_folders
 from ..batching import (
     GROUPS,
-    MAX_FORWARDS,
     PLAN,
     PlanSettings,
     Savings,
@@ -414,12 +413,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
     def _planned(self, batches: list[dict[str, Any]], savings: Savings) -> list[dict[str, Any]]:
         """The micro-batches to run, made from TRL's, each with its plan."""
         args = self.args
-        # Fixed cost of a forward, in tokens: small forwards leave an accelerator idle and still gather all shards
-        overhead = 32 if self.accelerator.device.type == "cpu" else 512
-        if self.is_fsdp_enabled or (
-            self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
-        ):
-            overhead *= 8
+        overhead = self.credit_pass.forward_overhead
         keeps, gib = self.model.training and self.num_iterations > 1, getattr(args, "credit_cache_gib", None)
         settings = PlanSettings(
             savings=savings,
@@ -429,7 +423,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             window=math.gcd(args.gradient_accumulation_steps, args.steps_per_generation, len(batches)),
             overhead=0 if self.is_deepspeed_enabled else overhead,  # DeepSpeed runs every micro-batch anyway
             forward_overhead=overhead,
-            max_forwards=1 if self.credit_pass.padding_affects_output else MAX_FORWARDS,
+            max_forwards=self.credit_pass.max_forwards,
             pad_to_multiple_of=self.pad_to_multiple_of,
             kept_bytes_per_token=self._kept_bytes_per_token if keeps else 0,
             budget_bytes=(DEFAULT_CACHE_GIB if gib is None else gib) * 2**30,

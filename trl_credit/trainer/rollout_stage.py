@@ -10,12 +10,25 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from ..batching import GROUPS, HAS_CREDIT, REWARDS, STAGE_PREFIX, cut, loss_mask, select, turns_of
+from ..batching import (
+    GROUPS,
+    HAS_CREDIT,
+    REWARDS,
+    STAGE_PREFIX,
+    cut,
+    loss_mask,
+    mixes_images,
+    partition,
+    placeholder_row,
+    select,
+    token_counts,
+    turns_of,
+)
 from ..extras.reward_guard import TurnRewards
 from ..methods import CreditMethod
 from ..methods.rollout import Continuations, Rollout, SegmentValues
@@ -74,7 +87,8 @@ def add_rollout_stage(
 ) -> None:
     """Adds the results of the method's rollout stage to TRL's batch, so that they are shuffled and dealt with its rows.
 
-    If the method needs the policy that generated, that costs one forward without gradient, in eval mode.
+    If the method needs the policy that generated, that costs one forward without gradient, in eval mode, of the completions
+    that it reads.
 
     Args:
         trainer: The trainer.
@@ -101,10 +115,10 @@ def add_rollout_stage(
         turn_states=_turn_states(batch),
         gather=accelerator.gather,
         first=first,
-        **_of_the_policy(trainer, method.rollout_needs, batch),
     )
+    rollout = rollout.filled(**_of_the_policy(trainer, method, rollout, batch))
     if values is not None:
-        rollout = replace(rollout, values=values(rollout))
+        rollout = rollout.filled(values=values(rollout))
     for name, result in method.rollout_stage(rollout).items():
         if result.shape != rollout.mask.shape:
             raise ValueError(
@@ -175,16 +189,51 @@ def _hash(ids: list[int]) -> int:
     return int.from_bytes(digest, "little", signed=True) or 1
 
 
-def _of_the_policy(trainer: PolicyContext, needs: tuple[str, ...], batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """What the rollout stage needs of the policy that generated, by the names of [`Rollout`]'s fields."""
+def stage_forwards(trainer: PolicyContext, wanted: torch.Tensor | None, batch: dict[str, Any]) -> list[list[int]]:
+    """The rows of each forward of the rollout stage, alike in length, each of at most a micro-batch's rows. All processes
+    have equally many forwards, so some lists may be empty. One collective.
+
+    If only some rows of any process have images, all rows run, in TRL's order.
+
+    Args:
+        trainer: The trainer.
+        wanted: (B,) bool, the completions that the method reads; `None` for all.
+        batch: TRL's batch of this process's B completions.
+    """
+    credit_pass, most_rows = trainer.credit_pass, trainer.args.per_device_train_batch_size
+    read = loss_mask(batch).any(-1)
+    rows = np.flatnonzero((read if wanted is None else read & wanted).cpu().numpy())
+    lengths = token_counts(batch)[rows]
+    if credit_pass.padding_affects_output:  # all padding stays
+        lengths[:] = batch["prompt_ids"].size(1), batch["completion_ids"].size(1)
+    most_forwards = credit_pass.max_forwards * -(-len(rows) // most_rows)
+    runs = partition(lengths, most_forwards, most_rows, credit_pass.forward_overhead)
+    own = torch.tensor([[mixes_images(batch), len(runs)]], device=read.device)
+    mixed, count = trainer.accelerator.gather(own).amax(0).tolist()
+    if mixed:
+        every = list(range(len(read)))
+        return [every[start : start + most_rows] for start in every[::most_rows]]
+    return [rows[run].tolist() for run in runs] + [[]] * (count - len(runs))
+
+
+def _of_the_policy(
+    trainer: PolicyContext, method: CreditMethod, rollout: Rollout, batch: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """What the rollout stage needs of the policy that generated, by the names of [`Rollout`]'s fields; 0 in completions that
+    it does not read."""
+    needs = method.rollout_needs
     if not needs:
         return {}
+    wanted = method.rollout_rows(rollout)
     rows, width = batch["completion_ids"].shape
+    if wanted is not None and (wanted.shape != (rows,) or wanted.dtype != torch.bool):
+        raise ValueError(
+            f"credit method {method.name!r}: `rollout_rows` must return a ({rows},) bool tensor, or `None` for all "
+            f"completions; got {wanted.dtype} {tuple(wanted.shape)}."
+        )
     found: dict[str, torch.Tensor] = {}
-    for start in range(0, rows, trainer.args.per_device_train_batch_size):
-        # Every process has equally many rows, so all run equally many forwards
-        chosen = list(range(start, min(start + trainer.args.per_device_train_batch_size, rows)))
-        part = select(batch, chosen)
+    for chosen in stage_forwards(trainer, wanted, batch):
+        part = select(batch, chosen) if chosen else placeholder_row(batch)
         part = part if trainer.credit_pass.padding_affects_output else cut(part)
         states = completion_hidden_states(trainer, trainer.model, trainer.policy_hidden_states, part)
         values = {"hidden_states": states.to(trainer.head_dtype)} if "hidden_states" in needs else {}
@@ -197,5 +246,11 @@ def _of_the_policy(trainer: PolicyContext, needs: tuple[str, ...], batch: dict[s
         for name in needs:
             if name not in found:
                 found[name] = values[name].new_zeros(rows, width, *values[name].shape[2:])
-            found[name][chosen, : values[name].size(1)] = values[name]
+            if chosen:
+                found[name][chosen, : values[name].size(1)] = values[name]
+    if not found:  # no process reads any
+        found = {name: torch.zeros(rows, width, device=rollout.mask.device) for name in needs}
+        if "hidden_states" in needs:
+            size = trainer.model.config.get_text_config().hidden_size
+            found["hidden_states"] = rollout.mask.new_zeros(rows, width, size, dtype=trainer.head_dtype)
     return found

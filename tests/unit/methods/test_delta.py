@@ -81,6 +81,20 @@ def test_a_broken_completion_counts_nowhere(where, value):
     np.testing.assert_allclose(found.numpy(), expected_of(rollout), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 0.0])
+def test_values_of_completions_without_an_advantage_are_not_read(value):
+    """They count in the mean factor all the same."""
+    rollout = make_rollout(1, torch.ones(6, 5, dtype=torch.bool))
+    rollout = replace(rollout, advantages=torch.tensor([1.0, 0.0, -0.5, 0.0, -0.5, 0.3]))
+    expected = DelTA().rollout_stage(rollout)["factors"]
+    unread = ~DelTA().rollout_rows(rollout)
+    assert unread.tolist() == [False, True, False, True, False, False]
+    rollout.logps[unread], rollout.hidden_states[unread] = value, value
+    assert torch.equal(DelTA().rollout_stage(rollout)["factors"], expected)
+    np.testing.assert_allclose(expected.numpy(), expected_of(rollout), rtol=1e-4, atol=1e-5)
+    assert (expected[unread] < 1).all()
+
+
 def test_garbage_off_the_mask_changes_nothing():
     rollout = of(2)
     expected = DelTA().rollout_stage(rollout)["factors"]

@@ -178,6 +178,34 @@ def test_completions_without_an_advantage_may_be_left_out_where_the_method_says_
     torch.testing.assert_close(result[~kept], torch.zeros_like(result[~kept]))
 
 
+READERS = {name: method for name, method in EVERY.items() if method.rollout_needs} | {
+    "mix-otb": build_credit(["otb", "random"]),
+    "mix-delta": build_credit(["delta", "gcpo"]),
+    "shuffled-delta": build_credit({"method": "shuffled", "of": "delta"}),
+}
+
+
+@pytest.mark.parametrize("method", list(READERS.values()), ids=list(READERS))
+@settings(deadline=None, max_examples=30)
+@shapes
+def test_the_rollout_stage_reads_the_policy_of_the_rows_that_it_names(method, seed, batch, length):
+    """The others may have anything there: they are not computed."""
+    mask = make_inputs(method, seed, batch, length).mask
+    rollout = make_rollout(seed, mask, requests=method.continuations())
+    rollout.advantages[seed % batch] = 0
+    bare = dataclasses.replace(rollout, logps=None, sum_squared_probs=None, hidden_states=None)
+    rows = method.rollout_rows(bare)
+    filled = bare.filled(logps=rollout.logps, sum_squared_probs=rollout.sum_squared_probs)
+    assert filled.all_rewards is bare.all_rewards  # gathered once
+    expected = method.rollout_stage(rollout)
+    for value in (0.0, torch.nan):
+        changed = {name: getattr(rollout, name).clone() for name in ("logps", "sum_squared_probs", "hidden_states")}
+        for tensor in changed.values():
+            tensor[~(rows & mask.any(-1))] = value
+        for name, found in method.rollout_stage(bare.filled(**changed)).items():
+            torch.testing.assert_close(found, expected[name], rtol=0, atol=0, equal_nan=True)
+
+
 @every_method
 def test_what_a_method_is_goes_with_what_it_has(method):
     """One kind, stated by its class attributes."""
