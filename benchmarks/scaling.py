@@ -115,9 +115,8 @@ def update_flops(model: Model, update: Update, method: str, savings: bool = True
 
     A forward costs 2 FLOPs per parameter and token, a backward twice that. TRL's fused head recomputes its logits in
     the backward, so it takes 4 products instead of 3. Checkpointing recomputes all of a layer but its last matrix.
-    Credit is never computed for completions without an advantage, except once per generation batch (OTB, DelTA) or by
-    methods that give them one (a teacher); `savings` (`skip_zero_advantage`) leaves them out of the loss too. The teacher
-    is as large as the policy.
+    Credit is never computed for completions without an advantage, except by methods that give them one (a teacher);
+    `savings` (`skip_zero_advantage`) leaves them out of the loss too. The teacher is as large as the policy.
     """
     length, rows = update.prompt + update.completion, update.completions
     live = rows * (1 - update.zero_advantage)
@@ -133,7 +132,7 @@ def update_flops(model: Model, update: Update, method: str, savings: bool = True
             scored + (added if update.scored else 0)
         )
 
-    batch = rows * (forward + model.head_flops(update.completion))
+    once = forward + model.head_flops(update.completion)
     sibling = update.completion + 64 if update.sibling is None else update.sibling
     credit = {
         # once per generation batch, for all completions
@@ -147,9 +146,10 @@ def update_flops(model: Model, update: Update, method: str, savings: bool = True
         "rlsd": update.iterations * live * second_prompt(update.hint),
         "rlcsd": update.iterations * live * update.siblings * second_prompt(sibling),
         # iterations share the teacher's log-probs
-        "teacher": batch,
-        "otb": batch,
-        "delta": batch,
+        "teacher": rows * once,
+        # once per generation batch
+        "otb": live * once,
+        "delta": live * once,
     }
     old = rows * (forward + model.head_flops(scored)) if update.old_logps or update.iterations > 1 else 0.0
     return {"loss": update.iterations * rows_in_loss * loss + old, "credit": credit.get(method, 0.0)}
