@@ -37,6 +37,8 @@ STAGE_PREFIX = COMPLETION_PREFIX + "stage/"
 # over all processes, and weighted rewards. They are taken out before TRL buffers the batch; `keep_groups_together` adds the
 # numbers again
 GROUPS, REWARDS = "rollout/groups", "rollout/rewards"
+# What several signals' `extend_rollout` share (a [`Once`]); taken out like them
+SHARED = "rollout/shared"
 # (B,) bool: the completions to which a method with a rollout stage gives credit
 HAS_CREDIT = "rollout/has_credit"
 # `pixel_values` and the keys that are meaningless without it

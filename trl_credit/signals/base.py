@@ -77,7 +77,8 @@ class SignalSource:
     # Dataset columns that must survive `remove_unused_columns`
     columns: tuple[str, ...] = ()
     # True if `extend_rollout` reads the batch's groups and rewards, (B,) each: `rollout/groups`, numbers that are unique
-    # over all processes, and `rollout/rewards`, weighted sums
+    # over all processes, and `rollout/rewards`, weighted sums. What it shares with other signals, such as gathered
+    # completions, it may compute with `rollout/shared`, a `trl_credit._util.once.Once`
     needs_groups = False
     # True if prompts must have images
     needs_images = False

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 
-from ..batching import GROUPS, REWARDS
+from .._util.once import Once
+from ..batching import GROUPS, REWARDS, SHARED
 from .base import Signal
 from .second_prompt import SLOT, Prompt, SecondPromptSource, check_template, rewritten
 
@@ -143,20 +144,33 @@ class _SiblingSource(SecondPromptSource):
     def second_prompts(
         self, context: PolicyContext, examples: list[dict], prompts: list[Prompt], batch: dict[str, Any]
     ) -> list[Prompt | None]:
-        signal, accelerator = self.signal, context.accelerator
-        rows = zip(batch["completion_ids"], batch["completion_mask"].bool(), strict=True)
-        completions = gather_object([ids[mask].tolist() for ids, mask in rows])
-        groups, rewards = (accelerator.gather(batch[key]).tolist() for key in (GROUPS, REWARDS))
-        first = accelerator.process_index * len(prompts)
+        signal = self.signal
+        shared = batch[SHARED].once("completions", lambda: _Gathered(context, batch))
+        first = context.accelerator.process_index * len(prompts)
         found: list[Prompt | None] = []
         for row, prompt in enumerate(prompts, first):
-            found_by_kind = {
-                kind: siblings_of(row, completions, groups, rewards, kind, signal.threshold) for kind in KINDS
-            }
-            siblings = found_by_kind[signal.kind]
-            if len(siblings) <= signal.place or not all(found_by_kind.values()):
+            of_kinds = {kind: shared.siblings(row, kind, signal.threshold) for kind in KINDS}
+            siblings = of_kinds[signal.kind]
+            if len(siblings) <= signal.place or not all(of_kinds.values()):
                 found.append(None)
                 continue
-            text = context.tokenizer.decode(completions[siblings[signal.place]], skip_special_tokens=True)
+            text = context.tokenizer.decode(shared.completions[siblings[signal.place]], skip_special_tokens=True)
             found.append(sibling_prompt_of(prompt, signal.template, text))
         return found
+
+
+class _Gathered(Once):
+    """The completions of all processes in a generation batch, for the hints of every kind and place."""
+
+    def __init__(self, context: PolicyContext, batch: dict[str, Any]):
+        rows = zip(batch["completion_ids"], batch["completion_mask"].bool(), strict=True)
+        self.completions = gather_object([ids[mask].tolist() for ids, mask in rows])
+        gather = context.accelerator.gather
+        self._groups, self._rewards = (gather(batch[key]).tolist() for key in (GROUPS, REWARDS))
+
+    def siblings(self, row: int, kind: str, threshold: float) -> list[int]:
+        """See [`siblings_of`]."""
+        return self.once(
+            (row, kind, threshold),
+            lambda: siblings_of(row, self.completions, self._groups, self._rewards, kind, threshold),
+        )

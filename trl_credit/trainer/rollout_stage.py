@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._util.once import Once
 from ..batching import (
     GROUPS,
     HAS_CREDIT,
     REWARDS,
+    SHARED,
     STAGE_PREFIX,
     cut,
     loss_mask,
@@ -69,9 +71,10 @@ def extend_rollout(
         own = slice(first, first + len(prompts))
         batch[GROUPS] = (numbered_groups(trainer, len(every)) if groups is None else groups)[own]
         batch[REWARDS] = every[own]
+        batch[SHARED] = Once()
     for source in sources:
         source.extend_rollout(trainer, examples, prompts, batch)
-    for key in (GROUPS, REWARDS):
+    for key in (GROUPS, REWARDS, SHARED):
         batch.pop(key, None)
 
 

@@ -2,9 +2,14 @@
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from trl_credit import batching
+from trl_credit._util.once import Once
+from trl_credit.signals import sibling
 from trl_credit.signals.sibling import SiblingLogps, boxed_answer, sibling_prompt_of, siblings_of
 
 
@@ -67,6 +72,42 @@ def test_the_order_is_random_but_depends_on_the_tokens_only():
         back = siblings_of(3, completions[::-1], [0] * 4, [1.0] * 4, "right", 0.0)
         assert [3 - i for i in back] == order
     assert all(count > 60 for count in firsts.values())
+
+
+def test_completions_are_gathered_once_for_all_hints(monkeypatch):
+    """Whatever their kind, place, template and threshold."""
+    gathered = []
+    monkeypatch.setattr(sibling, "gather_object", lambda rows: gathered.append("completions") or rows)
+    accelerator = SimpleNamespace(process_index=0, gather=lambda tensor: gathered.append("numbers") or tensor)
+    context = SimpleNamespace(
+        accelerator=accelerator, tokenizer=SimpleNamespace(decode=lambda ids, skip_special_tokens: str(ids))
+    )
+    ids = torch.tensor([row + [0] * (2 - len(row)) for row in COMPLETIONS])
+    batch = {
+        "completion_ids": ids, "completion_mask": (ids > 0).long(), batching.GROUPS: torch.tensor(GROUPS),
+        batching.REWARDS: torch.tensor(REWARDS), batching.SHARED: Once(),
+    }  # fmt: skip
+    hints = [
+        SiblingLogps("right", 0, "{prompt}{solution}"),
+        SiblingLogps("wrong", 0, "{prompt}{solution}"),
+        SiblingLogps("wrong", 1, "{prompt}{solution}", 0.5),
+        SiblingLogps("right", 0, "{prompt} {solution}", 0.5),
+    ]
+    prompts = [f"p{row}" for row in range(len(COMPLETIONS))]
+    found = [hint.source().second_prompts(context, [], prompts, batch) for hint in hints]
+    assert sorted(gathered) == ["completions", "numbers", "numbers"]
+    for hint, seconds in zip(hints, found, strict=True):
+        for row, second in enumerate(seconds):
+            kinds = {
+                kind: siblings_of(row, COMPLETIONS, GROUPS, REWARDS, kind, hint.threshold)
+                for kind in ("right", "wrong")
+            }
+            own = kinds[hint.kind]
+            if len(own) <= hint.place or not all(kinds.values()):
+                assert second is None
+            else:
+                assert second == hint.template.format(prompt=f"p{row}", solution=COMPLETIONS[own[hint.place]])
+    assert [sum(second is not None for second in seconds) for seconds in found] == [5, 5, 4, 6]
 
 
 def test_kinds():

@@ -7,10 +7,11 @@ import pytest
 import torch
 from support.inputs import make_rollout
 
-from trl_credit import DelTA, build_credit
+from trl_credit import DelTA, SignalSource, build_credit
+from trl_credit.batching import GROUPS, SHARED
 from trl_credit.methods.compose import AllSignals
 from trl_credit.methods.mix import shared_rows
-from trl_credit.trainer.rollout_stage import stage_forwards
+from trl_credit.trainer.rollout_stage import extend_rollout, stage_forwards
 
 
 LENGTHS = [9, 1, 8, 0, 2, 9]  # a row without a token in the loss among them
@@ -57,6 +58,26 @@ def test_if_some_rows_of_any_process_have_images_all_run():
     assert stage_forwards(trainer(), wanted(0), mixed) == every
     assert stage_forwards(trainer(other=[1, 1]), wanted(0), batch()) == every
     assert stage_forwards(trainer(), wanted(0), batch(num_images=[1] * 6)) == [[0]]
+
+
+def test_what_signals_share_of_a_generation_batch_is_not_buffered():
+    seen = []
+
+    class Source(SignalSource):
+        needs_groups = True
+
+        def extend_rollout(self, context, examples, prompts, batch):
+            seen.append(batch[SHARED].once("numbers", object))
+            assert batch[GROUPS].tolist() == [0, 0, 1, 1]
+
+    sources = {"one": Source(), "two": Source()}
+    context = SimpleNamespace(
+        credit_pass=SimpleNamespace(sources=sources), accelerator=SimpleNamespace(process_index=0)
+    )
+    made = {}
+    extend_rollout(context, [], [""] * 4, made, lambda: torch.zeros(4), torch.tensor([0, 0, 1, 1]))
+    assert seen[0] is seen[1]
+    assert made == {}
 
 
 def test_of_several_methods_any_may_read_a_row():
