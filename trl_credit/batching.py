@@ -68,6 +68,7 @@ class UpdatePlan:
         rows: Number of completions that this process has in this micro-batch. If 0, its one row is a placeholder.
         any_rows: Whether any process has a completion in this micro-batch.
         any_credit: Whether any process has rows that need credit.
+        any_advantage: Whether any process has rows with an advantage.
         most_rows: Maximum of `rows` over processes.
         scale: (B,) factors for the token advantages that undo changes of the loss's denominators by rows left out or
             moved to other micro-batches; `None` for 1.
@@ -81,6 +82,7 @@ class UpdatePlan:
     rows: int = 0
     any_rows: bool = True
     any_credit: bool = True
+    any_advantage: bool = True
     most_rows: int = 0
     scale: torch.Tensor | None = None
     share: float = 1.0
@@ -335,12 +337,15 @@ def turns_of(batch: dict[str, Any]) -> torch.Tensor | None:
     return ((own & ~before).long().cumsum(-1) - 1).clamp(min=0)
 
 
+def with_advantage(batch: dict[str, Any]) -> torch.Tensor:
+    """(B,) bool, rows with a nonzero advantage, or those to which the method's rollout stage gave credit."""
+    return batch.get(HAS_CREDIT, batch["advantages"] != 0)
+
+
 def _has_gradient(batch: dict[str, Any], every_row: bool = False) -> np.ndarray:
-    """(B,) bool, rows with a token in the loss and, unless `every_row`, a nonzero advantage or the method's credit."""
+    """(B,) bool, rows with a token in the loss and, unless `every_row`, an advantage ([`with_advantage`])."""
     occupied = loss_mask(batch).any(-1)
-    if every_row:
-        return occupied.cpu().numpy()
-    return (occupied & batch.get(HAS_CREDIT, batch["advantages"] != 0)).cpu().numpy()
+    return (occupied if every_row else occupied & with_advantage(batch)).cpu().numpy()
 
 
 def regroup_rows(
@@ -406,6 +411,8 @@ class PlanSettings:
         pad_to_multiple_of: TRL's setting.
         kept_bytes_per_token: Bytes per token of signals kept between iterations; 0 if none is kept.
         budget_bytes: Bytes that kept signals may use per process.
+        partial: Signals that run only for rows with an advantage, though the others need credit too.
+        images: Whether the policy takes images.
     """
 
     savings: Savings
@@ -418,6 +425,8 @@ class PlanSettings:
     pad_to_multiple_of: int | None = None
     kept_bytes_per_token: int = 0
     budget_bytes: float = 0.0
+    partial: frozenset[Hashable] = frozenset()
+    images: bool = False
 
 
 def plan_updates(
@@ -467,6 +476,8 @@ def plan_updates(
         for signal, lengths_of in signal_lengths.items():
             lengths = lengths_of(batch)
             needed = lengths.any(-1)
+            if signal in settings.partial:
+                needed &= _has_gradient(batch)
             if mixed:  # every process runs the vision tower
                 needed |= np.asarray(batch.get("num_images") or [0] * len(needed)) > 0
             run_rows = credit_rows[needed[credit_rows]]
@@ -476,7 +487,9 @@ def plan_updates(
         plans.append(UpdatePlan(credit_rows.tolist(), forwards, rows=len(batch["advantages"]) * has_rows, scale=scale))
         tokens = int(loss_mask(batch).sum()) if has_rows else 0
         size = len(credit_rows) * batch["completion_ids"].size(1) * settings.kept_bytes_per_token
-        numbers.append([plans[-1].rows, tokens, len(credit_rows), size, *map(len, forwards.values())])
+        nonzero = int(_has_gradient(batch).sum()) if has_rows else 0
+        counts = map(len, forwards.values())
+        numbers.append([plans[-1].rows, tokens, len(credit_rows), size, nonzero, *counts])
 
     local = [len(advantages), teaching, int(near_zero.sum()), *(number for row in numbers for number in row)]
     gathered = gather(torch.tensor([local], device=advantages.device)).cpu().numpy()
@@ -488,10 +501,11 @@ def plan_updates(
     within_budget = np.cumsum(most[:, 3]) <= settings.budget_bytes
     for i, plan in enumerate(plans):
         plan.most_rows, plan.any_rows, plan.any_credit = int(most[i, 0]), bool(most[i, 0]), bool(most[i, 2])
+        plan.any_advantage = bool(most[i, 4])
         plan.keep = bool(settings.kept_bytes_per_token and within_budget[i])
         if (savings.skip_zero_advantage or savings.regroup) and mean_tokens[i]:
             plan.share = float(tokens[i] / mean_tokens[i])
-        for signal, count in zip(plan.forwards, most[i, 4:], strict=True):
+        for signal, count in zip(plan.forwards, most[i, 5:], strict=True):
             plan.forwards[signal] += [[]] * int(count - len(plan.forwards[signal]))
     metrics = {"credit/near_zero_advantages": float(near_zero)}
     skips = signal_lengths or savings.skip_zero_advantage

@@ -19,6 +19,7 @@ from .batching import (
     placeholder_row,
     select,
     turns_of,
+    with_advantage,
 )
 from .methods import CreditInputs, CreditMethod
 from .signals import PolicyForward, Signal, SignalSource
@@ -83,6 +84,8 @@ class CreditPass:
 
     Attributes:
         sources (`dict[Signal, SignalSource]`): The source of each signal that the method requests.
+        partial (`frozenset[Signal]`): The signals that are computed only for completions with an advantage, though the
+            others get credit, too.
 
     Example:
 
@@ -99,6 +102,9 @@ class CreditPass:
         self.context = context
         self.cache_device = cache_device
         self.sources: dict[Signal, SignalSource] = {signal: signal.source() for signal in method.signals()}
+        self.partial: frozenset[Signal] = frozenset()
+        if method.credits_zero_advantage or method.reads_batch:
+            self.partial = frozenset(self.sources) - frozenset(method.signals_without_advantage())
         self._checked = False
 
     @functools.cached_property
@@ -133,13 +139,10 @@ class CreditPass:
 
     @staticmethod
     def _view(batch: dict[str, Any], plan: UpdatePlan) -> dict[str, Any]:
-        """The rows that need credit, or if this process has none, one row with no token in the loss."""
+        """The rows that need credit."""
         if plan.credit_rows == list(range(len(batch["advantages"]))):
             return batch
-        view = select(batch, plan.credit_rows or [0])
-        if not plan.credit_rows:
-            view["completion_mask"] = torch.zeros_like(view["completion_mask"])
-        return view
+        return _rows_or_none(batch, plan.credit_rows)
 
     def _own_forwards(
         self, model: nn.Module, view: dict[str, Any], plan: UpdatePlan
@@ -171,6 +174,24 @@ class CreditPass:
             if result is not None and plan.keep and source.bytes_per_token(self.context):
                 plan.cache[signal] = result.to(self.cache_device or result.device)
         return own
+
+    def _computed(
+        self, signal: Signal, view: dict[str, Any], started: StartedPass, policy: PolicyForward
+    ) -> torch.Tensor:
+        """(b, T) a signal for the rows of the view; 0 in those for which it is not computed."""
+        source, own = self.sources[signal], started.own.get(signal)
+        chosen = with_advantage(view).nonzero().flatten().tolist()
+        if signal not in self.partial or len(chosen) == len(view["advantages"]):
+            return source.compute(self.context, view, own, policy)
+        if not started.plan.any_advantage:
+            return torch.zeros_like(policy.logps)
+        index = chosen or [0]
+        part = _rows_or_none(view, chosen)
+        found = source.compute(self.context, part, None if own is None else own[index], policy.rows(index))
+        result = found.new_zeros(policy.logps.shape)
+        if chosen:
+            result[chosen] = found
+        return result
 
     @torch.no_grad()
     def finish(self, started: StartedPass, policy: PolicyForward, step: int = 0) -> CreditResult:
@@ -213,10 +234,8 @@ class CreditPass:
             policy_logps=policy.logps,
             policy_entropy=policy.entropy,
             vocab_size=self.vocab_size,
-            signals={
-                signal: source.compute(self.context, view, started.own.get(signal), policy)
-                for signal, source in self.sources.items()
-            },
+            signals={signal: self._computed(signal, view, started, policy) for signal in self.sources},
+            computed=dict.fromkeys(self.partial, with_advantage(view)),
             compute_dtype=self.context.forward_dtype,
             advantages=view["advantages"],
             old_logps=view.get("old_per_token_logps"),
@@ -250,6 +269,14 @@ class CreditPass:
         # Copy the view: it may be the batch itself, whose advantages the trainer overwrites
         rows = tuple(plan.credit_rows or [0])
         return CreditResult(inputs, weights, row_advantages, every, ratio_weights, dict(view), rows, unscored)
+
+
+def _rows_or_none(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """The given rows of a batch, or if there are none, one row with no token in the loss: processes stay in step."""
+    picked = select(batch, rows or [0])
+    if not rows:
+        picked["completion_mask"] = torch.zeros_like(picked["completion_mask"])
+    return picked
 
 
 def _stage_results(batch: dict[str, Any]) -> dict[str, torch.Tensor]:

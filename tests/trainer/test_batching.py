@@ -14,6 +14,7 @@ from trl_credit import CreditGRPOTrainer, build_credit
 from trl_credit.batching import (
     PLAN,
     Savings,
+    loss_mask,
     regroup_rows,
     token_counts,
 )
@@ -32,8 +33,9 @@ def half_constant_reward(prompts, completions, **kwargs):
     return [1.0 if zlib.crc32(prompt.encode()) % 2 else float(place) for place, prompt in enumerate(prompts)]
 
 
-def train(model, output_dir, reward=half_constant_reward, in_vain=False, **settings):
-    """Trains and returns the trainer, the gradients of each optimizer step and the rows that the policy saw."""
+def train(model, output_dir, reward=half_constant_reward, in_vain=False, before=None, **settings):
+    """Trains and returns the trainer, the gradients of each optimizer step and the rows that the policy saw. `before` gets
+    the trainer first."""
     settings = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0, **settings}
     trainer = CreditGRPOTrainer(
         model=model,
@@ -42,6 +44,8 @@ def train(model, output_dir, reward=half_constant_reward, in_vain=False, **setti
         args=config(output_dir, **settings),
         train_dataset=prompts(),
     )
+    if before is not None:
+        before(trainer)
     trainer.create_optimizer()
     gradients = []
     trainer.optimizer.register_step_pre_hook(
@@ -103,6 +107,58 @@ def test_gradients_are_those_of_the_full_batch(name, loss_type, tiny_model, tmp_
     np.testing.assert_allclose(*losses, rtol=1e-3, atol=1e-5)
     skipped = [entry["credit/skipped_fraction"] for entry in saved.state.log_history if "reward" in entry]
     assert 0.2 < np.mean(skipped) < 0.8 or not skips
+
+
+@pytest.mark.parametrize("part", ["gcpo", "dgpo"])
+@pytest.mark.parametrize("reward", [half_constant_reward, lambda prompts, **kwargs: [1.0] * len(prompts)])
+def test_a_signal_runs_for_the_rows_that_a_method_can_use_it_for(part, reward, tiny_model, tmp_path):
+    """A teacher credits every completion; what weights the advantage is not computed where that is zero."""
+    teacher = {"method": "teacher", "model": save_tiny_model(tmp_path / "teacher", seed=1), "coefficient": 0.1}
+    settings = {**WINDOWS, "credit": [CREDIT[part], teacher], "num_iterations": 1}
+    runs = []
+    for everywhere in (True, False):
+        rows = {"needed": 0, "run": 0, "all": 0}
+
+        def count(trainer, everywhere=everywhere, rows=rows):
+            if everywhere:
+                trainer.credit_pass.partial = frozenset()
+            source = trainer.credit_pass.sources[build_credit(CREDIT[part]).signals()[0]]
+            forward = source.forward
+
+            def counted(context, model, batch):
+                rows["run"] += int(loss_mask(batch).any(-1).sum())
+                return forward(context, model, batch)
+
+            source.forward = counted
+            finish = trainer.credit_pass.finish
+
+            def finished(started, policy, step=0):
+                result = finish(started, policy, step)
+                rows["needed"] += int((started.batch["advantages"] != 0).sum())
+                rows["all"] += len(started.batch["advantages"])
+                return result
+
+            trainer.credit_pass.finish = finished
+
+        trainer, gradients = train(tiny_model, tmp_path, reward=reward, before=count, **settings)
+        runs.append((rows, gradients, trainer.state.log_history))
+    (whole, expected, all_logged), (partly, found, logged) = runs
+    assert whole["run"] == whole["all"] == 32
+    assert partly["run"] == partly["needed"] == whole["needed"]
+    assert partly["run"] < 24
+    for ours, theirs in zip(found, expected, strict=True):
+        assert theirs.norm() > 1e-4
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+    own = {
+        name
+        for entry in logged
+        for name in entry
+        if name.startswith((f"credit/{part}/", "credit/weight_", "credit/eff"))
+    }
+    assert len(own) >= 5
+    for ours, theirs in zip(logged[:-1], all_logged[:-1], strict=True):
+        for name in theirs.keys() & {"loss", "credit/teacher/teacher_gap", "credit/advantage_change"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
 
 
 @pytest.mark.parametrize(

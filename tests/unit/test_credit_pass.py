@@ -9,8 +9,9 @@ from helpers import save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from trl_credit import CreditInputs, CreditMethod, Paper, PolicyForward, Signal, SignalSource, mean_one
-from trl_credit.batching import UpdatePlan
+from trl_credit.batching import PLAN, PlanSettings, Savings, UpdatePlan, plan_updates
 from trl_credit.credit_pass import CreditPass
+from trl_credit.methods.mix import Mix
 
 
 class Source(SignalSource):
@@ -91,6 +92,54 @@ def test_observers_see_sequence_advantages_when_every_row_needs_credit(context):
     result = credit_pass.finish(credit_pass.start(context.model, made, plan), policy())
     made["advantages"] = result.token_advantages
     assert result.view["advantages"].tolist() == [2.0, 0.0, -1.0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Adding(CreditMethod):
+    """Adds one to every advantage."""
+
+    name = "adding"
+    paper = Paper(title="", id="", citation="")
+    reweights = False
+
+    def term(self, inputs: CreditInputs):
+        return inputs.mask.float()
+
+
+@pytest.mark.parametrize("advantages", [[2.0, 0.0, -1.0], [0.0, 0.0, 0.0], [2.0, 1.0, -1.0]])
+def test_a_signal_is_computed_where_a_method_that_reads_it_can_use_it(advantages, context):
+    """Every row gets a term, and those with an advantage weights."""
+    mix = Mix([Method().to_dict(), Adding().to_dict()])
+    credit_pass, made = CreditPass(mix, context), batch() | {"advantages": torch.tensor(advantages)}
+    source, seen = credit_pass.sources[Twice()], []
+
+    def compute(context, part, own, policy):
+        seen.append((len(part["advantages"]), int(part["completion_mask"].sum()), len(policy.logps)))
+        return own
+
+    source.compute = compute
+    assert credit_pass.partial == {Twice()}
+    settings = PlanSettings(
+        Savings(),
+        every_row=True,
+        loss_type="grpo",
+        window=1,
+        overhead=0,
+        forward_overhead=0,
+        partial=credit_pass.partial,
+    )
+    (planned,), _ = plan_updates([made], {Twice(): source.lengths}, lambda tensor: tensor, settings)
+    plan = planned.pop(PLAN)
+    result = credit_pass.finish(credit_pass.start(context.model, planned, plan), policy())
+    with_advantage = [row for row, value in enumerate(advantages) if value]
+    assert sum(rows for rows, _ in source.shapes) == len(with_advantage)
+    tokens = int(made["completion_mask"][with_advantage].sum())
+    assert seen == ([(len(with_advantage), tokens, len(with_advantage))] if with_advantage else [])
+    mask = made["completion_mask"]
+    weights = mask * made["completion_ids"] * mask.sum(-1, keepdim=True) / made["completion_ids"].sum(-1, keepdim=True)
+    torch.testing.assert_close(result.token_advantages, made["advantages"].unsqueeze(1) * weights + mask)
+    complete = result.inputs.complete.any(-1).nonzero().flatten().tolist()
+    assert complete == with_advantage
 
 
 def test_nothing_needs_credit(context):

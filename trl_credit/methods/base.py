@@ -67,7 +67,8 @@ class CreditMethod(ABC):
       gradient sums over the completion ([`credits_tokens`]).
     - Completions with zero advantage are skipped with weights and factors, which leave zero at zero. A term gives
       them an advantage, so none is skipped ([`credits_zero_advantage`]). A method with a rollout stage may name the
-      completions itself ([`rows_with_credit`]).
+      completions itself ([`rows_with_credit`]). In a list with a term, weights are for the others only, and so are
+      their signals ([`signals_without_advantage`]).
     - Weights and factors multiply in a list of methods, terms add, and at most one method has advantages of its own
       ([`~trl_credit.methods.mix.Mix`]).
 
@@ -246,6 +247,11 @@ class CreditMethod(ABC):
         if type(self).rows_with_credit is not CreditMethod.rows_with_credit:
             return False
         return not self.reweights or type(self).token_advantages is not CreditMethod.token_advantages
+
+    def signals_without_advantage(self) -> tuple[Signal, ...]:
+        """Of [`signals`], those that matter in completions with zero advantage. Where the others are not computed, the
+        method's credit must not depend on them."""
+        return self.signals() if self.credits_zero_advantage or self.reads_batch else ()
 
     def components(self) -> "Mapping[str, CreditMethod]":
         """The methods that this one is made of, by the prefix of their metrics; itself, unless it is a list."""

@@ -7,7 +7,7 @@ import torch
 
 from ..signals.base import Signal
 from . import CreditInputs, CreditMethod, Paper
-from .mix import inputs_of, rollout_stages, shared_continuations, shared_rows, shared_signals
+from .mix import inputs_of, rollout_stages, shared_continuations, shared_rows, shared_signals, weights_of
 from .registry import build_credit
 from .rollout import Continuations, Rollout
 
@@ -89,7 +89,7 @@ def credit_of(
     weights, token_advantages = {}, {}
     for place, (label, method) in enumerate(methods.items()):
         seen = inputs_of(method, inputs, place)
-        found = method.weights(seen)
+        found = weights_of(method, seen, inputs)
         if found is not None:
             weights[label] = found
         result = method.token_advantages(advantages, found, seen)

@@ -10,13 +10,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .._util.once import Once
 from ..signals.base import Signal
 from .ops import at_least_float32
 
 
 @dataclass(frozen=True)
-class CreditInputs:
-    """Tensors of one micro-batch: B completions of at most T tokens. None carries a gradient.
+class CreditInputs(Once):
+    """Tensors of one micro-batch: B completions of at most T tokens. None carries a gradient, and none changes: what a
+    method's hooks share, they compute with [`once`].
 
     The first six are always there. The others are `None` where TRL has no such values.
 
@@ -27,6 +29,8 @@ class CreditInputs:
         policy_entropy: (B, T) float32, nats; entropy of the live policy's next-token distribution.
         vocab_size: Number of logits |V| in the softmax; `None` if tokens are the steps of an image model's sampler.
         signals: Each requested [`Signal`] with its (B, T) tensor.
+        computed: (B,) bool by signal, the completions for which it was computed; the others have 0. Signals that were
+            computed for all are left out. Only a list sees any ([`CreditMethod.signals_without_advantage`]).
         compute_dtype: The dtype of the policy's forward (bfloat16 under bf16 autocast): it sets the rounding noise.
         advantages: (B,) float, the sequence advantages.
         old_logps: (B, T) float, nats; log-probs under the policy that generated. `None` if every update is on-policy.
@@ -43,6 +47,7 @@ class CreditInputs:
     policy_entropy: Float[Tensor, "batch tokens"]
     vocab_size: int | None
     signals: Mapping[Signal, Float[Tensor, "batch tokens"]] = field(default_factory=dict)
+    computed: Mapping[Signal, Bool[Tensor, " batch"]] = field(default_factory=dict)
     compute_dtype: torch.dtype = torch.float32
     advantages: Float[Tensor, " batch"] | None = None
     old_logps: Float[Tensor, "batch tokens"] | None = None
@@ -75,6 +80,14 @@ class CreditInputs:
         return bad & self.mask
 
     @property
+    def complete(self) -> Bool[Tensor, "batch tokens"]:
+        """(B, T) bool, the tokens in the loss of completions for which every signal was computed."""
+        mask = self.mask
+        for rows in self.computed.values():
+            mask = mask & rows.unsqueeze(1)
+        return mask
+
+    @property
     def positions(self) -> Int[Tensor, "batch tokens"]:
         """(B, T) int, each token's place among its completion's tokens in the loss, from 0. Meaningless off the mask."""
         return self.mask.long().cumsum(-1) - 1
@@ -92,6 +105,7 @@ class CreditInputs:
             name: function(value) for name in ("advantages", *_PER_TOKEN) if (value := getattr(self, name)) is not None
         }
         changed["signals"] = {signal: function(value) for signal, value in self.signals.items()}
+        changed["computed"] = {signal: function(rows) for signal, rows in self.computed.items()}
         changed["rollout"] = {name: function(value) for name, value in self.rollout.items()}
         return dataclasses.replace(self, **changed)
 

@@ -24,10 +24,11 @@ def credit_metrics(
 
     `credit/weight_std` (around each completion's mean, which is 1 for most methods) and `credit/weight_max` cover the
     tokens on the mask. `credit/weight_mean` is logged by methods whose weights have another mean.
-    `credit/effective_fraction` is the mean over completions of exp(H(w / sum w)) / T. `credit/advantage_change` is the mean
-    of abs(A_t - A) over the tokens on the mask, for methods that do more than weight. `credit/nonfinite_tokens` counts
-    tokens with a NaN or infinite log-prob, entropy, signal or sampler log-prob. The method's own metrics are means over
-    the finite values on the mask, or NaN if there are none (TRL leaves NaN out of its averages).
+    `credit/effective_fraction` is the mean over completions of exp(H(w / sum w)) / T. These four leave out completions for
+    which a signal was not computed. `credit/advantage_change` is the mean of abs(A_t - A) over the tokens on the mask, for
+    methods that do more than weight. `credit/nonfinite_tokens` counts tokens with a NaN or infinite log-prob, entropy,
+    signal or sampler log-prob. The method's own metrics are means over the finite values on the mask, or NaN if there are
+    none (TRL leaves NaN out of its averages).
 
     Args:
         method: The method.
@@ -44,15 +45,16 @@ def credit_metrics(
         return torch.where(where, values.to(dtype), 0.0).sum()
 
     sums = {"nonfinite": inputs.nonfinite.sum() + extra_nonfinite}
+    weighted = inputs.complete
     if weights is not None:
-        occupied = mask.any(-1)
-        sums["tokens"] = mask.sum()
-        centre = 1.0 if method.mean_one else weights_mean(weights.to(dtype), mask).unsqueeze(-1)
-        sums["variance"] = masked_sum((weights.to(dtype) - centre).square(), mask)
+        occupied = weighted.any(-1)
+        sums["tokens"] = weighted.sum()
+        centre = 1.0 if method.mean_one else weights_mean(weights.to(dtype), weighted).unsqueeze(-1)
+        sums["variance"] = masked_sum((weights.to(dtype) - centre).square(), weighted)
         sums["completions"] = occupied.sum()
         if not method.mean_one:
-            sums["sum weight_mean"], sums["count weight_mean"] = masked_sum(weights, mask), mask.sum()
-        sums["effective"] = masked_sum(effective_token_fraction(weights.to(dtype), mask), occupied)
+            sums["sum weight_mean"], sums["count weight_mean"] = masked_sum(weights, weighted), weighted.sum()
+        sums["effective"] = masked_sum(effective_token_fraction(weights.to(dtype), weighted), occupied)
     values_of = dict(method.metrics(inputs))
     if inputs.advantages is not None and (weights is None or method.has_term or method.own_advantages):
         changed = method.token_advantages(inputs.advantages, weights, inputs)
@@ -61,7 +63,9 @@ def credit_metrics(
     for name, values in values_of.items():
         finite = mask & torch.isfinite(values)
         sums[f"sum {name}"], sums[f"count {name}"] = masked_sum(values, finite), finite.sum()
-    largest = mask.new_zeros((), dtype=dtype) if weights is None else torch.where(mask, weights.to(dtype), 0.0).amax()
+    largest = (
+        mask.new_zeros((), dtype=dtype) if weights is None else torch.where(weighted, weights.to(dtype), 0.0).amax()
+    )
 
     local = torch.stack([torch.as_tensor(value, device=mask.device).to(dtype) for value in (*sums.values(), largest)])
     gathered = gather(local.unsqueeze(0))

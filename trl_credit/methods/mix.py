@@ -33,12 +33,25 @@ from .schedule import check_schedule, value_at
 
 
 def inputs_of(method: CreditMethod, inputs: CreditInputs, place: int = 0) -> CreditInputs:
-    """The inputs of one of several methods: the signals that it requests and the results of its rollout stage."""
+    """The inputs of one of several methods: the signals that it requests and the results of its rollout stage. Completions
+    for which its signals were not computed are off its mask."""
     prefix = f"{place}/"
-    return replace(
+    wanted = method.signals()
+    own = replace(
         inputs,
-        signals={signal: inputs.signals[signal] for signal in method.signals()},
+        signals={signal: inputs.signals[signal] for signal in wanted},
+        computed={signal: rows for signal, rows in inputs.computed.items() if signal in wanted},
         rollout={name.removeprefix(prefix): value for name, value in inputs.rollout.items() if name.startswith(prefix)},
+    )
+    return replace(own, mask=own.complete, computed={}) if own.computed else own
+
+
+def weights_of(method: CreditMethod, seen: CreditInputs, inputs: CreditInputs) -> Float[Tensor, "batch tokens"] | None:
+    """The weights of one of several methods, of whose inputs it sees `seen` ([`inputs_of`]): 1 in completions for which its
+    signals were not computed, as there is no advantage to weight."""
+    weights = method.weights(seen)
+    return (
+        weights if weights is None or seen.mask is inputs.mask else torch.where(inputs.mask & ~seen.mask, 1.0, weights)
     )
 
 
@@ -246,6 +259,11 @@ class Mix(CreditMethod):
     def signals(self) -> tuple[Signal, ...]:
         return shared_signals(self._built)
 
+    def signals_without_advantage(self) -> tuple[Signal, ...]:
+        if self._owner is not None and self._owner.credits_zero_advantage:  # weights multiply its advantages
+            return self.signals()
+        return tuple(dict.fromkeys(signal for part in self._built for signal in part.signals_without_advantage()))
+
     def continuations(self) -> tuple[Continuations, ...]:
         return shared_continuations(self._built)
 
@@ -258,8 +276,26 @@ class Mix(CreditMethod):
     def rows_with_credit(self, rollout: Rollout) -> Bool[Tensor, " batch"] | None:
         return None if self._owner is None else self._owner.rows_with_credit(rollout)
 
+    # What a part makes of a micro-batch, once for the token advantages and the metrics
+
+    @functools.cached_property
+    def _keys(self) -> list[str]:
+        """Of each part, by what it is and its place."""
+        return [f"{place}/{json.dumps(part, sort_keys=True)}" for place, part in enumerate(self.parts)]
+
+    def _seen_by(self, place: int, inputs: CreditInputs) -> CreditInputs:
+        return inputs.once(("inputs", self._keys[place]), lambda: inputs_of(self._built[place], inputs, place))
+
+    def _weights_of(self, place: int, inputs: CreditInputs) -> Float[Tensor, "batch tokens"]:
+        seen = self._seen_by(place, inputs)
+        return inputs.once(("weights", self._keys[place]), lambda: weights_of(self._built[place], seen, inputs))
+
+    def _term_of(self, place: int, inputs: CreditInputs) -> Float[Tensor, "batch tokens"]:
+        seen = self._seen_by(place, inputs)
+        return inputs.once(("term", self._keys[place]), lambda: self._built[place].checked_term(seen))
+
     def weights(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"] | None:
-        found = [part.weights(inputs_of(part, inputs, place)) for place, part in self._in_order if part.reweights]
+        found = [self._weights_of(place, inputs) for place, part in self._in_order if part.reweights]
         if not found:
             return None
         product = functools.reduce(torch.mul, found)
@@ -275,12 +311,12 @@ class Mix(CreditMethod):
         result = (advantages if scale == 1 else advantages * scale).unsqueeze(1)
         for place, part in self._in_order:
             if part.own_advantages:
-                result = _own(part, advantages, inputs_of(part, inputs, place)) * scale
+                result = _own(part, advantages, self._seen_by(place, inputs)) * scale
         if weights is not None:
             result = result * weights.to(advantages.dtype)
         for place, part in self._in_order:
             if part.has_term:
-                result = result + part.checked_term(inputs_of(part, inputs, place)).to(advantages.dtype)
+                result = result + self._term_of(place, inputs).to(advantages.dtype)
         if self.guard:
             result = torch.where(result * advantages.unsqueeze(1) < 0, 0.0, result)
         return torch.where(inputs.mask, result, 0.0)
@@ -291,19 +327,23 @@ class Mix(CreditMethod):
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
         """Each part's own metrics as `<part>/<name>` ([`metric_names`]), and `<part>/effective_fraction` of its weights or
-        `<part>/advantage_change`, the mean size of its term."""
+        `<part>/advantage_change`, the mean size of its term; NaN in completions for which its signals were not computed."""
         values = {}
         for place, (name, part) in enumerate(zip(self.metric_names, self._built, strict=True)):
-            seen = inputs_of(part, inputs, place)
+            seen = self._seen_by(place, inputs)
+            found = {}
             if part.reweights:
-                fraction = effective_token_fraction(part.weights(seen), seen.mask)
-                values[f"{name}/effective_fraction"] = fraction.unsqueeze(-1).expand_as(seen.mask)
+                fraction = effective_token_fraction(self._weights_of(place, inputs), inputs.mask)
+                found["effective_fraction"] = fraction.unsqueeze(-1).expand_as(seen.mask)
             elif part.has_term:
-                values[f"{name}/advantage_change"] = part.term(seen).abs()
+                found["advantage_change"] = self._term_of(place, inputs).abs()
             elif inputs.advantages is not None:
                 changed = _own(part, inputs.advantages, seen) - inputs.advantages.unsqueeze(1)
-                values[f"{name}/advantage_change"] = changed.abs()
-            values |= {f"{name}/{key}": value for key, value in part.metrics(seen).items()}
+                found["advantage_change"] = changed.abs()
+            found |= part.metrics(seen)
+            if seen.mask is not inputs.mask:
+                found = {key: torch.where(seen.mask, value, torch.nan) for key, value in found.items()}
+            values |= {f"{name}/{key}": value for key, value in found.items()}
         return values
 
     def to_dict(self) -> dict[str, Any]:

@@ -300,7 +300,11 @@ class CreditLog(TrainerCallback):
             mask=cut(seen.inputs.mask),
             logps=cut(seen.inputs.policy_logps),
             entropy=cut(seen.inputs.policy_entropy),
-            signals={titles[signal]: cut(value) for signal, value in seen.inputs.signals.items()},
+            signals={
+                titles[signal]: cut(value)
+                for signal, value in seen.inputs.signals.items()
+                if seen.inputs.computed.get(signal, True)
+            },
             weights={label: cut(value) for label, value in weights.items()},
             token_advantages={label: cut(value) for label, value in advantages.items()},
             advantage=seen.advantage,

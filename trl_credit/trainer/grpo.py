@@ -427,6 +427,8 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
             pad_to_multiple_of=self.pad_to_multiple_of,
             kept_bytes_per_token=self._kept_bytes_per_token if keeps else 0,
             budget_bytes=(DEFAULT_CACHE_GIB if gib is None else gib) * 2**30,
+            partial=self.credit_pass.partial,
+            images=self.is_vision,
         )
         lengths = {signal: source.lengths for signal, source in self.credit_pass.sources.items() if source.has_forward}
         batches, metrics = plan_updates(batches, lengths, self.accelerator.gather, settings)

@@ -111,6 +111,7 @@ def test_nonfinite_signals(method, value):
     row = int(inputs.mask.sum(-1).argmax())
     place = int(inputs.mask[row].nonzero()[0])
     clean = credit(method, inputs)
+    inputs = mapped(inputs, torch.clone)
     bad = (*inputs.signals.values(), *inputs.rollout.values())
     for values in bad:
         values[row, place] = value

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from support.inputs import credit, make_inputs
 
 from trl_credit import CreditMethod, Paper, build_credit
+from trl_credit.methods.compose import AllSignals
 from trl_credit.methods.metrics import credit_metrics
 from trl_credit.methods.mix import Mix
 from trl_credit.methods.ops import mean_one
@@ -216,6 +217,107 @@ def test_each_part_has_its_metrics():
     )
     assert 0 < found["credit/dgpo/effective_fraction"] < 1
     assert set(mix.components()) == {"gcpo/", "term/", "dgpo/"}
+
+
+@dataclass(frozen=True)
+class Counting(CreditMethod):
+    """Counts how often its weights or its term are computed."""
+
+    kind: str = "weights"
+    name = "counting"
+    paper = NO_PAPER
+    seen = []  # of all instances
+
+    @property
+    def reweights(self):
+        return self.kind == "weights"
+
+    @property
+    def has_term(self):
+        return self.kind == "term"
+
+    def weights(self, inputs):
+        self.seen.append(self.kind)
+        return inputs.mask.float() if self.reweights else None
+
+    def term(self, inputs):
+        self.seen.append(self.kind)
+        return 0.5 * inputs.mask
+
+
+def test_what_a_part_computes_for_the_advantages_is_there_for_the_metrics():
+    mix = make(GCPO, Counting("weights"), Counting("term"))
+    inputs = make_inputs(mix, 3, 5, 12)
+    Counting.seen.clear()
+    weights, _ = credit(mix, inputs)
+    found = credit_metrics(mix, inputs, weights)
+    assert sorted(Counting.seen) == ["term", "weights"]
+    again = inputs.map(torch.clone)
+    assert credit_metrics(mix, again, mix.weights(again)) == found
+    assert len(Counting.seen) == 4
+    # Another list's part at the same place is another
+    inputs = make_inputs(make(GCPO, DGPO), 3, 5, 12)
+    for first in (GCPO, DGPO):
+        assert torch.equal(make(first, Term()).weights(inputs), build_credit(first).weights(inputs))
+
+
+def with_unread(mix, unread=(0, 2)):
+    """Inputs of which GCPO's signal was computed for completions with an advantage only, and the same where it is known
+    for all."""
+    whole = make_inputs(mix, 3, 6, 12)
+    advantages = whole.advantages.clone()
+    advantages[list(unread)] = 0
+    whole = replace(whole, mask=whole.mask | torch.tensor([row in (0, 1) for row in range(6)]).unsqueeze(1))
+    whole = replace(whole, advantages=advantages)
+    (signal,) = build_credit(GCPO).signals()
+    rows = advantages != 0
+    partial = {signal: whole.signals[signal] * rows.unsqueeze(1)}
+    return replace(whole, signals={**whole.signals, **partial}, computed={signal: rows}), whole, rows
+
+
+def test_weights_do_not_matter_where_their_signals_were_not_computed():
+    """There is no advantage to weight; the others' credit and every metric is as without these completions."""
+    mix = make(GCPO, Factor(), Term())
+    inputs, whole, rows = with_unread(mix)
+    weights, found = credit(mix, inputs)
+    expected_weights, expected = credit(mix, whole)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(weights[rows], expected_weights[rows])
+    assert torch.equal(weights[~rows], 3.0 * inputs.mask[~rows])
+    logged = credit_metrics(mix, inputs, weights)
+    read = whole.map(lambda tensor: tensor[rows])
+    alone = credit_metrics(mix, read, mix.weights(read))
+    own = [name for name in logged if name.startswith(("credit/gcpo/", "credit/weight", "credit/effective"))]
+    assert {"credit/gcpo/contrast", "credit/gcpo/effective_fraction", "credit/weight_mean"} <= set(own)
+    for name in own:
+        assert logged[name] == pytest.approx(alone[name], rel=1e-6), name
+    all_rows = credit_metrics(mix, whole, expected_weights)
+    for name in set(logged) - set(own):
+        assert logged[name] == pytest.approx(all_rows[name], rel=1e-6), name
+    garbage = torch.where(rows.unsqueeze(1), *[inputs.signals[s] for s in inputs.computed], torch.nan)
+    broken = replace(inputs, signals={**inputs.signals, **dict.fromkeys(inputs.computed, garbage)})
+    for a, b in zip(credit(mix, broken), (weights, found), strict=True):
+        assert torch.equal(a, b)
+
+
+@dataclass(frozen=True)
+class EveryRow(Own):
+    """Names no completions."""
+
+    name = "every_row"
+    rows_with_credit = CreditMethod.rows_with_credit
+
+
+def test_signals_of_completions_without_an_advantage():
+    gcpo, dgpo = build_credit(GCPO), build_credit(DGPO)
+    teacher = {"method": "teacher", "model": "m"}
+    vppo = {"method": "vppo"}
+    assert make(GCPO, DGPO).signals_without_advantage() == gcpo.signals_without_advantage() == ()
+    assert make(GCPO, teacher).signals_without_advantage() == build_credit(teacher).signals()
+    assert make(GCPO, vppo).signals_without_advantage() == build_credit(vppo).signals()
+    assert make(Own(), GCPO, Term()).signals_without_advantage() == ()
+    assert make(EveryRow(), GCPO).signals_without_advantage() == gcpo.signals()  # which weights advantages of its own
+    assert AllSignals([GCPO, DGPO]).signals_without_advantage() == (*gcpo.signals(), *dgpo.signals())
 
 
 class Numbered(Term):
