@@ -435,7 +435,8 @@ def plan_updates(
     gather: Callable[[torch.Tensor], torch.Tensor],
     settings: PlanSettings,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Plans the updates of a generation batch. One collective makes all processes agree on the plan.
+    """Plans the updates of a generation batch. One collective makes all processes agree on the plan; if the policy takes
+    images, one before it makes them agree whether some rows have none.
 
     Args:
         batches: TRL's micro-batches of this process.
@@ -444,8 +445,8 @@ def plan_updates(
         gather: Concatenates a tensor over the processes.
         settings: The same in every process.
 
-    If only some rows have images, no row is left out or regrouped: a process with a group without images would not run
-    the vision tower, and with a sharded tower the other processes would wait for it.
+    If only some rows of any process have images, no process leaves out or regroups rows: one with a group without images
+    would not run the vision tower, and with a sharded tower the others would wait for it.
 
     Returns:
         The micro-batches to run, each with an [`UpdatePlan`] under the key `PLAN`, and the metrics of the plan.
@@ -454,7 +455,8 @@ def plan_updates(
     advantages = torch.cat([batch["advantages"] for batch in batches])
     near_zero = (advantages != 0) & (advantages.abs() < NEAR_ZERO)
     teaching = sum(int(_has_gradient(batch, every_row).sum()) for batch in batches)
-    mixed = any(map(mixes_images, batches))
+    own_mixed = torch.tensor([any(map(mixes_images, batches))], device=advantages.device)
+    mixed = settings.images and bool(gather(own_mixed).any())
     if mixed:
         savings = replace(savings, skip_zero_advantage=False, regroup=False)
     regrouped = []

@@ -1,6 +1,7 @@
 """Plans of rows and columns."""
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -241,7 +242,9 @@ def test_rows_with_and_without_images_stay_together():
     savings = Savings(skip_zero_advantage=True, trim_padding=True, regroup=True)
 
     def plan(batch, lengths=token_counts):
-        settings = PlanSettings(savings, every_row=False, loss_type="dapo", window=1, overhead=0, forward_overhead=0)
+        settings = PlanSettings(
+            savings, every_row=False, loss_type="dapo", window=1, overhead=0, forward_overhead=0, images=True
+        )
         (planned,), metrics = plan_updates([batch], {"signal": lengths}, lambda x: x, settings)
         return planned, metrics["credit/skipped_fraction"]
 
@@ -257,6 +260,49 @@ def test_rows_with_and_without_images_stay_together():
     assert skipped == 1.0
     planned, _ = plan(select(batch, [0, 2]) | {"advantages": torch.tensor([0.0, 1.0])})
     assert planned["num_images"] == [1]
+
+
+@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_processes_agree_whether_some_rows_have_no_image(here, there):
+    """If one process leaves nothing out, the others must run the vision tower with it."""
+    batch = image_batch() | {"advantages": torch.zeros(3)}
+    with_images = select(batch, [0, 2])
+    own = select(batch, [0, 1]) if here else with_images
+    gathered = []
+
+    def gather(tensor):
+        gathered.append(tensor)
+        other = torch.tensor([there]) if len(gathered) == 1 else tensor  # another process has the same plan
+        return torch.cat([tensor, other])
+
+    savings = Savings(skip_zero_advantage=True, trim_padding=True)
+    settings = PlanSettings(
+        savings, every_row=False, loss_type="dapo", window=1, overhead=0, forward_overhead=0, images=True
+    )
+    planned, _ = plan_updates([with_images, own], {}, gather, settings)
+    assert gathered[0].tolist() == [here]
+    assert len(gathered) == 2
+    assert [batch[PLAN].rows for batch in planned] == ([2, 2] if here or there else [0, 0])
+    plan_updates([with_images], {}, lambda tensor: gathered.append(tensor) or tensor, replace(settings, images=False))
+    assert len(gathered) == 3
+
+
+def test_some_signals_run_only_for_rows_with_an_advantage():
+    batch = {**text_batch(), "advantages": torch.tensor([0.0, 2.0])}
+    settings = PlanSettings(
+        Savings(), every_row=True, loss_type="dapo", window=1, overhead=0, forward_overhead=0, partial={"some"},
+    )  # fmt: skip
+
+    def plan(**entries):
+        signals = {"some": token_counts, "every": token_counts}
+        (planned,), _ = plan_updates([batch | entries], signals, lambda x: x, settings)
+        assert planned[PLAN].credit_rows == [0, 1]
+        return {signal: sorted(row for run in rows for row in run) for signal, rows in planned[PLAN].forwards.items()}
+
+    assert plan() == {"some": [1], "every": [0, 1]}
+    assert plan(**{HAS_CREDIT: torch.tensor([True, False])}) == {"some": [0], "every": [0, 1]}
+    assert plan(advantages=torch.zeros(2)) == {"some": [], "every": [0, 1]}
 
 
 @pytest.mark.parametrize("skips", [False, True])
