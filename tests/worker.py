@@ -251,8 +251,12 @@ def run(settings, paths, output):
     evaluated, frozen = settings.pop("evaluated", False), settings.pop("frozen", False)
     rows, nan_at = settings.pop("rows", 8), settings.pop("nan_at", None)
     credit = settings.get("credit")
-    if isinstance(credit, dict) and credit.get("model") in paths:  # a teacher
-        settings["credit"] = credit | {"model": paths[credit["model"]]}
+    parts = [
+        part | {"model": paths[part["model"]]} if isinstance(part, dict) and part.get("model") in paths else part
+        for part in (credit if isinstance(credit, list) else [credit])
+    ]  # with a teacher's path
+    if credit is not None:
+        settings["credit"] = parts if isinstance(credit, list) else parts[0]
     settings["per_device_train_batch_size"] = rows // processes // per_process
     args = config(output, kind=GRPOConfig if theirs else CreditGRPOConfig, **settings)
     # after the arguments: under ZeRO-3 with `zero3_init_flag` it is partitioned as it is loaded

@@ -111,6 +111,11 @@ CASES = {
     "otb_across": {"credit": "otb", "rollout": "placed", "num_generations": 8, "reward": "calm"},
     "delta": {"credit": "delta"},
     "delta_across": {"credit": "delta", "rollout": "placed", "num_generations": 8, "reward": "calm"},
+    # one process has nothing to run in the rollout stage, or for the signal of the list's first part
+    **{f"idle_process_{name}": {"credit": credit, "reward": "second_half_constant", "shuffle_dataset": False}
+       for name, credit in {"otb": "otb", "delta": "delta"}.items()},
+    "idle_process_list": {"credit": [CREDIT["dgpo"], {"method": "teacher", "model": "untied", "coefficient": 0.2}],
+                          "reward": "second_half_constant", "shuffle_dataset": False},
     "vine": {"credit": {"method": "vine", "every": 4, "count": 2}, "rollout": "generate", "continued": True,
              "reward": "calm"},
     "turn": {"credit": "turn", "rollout": "environment", "reward": "turns"},
@@ -190,6 +195,7 @@ CHOSEN = {
     ),
     **dict.fromkeys(("moe", "dynamic_odd", "otb_across", "delta_across"), ("ddp", *SHARDED)),
     **dict.fromkeys(("teacher", "rlcsd", "vine"), ("ddp", *SHARDED)),
+    **dict.fromkeys(("idle_process_otb", "idle_process_delta", "idle_process_list"), ("ddp", *SHARDED)),
     **dict.fromkeys(("lora_gcpo", "lora_uniform", "synced", "environment", "evaluated_lora_dgpo"), ("zero3",)),
     **dict.fromkeys(("accumulation", "evaluated_dgpo", "lora"), ("ddp", "fsdp2")),
 }

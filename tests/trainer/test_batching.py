@@ -19,6 +19,7 @@ from trl_credit.batching import (
     token_counts,
 )
 from trl_credit.extras.effect import NothingTrainedError
+from trl_credit.records.record import read_parquet
 
 
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "sapo", "cispo", "vespo")
@@ -114,7 +115,7 @@ def test_gradients_are_those_of_the_full_batch(name, loss_type, tiny_model, tmp_
 def test_a_signal_runs_for_the_rows_that_a_method_can_use_it_for(part, reward, tiny_model, tmp_path):
     """A teacher credits every completion; what weights the advantage is not computed where that is zero."""
     teacher = {"method": "teacher", "model": save_tiny_model(tmp_path / "teacher", seed=1), "coefficient": 0.1}
-    settings = {**WINDOWS, "credit": [CREDIT[part], teacher], "num_iterations": 1}
+    settings = {**WINDOWS, "credit": [CREDIT[part], teacher], "num_iterations": 1, "credit_log_steps": 4}
     runs = []
     for everywhere in (True, False):
         rows = {"needed": 0, "run": 0, "all": 0}
@@ -140,7 +141,7 @@ def test_a_signal_runs_for_the_rows_that_a_method_can_use_it_for(part, reward, t
 
             trainer.credit_pass.finish = finished
 
-        trainer, gradients = train(tiny_model, tmp_path, reward=reward, before=count, **settings)
+        trainer, gradients = train(tiny_model, tmp_path / str(everywhere), reward=reward, before=count, **settings)
         runs.append((rows, gradients, trainer.state.log_history))
     (whole, expected, all_logged), (partly, found, logged) = runs
     assert whole["run"] == whole["all"] == 32
@@ -156,6 +157,12 @@ def test_a_signal_runs_for_the_rows_that_a_method_can_use_it_for(part, reward, t
         if name.startswith((f"credit/{part}/", "credit/weight_", "credit/eff"))
     }
     assert len(own) >= 5
+    shown, _ = read_parquet(tmp_path / "False" / "credit" / "step-000004.parquet")
+    assert {record.advantage == 0 for record in shown} >= {True}
+    for record in shown:
+        assert len(record.signals) == (1 if record.advantage == 0 else 2)
+        neutral = record.weights[part][record.mask] == 1
+        assert neutral.all() == (record.advantage == 0)
     for ours, theirs in zip(logged[:-1], all_logged[:-1], strict=True):
         for name in theirs.keys() & {"loss", "credit/teacher/teacher_gap", "credit/advantage_change"}:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name

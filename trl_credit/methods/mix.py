@@ -50,9 +50,9 @@ def weights_of(method: CreditMethod, seen: CreditInputs, inputs: CreditInputs) -
     """The weights of one of several methods, of whose inputs it sees `seen` ([`inputs_of`]): 1 in completions for which its
     signals were not computed, as there is no advantage to weight."""
     weights = method.weights(seen)
-    return (
-        weights if weights is None or seen.mask is inputs.mask else torch.where(inputs.mask & ~seen.mask, 1.0, weights)
-    )
+    if weights is None or seen.mask is inputs.mask:
+        return weights
+    return torch.where(inputs.mask & ~seen.mask, 1.0, weights)
 
 
 def rollout_stages(methods: "list[CreditMethod]", rollout: Rollout) -> dict[str, Tensor]:
