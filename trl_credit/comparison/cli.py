@@ -62,7 +62,12 @@ def parser() -> argparse.ArgumentParser:
         help="names, paths, or mappings as JSON (with a `label`); the bare name of the recipe's own method has the "
         "recipe's parameters",
     )
-    add("--seeds", nargs="+", type=int, metavar="SEED", help="how many (0 to N - 1), or several seeds (default: 1)")
+    add(
+        "--seeds",
+        nargs="+",
+        metavar="SEED",
+        help="how many (5: seeds 0 to 4), several seeds (3 7), or a list, also of one ('[7]'); default: 1",
+    )
     add("--output_dir", type=Path, help="default: outputs/compare/NAME_OF_RECIPE")
     add("--baseline", help="label of the method the others are compared with (default: the first)")
     add("--target_reward", type=float, help="also compare the updates and tokens until this reward")
@@ -81,9 +86,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--tuning_seeds",
         nargs="+",
-        type=int,
         metavar="SEED",
-        help="how many seeds choose the values (default: 3, from 1000 on), or several seeds, none of `--seeds`",
+        help="how many seeds choose the values (default: 3, from 1000 on), several seeds, or a list ('[7]'); none of "
+        "`--seeds`",
     )
     add("--tune_by", metavar="MEASURE", help="mean_reward (default) or accuracy")
     add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
@@ -94,11 +99,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def recipe_fields() -> set[str]:
-    from dataclasses import fields
+    from ..recipe.recipe import recipe_types
 
-    from ..recipe.recipe import ARGUMENT_TYPES
-
-    return {field.name for kind in ARGUMENT_TYPES for field in fields(kind)}
+    return set(recipe_types())
 
 
 def _compare(argv: list[str]) -> None:
@@ -170,7 +173,8 @@ def _compare(argv: list[str]) -> None:
             say=say,
         )
         if failed:
-            say(f"Failed: {'; '.join(failed)}. The same command tries again.")
+            names = "; ".join(f"{label}, seed {seed}" for label, seed in failed)
+            say(f"Failed: {names}. The same command tries again.")
         if not failed or any(read_runs(output_dir, plan).values()):
             _write(output_dir)
     except (ValueError, RunFolderError) as error:

@@ -20,7 +20,10 @@ from trl_credit.comparison.run import missing
 SHARP = {"method": "dgpo", "temperature": 0.001}
 
 
-@pytest.mark.parametrize(("value", "seeds"), [(3, [0, 1, 2]), ([4], [4]), ([5, 2], [5, 2])])
+@pytest.mark.parametrize(
+    ("value", "seeds"),
+    [(3, [0, 1, 2]), ([4], [4]), ([5, 2], [5, 2]), ("3", [0, 1, 2]), ("[4]", [4]), (["5", "2"], [5, 2])],
+)
 def test_seeds(value, seeds):
     assert parse_seeds(value) == seeds
 
@@ -182,6 +185,13 @@ def test_the_command_makes_the_plan_again(comparison_recipe, tmp_path):
     assert again == found
 
 
+def test_a_single_seed_is_written_as_a_list(comparison_recipe, tmp_path):
+    found = make_plan(comparison_recipe(), tmp_path / "out", methods=["uniform"], seeds=[7])
+    arguments, _ = cli.parser().parse_known_args(shlex.split(found.command)[2:])
+    assert arguments.seeds == ["[7]"]
+    assert parse_seeds(arguments.seeds[0]) == found.seeds == [7]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -189,7 +199,9 @@ def test_the_command_makes_the_plan_again(comparison_recipe, tmp_path):
         (["reprt"], "unknown command 'reprt'"),
         (["--config", "x.yaml", "--jobs", "0"], "`--jobs` must be at least 1"),
         (["--config", "x.yaml", "--jobs", "2", "--num_processes", "2"], "one after the other"),
-        (["--config", "x.yaml", "--seeds", "many"], "invalid int value"),
+        (["--config", "x.yaml", "--seeds", "many"], "`seeds` must be a whole number, at least 1, got 'many'"),
+        (["--config", "x.yaml", "--seeds", "[1, x]"], "`seeds` must be a number of seeds or a list of seeds"),
+        (["--config", "x.yaml", "--seedz", "1"], "unknown option '--seedz'. Did you mean '--seeds'?"),
         (["report", "no/such/folder"], "no plan.json"),
     ],
 )
