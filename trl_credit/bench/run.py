@@ -27,7 +27,7 @@ from . import gradients as gradient_scores
 from .baselines import BASELINES, baselines, is_trivial
 from .groups import Group, blame, score_groups
 from .own_errors import MAX_COMPLETION_TOKENS, sample_own_errors
-from .scores import METRICS, compare_with_baselines, item_scores, position_profile, summary, verdict_sentence
+from .scores import METRICS, compare_with_baselines, item_scores, position_profile, summary, together, verdict_sentence
 from .served import reason_left_out, served_methods, with_later
 from .sweeps import drifted_policies, sweep_methods, with_model, with_reference
 from .tasks import OWN_ERRORS, RENDERINGS, Item, make_items, prompt_for, tokens_and_labels, variants
@@ -363,14 +363,16 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
             drift[str(step)] = {"reward": policy["reward"], "tasks": scored.tasks, **entry}
         when = f"After {step} updates" if drifts and step else ""
         notes += _too_few_notes(scored.tasks, settings.num_items, when)
+        said = []
         for label, verdict in verdicts.items():
+            sentence = verdict_sentence(label, verdict, when)
             if label in nothing:
                 why = "with itself for the other model" if label in taught else "without a reference"
-                sentences.append(
+                sentence = (
                     f"{when + ', ' if when else ''}{label}: uniform {why}, so there is nothing to say of it here."
                 )
-            else:
-                sentences.append(verdict_sentence(label, verdict, when))
+            said.append((label, sentence))
+        sentences += together(said)
         if swept:
             results["sweeps"] = _sweep_results(scored, swept)
             results["swept_after"] = step
@@ -475,25 +477,27 @@ def _gradients(scorer: CreditScorer, settings: BenchSettings) -> dict[str, Any]:
 
 
 def _gradient_sentences(gradients: dict) -> list[str]:
-    sentences = [
+    bias = (
         "Gradients of token credit may be biased estimates: the mean over more and more samples then goes to another "
         "vector than the policy gradient. `bias_cosine` is its cosine with the policy gradient: uniform's is 1 by "
         "definition, and low variance is no merit where it is low."
-    ]
+    )
+    said = []
     for label, row in gradients["methods"].items():
         if label == "uniform":
             continue
         largest = max(row["cosine"], key=int, default=None)
         if largest is None or not (abs(row["bias_cosine"]) <= 1.2 and math.isfinite(row["bias_cosine_stderr"])):
-            sentences.append(f"{label}: too few groups to tell its gradient from noise.")
+            said.append((label, f"{label}: too few groups to tell the gradient from noise."))
             continue
         own, uniform = row["cosine"][largest]["mean"], gradients["methods"]["uniform"]["cosine"][largest]["mean"]
-        sentences.append(
+        sentence = (
             f"{label}: {row['relative_variance_over_uniform']:.2f} times uniform's relative variance; its mean has a "
             f"cosine of {row['bias_cosine']:.2f} ± {row['bias_cosine_stderr']:.2f} with the policy gradient; batches of "
             f"{largest} groups have {own:.3f}, uniform's {uniform:.3f}."
         )
-    return sentences
+        said.append((label, sentence))
+    return [bias, *together(said)]
 
 
 def _finite(value: Any) -> Any:

@@ -20,6 +20,7 @@ from ..signals.base import Signal
 from .inputs import CreditInputs
 from .ops import UNIFORM_FRACTION
 from .rollout import Continuations, Rollout
+from .schedule import is_schedule, value_at
 
 
 __getattr__ = moved_names(__name__)
@@ -27,7 +28,7 @@ __getattr__ = moved_names(__name__)
 
 @dataclass(frozen=True)
 class Paper:
-    """The paper that defines a method: title, arXiv id and BibTeX entry."""
+    """The paper that defines a method: title, arXiv id and BibTeX entry. Id and entry are empty if there is none."""
 
     title: str
     id: str
@@ -248,6 +249,14 @@ class CreditMethod(ABC):
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
         """(B, T) tensors to log as `credit/<name>`, each averaged over the finite entries on the mask."""
         return {}
+
+    def scheduled(self, inputs: CreditInputs, *names: str) -> dict[str, torch.Tensor]:
+        """[`metrics`] of the parameters that are schedules: their values at this update. None of plain numbers."""
+        return {
+            name: torch.full_like(inputs.policy_logps, value_at(getattr(self, name), inputs.step))
+            for name in names
+            if is_schedule(getattr(self, name))
+        }
 
     def is_uniform(self, metrics: Mapping[str, float]) -> bool | None:
         """True if the weights were effectively uniform, which defeats the method's purpose.

@@ -32,8 +32,8 @@ class Card:
         name: The method's name in recipes.
         summary: One line.
         formulas: The formulas in the module's docstring; may be empty.
-        paper_id: arXiv id.
-        citation: BibTeX entry.
+        paper_id: arXiv id; empty if there is no paper.
+        citation: BibTeX entry; empty likewise.
         parameters: The method's fields.
         differences: Differences from the paper or its official code.
     """
