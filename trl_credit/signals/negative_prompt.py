@@ -24,6 +24,7 @@ from .second_prompt import (
     check_image_column,
     check_vision,
     content_parts,
+    is_empty,
     processed_images,
     rewritten,
     shortened,
@@ -61,23 +62,23 @@ def _blank(image: Image.Image, place: int) -> Image.Image:
     return Image.new("RGB", image.size, (255, 255, 255)).convert(image.mode)
 
 
-def negative_prompt_of(prompt: str | list[dict], negative_prompt: str, example: dict[str, Any]) -> str | list[dict]:
+def negative_prompt_of(
+    prompt: str | list[dict], negative_prompt: str, example: dict[str, Any]
+) -> str | list[dict] | None:
     """Returns the negative prompt x- of a prompt x, plain text or conversational. `prompt` is not modified.
 
     In a conversation only the last user message is rewritten. `column` reads the example's column `negative_prompt`: a
     text replaces the prompt (in a conversation, its last user message); a list of messages replaces the conversation.
+    `None` if it is empty.
 
     Raises:
-        ValueError: The column is missing or empty, it holds messages for a plain-text prompt, the conversation has no
-            user message, or `blank_image` meets an image that is not a PIL image.
+        ValueError: The column holds messages for a plain-text prompt, the conversation has no user message, or
+            `blank_image` meets an image that is not a PIL image.
     """
     if negative_prompt == "column":
         value = example.get(COLUMN)
-        if not value or (isinstance(value, str) and not value.strip()):
-            raise ValueError(
-                f"`negative_prompt: column`, but the dataset's column {COLUMN!r} is "
-                f"{'empty' if COLUMN in example else 'missing'} in the row with the prompt {shortened(prompt)}."
-            )
+        if is_empty(value):
+            return None
         if isinstance(value, list):
             if isinstance(prompt, str):
                 raise ValueError(
