@@ -187,7 +187,7 @@ def test_a_failed_tuning_run_does_not_stop_the_comparison(comparison_recipe, tmp
     methods, record = tune(*planned, out, say=lines.append)
     assert methods == [{"method": "uniform", "label": "uniform", "settings": {"learning_rate": 3e-5}}]
     assert record["rows"][2]["failed"] == "seed 1001: FloatingPointError: the loss is not finite"
-    assert "Failed, and so not chosen: uniform learning_rate 0.0001 (seed 1001:" in lines[-2]
+    assert "Failed, and so not chosen: uniform learning_rate 0.0001 (seed 1001:" in lines[-1]
     assert tune(*planned, out, say=lines.append)[1] == record  # nothing is chosen for good, so it tries again
     log = out / "tuning" / "runs" / "uniform-learning_rate=0.0001" / "seed-1001" / "log.txt"
     assert "1 run to make, 1 at a time." in lines
