@@ -20,8 +20,8 @@ from ..methods.compose import labelled
 from ..methods.registry import METHODS, build_credit
 from ..methods.uniform import Uniform
 from ..model_files import LocalModel, embedded_model_path, resolve_model
-from ..recipe.toy import quickstart_credit
 from ..toy.arithmetic import make_dataset
+from ..toy.build_model import is_embedded_tokenizer
 from ..trainer.exactness import check_policy
 from . import gradients as gradient_scores
 from .baselines import BASELINES, baselines, is_trivial
@@ -78,14 +78,11 @@ class BenchSettings:
         variants(None if self.tasks is None else list(self.tasks))
 
 
-def build_methods(
-    given: Sequence[str | Mapping[str, Any]], compact: bool, later: str | None = None
-) -> dict[str, CreditMethod]:
+def build_methods(given: Sequence[str | Mapping[str, Any]], later: str | None = None) -> dict[str, CreditMethod]:
     """Builds the methods by label, baselines last.
 
     Args:
         given: Names, dotted paths, or mappings, also as JSON. Names of baselines are valid too.
-        compact: Whether GCPO gets the embedded model's negative prompt.
         later: What to write for the model of a method that needs another one and names none.
 
     Raises:
@@ -101,7 +98,7 @@ def build_methods(
             if not is_dotted(method) and not method.lstrip().startswith(("{", "[")) and method not in known:
                 raise ValueError(f"Unknown credit method {method!r}. {nearest(method, known)}")
             method = with_later(method, later)
-        built.append(build_credit(quickstart_credit(method) if compact else method))
+        built.append(build_credit(method))
         check_policy(built[-1], "tokens")
         if reason := reason_left_out(built[-1]):
             raise ValueError(f"credit method {built[-1].name!r} {reason}. Leave it out.")
@@ -121,13 +118,6 @@ def load_tokenizer(model: str) -> Any:
     if "42" not in tokenizer.decode(tokenizer("42", add_special_tokens=False)["input_ids"]):
         raise ValueError(f"the model {model!r} has no tokenizer that can write numbers.")
     return tokenizer
-
-
-def is_compact(tokenizer: Any) -> bool:
-    """True if this is the embedded model's tokenizer."""
-    from ..toy.build_model import build_tokenizer
-
-    return tokenizer.get_vocab() == build_tokenizer().get_vocab()
 
 
 @dataclass
@@ -266,14 +256,14 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
     names = variants(None if settings.tasks is None else list(settings.tasks))
     model = resolve_model(settings.model, "model") if settings.model else embedded_model_path()
     if settings.methods is not None:
-        build_methods(settings.methods, False, later="later")  # report errors in them before loading anything
+        build_methods(settings.methods, later="later")  # report errors in them before loading anything
     tokenizer = load_tokenizer(model)
-    rendering = settings.rendering or ("compact" if is_compact(tokenizer) else "text")
-    compact = rendering == "compact" and is_compact(tokenizer)
+    rendering = settings.rendering or ("compact" if is_embedded_tokenizer(tokenizer) else "text")
+    compact = rendering == "compact" and is_embedded_tokenizer(tokenizer)
     drifts = settings.drift if settings.model is None and settings.reference is None and compact else ()
     later = f"the policy after {max(drifts)} updates" if max(drifts, default=0) else None
     served, left_out = served_methods(later)
-    methods = build_methods([*served.values()] if settings.methods is None else settings.methods, compact, later)
+    methods = build_methods([*served.values()] if settings.methods is None else settings.methods, later)
     trivial = [label for label, method in methods.items() if is_trivial(method)]
     notes = [f"No {name}: it {reason}." for name, reason in left_out.items()] if settings.methods is None else []
     skipped = [name for name in names if name in OWN_ERRORS and rendering != "compact"]

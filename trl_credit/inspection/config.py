@@ -12,7 +12,6 @@ from ..methods import CreditMethod
 from ..methods.compose import labelled
 from ..methods.registry import build_credit, standalone_methods
 from ..recipe.recipe import Recipe
-from ..recipe.toy import default_credit
 from ..trainer.exactness import check_generations, check_policy
 
 
@@ -149,9 +148,9 @@ class ScoringConfig:
             if self._credit is not None:
                 chosen = list({"uniform": "uniform", build_credit(self._credit).name: self._credit}.values())
             else:
-                chosen = [default_credit(name, self.model) for name in standalone_methods()]
+                chosen = standalone_methods()
         else:
-            chosen = [default_credit(method, self.model) for method in self.methods]
+            chosen = self.methods
         built = [self._with_reference(build_credit(method)) for method in chosen]
         for method in built:
             check_policy(method, "tokens")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .._trl import prepare_multimodal_messages
 from ..batching import loss_mask
+from ..toy.arithmetic import NEGATIVE_MARK
 from .base import PolicyForward, Signal
 from .divergence import compare_distributions, gathered_head
 from .models import causal_model, check_backbone, completion_hidden_states
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
 
 
 COLUMN = "negative_prompt"
-# Text templates; the wording is the official code's (examples/format_prompt of github.com/jacklishufan/gcpo).
+# Text templates. The embedded model cannot read the first: its own way of being asked for a wrong answer takes its place,
+# whoever uses the signal. The wording is the official code's (examples/format_prompt of github.com/jacklishufan/gcpo).
+WRONG_ANSWER = "wrong_answer"
 TEMPLATES = {
-    "wrong_answer": SLOT + "\n\nNote: Intentionally generate an incorrect answer.",
+    WRONG_ANSWER: SLOT + "\n\nNote: Intentionally generate an incorrect answer.",
     "empty": "Answer the question.",
 }
 PAD = "pad"
@@ -159,6 +162,10 @@ class _NegativePromptSource(SecondPromptSource):
             check_column(arguments, COLUMN, "`negative_prompt: column`")
 
     def after_trainer_init(self, context: PolicyContext) -> None:
+        from ..toy.build_model import is_embedded_tokenizer
+
+        if self.negative_prompt == WRONG_ANSWER and is_embedded_tokenizer(context.tokenizer):
+            self.negative_prompt = NEGATIVE_MARK + SLOT
         if self.negative_prompt == "blank_image":
             check_vision(context, _BLANK_IMAGE)
         if self.negative_prompt == PAD:
