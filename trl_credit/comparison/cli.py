@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if argv and argv[0] == "report":
             _report(argv[1:])
+        elif argv and argv[0].endswith((".yaml", ".yml")):
+            _compare(["--config", *argv])
         elif argv and not argv[0].startswith("-"):
             _fail(f"unknown command {argv[0]!r}. Did you mean 'report', or --config {argv[0]}?")
         else:
@@ -98,44 +101,78 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def recipe_fields() -> set[str]:
-    from ..recipe.recipe import recipe_types
+def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Finds what is wrong with names, methods, seeds and `tune` before torch and TRL are imported. The plan checks the rest.
 
-    return set(recipe_types())
+    Args:
+        arguments: The command's own options.
+        overrides: Other words, fields of the recipe.
+
+    Raises:
+        ValueError, TypeError: The error that would come later.
+    """
+    from ..methods.spec import check_spec, read_spec
+    from ..recipe.early import check_names, words_of
+    from ..recipe.names import recipe_field_names
+    from .plan import listed_methods, parse_seeds, take_section
+    from .tuning import check_apart, check_tuned, parse_tuning
+
+    words = ["--config", str(arguments.config), *overrides]
+    fields = words_of(words)
+    check_names(words, fields)
+    section = take_section(fields)
+
+    def chosen(name: str, default: Any = None) -> Any:
+        given = getattr(arguments, name)
+        return section.get(name, default) if given is None else given
+
+    for method in listed_methods(chosen("methods")):
+        spec = read_spec(method)
+        if isinstance(spec, Mapping):
+            spec = {key: value for key, value in spec.items() if key not in ("label", "settings")}
+        check_spec(spec)
+    seeds = parse_seeds(chosen("seeds", 1))
+    tuning = parse_tuning(*map(chosen, ("tune", "tuning_seeds", "tune_by")))
+    if tuning is not None:
+        check_tuned(tuning.values, recipe_field_names(fields.get("trainer", "grpo")))
+        check_apart(seeds, tuning.seeds)
 
 
 def _compare(argv: list[str]) -> None:
-    from rich.console import Console
-
-    from .._util.files import RunFolderError
-    from ..evaluation.store import RunFolder
-    from .plan import make_plan, write_plan
-    from .run import in_process, run_all
-    from .tuning import plan_tuning, tune
+    from ..recipe.names import recipe_field_names
 
     if importlib.util.find_spec("matplotlib") is None:  # check now, not after hours of training
         _fail("the pictures need matplotlib: pip install 'trl-credit[analysis]'")
-    from .results import read_runs
-
     arguments, overrides = parser().parse_known_args(argv)
     own = [word for action in parser()._actions for word in action.option_strings if word.startswith("--")]
+    known = recipe_field_names() or ()
     for word in overrides:
         close = difflib.get_close_matches(word.partition("=")[0], own, n=1, cutoff=0.8)
-        if word.startswith("--") and close and word.lstrip("-").partition("=")[0] not in recipe_fields():
+        if word.startswith("--") and close and word.lstrip("-").partition("=")[0] not in known:
             _fail(f"unknown option {word!r}. Did you mean {close[0]!r}?")
-    try:
-        check_value("--jobs", arguments.jobs, AtLeast1)
-    except ValueError as error:
-        _fail(error)
+    for name in ("seeds", "tuning_seeds"):
+        given = getattr(arguments, name)
+        setattr(arguments, name, given[0] if given and len(given) == 1 else given)
     launch = []
     for name in ("num_processes", "accelerate_config"):
         if getattr(arguments, name) is not None:
             launch += [f"--{name}", str(getattr(arguments, name))]
     if launch and arguments.jobs > 1:
         _fail("`--jobs` has no effect with several processes a run: these run one after the other.")
-    seeds, tuning_seeds = (
-        given[0] if given and len(given) == 1 else given for given in (arguments.seeds, arguments.tuning_seeds)
-    )
+    try:
+        check_value("--jobs", arguments.jobs, AtLeast1)
+        check_early(arguments, overrides)
+    except (ValueError, TypeError) as error:
+        _fail(error)
+    from rich.console import Console
+
+    from .._util.files import RunFolderError
+    from ..evaluation.store import RunFolder
+    from .plan import make_plan, write_plan
+    from .results import read_runs
+    from .run import in_process, run_all
+    from .tuning import plan_tuning, tune
+
     output_dir = arguments.output_dir or Path("outputs/compare") / arguments.config.stem
     folder = RunFolder(output_dir)
     console = Console(highlight=False, soft_wrap=True)
@@ -148,11 +185,11 @@ def _compare(argv: list[str]) -> None:
         "output_dir": output_dir,
         "overrides": overrides,
         "methods": arguments.methods,
-        "seeds": seeds,
+        "seeds": arguments.seeds,
         "launch": launch,
         **{name: getattr(arguments, name) for name in ("baseline", "target_reward", "at_target")},
     }
-    given = (arguments.tune, tuning_seeds, arguments.tune_by)
+    given = (arguments.tune, arguments.tuning_seeds, arguments.tune_by)
     try:
         # Checks everything before the first run, also where the values are not chosen yet
         tuned = in_process(plan_tuning, given=given, **common)

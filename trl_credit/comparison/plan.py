@@ -139,13 +139,22 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     from ..recipe.recipe import recipe_classes
 
     recipe = read_fields(path, recipe_classes(["--config", str(path)]))
+    return recipe, take_section(recipe)
+
+
+def take_section(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Takes the comparison's settings out of a recipe's fields.
+
+    Raises:
+        ValueError: They are no mapping, or one is unknown.
+    """
     section = recipe.pop("compare", None) or {}
     if not isinstance(section, dict):
         raise ValueError(f"`compare` must be a mapping, got {section!r}.")
     for name in section:
         if name not in _SECTION:
             raise ValueError(f"`compare`: unknown setting {name!r}. {nearest(name, _SECTION)}")
-    return recipe, section
+    return section
 
 
 def parse_seeds(value: Any, name: str = "seeds", first: int = 0) -> list[int]:
@@ -178,6 +187,14 @@ def parse_seeds(value: Any, name: str = "seeds", first: int = 0) -> list[int]:
     return seeds
 
 
+def listed_methods(values: Any) -> list[Any]:
+    """The methods of a comparison as written. Raises `ValueError` if there are none."""
+    values = [values] if isinstance(values, (str, Mapping)) else values
+    if not isinstance(values, (list, tuple)) or not values:
+        raise ValueError("No methods: give --methods NAME ..., or `compare: {methods: [...]}` in the recipe.")
+    return list(values)
+
+
 def parse_methods(
     values: Sequence[Any], recipe_credit: Any = None, earlier: Sequence[Method] = ()
 ) -> tuple[list[Method], list[str]]:
@@ -197,10 +214,7 @@ def parse_methods(
     """
     from ..methods.registry import build_credit
 
-    if isinstance(values, (str, Mapping)):
-        values = [values]
-    if not isinstance(values, (list, tuple)) or not values:
-        raise ValueError("No methods: give --methods NAME ..., or `compare: {methods: [...]}` in the recipe.")
+    values = listed_methods(values)
     own = build_credit(recipe_credit) if recipe_credit is not None else None
     asked, labels = [], {}
     for value in values:

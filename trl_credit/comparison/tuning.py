@@ -6,7 +6,7 @@ seeds that choose a method's values are never among those that decide.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from .._util.retired import unknown_fields
 from .._util.settings import check_value
 from .._util.text import nearest
 from .._util.yaml import load_mapping
-from ..statistics.paired import interval
 from .plan import (
     FIRST_TUNING_SEED,
     Method,
@@ -101,16 +100,27 @@ def check_apart(deciding: Sequence[int], tuning: Sequence[int]) -> None:
         )
 
 
+def check_tuned(names: Collection[str], known: Collection[str] | None) -> None:
+    """Raises `ValueError` if `tune` names a field that cannot be tuned.
+
+    Args:
+        names: What it names.
+        known: All fields of a recipe; `None` checks only which may differ.
+    """
+    problem = None if known is None else unknown_fields(dict.fromkeys(names), known, "in `tune`")
+    if problem:
+        raise ValueError(problem)
+    check_varied(names, "`tune`")
+
+
 def check_values(values: Mapping[str, Sequence[Any]], types: Mapping[str, Any]) -> None:
-    """Raises `ValueError` if `tune` names a field that cannot be tuned, or a value that the field cannot have.
+    """As [`check_tuned`], and raises `ValueError` if a field cannot have one of its values.
 
     Args:
         values: Values to try, by field.
         types: The types of the recipe's fields, by name.
     """
-    if problem := unknown_fields(dict.fromkeys(values), types, "in `tune`"):
-        raise ValueError(problem)
-    check_varied(values, "`tune`")
+    check_tuned(values, types)
     for name, listed in values.items():
         for value in listed:
             try:
@@ -267,6 +277,7 @@ def choose(
     Raises:
         ValueError: No combination of a method has a value for every seed.
     """
+    from ..statistics.paired import interval
     from .results import LEVEL, run_values
 
     rows = []

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     prepare_terminal()
     log_to_terminal()
     from .._util.arguments import parse_arguments
-    from ..recipe.recipe import parameter_hint
+    from ..recipe.names import parameter_hint
     from .config import InspectConfig
 
     quiet_libraries()

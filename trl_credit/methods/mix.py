@@ -30,6 +30,7 @@ from .inputs import CreditInputs
 from .ops import effective_token_fraction, mean_one
 from .rollout import Continuations, Rollout
 from .schedule import check_schedule, value_at
+from .spec import part_of_list
 
 
 def inputs_of(method: CreditMethod, inputs: CreditInputs, place: int = 0) -> CreditInputs:
@@ -66,10 +67,8 @@ def _built_part(place: int, part: Any) -> CreditMethod:
     """A part of a list. Errors say which one it is."""
     from .registry import build_credit
 
-    try:
+    with part_of_list(place):
         return build_credit(part)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"part {place + 1} of the list: {error}") from None
 
 
 def _own(

@@ -4,6 +4,7 @@ import json
 import shlex
 
 import pytest
+from helpers import ROOT
 
 from trl_credit._util.files import RunFolderError
 from trl_credit.comparison import cli, plan
@@ -17,6 +18,7 @@ from trl_credit.comparison.plan import (
 from trl_credit.comparison.run import missing
 
 
+CONFIG = ["--config", str(ROOT / "recipes" / "quickstart.yaml"), "--methods", "uniform"]
 SHARP = {"method": "dgpo", "temperature": 0.001}
 
 
@@ -199,10 +201,22 @@ def test_a_single_seed_is_written_as_a_list(comparison_recipe, tmp_path):
         (["reprt"], "unknown command 'reprt'"),
         (["--config", "x.yaml", "--jobs", "0"], "`--jobs` must be at least 1"),
         (["--config", "x.yaml", "--jobs", "2", "--num_processes", "2"], "one after the other"),
-        (["--config", "x.yaml", "--seeds", "many"], "`seeds` must be a whole number, at least 1, got 'many'"),
-        (["--config", "x.yaml", "--seeds", "[1, x]"], "`seeds` must be a number of seeds or a list of seeds"),
+        ([*CONFIG, "--seeds", "many"], "`seeds` must be a whole number, at least 1, got 'many'"),
+        ([*CONFIG, "--seeds", "[1, x]"], "`seeds` must be a number of seeds or a list of seeds"),
         (["--config", "x.yaml", "--seedz", "1"], "unknown option '--seedz'. Did you mean '--seeds'?"),
         (["report", "no/such/folder"], "no plan.json"),
+        (["no/such/recipe.yaml", "--methods", "uniform"], "cannot read 'no/such/recipe.yaml'"),
+        ([*CONFIG, "gcpoo"], "Unknown credit method 'gcpoo'. Did you mean 'gcpo'?"),
+        ([*CONFIG, '{"method": "gcpo", "sharpnes": 3, "label": "x"}'], "has no parameter 'sharpnes'"),
+        ([*CONFIG, "--learning_rat", "1"], "Unknown field `learning_rat` on the command line. Did you mean"),
+        (
+            [*CONFIG, "--tune", "learning_rat=1,2"],
+            "Unknown field `learning_rat` in `tune`. Did you mean 'learning_rate'?",
+        ),
+        ([*CONFIG, "--tune", "learning_rate=1"], "needs at least two different values"),
+        ([*CONFIG, "--tune", "max_steps=1,2"], "`tune`: 'max_steps' cannot differ"),
+        ([*CONFIG, "--tune", "beta=0,1", "--seeds", "[7]", "--tuning_seeds", "[7]"], "`seeds` (7) share 7"),
+        ([*CONFIG, "--tuning_seeds", "3"], "`tuning_seeds` has no effect without `tune`"),
     ],
 )
 def test_wrong_use_is_one_line(words, message, capsys):
