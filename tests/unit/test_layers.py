@@ -47,6 +47,7 @@ def command(*words: str) -> str:
         command("train", "--credit", "gpco"),
         command("train", "--credit", '{"method": "gcpo", "sharpnes": 3}'),
         command("train", "--config", "recipes/quickstart.yaml", "--learning_rat", "1"),
+        command("inspect", "recipes/quickstart.yaml", "--methods", "gcpoo"),
         command("compare", "recipes/quickstart.yaml", "--methods", "gcpoo"),
         command("compare", "recipes/quickstart.yaml", "--methods", "gcpo", "--tune", "learning_rat=1,2"),
         command("compare", "--config", "recipes/quickstart.yaml", "--methods", "gcpo", "--seedz", "1"),

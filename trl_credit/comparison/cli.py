@@ -114,12 +114,13 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     from ..methods.spec import check_spec, read_spec
     from ..recipe.early import check_names, words_of
     from ..recipe.names import recipe_field_names
-    from .plan import listed_methods, parse_seeds, take_section
+    from .plan import check_overrides, listed_methods, parse_seeds, take_section
     from .tuning import check_apart, check_tuned, parse_tuning
 
     words = ["--config", str(arguments.config), *overrides]
     fields = words_of(words)
     check_names(words, fields)
+    check_overrides(overrides)
     section = take_section(fields)
 
     def chosen(name: str, default: Any = None) -> Any:

@@ -174,6 +174,10 @@ def parse_seeds(value: Any, name: str = "seeds", first: int = 0) -> list[int]:
             value = json.loads(value)
         except json.JSONDecodeError:
             value = []
+    if isinstance(value, str) and "," in value:
+        raise ValueError(
+            f"`{name}`: write several seeds as a list, '[1, 2]', or with spaces between them, got {given!r}."
+        )
     if not isinstance(value, (list, tuple)):
         return list(range(first, first + check_value(name, value, AtLeast1)))
     try:
@@ -362,11 +366,7 @@ def make_plan(
     """
     recipe, section = read_recipe(Path(config))
     check_output_dir(output_dir)
-    for name in field_names(overrides):
-        if name in _VARIED:
-            raise ValueError(f"`{name}` is what a comparison varies: use {_VARIED[name]}.")
-        if name in _DECIDED:
-            raise ValueError(f"`{name}` cannot be set in a comparison, which sets it itself.")
+    check_overrides(overrides)
     recipe_credit = recipe.pop("credit", None)
     for name in ("seed", *_DECIDED):
         recipe.pop(name, None)
@@ -406,6 +406,15 @@ def make_plan(
             )
     plan.command = command_of(plan, config, output_dir)
     return plan
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises `ValueError` if command-line words set a field that a comparison sets itself."""
+    for name in field_names(overrides):
+        if name in _VARIED:
+            raise ValueError(f"`{name}` is what a comparison varies: use {_VARIED[name]}.")
+        if name in _DECIDED:
+            raise ValueError(f"`{name}` cannot be set in a comparison, which sets it itself.")
 
 
 def check_tuned_alike(before: Plan, tuning: Mapping | None, output_dir: Path) -> None:

@@ -131,7 +131,7 @@ def check_values(values: Mapping[str, Sequence[Any]], types: Mapping[str, Any]) 
 
 def _pair(word: Any) -> tuple[str, list[Any]]:
     name, equals, text = str(word).partition("=")
-    if not equals:
+    if not equals or not name.strip():
         raise ValueError(f"`tune`: write FIELD=VALUE,VALUE,..., got {word!r}.")
     text = text if text.lstrip().startswith("[") else f"[{text}]"
     try:

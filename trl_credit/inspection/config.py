@@ -127,7 +127,10 @@ class ScoringConfig:
             check_fields(self)
 
     def _read_recipe(self, command: str) -> None:
-        values = Recipe.read(["--config", self.recipe], command).fields()
+        try:
+            values = Recipe.read(["--config", self.recipe], command).fields()
+        except ValueError as error:
+            raise ValueError(str(error).replace("`--config`", "`recipe`", 1)) from error
         if values["trainer"] != "grpo":
             raise ValueError(
                 f"`recipe`: {self.recipe!r} trains images (`trainer: {values['trainer']}`), and this shows text. Set "

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import operator
+import re
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -47,14 +48,26 @@ def read_spec(credit: Any) -> Any:
 def name_of(credit: Mapping[str, Any]) -> str:
     """The method that a mapping names. Raises `ValueError` if it names none."""
     name = credit.get("method")
-    if not isinstance(name, str):
-        raise ValueError(f"`credit` mapping has no `method` name: {dict(credit)}. Add one. {nearest('', TABLE)}")
-    return name
+    if isinstance(name, str):
+        return name
+    meant = next((key for key in credit if key in TABLE), None)  # as in {gcpo: {top_mass: 0.9}}
+    if meant is not None and len(credit) == 1 and isinstance(credit[meant], (Mapping, type(None))):
+        written = json.dumps({"method": meant, **(credit[meant] or {})}, default=str)
+        raise ValueError(f"`credit` mapping has no `method` name: {dict(credit)}. Write {written}.")
+    raise ValueError(f"`credit` mapping has no `method` name: {dict(credit)}. Add one. {nearest('', TABLE)}")
 
 
 def check_name(name: str) -> None:
     """Raises `ValueError` unless the name is a registered method's or a path."""
-    if name not in (*TABLE, MIX) and not is_dotted(name):
+    if name in (*TABLE, MIX):
+        return
+    parts = [part for part in re.split(r"[\s,+]+", name) if part]
+    if len(parts) > 1 and all(part in TABLE for part in parts):
+        raise ValueError(
+            f"Unknown credit method {name!r}. Several methods at once are a list, [{', '.join(parts)}]; several to compare "
+            f"or inspect are words of their own, --methods {' '.join(parts)}."
+        )
+    if not is_dotted(name):
         raise ValueError(f"Unknown credit method {name!r}. {nearest(name, TABLE)}")
 
 
@@ -108,8 +121,14 @@ def converted(method: str, parameter: str, value: Any, hint: Any) -> Any:
         value = value.lower() == "true"
     if not _matches(value, hint):
         expected = hint.__name__ if isinstance(hint, type) else str(hint)
+        quoted = (
+            isinstance(value, str)
+            and value.lstrip().startswith(("{", "["))
+            and (_matches({}, hint) or _matches([], hint))
+        )
         raise TypeError(
             f"credit method {method!r}: `{parameter}` must be {expected}, got {value!r} ({type(value).__name__})."
+            + (" Write it without quotes." if quoted else "")
         )
     return value
 

@@ -1,6 +1,7 @@
 """What is wrong with a specification, found without the method."""
 
 import dataclasses
+import re
 import typing
 
 import pytest
@@ -15,7 +16,8 @@ WRONG = [
     "gcpoo", "teacher", 3, None, {"temperature": 1}, "{a", '["gcpo", 3]', {"method": 3}, ["gcpo", "dgop"],
     {"method": "gcpo", "sharpnes": 1}, {"method": "gcpo", "top_mass": None}, {"method": "mix", "parts": "gcpo"},
     {"method": "mix", "parts": ["gcpo", {"method": "dgpo", "temperature": []}]}, {"method": "dgpo", "reference": 1},
-    {"method": "mix", "guard": True}, [["gcpoo"]],
+    {"method": "mix", "guard": True}, [["gcpoo"]], "gcpo, dgpo", "gcpo+otb", {"gcpo": {"top_mass": 0.9}}, {"name": "gcpo"},
+    {"method": "rlsd", "strength": "{from: 1, to: 0, updates: 3}"},
 ]  # fmt: skip
 
 
@@ -26,6 +28,23 @@ def test_the_message_is_that_of_building_it(spec):
     with pytest.raises(late.type) as early:
         check_spec(spec)
     assert str(early.value) == str(late.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("gcpo, dgpo", "Several methods at once are a list, [gcpo, dgpo]; several to compare or inspect are words"),
+        ("uniform gcpo", "--methods uniform gcpo"),
+        ({"gcpo": {"top_mass": 0.9}}, 'Write {"method": "gcpo", "top_mass": 0.9}.'),
+        ({"gcpo": None}, 'Write {"method": "gcpo"}.'),
+        ({"gcpo": 3}, "Add one. Known:"),
+        ({"method": "rlsd", "strength": "{from: 1, to: 0, updates: 3}"}, "Write it without quotes."),
+    ],
+    ids=str,
+)
+def test_the_way_out(spec, message):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        build_credit(spec)
 
 
 @pytest.mark.parametrize(
