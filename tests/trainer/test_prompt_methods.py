@@ -137,10 +137,15 @@ def test_streamed_rows_without_an_answer_are_counted(tiny_model, tmp_path, caplo
 def test_a_stream_without_the_column_is_refused(tiny_model, tmp_path):
     data = prompts().to_iterable_dataset().map(lambda row: {"prompt": row["prompt"]}, remove_columns=["answer"])
     assert data.column_names is None
-    with pytest.raises(
-        ValueError, match=r"A hint needs a column 'answer', but the rows have only: prompt\. Name the column"
-    ):
-        make(tiny_model, tmp_path, data, letter_reward, max_steps=1, credit=RLSD).train()
+    trainer = CreditGRPOTrainer(
+        model=tiny_model,
+        reward_funcs=letter_reward,
+        args=config(tmp_path, credit=RLSD, max_steps=1),
+        train_dataset=data,
+    )
+    message = r"A hint needs a column 'answer', but the rows have only: prompt\. Name the column"
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
 
 
 def test_the_teacher_scores_the_students_tokens(tiny_model, teacher, tmp_path):
