@@ -10,8 +10,8 @@
     python examples/drop_in.py
     uv run examples/drop_in.py  # in an environment of its own, which the lines above describe
 
-GCPOTrainer is a drop-in too, if the model understands its negative prompt, an English note. The embedded model reads
-only sums, so `credit` must name the negative prompt that it knows (see recipes/quickstart.yaml).
+GCPOTrainer is a drop-in too, if the model understands its negative prompt, an English note. For the embedded model, which
+reads only sums, the mark that it was taught takes its place.
 """
 
 import torch

@@ -34,7 +34,8 @@ def _describe(name: str) -> None:
         console.print(safe_text("\nCitation", "bold") + safe_text(f" (arXiv {card.paper_id})\n"))
         console.print(safe_text(card.citation), soft_wrap=True)
     if card.differences:
-        console.print("\n[bold]Differences from the paper and its code[/bold]")
+        title = "Differences from the paper and its code" if card.citation else "Notes"
+        console.print(safe_text(f"\n{title}", "bold"))
         for number, difference in enumerate(card.differences, 1):
             console.print(safe_text(f"{number}. {difference}"), soft_wrap=True)
 

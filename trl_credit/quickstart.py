@@ -188,9 +188,9 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     quiet_libraries()
     try:
-        from .recipe.toy import quickstart_credit
+        from .methods.registry import build_credit
 
-        credits = [quickstart_credit(method) for method in arguments.methods]
+        credits = [build_credit(method).to_dict() for method in arguments.methods]
     except (ValueError, TypeError) as error:
         parser.error(safe_lines(error))
 

@@ -456,25 +456,30 @@ def test_metrics_in_training_and_evaluation(tiny_model, tmp_path):
 
 
 def test_conversational_prompts(tiny_model, tmp_path):
+    note = "\n\nNote: Intentionally generate an incorrect answer."
     chats = prompts().map(
         lambda row: {"prompt": [{"role": "system", "content": "be"}, {"role": "user", "content": row["prompt"]}]}
     )
     trainer = GCPOTrainer(
         model=tiny_model,
         reward_funcs=place_reward,
-        args=config(tmp_path, max_steps=1, chat_template_kwargs={"loud": True}),
+        args=config(
+            tmp_path,
+            credit={"method": "gcpo", "negative_prompt": "{prompt}" + note},
+            max_steps=1,
+            chat_template_kwargs={"loud": True},
+        ),
         train_dataset=chats,
     )
     assert trainer.processing_class.chat_template == CHAT_TEMPLATE
     recorder = Recorder(trainer)
     trainer.train()
     batch = recorder.updates[0]["batch"]
-    key = "negative_prompt/wrong_answer"
+    key = f"negative_prompt/{{prompt}}{note}"
     assert len(batch["prompt_ids"]) == 8
     for row in range(len(batch["prompt_ids"])):
         real = trainer._tokenizer.decode(batch["prompt_ids"][row][batch["prompt_mask"][row].bool()])
         negative = trainer._tokenizer.decode(batch[f"{key}/ids"][row][batch[f"{key}/mask"][row].bool()])
-        note = "\n\nNote: Intentionally generate an incorrect answer."
         assert real.startswith("system:be;user:")
         assert real.endswith(";assistant:!")
         assert negative == real.removesuffix(";assistant:!") + note + ";assistant:!"

@@ -95,6 +95,59 @@ def test_hints_are_those_of_the_row(tiny_model, tmp_path):
     assert entry["credit/nonfinite_tokens"] == 0
 
 
+def test_streamed_rows_without_an_answer_are_counted(tiny_model, tmp_path, caplog):
+    """Rows that cannot be looked at beforehand do not stop the run: their completions get GRPO's credit."""
+    empty = dict.fromkeys([row["prompt"] for row in prompts()][::3])
+    data = prompts().map(lambda row: {"answer": None if row["prompt"] in empty else row["answer"]})
+    column = {"method": "gcpo", "negative_prompt": "column"}
+    data = data.map(lambda row: {"negative_prompt": " " if row["prompt"] in empty else "wrong" + row["prompt"]})
+    for credit in (RLSD, column):
+        seen = []
+        trainer = CreditGRPOTrainer(
+            model=tiny_model,
+            reward_funcs=letter_reward,
+            rollout_func=fixed_rollout,
+            args=config(tmp_path, credit=credit, max_steps=4),
+            train_dataset=data.to_iterable_dataset(),
+        )
+        trainer.credit_observers.append(lambda batch, result, seen=seen: seen.append(result))
+        caplog.clear()
+        trainer.train()
+        noun = "hint" if credit is RLSD else "negative prompt"
+        warned = [text for text in caplog.messages if f"{noun}s are missing, because the row's column is empty" in text]
+        assert len(warned) == 1
+        bad = good = 0
+        for result in seen:
+            for row, prompt, completion in rows_of(result):
+                weights = result.weights[row, : len(completion)]
+                if trainer.tokenizer.decode(prompt) in empty:
+                    assert weights.tolist() == [1.0] * len(completion)
+                    assert result.inputs.nonfinite[row].sum() == len(completion)
+                    bad += len(completion)
+                else:
+                    assert not result.inputs.nonfinite[row].any()
+                    good += bool((weights != 1).any())
+        assert bad
+        assert good
+        counted = sum(entry.get("credit/nonfinite_tokens") or 0 for entry in trainer.state.log_history)
+        assert counted > 0
+        assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def test_a_stream_without_the_column_is_refused(tiny_model, tmp_path):
+    data = prompts().to_iterable_dataset().map(lambda row: {"prompt": row["prompt"]}, remove_columns=["answer"])
+    assert data.column_names is None
+    trainer = CreditGRPOTrainer(
+        model=tiny_model,
+        reward_funcs=letter_reward,
+        args=config(tmp_path, credit=RLSD, max_steps=1),
+        train_dataset=data,
+    )
+    message = r"A hint needs a column 'answer', but the rows have only: prompt\. Name the column"
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+
+
 def test_the_teacher_scores_the_students_tokens(tiny_model, teacher, tmp_path):
     trainer, seen = trained(tiny_model, tmp_path, {"method": "teacher", "model": teacher}, num_iterations=2)
     other, student = initial(teacher), initial(tiny_model)

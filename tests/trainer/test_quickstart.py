@@ -10,7 +10,6 @@ from trl_credit import CreditGRPOTrainer
 from trl_credit import quickstart as run
 from trl_credit.methods.registry import standalone_methods
 from trl_credit.model_files import embedded_model_path
-from trl_credit.recipe.toy import quickstart_credit
 from trl_credit.toy.arithmetic import (
     correct_answer,
     make_dataset,
@@ -21,12 +20,11 @@ from trl_credit.toy.arithmetic import (
     "name", ["gcpo", *(pytest.param(m, marks=pytest.mark.nightly) for m in standalone_methods() if m != "gcpo")]
 )
 def test_training_raises_the_reward(name, tmp_path):
-    credit = quickstart_credit(name)
     trainer = CreditGRPOTrainer(
         model=embedded_model_path(),
         reward_funcs=correct_answer,
         args=config(
-            tmp_path, credit=credit, per_device_train_batch_size=64, num_generations=8, max_completion_length=40,
+            tmp_path, credit=name, per_device_train_batch_size=64, num_generations=8, max_completion_length=40,
             learning_rate=5e-5, max_steps=60, per_device_eval_batch_size=256, num_generations_eval=1, seed=0,
         ),
         train_dataset=make_dataset(1000, seed=0),

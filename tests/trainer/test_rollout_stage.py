@@ -356,7 +356,7 @@ def test_rewards_of_turns(credit, dynamic, tiny_model, tmp_path):
 
 @pytest.mark.parametrize("credit", ["turn", "gigpo"])
 def test_a_run_without_turns_is_refused_at_the_first_rollout(credit, tiny_model, tmp_path):
-    with pytest.raises(ValueError, match="neither tools nor an environment"):
+    with pytest.raises(ValueError, match=r"has none\. They come from a `rollout_func`, a field of the recipe"):
         make(tiny_model, tmp_path, credit=credit).train()
 
 

@@ -38,6 +38,14 @@ def test_one_method(name, capsys, monkeypatch):
         assert ("(required)" if required else repr(field.default)) in output
 
 
+def test_a_method_without_a_paper(capsys):
+    main(["methods", "shuffled"])
+    output = capsys.readouterr().out
+    assert "1. The permutation is a hash" in output
+    for text in ("arXiv", "none", "Citation", "paper"):
+        assert text not in output
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_card_read_from_the_source_is_that_of_the_class(name):
     assert cards.card_of(name) == cards._from_class(METHODS[name])

@@ -45,6 +45,12 @@ def command(*words: str) -> str:
         command("methods", "gpco"),
         command("train", "--config", "no/such/recipe.yaml"),
         command("train", "--credit", "gpco"),
+        command("train", "--credit", '{"method": "gcpo", "sharpnes": 3}'),
+        command("train", "--config", "recipes/quickstart.yaml", "--learning_rat", "1"),
+        command("inspect", "recipes/quickstart.yaml", "--methods", "gcpoo"),
+        command("compare", "recipes/quickstart.yaml", "--methods", "gcpoo"),
+        command("compare", "recipes/quickstart.yaml", "--methods", "gcpo", "--tune", "learning_rat=1,2"),
+        command("compare", "--config", "recipes/quickstart.yaml", "--methods", "gcpo", "--seedz", "1"),
     ],
     ids=lambda code: code.splitlines()[-1].strip(),
 )

@@ -37,7 +37,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "trl_credit.metrics": ("trl_credit.methods.metrics",),
     "trl_credit.nonfinite": ("trl_credit.extras.nonfinite",),
     "trl_credit.quickstart.build_model": ("trl_credit.toy.build_model",),
-    "trl_credit.quickstart.run": ("trl_credit.quickstart", "trl_credit.recipe.toy"),
+    "trl_credit.quickstart.run": ("trl_credit.quickstart",),
     "trl_credit.quickstart.task": ("trl_credit.toy.arithmetic",),
     "trl_credit.ratio": ("trl_credit.trainer.gspo_token",),
     "trl_credit.report.charts": ("trl_credit.evaluation.charts", "trl_credit.report.svg"),

@@ -135,6 +135,7 @@ ADVICE: dict[str, str] = {
     # The rest
     "adapter": "write `use_peft: true` (and `lora_r`, `lora_alpha`)",
     "finetuning_type": "write `use_peft: true` (and `lora_r`, `lora_alpha`)",
+    "recipe": "the recipe is named with `--config FILE`",
     "batch_size": "write `per_device_train_batch_size`, and `gradient_accumulation_steps` for a larger batch",
     "train_batch_size": "write `per_device_train_batch_size`, and `gradient_accumulation_steps` for a larger batch",
     "max_seq_length": (

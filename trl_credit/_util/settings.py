@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .text import nearest
 
@@ -100,6 +99,14 @@ def one_of(*values: str) -> Any:
     return Annotated[str, As(Annotated[Literal[tuple(values)], BeforeValidator(_plain)])]
 
 
+def _trackers() -> Any:
+    """The type of `report_to`."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    known = one_of("all", "none", *INTEGRATION_TO_CALLBACK)
+    return known | list[known] | None
+
+
 # Names, or mappings of a name and its arguments; JSON on the command line
 Specs = Annotated[list[str], As(list[str | dict])]
 # A field that its owner checks
@@ -107,7 +114,8 @@ Unchecked = As(Any)
 
 
 # Fields of TrainingArguments, GRPOConfig, ModelConfig, ScriptArguments and DatasetMixtureConfig. Others have the type
-# that their class declares: finite or whole numbers, booleans, or the values of an enumeration or of `choices`.
+# that their class declares: finite or whole numbers, booleans, or the values of an enumeration or of `choices`. A function
+# makes a type whose values take long to import.
 INHERITED: dict[str, Any] = {
     # transformers: length of the run and its batches
     "per_device_train_batch_size": AtLeast1,
@@ -136,9 +144,7 @@ INHERITED: dict[str, Any] = {
     # transformers: the rest
     "seed": Seed,
     "data_seed": Seed | None,
-    "report_to": one_of("all", "none", *INTEGRATION_TO_CALLBACK)
-    | list[one_of("all", "none", *INTEGRATION_TO_CALLBACK)]
-    | None,
+    "report_to": _trackers,
     "include_num_input_tokens_seen": one_of("all", "non_padding", "no") | Flag,
     "train_sampling_strategy": one_of("random", "sequential", "group_by_length"),
     "dataloader_num_workers": NonNegativeInt,
@@ -250,7 +256,8 @@ def _types_of(cls: type) -> dict[str, Any]:
         ours = owner.__module__.partition(".")[0] == __name__.partition(".")[0]
         choices = None if ours else field.metadata.get("choices")
         if not ours and field.name in INHERITED:
-            found[field.name] = _strict(INHERITED[field.name])
+            inherited = INHERITED[field.name]
+            found[field.name] = _strict(inherited() if isinstance(inherited, types.FunctionType) else inherited)
         elif choices:
             values = one_of(*choices)
             found[field.name] = _strict(values | None if type(None) in _options(hints[field.name]) else values)

@@ -92,11 +92,21 @@ def load_mapping(text: str, types: Mapping[str, Any] | None = None) -> dict[str,
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise ValueError(f"not valid YAML: {error.problem or error.context}{where}") from None
+        raise ValueError(f"not valid YAML: {error.problem or error.context}{where}{_invisible(text)}") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
     finally:
         loader.dispose()
+
+
+def _invisible(text: str) -> str:
+    """Names what YAML cannot take for a space and nobody sees, for the end of a message; empty if the text has none."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if re.match(r" *\t", line):
+            return f". Line {number} begins with a tab: indent with spaces"
+        if "\u00a0" in line.partition("#")[0]:
+            return f". Line {number} has a non-breaking space: write a plain one"
+    return ""
 
 
 def read_mapping(

@@ -26,8 +26,7 @@ DIRECTIONS = ("late", "early")
 
 
 def _no_paper(what: str) -> Paper:
-    title = f"CreditBench baseline: {what}"
-    return Paper(title=title, id="none", citation=f"% {title} (arXiv: none)")
+    return Paper(title=f"CreditBench baseline: {what}", id="", citation="")
 
 
 @dataclass(frozen=True)

@@ -230,8 +230,8 @@ class Oracle(CreditMethod):
     name = "oracle"
     paper = Paper(
         title="CreditBench yardstick: perfect credit",
-        id="none",
-        citation="% CreditBench yardstick: perfect credit (arXiv: none)",
+        id="",
+        citation="",
     )
     policies = ("tokens",)
 

@@ -20,14 +20,14 @@ from ..methods.compose import labelled
 from ..methods.registry import METHODS, build_credit
 from ..methods.uniform import Uniform
 from ..model_files import LocalModel, embedded_model_path, resolve_model
-from ..recipe.toy import quickstart_credit
 from ..toy.arithmetic import make_dataset
+from ..toy.build_model import is_embedded_tokenizer
 from ..trainer.exactness import check_policy
 from . import gradients as gradient_scores
 from .baselines import BASELINES, baselines, is_trivial
 from .groups import Group, blame, score_groups
 from .own_errors import MAX_COMPLETION_TOKENS, sample_own_errors
-from .scores import METRICS, compare_with_baselines, item_scores, position_profile, summary, verdict_sentence
+from .scores import METRICS, compare_with_baselines, item_scores, position_profile, summary, together, verdict_sentence
 from .served import reason_left_out, served_methods, with_later
 from .sweeps import drifted_policies, sweep_methods, with_model, with_reference
 from .tasks import OWN_ERRORS, RENDERINGS, Item, make_items, prompt_for, tokens_and_labels, variants
@@ -78,14 +78,11 @@ class BenchSettings:
         variants(None if self.tasks is None else list(self.tasks))
 
 
-def build_methods(
-    given: Sequence[str | Mapping[str, Any]], compact: bool, later: str | None = None
-) -> dict[str, CreditMethod]:
+def build_methods(given: Sequence[str | Mapping[str, Any]], later: str | None = None) -> dict[str, CreditMethod]:
     """Builds the methods by label, baselines last.
 
     Args:
         given: Names, dotted paths, or mappings, also as JSON. Names of baselines are valid too.
-        compact: Whether GCPO gets the embedded model's negative prompt.
         later: What to write for the model of a method that needs another one and names none.
 
     Raises:
@@ -101,7 +98,7 @@ def build_methods(
             if not is_dotted(method) and not method.lstrip().startswith(("{", "[")) and method not in known:
                 raise ValueError(f"Unknown credit method {method!r}. {nearest(method, known)}")
             method = with_later(method, later)
-        built.append(build_credit(quickstart_credit(method) if compact else method))
+        built.append(build_credit(method))
         check_policy(built[-1], "tokens")
         if reason := reason_left_out(built[-1]):
             raise ValueError(f"credit method {built[-1].name!r} {reason}. Leave it out.")
@@ -121,13 +118,6 @@ def load_tokenizer(model: str) -> Any:
     if "42" not in tokenizer.decode(tokenizer("42", add_special_tokens=False)["input_ids"]):
         raise ValueError(f"the model {model!r} has no tokenizer that can write numbers.")
     return tokenizer
-
-
-def is_compact(tokenizer: Any) -> bool:
-    """True if this is the embedded model's tokenizer."""
-    from ..toy.build_model import build_tokenizer
-
-    return tokenizer.get_vocab() == build_tokenizer().get_vocab()
 
 
 @dataclass
@@ -266,14 +256,14 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
     names = variants(None if settings.tasks is None else list(settings.tasks))
     model = resolve_model(settings.model, "model") if settings.model else embedded_model_path()
     if settings.methods is not None:
-        build_methods(settings.methods, False, later="later")  # report errors in them before loading anything
+        build_methods(settings.methods, later="later")  # report errors in them before loading anything
     tokenizer = load_tokenizer(model)
-    rendering = settings.rendering or ("compact" if is_compact(tokenizer) else "text")
-    compact = rendering == "compact" and is_compact(tokenizer)
+    rendering = settings.rendering or ("compact" if is_embedded_tokenizer(tokenizer) else "text")
+    compact = rendering == "compact" and is_embedded_tokenizer(tokenizer)
     drifts = settings.drift if settings.model is None and settings.reference is None and compact else ()
     later = f"the policy after {max(drifts)} updates" if max(drifts, default=0) else None
     served, left_out = served_methods(later)
-    methods = build_methods([*served.values()] if settings.methods is None else settings.methods, compact, later)
+    methods = build_methods([*served.values()] if settings.methods is None else settings.methods, later)
     trivial = [label for label, method in methods.items() if is_trivial(method)]
     notes = [f"No {name}: it {reason}." for name, reason in left_out.items()] if settings.methods is None else []
     skipped = [name for name in names if name in OWN_ERRORS and rendering != "compact"]
@@ -363,14 +353,16 @@ def run(settings: BenchSettings, progress: Callable[[str], None] = lambda messag
             drift[str(step)] = {"reward": policy["reward"], "tasks": scored.tasks, **entry}
         when = f"After {step} updates" if drifts and step else ""
         notes += _too_few_notes(scored.tasks, settings.num_items, when)
+        said = []
         for label, verdict in verdicts.items():
+            sentence = verdict_sentence(label, verdict, when)
             if label in nothing:
                 why = "with itself for the other model" if label in taught else "without a reference"
-                sentences.append(
+                sentence = (
                     f"{when + ', ' if when else ''}{label}: uniform {why}, so there is nothing to say of it here."
                 )
-            else:
-                sentences.append(verdict_sentence(label, verdict, when))
+            said.append((label, sentence))
+        sentences += together(said)
         if swept:
             results["sweeps"] = _sweep_results(scored, swept)
             results["swept_after"] = step
@@ -475,25 +467,27 @@ def _gradients(scorer: CreditScorer, settings: BenchSettings) -> dict[str, Any]:
 
 
 def _gradient_sentences(gradients: dict) -> list[str]:
-    sentences = [
+    bias = (
         "Gradients of token credit may be biased estimates: the mean over more and more samples then goes to another "
         "vector than the policy gradient. `bias_cosine` is its cosine with the policy gradient: uniform's is 1 by "
         "definition, and low variance is no merit where it is low."
-    ]
+    )
+    said = []
     for label, row in gradients["methods"].items():
         if label == "uniform":
             continue
         largest = max(row["cosine"], key=int, default=None)
         if largest is None or not (abs(row["bias_cosine"]) <= 1.2 and math.isfinite(row["bias_cosine_stderr"])):
-            sentences.append(f"{label}: too few groups to tell its gradient from noise.")
+            said.append((label, f"{label}: too few groups to tell the gradient from noise."))
             continue
         own, uniform = row["cosine"][largest]["mean"], gradients["methods"]["uniform"]["cosine"][largest]["mean"]
-        sentences.append(
+        sentence = (
             f"{label}: {row['relative_variance_over_uniform']:.2f} times uniform's relative variance; its mean has a "
             f"cosine of {row['bias_cosine']:.2f} ± {row['bias_cosine_stderr']:.2f} with the policy gradient; batches of "
             f"{largest} groups have {own:.3f}, uniform's {uniform:.3f}."
         )
-    return sentences
+        said.append((label, sentence))
+    return [bias, *together(said)]
 
 
 def _finite(value: Any) -> Any:

@@ -131,6 +131,15 @@ def verdict_sentence(method: str, verdicts: Mapping[str, Mapping], when: str = "
     return f"{start} beats the best trivial baseline, in AUROC, on {won}; it does not on {lost}."
 
 
+def together(said: Iterable[tuple[str, str]]) -> list[str]:
+    """The sentences, given with the label that each is about. Those that say the same, `LABEL: TEXT`, become one."""
+    labels: dict[tuple[str, str], list[str]] = {}
+    for label, sentence in said:
+        start, found, text = sentence.partition(f"{label}: ")
+        labels.setdefault((start, text) if found else (sentence, ""), []).append(label)
+    return [f"{start}{', '.join(names)}: {text}" if text else start for (start, text), names in labels.items()]
+
+
 def position_profile(labels: Sequence[Sequence[bool]]) -> list[float]:
     """For each completion, the AUROC of a rule that knows the task and uses position only.
 

@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if argv and argv[0] == "report":
             _report(argv[1:])
+        elif argv and argv[0].endswith((".yaml", ".yml")):
+            _compare(["--config", *argv])
         elif argv and not argv[0].startswith("-"):
             _fail(f"unknown command {argv[0]!r}. Did you mean 'report', or --config {argv[0]}?")
         else:
@@ -62,7 +65,12 @@ def parser() -> argparse.ArgumentParser:
         help="names, paths, or mappings as JSON (with a `label`); the bare name of the recipe's own method has the "
         "recipe's parameters",
     )
-    add("--seeds", nargs="+", type=int, metavar="SEED", help="how many (0 to N - 1), or several seeds (default: 1)")
+    add(
+        "--seeds",
+        nargs="+",
+        metavar="SEED",
+        help="how many (5: seeds 0 to 4), several seeds (3 7), or a list, also of one ('[7]'); default: 1",
+    )
     add("--output_dir", type=Path, help="default: outputs/compare/NAME_OF_RECIPE")
     add("--baseline", help="label of the method the others are compared with (default: the first)")
     add("--target_reward", type=float, help="also compare the updates and tokens until this reward")
@@ -81,9 +89,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--tuning_seeds",
         nargs="+",
-        type=int,
         metavar="SEED",
-        help="how many seeds choose the values (default: 3, from 1000 on), or several seeds, none of `--seeds`",
+        help="how many seeds choose the values (default: 3, from 1000 on), several seeds, or a list ('[7]'); none of "
+        "`--seeds`",
     )
     add("--tune_by", metavar="MEASURE", help="mean_reward (default) or accuracy")
     add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
@@ -93,46 +101,79 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def recipe_fields() -> set[str]:
-    from dataclasses import fields
+def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Finds what is wrong with names, methods, seeds and `tune` before torch and TRL are imported. The plan checks the rest.
 
-    from ..recipe.recipe import ARGUMENT_TYPES
+    Args:
+        arguments: The command's own options.
+        overrides: Other words, fields of the recipe.
 
-    return {field.name for kind in ARGUMENT_TYPES for field in fields(kind)}
+    Raises:
+        ValueError, TypeError: The error that would come later.
+    """
+    from ..methods.spec import check_spec, read_spec
+    from ..recipe.early import check_names, words_of
+    from ..recipe.names import recipe_field_names
+    from .plan import check_overrides, listed_methods, parse_seeds, take_section
+    from .tuning import check_apart, check_tuned, parse_tuning
+
+    words = ["--config", str(arguments.config), *overrides]
+    fields = words_of(words)
+    check_names(words, fields)
+    check_overrides(overrides)
+    section = take_section(fields)
+
+    def chosen(name: str, default: Any = None) -> Any:
+        given = getattr(arguments, name)
+        return section.get(name, default) if given is None else given
+
+    for method in listed_methods(chosen("methods")):
+        spec = read_spec(method)
+        if isinstance(spec, Mapping):
+            spec = {key: value for key, value in spec.items() if key not in ("label", "settings")}
+        check_spec(spec)
+    seeds = parse_seeds(chosen("seeds", 1))
+    tuning = parse_tuning(*map(chosen, ("tune", "tuning_seeds", "tune_by")))
+    if tuning is not None:
+        check_tuned(tuning.values, recipe_field_names(fields.get("trainer", "grpo")))
+        check_apart(seeds, tuning.seeds)
 
 
 def _compare(argv: list[str]) -> None:
-    from rich.console import Console
-
-    from .._util.files import RunFolderError
-    from ..evaluation.store import RunFolder
-    from .plan import make_plan, write_plan
-    from .run import in_process, run_all
-    from .tuning import plan_tuning, tune
+    from ..recipe.names import recipe_field_names
 
     if importlib.util.find_spec("matplotlib") is None:  # check now, not after hours of training
         _fail("the pictures need matplotlib: pip install 'trl-credit[analysis]'")
-    from .results import read_runs
-
     arguments, overrides = parser().parse_known_args(argv)
     own = [word for action in parser()._actions for word in action.option_strings if word.startswith("--")]
+    known = recipe_field_names() or ()
     for word in overrides:
         close = difflib.get_close_matches(word.partition("=")[0], own, n=1, cutoff=0.8)
-        if word.startswith("--") and close and word.lstrip("-").partition("=")[0] not in recipe_fields():
+        if word.startswith("--") and close and word.lstrip("-").partition("=")[0] not in known:
             _fail(f"unknown option {word!r}. Did you mean {close[0]!r}?")
-    try:
-        check_value("--jobs", arguments.jobs, AtLeast1)
-    except ValueError as error:
-        _fail(error)
+    for name in ("seeds", "tuning_seeds"):
+        given = getattr(arguments, name)
+        setattr(arguments, name, given[0] if given and len(given) == 1 else given)
     launch = []
     for name in ("num_processes", "accelerate_config"):
         if getattr(arguments, name) is not None:
             launch += [f"--{name}", str(getattr(arguments, name))]
     if launch and arguments.jobs > 1:
         _fail("`--jobs` has no effect with several processes a run: these run one after the other.")
-    seeds, tuning_seeds = (
-        given[0] if given and len(given) == 1 else given for given in (arguments.seeds, arguments.tuning_seeds)
-    )
+    try:
+        check_value("--jobs", arguments.jobs, AtLeast1)
+        check_early(arguments, overrides)
+    except (ValueError, TypeError) as error:
+        _fail(error)
+    from rich.console import Console
+
+    from .._util.files import RunFolderError
+    from ..evaluation.store import RunFolder
+    from .plan import make_plan, write_plan
+    from .results import read_runs
+    from .run import in_process, run_all
+    from .tuning import plan_tuning, tune
+
     output_dir = arguments.output_dir or Path("outputs/compare") / arguments.config.stem
     folder = RunFolder(output_dir)
     console = Console(highlight=False, soft_wrap=True)
@@ -145,11 +186,11 @@ def _compare(argv: list[str]) -> None:
         "output_dir": output_dir,
         "overrides": overrides,
         "methods": arguments.methods,
-        "seeds": seeds,
+        "seeds": arguments.seeds,
         "launch": launch,
         **{name: getattr(arguments, name) for name in ("baseline", "target_reward", "at_target")},
     }
-    given = (arguments.tune, tuning_seeds, arguments.tune_by)
+    given = (arguments.tune, arguments.tuning_seeds, arguments.tune_by)
     try:
         # Checks everything before the first run, also where the values are not chosen yet
         tuned = in_process(plan_tuning, given=given, **common)
@@ -170,7 +211,8 @@ def _compare(argv: list[str]) -> None:
             say=say,
         )
         if failed:
-            say(f"Failed: {'; '.join(failed)}. The same command tries again.")
+            names = "; ".join(f"{label}, seed {seed}" for label, seed in failed)
+            say(f"Failed: {names}. The same command tries again.")
         if not failed or any(read_runs(output_dir, plan).values()):
             _write(output_dir)
     except (ValueError, RunFolderError) as error:

@@ -10,7 +10,7 @@ comparison.json         statistics, shown in comparison.md, comparison.html, cur
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -139,33 +139,64 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     from ..recipe.recipe import recipe_classes
 
     recipe = read_fields(path, recipe_classes(["--config", str(path)]))
+    return recipe, take_section(recipe)
+
+
+def take_section(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Takes the comparison's settings out of a recipe's fields.
+
+    Raises:
+        ValueError: They are no mapping, or one is unknown.
+    """
     section = recipe.pop("compare", None) or {}
     if not isinstance(section, dict):
         raise ValueError(f"`compare` must be a mapping, got {section!r}.")
     for name in section:
         if name not in _SECTION:
             raise ValueError(f"`compare`: unknown setting {name!r}. {nearest(name, _SECTION)}")
-    return recipe, section
+    return section
 
 
-def parse_seeds(value: Any) -> list[int]:
-    """Parses seeds: a number N for 0 to N - 1, or a list.
+def parse_seeds(value: Any, name: str = "seeds", first: int = 0) -> list[int]:
+    """Parses seeds: a number N of them, or a list, also as text (`[7]`).
+
+    Args:
+        value: The number or list.
+        name: The setting, for messages.
+        first: Where a number is counted from.
 
     Raises:
         ValueError: The value is neither, or has a duplicate.
     """
+    given = value
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            value = []
+    if isinstance(value, str) and "," in value:
+        raise ValueError(
+            f"`{name}`: write several seeds as a list, '[1, 2]', or with spaces between them, got {given!r}."
+        )
     if not isinstance(value, (list, tuple)):
-        return list(range(check_value("seeds", value, AtLeast1)))
+        return list(range(first, first + check_value(name, value, AtLeast1)))
     try:
-        seeds = [check_value("seeds", seed, Seed) for seed in value]
+        seeds = [check_value(name, seed, Seed) for seed in value]
     except ValueError:
         seeds = []
     if not seeds:
-        raise ValueError(f"`seeds` must be a number of seeds or a list of seeds from 0, got {value!r}.")
-    value = seeds
-    if len(set(value)) < len(value):
-        raise ValueError(f"`seeds`: one is listed twice: {', '.join(map(str, value))}.")
-    return list(value)
+        raise ValueError(f"`{name}` must be a number of seeds or a list of seeds from 0, got {given!r}.")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"`{name}`: one is listed twice: {', '.join(map(str, seeds))}.")
+    return seeds
+
+
+def listed_methods(values: Any) -> list[Any]:
+    """The methods of a comparison as written. Raises `ValueError` if there are none."""
+    values = [values] if isinstance(values, (str, Mapping)) else values
+    if not isinstance(values, (list, tuple)) or not values:
+        raise ValueError("No methods: give --methods NAME ..., or `compare: {methods: [...]}` in the recipe.")
+    return list(values)
 
 
 def parse_methods(
@@ -187,10 +218,7 @@ def parse_methods(
     """
     from ..methods.registry import build_credit
 
-    if isinstance(values, (str, Mapping)):
-        values = [values]
-    if not isinstance(values, (list, tuple)) or not values:
-        raise ValueError("No methods: give --methods NAME ..., or `compare: {methods: [...]}` in the recipe.")
+    values = listed_methods(values)
     own = build_credit(recipe_credit) if recipe_credit is not None else None
     asked, labels = [], {}
     for value in values:
@@ -252,10 +280,20 @@ def _method_settings(settings: Any) -> dict[str, Any]:
     """A method's own fields of the recipe, checked."""
     if not isinstance(settings, Mapping):
         raise ValueError(f"`settings` of a method must be a mapping of the recipe's fields, got {settings!r}.")
-    for name in settings:
-        if name in (*_VARIED, *_DECIDED, *_COMMON):
-            raise ValueError(f"`settings` of a method: {name!r} cannot differ between the methods of a comparison.")
+    check_varied(settings, "`settings` of a method")
     return json.loads(json.dumps(dict(settings)))
+
+
+def check_varied(names: Iterable[str], where: str) -> None:
+    """Raises `ValueError` for a field of the recipe that methods of a comparison must share.
+
+    Args:
+        names: Names of fields.
+        where: What sets them, for the message.
+    """
+    for name in names:
+        if name in (*_VARIED, *_DECIDED, *_COMMON):
+            raise ValueError(f"{where}: {name!r} cannot differ between the methods of a comparison.")
 
 
 def _folder(label: str, taken: set[str]) -> str:
@@ -328,11 +366,7 @@ def make_plan(
     """
     recipe, section = read_recipe(Path(config))
     check_output_dir(output_dir)
-    for name in field_names(overrides):
-        if name in _VARIED:
-            raise ValueError(f"`{name}` is what a comparison varies: use {_VARIED[name]}.")
-        if name in _DECIDED:
-            raise ValueError(f"`{name}` cannot be set in a comparison, which sets it itself.")
+    check_overrides(overrides)
     recipe_credit = recipe.pop("credit", None)
     for name in ("seed", *_DECIDED):
         recipe.pop(name, None)
@@ -372,6 +406,15 @@ def make_plan(
             )
     plan.command = command_of(plan, config, output_dir)
     return plan
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises `ValueError` if command-line words set a field that a comparison sets itself."""
+    for name in field_names(overrides):
+        if name in _VARIED:
+            raise ValueError(f"`{name}` is what a comparison varies: use {_VARIED[name]}.")
+        if name in _DECIDED:
+            raise ValueError(f"`{name}` cannot be set in a comparison, which sets it itself.")
 
 
 def check_tuned_alike(before: Plan, tuning: Mapping | None, output_dir: Path) -> None:
@@ -483,8 +526,10 @@ def _checked_settings(plan: Plan, output_dir: Path) -> dict[str, Any]:
 
 
 def _seed_words(seeds: list[int], first: int) -> list[str]:
-    """Command-line words for seeds: how many, if they are counted from the `first`."""
-    return [str(len(seeds))] if seeds == list(range(first, first + len(seeds))) else list(map(str, seeds))
+    """Command-line words for seeds: how many, if they are counted from the `first`. A single other one is a list."""
+    if seeds == list(range(first, first + len(seeds))):
+        return [str(len(seeds))]
+    return [json.dumps(seeds)] if len(seeds) == 1 else list(map(str, seeds))
 
 
 def command_of(plan: Plan, config: Path, output_dir: Path) -> str:

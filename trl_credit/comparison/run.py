@@ -145,8 +145,8 @@ def run_all(
     jobs: int = 1,
     keep_models: bool = False,
     say: Callable[[str], None] = print,
-) -> list[str]:
-    """Runs what is missing. Returns the names of the runs that failed.
+) -> list[tuple[str, int]]:
+    """Runs what is missing. Returns the labels and seeds of the runs that failed.
 
     Args:
         plan: The plan, already written to disk.
@@ -185,7 +185,7 @@ def run_all(
                     if process.exitcode == 0 and is_done(folder):
                         line = f"{name}: {_summary(folder)}, {_duration(durations[-1])}"
                     else:
-                        failed.append(name)
+                        failed.append((method.label, seed))
                         line = f"{name}: failed with exit status {process.exitcode}; the end of {folder / 'log.txt'}:\n"
                         line += "\n".join(f"    {text}" for text in log_end(folder / "log.txt"))
                     number = total - len(todo) - len(running)
@@ -193,7 +193,11 @@ def run_all(
                     if number < total:
                         rate = (time.monotonic() - began) / number
                         left = f"; about {_duration(rate * (total - number))} left"
-                    say(f"{number}/{total}  {line}" if name in failed else f"{number}/{total}  {line}{left}")
+                    say(
+                        f"{number}/{total}  {line}"
+                        if (method.label, seed) in failed
+                        else f"{number}/{total}  {line}{left}"
+                    )
     finally:
         _end([process for process, *_ in running.values()])
     return failed

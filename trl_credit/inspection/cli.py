@@ -1,6 +1,6 @@
 """`trl-credit inspect`: shows the token credit of completions, under one or more methods.
 
-    trl-credit inspect --recipe recipes/quickstart.yaml --model outputs/recipe-gcpo --reference trl_credit:quickstart
+    trl-credit inspect recipes/quickstart.yaml --model outputs/recipe-gcpo --reference trl_credit:quickstart
     trl-credit inspect --completions outputs/my-run/credit
     trl-credit inspect --model Qwen/Qwen2.5-1.5B-Instruct --prompts "What is 17 * 23?" --methods gcpo dgpo
 
@@ -8,6 +8,7 @@ Writes credit.html (a self-contained page), credit.parquet and credit.json, and 
 FILE` reads settings from a YAML file.
 """
 
+import itertools
 import sys
 
 from .._util.quiet import quiet_libraries
@@ -15,17 +16,38 @@ from .._util.text import log_to_terminal, prepare_terminal, safe, safe_lines
 from .run import check_folder, inspect, write
 
 
+def check_early(argv: list[str]) -> None:
+    """Finds a recipe in the place of settings, and unknown methods and parameters, before torch and TRL are imported.
+
+    Raises:
+        ValueError, TypeError: What is wrong.
+    """
+    from ..methods.spec import check_spec
+    from ..recipe.early import words_of
+
+    fields = words_of(argv, "config file")
+    if "config" in fields and "model_name_or_path" in fields:
+        raise ValueError(f"`--config`: {fields['config']!r} is a recipe: write --recipe {fields['config']}.")
+    if "--methods" in argv:
+        start = argv.index("--methods") + 1
+        for method in itertools.takewhile(lambda word: not word.startswith("--"), argv[start:]):
+            check_spec(method)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the command. Exits with 2 for bad settings, data or models."""
     argv = sys.argv[1:] if argv is None else argv
     prepare_terminal()
     log_to_terminal()
-    from .._util.arguments import parse_arguments
-    from ..recipe.recipe import parameter_hint
-    from .config import InspectConfig
-
-    quiet_libraries()
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        argv = ["--recipe", *argv]
     try:
+        check_early(argv)
+        quiet_libraries()
+        from .._util.arguments import parse_arguments
+        from ..recipe.names import parameter_hint
+        from .config import InspectConfig
+
         (config,) = parse_arguments(argv, (InspectConfig,), "trl-credit inspect", __doc__, hint=parameter_hint)
         check_folder(config.output_dir)
         records, about = inspect(config)

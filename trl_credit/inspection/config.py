@@ -12,7 +12,6 @@ from ..methods import CreditMethod
 from ..methods.compose import labelled
 from ..methods.registry import build_credit, standalone_methods
 from ..recipe.recipe import Recipe
-from ..recipe.toy import default_credit
 from ..trainer.exactness import check_generations, check_policy
 
 
@@ -128,7 +127,10 @@ class ScoringConfig:
             check_fields(self)
 
     def _read_recipe(self, command: str) -> None:
-        values = Recipe.read(["--config", self.recipe], command).fields()
+        try:
+            values = Recipe.read(["--config", self.recipe], command).fields()
+        except ValueError as error:
+            raise ValueError(str(error).replace("`--config`", "`recipe`", 1)) from error
         if values["trainer"] != "grpo":
             raise ValueError(
                 f"`recipe`: {self.recipe!r} trains images (`trainer: {values['trainer']}`), and this shows text. Set "
@@ -149,9 +151,9 @@ class ScoringConfig:
             if self._credit is not None:
                 chosen = list({"uniform": "uniform", build_credit(self._credit).name: self._credit}.values())
             else:
-                chosen = [default_credit(name, self.model) for name in standalone_methods()]
+                chosen = standalone_methods()
         else:
-            chosen = [default_credit(method, self.model) for method in self.methods]
+            chosen = self.methods
         built = [self._with_reference(build_credit(method)) for method in chosen]
         for method in built:
             check_policy(method, "tokens")

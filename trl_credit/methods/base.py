@@ -2,7 +2,6 @@
 
 import math
 import re
-import types
 import typing
 from abc import ABC
 from collections.abc import Mapping
@@ -15,11 +14,12 @@ from torch import Tensor
 
 from .._util.imports import dotted_path
 from .._util.moved import moved_names
-from .._util.text import nearest
 from ..signals.base import Signal
 from .inputs import CreditInputs
 from .ops import UNIFORM_FRACTION
 from .rollout import Continuations, Rollout
+from .schedule import is_schedule, value_at
+from .spec import check_parameters, converted
 
 
 __getattr__ = moved_names(__name__)
@@ -27,7 +27,7 @@ __getattr__ = moved_names(__name__)
 
 @dataclass(frozen=True)
 class Paper:
-    """The paper that defines a method: title, arXiv id and BibTeX entry."""
+    """The paper that defines a method: title, arXiv id and BibTeX entry. Id and entry are empty if there is none."""
 
     title: str
     id: str
@@ -36,16 +36,6 @@ class Paper:
     @property
     def is_on_arxiv(self) -> bool:
         return re.fullmatch(r"\d{4}\.\d{5}", self.id) is not None
-
-
-def _matches(value: Any, hint: Any) -> bool:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_matches(value, option) for option in typing.get_args(hint))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, typing.get_origin(hint) or hint)
 
 
 @dataclass(frozen=True)
@@ -114,23 +104,10 @@ class CreditMethod(ABC):
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
         for field in fields(self):
-            value, hint = getattr(self, field.name), hints[field.name]
-            if isinstance(value, str) and _matches(0.0, hint):
-                # YAML reads `1e-3` as text
-                try:
-                    value = float(value)
-                    object.__setattr__(self, field.name, value)
-                except ValueError:
-                    pass
-            if isinstance(value, str) and _matches(True, hint) and value.lower() in ("true", "false"):
-                value = value.lower() == "true"
+            before = getattr(self, field.name)
+            value = converted(self.name, field.name, before, hints[field.name])
+            if value is not before:
                 object.__setattr__(self, field.name, value)
-            if not _matches(value, hint):
-                expected = hint.__name__ if isinstance(hint, type) else str(hint)
-                raise TypeError(
-                    f"credit method {self.name!r}: `{field.name}` must be {expected}, got {value!r} "
-                    f"({type(value).__name__})."
-                )
         self.validate()
 
     def validate(self) -> None:  # noqa: B027 (most methods have nothing to check)
@@ -261,6 +238,14 @@ class CreditMethod(ABC):
         """(B, T) tensors to log as `credit/<name>`, each averaged over the finite entries on the mask."""
         return {}
 
+    def scheduled(self, inputs: CreditInputs, *names: str) -> dict[str, torch.Tensor]:
+        """[`metrics`] of the parameters that are schedules: their values at this update. None of plain numbers."""
+        return {
+            name: torch.full_like(inputs.policy_logps, value_at(getattr(self, name), inputs.step))
+            for name in names
+            if is_schedule(getattr(self, name))
+        }
+
     def is_uniform(self, metrics: Mapping[str, float]) -> bool | None:
         """True if the weights were effectively uniform, which defeats the method's purpose.
 
@@ -294,12 +279,6 @@ class CreditMethod(ABC):
     def from_mapping(cls, parameters: Mapping[str, Any]) -> "CreditMethod":
         """Builds the method from a mapping of its parameters. Unknown or missing keys raise `ValueError`."""
         known = {field.name: field for field in fields(cls)}
-        for key in parameters:
-            if key not in known:
-                raise ValueError(f"credit method {cls.name!r} has no parameter {key!r}. {nearest(key, known)}")
-        for key, field in known.items():
-            if key not in parameters and field.default is MISSING and field.default_factory is MISSING:
-                raise ValueError(
-                    f"credit method {cls.name!r} needs a value for `{key}`. Write {{method: {cls.name}, {key}: ...}}."
-                )
+        required = [k for k, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+        check_parameters(cls.name, parameters, known, required)
         return cls(**parameters)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .._util.text import nearest
+from .spec import REQUIRED, check_name
 from .table import MIX, TABLE
 
 
@@ -32,8 +32,8 @@ class Card:
         name: The method's name in recipes.
         summary: One line.
         formulas: The formulas in the module's docstring; may be empty.
-        paper_id: arXiv id.
-        citation: BibTeX entry.
+        paper_id: arXiv id; empty if there is no paper.
+        citation: BibTeX entry; empty likewise.
         parameters: The method's fields.
         differences: Differences from the paper or its official code.
     """
@@ -56,10 +56,7 @@ def card_of(name: str) -> Card:
     if name in (*TABLE, MIX):
         module, cls = TABLE.get(name, (f".{MIX}", MIX.title()))
         return _from_source((Path(__file__).parent / f"{module.lstrip('.')}.py").read_text(encoding="utf-8"), cls)
-    from .._util.imports import is_dotted
-
-    if not is_dotted(name):
-        raise ValueError(f"Unknown credit method {name!r}. {nearest(name, TABLE)}")
+    check_name(name)
     from .registry import get_method_class
 
     return _from_class(get_method_class(name))
@@ -76,7 +73,7 @@ def _from_source(source: str, cls: str) -> Card:
         Parameter(
             node.target.id,
             ast.unparse(node.annotation),
-            "(required)" if node.value is None else ast.unparse(node.value),
+            REQUIRED if node.value is None else ast.unparse(node.value),
             meanings.get(node.target.id, ""),
         )
         for node in body.body
@@ -116,7 +113,7 @@ def _default_of(field: dataclasses.Field) -> str:
     if field.default is not dataclasses.MISSING:
         return repr(field.default)
     made = field.default_factory is not dataclasses.MISSING
-    return repr(field.default_factory()) if made else "(required)"
+    return repr(field.default_factory()) if made else REQUIRED
 
 
 def _formulas(doc: str) -> str:

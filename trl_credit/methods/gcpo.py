@@ -161,10 +161,11 @@ class GCPO(CreditMethod):
     """Credit by how much a negative prompt changes each token's log-prob.
 
     Args:
-        negative_prompt: The negative prompt x-: `wrong_answer` (the prompt plus a note to generate an incorrect
-            answer), `empty` (a bare instruction), `blank_image` (the same text with white images), `pad` (every token of
-            the prompt but the beginning of the text, and of the image, is padding: for image-token models), `column`
-            (the dataset's column `negative_prompt`), or your own text in which `{prompt}` stands for the prompt.
+        negative_prompt: The negative prompt x-: `wrong_answer` (the prompt plus a note to generate an incorrect answer; for
+            the embedded model, which cannot read it, the mark that it was taught, `!{prompt}`), `empty` (a bare
+            instruction), `blank_image` (the same text with white images), `pad` (every token of the prompt but the
+            beginning of the text, and of the image, is padding: for image-token models), `column` (the dataset's column
+            `negative_prompt`), or your own text in which `{prompt}` stands for the prompt.
         top_fraction: Fraction of each completion's tokens, those with the highest contrast, that get `top_mass`.
         top_mass: Fraction of the completion's advantage that the top tokens get.
         divergence: `sampled` is the estimate at the sampled token; `full` is the divergence over the whole vocabulary,

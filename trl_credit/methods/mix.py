@@ -30,6 +30,7 @@ from .inputs import CreditInputs
 from .ops import effective_token_fraction, mean_one
 from .rollout import Continuations, Rollout
 from .schedule import check_schedule, value_at
+from .spec import part_of_list
 
 
 def inputs_of(method: CreditMethod, inputs: CreditInputs, place: int = 0) -> CreditInputs:
@@ -87,10 +88,8 @@ def _built_part(place: int, part: Any) -> CreditMethod:
     """A part of a list. Errors say which one it is."""
     from .registry import build_credit
 
-    try:
+    with part_of_list(place):
         return build_credit(part)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"part {place + 1} of the list: {error}") from None
 
 
 def _own(
@@ -307,6 +306,23 @@ class Mix(CreditMethod):
         weights: Float[Tensor, "batch tokens"] | None,
         inputs: CreditInputs,
     ) -> Float[Tensor, "batch tokens"]:
+        result = self._combined(advantages, weights, inputs)
+        return torch.where(self._guarded(result, advantages), 0.0, result) if self.guard else result
+
+    @staticmethod
+    def _guarded(
+        combined: Float[Tensor, "batch tokens"], advantages: Float[Tensor, " batch"]
+    ) -> Bool[Tensor, "batch tokens"]:
+        """(B, T) bool, tokens that `guard` sets to 0."""
+        return combined * advantages.unsqueeze(1) < 0
+
+    def _combined(
+        self,
+        advantages: Float[Tensor, " batch"],
+        weights: Float[Tensor, "batch tokens"] | None,
+        inputs: CreditInputs,
+    ) -> Float[Tensor, "batch tokens"]:
+        """(B, T) token advantages before `guard`."""
         scale = value_at(self.advantage, inputs.step)
         result = (advantages if scale == 1 else advantages * scale).unsqueeze(1)
         for place, part in self._in_order:
@@ -317,8 +333,6 @@ class Mix(CreditMethod):
         for place, part in self._in_order:
             if part.has_term:
                 result = result + self._term_of(place, inputs).to(advantages.dtype)
-        if self.guard:
-            result = torch.where(result * advantages.unsqueeze(1) < 0, 0.0, result)
         return torch.where(inputs.mask, result, 0.0)
 
     def is_uniform(self, metrics: Mapping[str, float]) -> None:
@@ -327,8 +341,12 @@ class Mix(CreditMethod):
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
         """Each part's own metrics as `<part>/<name>` ([`metric_names`]), and `<part>/effective_fraction` of its weights or
-        `<part>/advantage_change`, the mean size of its term; NaN in completions for which its signals were not computed."""
-        values = {}
+        `<part>/advantage_change`, the mean size of its term; NaN in completions for which its signals were not computed.
+        `guarded_tokens`: share of tokens that `guard` set to 0. `advantage`, if it is a schedule."""
+        values = self.scheduled(inputs, "advantage")
+        if self.guard and inputs.advantages is not None:
+            combined = self._combined(inputs.advantages, self.weights(inputs), inputs)
+            values["guarded_tokens"] = self._guarded(combined, inputs.advantages).to(combined.dtype)
         for place, (name, part) in enumerate(zip(self.metric_names, self._built, strict=True)):
             seen = self._seen_by(place, inputs)
             found = {}

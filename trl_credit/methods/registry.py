@@ -1,16 +1,14 @@
 """Looks up and builds credit methods by name."""
 
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from .._util.imports import is_dotted, load_dotted
-from .._util.text import nearest
-from .._util.yaml import load_mapping
+from .._util.imports import load_dotted
 from .base import CreditMethod, Paper
 from .mix import Mix
+from .spec import check_kind, check_name, name_of, read_spec
 from .table import MIX, TABLE
 
 
@@ -51,8 +49,7 @@ def get_method_class(name: str) -> type[CreditMethod]:
         return METHODS[name]
     if name == MIX:
         return Mix
-    if not is_dotted(name):
-        raise ValueError(f"Unknown credit method {name!r}. {nearest(name, METHODS)}")
+    check_name(name)
     try:
         cls = load_dotted(name)
     except ImportError as error:
@@ -62,18 +59,6 @@ def get_method_class(name: str) -> type[CreditMethod]:
     if not (isinstance(getattr(cls, "name", None), str) and isinstance(getattr(cls, "paper", None), Paper)):
         raise ValueError(f"{name!r} needs the class attributes `name` (text) and `paper` (a trl_credit.Paper).")
     return cls
-
-
-def _from_text(text: str) -> Any:
-    """The mapping or list in JSON or, as in a recipe, YAML: `[gcpo, otb]`. Raises `JSONDecodeError` if it is neither."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        try:
-            return load_mapping(f"credit: {text}")["credit"]
-        except ValueError:
-            pass
-        raise
 
 
 def build_credit(credit: "str | Mapping[str, Any] | Sequence | CreditMethod") -> CreditMethod:
@@ -91,25 +76,11 @@ def build_credit(credit: "str | Mapping[str, Any] | Sequence | CreditMethod") ->
     """
     if isinstance(credit, CreditMethod):
         return credit
-    if isinstance(credit, str) and credit.lstrip().startswith(("{", "[")):
-        try:
-            credit = _from_text(credit)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"`credit` is not valid JSON: {error.msg} at character {error.pos + 1} of {credit!r}. Write it as "
-                '\'{"method": "dgpo", "temperature": 0.5}\', or \'["gcpo", "dgpo"]\', with double quotes inside.'
-            ) from None
+    credit = read_spec(credit)
+    check_kind(credit)
     if isinstance(credit, str):
         return get_method_class(credit).from_mapping({})
-    if isinstance(credit, Sequence):
-        return build_credit(credit[0]) if len(credit) == 1 else Mix(list(credit))
     if isinstance(credit, Mapping):
-        parameters = dict(credit)
-        name = parameters.pop("method", None)
-        if not isinstance(name, str):
-            raise ValueError(f"`credit` mapping has no `method` name: {dict(credit)}. Add one. {nearest('', METHODS)}")
-        return get_method_class(name).from_mapping(parameters)
-    raise TypeError(
-        f"`credit` must be the name of a method, a mapping, a list of those or a CreditMethod object, got {credit!r} "
-        f"({type(credit).__name__})."
-    )
+        cls = get_method_class(name_of(credit))
+        return cls.from_mapping({key: value for key, value in credit.items() if key != "method"})
+    return build_credit(credit[0]) if len(credit) == 1 else Mix(list(credit))

@@ -178,7 +178,8 @@ class RLSD(CreditMethod):
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
         """`hint_gain`: mean of D_t (nats), above 0 if the hint makes the completions likelier. `hint_fraction`: fraction of
-        tokens that it moves by more than the noise floor. `hint_clipped`: fraction at a bound of the clip."""
+        tokens that it moves by more than the noise floor. `hint_clipped`: fraction at a bound of the clip. `strength`, if
+        it is a schedule."""
         gap = at_least_float32(inputs.signals[self._hint]) - at_least_float32(inputs.policy_logps)
         moved = (gap.abs() > noise_floor_of(inputs.compute_dtype)).to(gap.dtype)
         signed = inputs.advantages.sign().to(gap.dtype).unsqueeze(1) * gap
@@ -188,4 +189,5 @@ class RLSD(CreditMethod):
             "hint_gain": gap,
             "hint_fraction": moved.masked_fill(gap.isnan(), torch.nan),
             "hint_clipped": clipped.masked_fill(gap.isnan(), torch.nan),
+            **self.scheduled(inputs, "strength"),
         }

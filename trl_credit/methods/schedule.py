@@ -70,6 +70,11 @@ def _is_count(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def is_schedule(value: Any) -> bool:
+    """True if a checked parameter is a schedule, not a number."""
+    return isinstance(value, (Mapping, list))
+
+
 def points_of(value: float | Mapping[str, Any] | list) -> list[tuple[int, float]]:
     """The points of a number or schedule: updates and values, in order."""
     if isinstance(value, Mapping):

@@ -37,8 +37,8 @@ class Shuffled(CreditMethod):
     name = "shuffled"
     paper = Paper(
         title="Shuffled token weights",
-        id="none",
-        citation="% Shuffled token weights (arXiv: none): a control without a paper",
+        id="",
+        citation="",
     )
     differences = (
         "The permutation is a hash of the completion's tokens and `seed`, so that it is the same after a resume and on any "

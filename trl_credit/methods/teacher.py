@@ -126,5 +126,6 @@ class Teacher(CreditMethod):
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
         """`teacher_gap`: mean of log pi_teacher - log pi_student (nats), whose negative estimates the KL divergence from
-        student to teacher."""
-        return {"teacher_gap": inputs.signals[self._signal] - self._student(inputs)}
+        student to teacher. `coefficient`, if it is a schedule."""
+        gap = inputs.signals[self._signal] - self._student(inputs)
+        return {"teacher_gap": gap} | self.scheduled(inputs, "coefficient")

@@ -111,6 +111,19 @@ def turn_advantages(
     return torch.where(present, result, 0.0)
 
 
+# Arguments of TRL's trainer that a rollout can have its turns from
+TURN_SOURCES = ("rollout_func", "tools", "environment_factory")
+
+
+def no_turns(name: str) -> str:
+    """The message for a method that credits turns, in a run without any."""
+    return (
+        f"credit method {name!r} needs turns, and this run has none. They come from a `rollout_func`, a field of the recipe "
+        "or an argument of the trainer, whose output has `env_mask` (0 for tokens that a tool or an environment wrote; see "
+        "examples/turns.py), or from the trainer's `tools` or `environment_factory`. Without turns, use another method."
+    )
+
+
 class TurnMethod(RolloutAdvantages):
     """Base of the methods whose token advantages are those of turns."""
 
@@ -123,11 +136,7 @@ class TurnMethod(RolloutAdvantages):
     def need_turns(self, rollout: Rollout) -> None:
         """Raises `ValueError` if the run has no turns."""
         if rollout.turns is None:
-            raise ValueError(
-                f"credit method {self.name!r} needs turns, and this run has neither tools nor an environment: pass "
-                "`tools` or `environment_factory` to the trainer, or a `rollout_func` that returns `env_mask`. Without "
-                "turns, use another method."
-            )
+            raise ValueError(no_turns(self.name))
 
     def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
         return {"advantages": on_tokens(self._of_turns(rollout), rollout.turns, rollout.mask)}

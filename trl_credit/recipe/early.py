@@ -1,15 +1,14 @@
 """Finds what is wrong with a command line before torch and TRL are imported, which takes seconds."""
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .._util.imports import is_dotted
-from .._util.text import nearest
+from .._util.retired import unknown_fields
 from .._util.yaml import read_mapping
-from ..methods.table import MIX, TABLE
+from ..methods.spec import check_spec
+from .names import parameter_hint, recipe_field_names
 
 
 def words_of(argv: Sequence[str], file: str = "recipe") -> dict[str, Any]:
@@ -31,22 +30,49 @@ def words_of(argv: Sequence[str], file: str = "recipe") -> dict[str, Any]:
 
 
 def check_early(argv: Sequence[str], file: str = "recipe") -> None:
-    """Checks that the file of `--config` can be read and that `credit` names a method. The rest is checked later.
+    """Checks that the file of `--config` can be read, that its fields and those of the command line exist, and that `credit`
+    names methods and parameters that exist. The rest is checked later.
 
     Args:
         argv: Words of the command line.
         file: Name of the file in messages.
 
     Raises:
-        ValueError: The recipe cannot be read, or there is no such method.
+        ValueError, TypeError: The error that would come later.
     """
-    credit = words_of(argv, file).get("credit")
-    if isinstance(credit, str) and credit.lstrip().startswith(("{", "[")):
-        try:
-            credit = json.loads(credit)
-        except json.JSONDecodeError:
-            return
-    for part in credit if isinstance(credit, list) else [credit]:
-        name = part.get("method") if isinstance(part, Mapping) else part
-        if isinstance(name, str) and name not in (*TABLE, MIX) and not is_dotted(name):
-            raise ValueError(f"Unknown credit method {name!r}. {nearest(name, TABLE)}")
+    values = words_of(argv, file)
+    if {"--help", "-h"} & set(argv):
+        return
+    check_names(argv, values)
+    refuse_empty_credit(values)
+    if "credit" in values:
+        check_spec(values["credit"])
+
+
+def check_names(argv: Sequence[str], values: Mapping[str, Any], file: str = "recipe") -> None:
+    """Raises `ValueError` if a field does not exist.
+
+    Args:
+        argv: Words of the command line.
+        values: Its fields and those of its file, as of [`words_of`].
+        file: Name of the file in messages.
+    """
+    trainer = values.get("trainer", "grpo")
+    known = recipe_field_names(trainer) if isinstance(trainer, str) else None
+    if known is None:
+        return
+    on_line = [word.removeprefix("--").partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
+    known = known | {"config", "env"}
+    unknown = [name for name in on_line if name.removeprefix("no_") not in known]
+    in_file = {name: value for name, value in values.items() if name not in on_line}
+    for found, where in ((dict.fromkeys(unknown), "on the command line"), (in_file, f"in the {file}")):
+        if problem := unknown_fields(found, known, where, parameter_hint):
+            raise ValueError(problem)
+
+
+def refuse_empty_credit(values: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if a recipe has the line `credit:` without a value, which would silently be `uniform`."""
+    if "credit" in values and values["credit"] is None:
+        raise ValueError(
+            "`credit` is empty. Name a method (`trl-credit methods` lists them), or remove the line, which means `uniform`."
+        )

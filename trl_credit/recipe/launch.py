@@ -26,7 +26,7 @@ def launch(argv: list[str], command: str, module: str) -> None:
     if command == "train":
         try:
             check_early(rest)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             print(f"trl-credit {command}: error: {safe_lines(error)}", file=sys.stderr)
             raise SystemExit(2) from error
     if asked.accelerate_config is None and asked.num_processes is None:

@@ -1,6 +1,5 @@
 """Turns a recipe's fields into the trainer's arguments."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, NamedTuple
@@ -25,15 +24,15 @@ from ..data import check_solutions, load_splits, prepare, report_bare_latex, rep
 from ..evaluation.config import EvalConfig
 from ..extras.effect import check_rows
 from ..fields import ANSWER_MATCHES
-from ..methods.registry import METHODS
 from ..model_files import LocalModel, base_of_adapter, check_model, resolve_model
 from ..rewards import TEXT_REWARDS, accuracy, build_reward, judged, judges_images, required_columns
 from ..samplers.pipelines import check_pipeline
 from ..trainer.config import CreditGRPOConfig
 from ..trainer.table import TRAINERS, config_class, trainer_class
 from .adapters import check_adapter
-from .early import words_of
+from .early import refuse_empty_credit, words_of
 from .evaluation import TrainingEvaluation
+from .names import parameter_hint
 
 
 @dataclass
@@ -164,6 +163,7 @@ class Recipe(NamedTuple):
         Raises:
             ValueError: The file cannot be read, or a field is out of range or unknown (the message names the nearest).
         """
+        refuse_empty_credit(words_of(argv))
         return cls(*parse_arguments(argv, recipe_classes(argv), prog, description, "recipe", hint=parameter_hint))
 
     @property
@@ -229,15 +229,6 @@ def recipe_classes(argv: list[str]) -> tuple[type, ...]:
 def recipe_types() -> dict[str, Any]:
     """The types of a recipe's fields, with their ranges."""
     return field_types(RECIPE_TYPES)
-
-
-def parameter_hint(name: str) -> str | None:
-    """If an unknown field is a parameter of a credit method, says where to write it."""
-    for method in METHODS.values():
-        if name in {f.name for f in fields(method)}:
-            example = json.dumps({"method": method.name, name: "..."})
-            return f"it is a parameter of a credit method: write --credit '{example}'"
-    return None
 
 
 def build_datasets(script_args, training_args, dataset_args) -> tuple:

@@ -15,7 +15,6 @@ from .second_prompt import (
     check_template,
     is_empty,
     rewritten,
-    shortened,
 )
 
 
@@ -45,18 +44,16 @@ def answer_text(value: Any) -> str:
     return " or ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def hint_prompt_of(prompt: Prompt, template: str, column: str, example: Mapping[str, Any]) -> Prompt:
-    """The prompt, plain text or conversational, with the reference answer in it. `prompt` is not modified.
+def hint_prompt_of(prompt: Prompt, template: str, column: str, example: Mapping[str, Any]) -> Prompt | None:
+    """The prompt, plain text or conversational, with the reference answer in it; `None` without an answer. `prompt` is not
+    modified.
 
     Raises:
-        ValueError: The column is missing or empty, or the conversation has no user message.
+        ValueError: The conversation has no user message.
     """
     value = example.get(column)
     if is_empty(value):
-        raise ValueError(
-            f"A hint needs the reference answer, but the dataset's column {column!r} is "
-            f"{'empty' if column in example else 'missing'} in the row with the prompt {shortened(prompt)}."
-        )
+        return None
     return rewritten(prompt, TEMPLATES.get(template, template), {"answer": answer_text(value)}, "hint")
 
 
@@ -86,10 +83,10 @@ class _HintSource(SecondPromptSource):
         super().__init__(f"hint/{column}/{template}")
         self.template, self.column = template, column
         self.columns = (column,)
+        self.way_out = "Name the column of the answers: `column` is a parameter of the credit method."
 
     def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
-        way_out = " Name the column of the answers: `column` is a parameter of the credit method."
-        check_column(arguments, self.column, f"A hint with `column: {self.column}`", way_out)
+        check_column(arguments, self.column, f"A hint with `column: {self.column}`", f" {self.way_out}")
 
     def after_trainer_init(self, context: PolicyContext) -> None:
         self.check_lengths(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .._trl import prepare_multimodal_messages
 from ..batching import loss_mask
+from ..toy.arithmetic import NEGATIVE_MARK
 from .base import PolicyForward, Signal
 from .divergence import compare_distributions, gathered_head
 from .models import causal_model, check_backbone, completion_hidden_states
@@ -24,6 +25,7 @@ from .second_prompt import (
     check_image_column,
     check_vision,
     content_parts,
+    is_empty,
     processed_images,
     rewritten,
     shortened,
@@ -36,9 +38,11 @@ if TYPE_CHECKING:
 
 
 COLUMN = "negative_prompt"
-# Text templates; the wording is the official code's (examples/format_prompt of github.com/jacklishufan/gcpo).
+# Text templates. The embedded model cannot read the first: its own way of being asked for a wrong answer takes its place,
+# whoever uses the signal. The wording is the official code's (examples/format_prompt of github.com/jacklishufan/gcpo).
+WRONG_ANSWER = "wrong_answer"
 TEMPLATES = {
-    "wrong_answer": SLOT + "\n\nNote: Intentionally generate an incorrect answer.",
+    WRONG_ANSWER: SLOT + "\n\nNote: Intentionally generate an incorrect answer.",
     "empty": "Answer the question.",
 }
 PAD = "pad"
@@ -61,23 +65,23 @@ def _blank(image: Image.Image, place: int) -> Image.Image:
     return Image.new("RGB", image.size, (255, 255, 255)).convert(image.mode)
 
 
-def negative_prompt_of(prompt: str | list[dict], negative_prompt: str, example: dict[str, Any]) -> str | list[dict]:
+def negative_prompt_of(
+    prompt: str | list[dict], negative_prompt: str, example: dict[str, Any]
+) -> str | list[dict] | None:
     """Returns the negative prompt x- of a prompt x, plain text or conversational. `prompt` is not modified.
 
     In a conversation only the last user message is rewritten. `column` reads the example's column `negative_prompt`: a
     text replaces the prompt (in a conversation, its last user message); a list of messages replaces the conversation.
+    `None` if it is empty.
 
     Raises:
-        ValueError: The column is missing or empty, it holds messages for a plain-text prompt, the conversation has no
-            user message, or `blank_image` meets an image that is not a PIL image.
+        ValueError: The column holds messages for a plain-text prompt, the conversation has no user message, or
+            `blank_image` meets an image that is not a PIL image.
     """
     if negative_prompt == "column":
         value = example.get(COLUMN)
-        if not value or (isinstance(value, str) and not value.strip()):
-            raise ValueError(
-                f"`negative_prompt: column`, but the dataset's column {COLUMN!r} is "
-                f"{'empty' if COLUMN in example else 'missing'} in the row with the prompt {shortened(prompt)}."
-            )
+        if is_empty(value):
+            return None
         if isinstance(value, list):
             if isinstance(prompt, str):
                 raise ValueError(
@@ -158,6 +162,10 @@ class _NegativePromptSource(SecondPromptSource):
             check_column(arguments, COLUMN, "`negative_prompt: column`")
 
     def after_trainer_init(self, context: PolicyContext) -> None:
+        from ..toy.build_model import is_embedded_tokenizer
+
+        if self.negative_prompt == WRONG_ANSWER and is_embedded_tokenizer(context.tokenizer):
+            self.negative_prompt = NEGATIVE_MARK + SLOT
         if self.negative_prompt == "blank_image":
             check_vision(context, _BLANK_IMAGE)
         if self.negative_prompt == PAD:

@@ -222,7 +222,7 @@ class Tokenized:
         ids: Their token ids.
         images: Their images.
         fields: Further per-token fields.
-        present: Whether each row has one; the others have their own prompt instead, which no forward reads.
+        present: Whether each row has one, by default all; the others have their own prompt instead, which no forward reads.
     """
 
     prompts: list[Prompt]
@@ -242,34 +242,63 @@ class SecondPromptSource(SignalSource):
 
     Class attributes:
         noun: What the second prompt is, for messages.
-        neutral: What completions get whose second prompt does not fit, for messages.
-        optional: True if a completion may have none. Its log-probs are then the policy's own, without a forward, and
-            [`HasSecondPrompt`] tells.
+        neutral: What completions get whose second prompt is missing or does not fit, for messages.
+        way_out: What to do if a dataset lacks the column, for messages.
+        optional: True if the method knows completions without one. Their log-probs are then the policy's own, without a
+            forward, and [`HasSecondPrompt`] tells. Otherwise the data lack it, and their log-probs are NaN.
     """
 
     has_forward = True
     noun = "second prompt"
     neutral = "the same credit on each token"
+    way_out = ""
     optional = False
 
     def __init__(self, key: str):
         self.key = key
-        self._warned = False
+        self._warned: set[str] = set()
 
     def second_prompts(
         self, context: PolicyContext, examples: list[dict], prompts: list[Prompt], batch: dict[str, Any]
     ) -> list[Prompt | None]:
-        """The second prompt of each row of a generation batch, `None` if it has none; see [`extend_rollout`]."""
+        """The second prompt of each row of a generation batch, `None` if it has none (see `optional`)."""
         raise NotImplementedError
 
     def tokenized(
         self, context: PolicyContext, examples: list[dict], prompts: list[Prompt], batch: dict[str, Any]
     ) -> Tokenized:
-        """The second prompts and their tokens."""
+        """The second prompts and their tokens.
+
+        Raises:
+            ValueError: No row has a column that they are made from.
+        """
+        self._check_columns(examples)
         found = self.second_prompts(context, examples, prompts, batch)
         present = [one is not None for one in found]
         chosen = [own if one is None else one for one, own in zip(found, prompts, strict=True)]
         return Tokenized(chosen, *context.tokenize_prompts(chosen), present)
+
+    def _check_columns(self, examples: list[dict]) -> None:
+        # Only a stream may come here without the column: the others are checked before training
+        for column in self.columns:
+            if examples and not any(column in example for example in examples):
+                raise ValueError(
+                    f"A {self.noun} needs a column {column!r}, but the rows have only: {', '.join(examples[0])}. "
+                    f"{self.way_out}".rstrip()
+                )
+
+    def _warn(self, reason: str, bad: list[bool], prompts: list[Prompt]) -> None:
+        """Warns once for each reason about completions without a usable second prompt."""
+        if any(bad) and reason not in self._warned:
+            self._warned.add(reason)
+            logger.warning(
+                "%d %ss %s; such completions get %s and are counted in `credit/nonfinite_tokens`. The first: %s",
+                sum(bad),
+                self.noun,
+                reason,
+                self.neutral,
+                shortened(prompts[bad.index(True)]),
+            )
 
     def add_images(self, context: PolicyContext, images: Any, batch: dict[str, Any]) -> None:
         """Adds the second prompts' images to the batch; by default they are the prompts'."""
@@ -292,7 +321,7 @@ class SecondPromptSource(SignalSource):
         rows = list(
             islice(dataset.select_columns([c for c in ("prompt", *columns) if c in dataset.column_names]), _MAX_ROWS)
         )
-        seconds = [make(row) for row in rows]
+        seconds = [make(row) or row["prompt"] for row in rows]
         longest = max(range(len(rows)), key=lambda row: len(str(seconds[row])))
         length, prompt_length = (
             len(context.tokenize_prompts([prompt])[0][0]) for prompt in (seconds[longest], rows[longest]["prompt"])
@@ -319,19 +348,11 @@ class SecondPromptSource(SignalSource):
             for length, prompt_length in zip(lengths, batch["prompt_mask"].sum(-1).tolist(), strict=True)
         ]
         overlong = [len(row) > room for row, room in zip(ids, rooms, strict=True)]
-        if any(overlong):
-            if not self._warned:
-                logger.warning(
-                    "%d %ss do not fit the model's context of %d tokens together with their completions; "
-                    "such completions get %s and are counted in `credit/nonfinite_tokens`. The first: %s",
-                    sum(overlong),
-                    self.noun,
-                    context.context_length,
-                    self.neutral,
-                    shortened(found.prompts[overlong.index(True)]),
-                )
-                self._warned = True
-            ids = [row[-int(room) :] if len(row) > room else row for row, room in zip(ids, rooms, strict=True)]
+        fit = f"do not fit the model's context of {context.context_length} tokens together with their completions"
+        self._warn(fit, overlong, found.prompts)
+        ids = [row[-int(room) :] if long else row for row, room, long in zip(ids, rooms, overlong, strict=True)]
+        missing = [not (self.optional or there) for there in found.present or [True] * len(ids)]
+        self._warn("are missing, because the row's column is empty", missing, prompts)
 
         device = context.accelerator.device
 
@@ -344,7 +365,9 @@ class SecondPromptSource(SignalSource):
 
         batch[f"{self.key}/ids"] = left_padded(ids, context.tokenizer.pad_token_id)
         batch[f"{self.key}/mask"] = left_padded([[1] * len(row) for row in ids], 0)
-        batch[f"{self.key}/overlong"] = torch.tensor(overlong, device=device)
+        # Named for one of the two reasons, as in checkpoints of earlier releases
+        unusable = [long or lacks for long, lacks in zip(overlong, missing, strict=True)]
+        batch[f"{self.key}/overlong"] = torch.tensor(unusable, device=device)
         batch[f"{self.key}/length"] = [len(row) for row in ids]
         if self.optional:
             batch[f"{self.key}/present"] = torch.tensor(found.present, device=device)
@@ -362,8 +385,8 @@ class SecondPromptSource(SignalSource):
 
     def _read(self, batch: dict[str, Any]) -> Bool[Tensor, " batch"]:
         """(B,) bool, the completions whose log-probs after the second prompt matter: it exists and fits."""
-        fits = ~batch[f"{self.key}/overlong"]
-        return fits & batch[f"{self.key}/present"] if self.optional else fits
+        usable = ~batch[f"{self.key}/overlong"]
+        return usable & batch[f"{self.key}/present"] if self.optional else usable
 
     def with_second_prompts(self, context: PolicyContext, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the second prompts instead of the prompts."""

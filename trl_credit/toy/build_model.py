@@ -13,6 +13,7 @@ import argparse
 import random
 import string
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer, get_cosine_schedule_with_warmup
@@ -43,6 +44,12 @@ def build_tokenizer() -> Qwen2Tokenizer:
         unk_token="<unk>",
         padding_side="left",
     )
+
+
+def is_embedded_tokenizer(tokenizer: Any) -> bool:
+    """True for the embedded model's tokenizer, so for the model itself and what was trained from it."""
+    ours = build_tokenizer()
+    return len(tokenizer) == len(ours) and tokenizer.get_vocab() == ours.get_vocab()
 
 
 def sample_text(rng: random.Random, num_terms: int = 3, style: str = "plain") -> tuple[str, str]:

@@ -39,6 +39,7 @@ from ..extras.trainer import GRPOExtrasTrainer, bind_arguments, check_arguments,
 from ..methods import DGPO, GCPO, CreditMethod, Uniform
 from ..methods.metrics import credit_metrics
 from ..methods.registry import build_credit
+from ..methods.turn import TURN_SOURCES, no_turns
 from ..model_files import is_embedded, resolve_model
 from ..signals.base import PolicyForward
 from ..signals.models import HiddenStates, causal_model
@@ -352,14 +353,9 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
 
     def _check_turns(self, arguments: dict[str, Any]) -> None:
         """Raises `ValueError` if a method credits turns and no rollout of this run can have any."""
-        sources = ("tools", "environment_factory", "rollout_func")
         for part in self.credit_method.components().values():
-            if part.needs_turns and all(arguments.get(name) is None for name in sources):
-                raise ValueError(
-                    f"credit method {part.name!r} needs turns, and this run has neither tools nor an environment: pass "
-                    "`tools` or `environment_factory` to the trainer, or a `rollout_func` that returns `env_mask`. Without "
-                    "turns, use another method."
-                )
+            if part.needs_turns and all(arguments.get(name) is None for name in TURN_SOURCES):
+                raise ValueError(no_turns(part.name))
 
     def _check_evaluation(self, args) -> None:
         """Raises `ValueError` if TRL would not keep the rewards of a whole evaluation batch for a method that reads them."""

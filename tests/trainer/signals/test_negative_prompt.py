@@ -8,7 +8,8 @@ from helpers import config, letter_reward, place_reward, prompts, save_tiny_mode
 from support.negative_prompt import column_args
 
 from trl_credit import CreditGRPOTrainer, GCPOTrainer
-from trl_credit.signals.negative_prompt import COLUMN
+from trl_credit.signals.negative_prompt import COLUMN, TEMPLATES
+from trl_credit.toy.build_model import build_tokenizer, is_embedded_tokenizer
 
 
 @pytest.mark.parametrize("remove_unused_columns", [True, False])
@@ -36,8 +37,41 @@ def test_column(remove_unused_columns, tiny_model, tmp_path):
 
 def test_longer_than_the_context(tmp_path):
     path = save_tiny_model(tmp_path / "short", context=40)
+    credit = {"method": "gcpo", "negative_prompt": TEMPLATES["wrong_answer"]}
     with pytest.raises(ValueError, match=r"negative prompt of row \d+ has \d+ tokens.*context of 40"):
-        GCPOTrainer(model=path, reward_funcs=letter_reward, args=config(tmp_path), train_dataset=prompts())
+        CreditGRPOTrainer(
+            model=path, reward_funcs=letter_reward, args=config(tmp_path, credit=credit), train_dataset=prompts()
+        )
+
+
+@pytest.mark.parametrize("negative_prompt", ["wrong_answer", TEMPLATES["wrong_answer"]])
+def test_the_embedded_models_own_negative_prompt(negative_prompt, tmp_path):
+    """It takes the default's place wherever the signal is used, and for what was trained from the embedded model."""
+    path = save_tiny_model(tmp_path / "tiny")
+    trainer = CreditGRPOTrainer(
+        model=path,
+        reward_funcs=place_reward,
+        args=config(tmp_path, credit=["dgpo", {"method": "gcpo", "negative_prompt": negative_prompt}], max_steps=1),
+        train_dataset=prompts(),
+    )
+    trainer.train()
+    batch, decode = trainer._buffered_inputs[0], trainer.tokenizer.decode
+    for row in range(len(batch["prompt_ids"])):
+        prompt = decode(batch["prompt_ids"][row][batch["prompt_mask"][row].bool()])
+        key = f"negative_prompt/{negative_prompt}"
+        negative = decode(batch[f"{key}/ids"][row][batch[f"{key}/mask"][row].bool()])
+        assert negative == (
+            "!" + prompt
+            if negative_prompt == "wrong_answer"
+            else prompt + TEMPLATES["wrong_answer"].removeprefix("{prompt}")
+        )
+
+
+def test_a_larger_vocabulary_is_not_the_embedded_models():
+    tokenizer = build_tokenizer()
+    assert is_embedded_tokenizer(tokenizer)
+    tokenizer.add_tokens(["new"])
+    assert not is_embedded_tokenizer(tokenizer)
 
 
 def test_longer_than_the_context_in_a_stream_is_counted(tmp_path, caplog):

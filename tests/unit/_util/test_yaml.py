@@ -2,9 +2,10 @@
 
 import math
 
+import pytest
 from support.settings import recipe
 
-from trl_credit._util.yaml import dump, load_mapping
+from trl_credit._util.yaml import dump, load_mapping, read_mapping
 
 
 NAN, INF = math.nan, math.inf
@@ -77,3 +78,27 @@ def test_written_yaml_is_read_as_it_was():
         "i": ["~", "off", 1],
     }
     assert load_mapping(dump(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("credit:\n\tmethod: gcpo\n", "Line 2 begins with a tab: indent with spaces"),
+        ("a: 1\ncredit:\u00a0gcpo\n", "Line 2 has a non-breaking space: write a plain one"),
+    ],
+)
+def test_what_nobody_sees_is_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        load_mapping(text)
+
+
+def test_files_of_windows_are_read():
+    text = "\ufeffcredit: {method: gcpo}\r\n# tab\there\r\nmax_steps: 3\r\n"
+    assert load_mapping(text.removeprefix("\ufeff")) == {"credit": {"method": "gcpo"}, "max_steps": 3}
+    with pytest.raises(ValueError, match=r"not valid YAML: (?!.*(tab|non-breaking))"):
+        load_mapping("a: 1\n# \u00a0\nb: [\n")
+
+
+def test_a_file_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"\xef\xbb\xbfcredit: gcpo\r\n")
+    assert read_mapping(tmp_path / "recipe.yaml") == {"credit": "gcpo"}

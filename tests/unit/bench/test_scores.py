@@ -15,6 +15,7 @@ from trl_credit.bench.scores import (
     paired_difference,
     position_profile,
     summary,
+    together,
     verdict_sentence,
 )
 
@@ -114,6 +115,23 @@ def test_verdicts():
     both = verdict_sentence("m", {"x": good, "y": same}, "After 3 updates")
     assert both.startswith("After 3 updates, m beats the best trivial baseline, in AUROC, on x (+0.2")
     assert "it does not on y (" in both
+
+
+def test_what_is_the_same_is_said_once():
+    few = "too few items to tell."
+    said = [
+        ("a", f"a: {few}"),
+        ("b: c", "b: c beats it: by 2."),
+        ("d", f"d: {few}"),
+        ("e", f"After 3 updates, e: {few}"),
+    ]
+    said += [("f", "f does not beat it.")]
+    assert together(said) == [
+        f"a, d: {few}",
+        "b: c beats it: by 2.",
+        f"After 3 updates, e: {few}",
+        "f does not beat it.",
+    ]
 
 
 def test_position_profile_leaves_the_completion_out():

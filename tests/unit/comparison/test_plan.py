@@ -4,6 +4,7 @@ import json
 import shlex
 
 import pytest
+from helpers import ROOT
 
 from trl_credit._util.files import RunFolderError
 from trl_credit.comparison import cli, plan
@@ -17,10 +18,14 @@ from trl_credit.comparison.plan import (
 from trl_credit.comparison.run import missing
 
 
+CONFIG = ["--config", str(ROOT / "recipes" / "quickstart.yaml"), "--methods", "uniform"]
 SHARP = {"method": "dgpo", "temperature": 0.001}
 
 
-@pytest.mark.parametrize(("value", "seeds"), [(3, [0, 1, 2]), ([4], [4]), ([5, 2], [5, 2])])
+@pytest.mark.parametrize(
+    ("value", "seeds"),
+    [(3, [0, 1, 2]), ([4], [4]), ([5, 2], [5, 2]), ("3", [0, 1, 2]), ("[4]", [4]), (["5", "2"], [5, 2])],
+)
 def test_seeds(value, seeds):
     assert parse_seeds(value) == seeds
 
@@ -182,6 +187,13 @@ def test_the_command_makes_the_plan_again(comparison_recipe, tmp_path):
     assert again == found
 
 
+def test_a_single_seed_is_written_as_a_list(comparison_recipe, tmp_path):
+    found = make_plan(comparison_recipe(), tmp_path / "out", methods=["uniform"], seeds=[7])
+    arguments, _ = cli.parser().parse_known_args(shlex.split(found.command)[2:])
+    assert arguments.seeds == ["[7]"]
+    assert parse_seeds(arguments.seeds[0]) == found.seeds == [7]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -189,8 +201,26 @@ def test_the_command_makes_the_plan_again(comparison_recipe, tmp_path):
         (["reprt"], "unknown command 'reprt'"),
         (["--config", "x.yaml", "--jobs", "0"], "`--jobs` must be at least 1"),
         (["--config", "x.yaml", "--jobs", "2", "--num_processes", "2"], "one after the other"),
-        (["--config", "x.yaml", "--seeds", "many"], "invalid int value"),
+        ([*CONFIG, "--seeds", "many"], "`seeds` must be a whole number, at least 1, got 'many'"),
+        ([*CONFIG, "--seeds", "[1, x]"], "`seeds` must be a number of seeds or a list of seeds"),
+        (["--config", "x.yaml", "--seedz", "1"], "unknown option '--seedz'. Did you mean '--seeds'?"),
         (["report", "no/such/folder"], "no plan.json"),
+        (["no/such/recipe.yaml", "--methods", "uniform"], "cannot read 'no/such/recipe.yaml'"),
+        ([*CONFIG, "--credit", "gcpo"], "`credit` is what a comparison varies: use --methods"),
+        ([*CONFIG, "--seeds", "1,2"], "`seeds`: write several seeds as a list, '[1, 2]', or with spaces"),
+        ([*CONFIG, "--tune", "=1,2"], "`tune`: write FIELD=VALUE,VALUE"),
+        ([*CONFIG[:3], "gcpo,dgpo"], "--methods gcpo dgpo"),
+        ([*CONFIG, "gcpoo"], "Unknown credit method 'gcpoo'. Did you mean 'gcpo'?"),
+        ([*CONFIG, '{"method": "gcpo", "sharpnes": 3, "label": "x"}'], "has no parameter 'sharpnes'"),
+        ([*CONFIG, "--learning_rat", "1"], "Unknown field `learning_rat` on the command line. Did you mean"),
+        (
+            [*CONFIG, "--tune", "learning_rat=1,2"],
+            "Unknown field `learning_rat` in `tune`. Did you mean 'learning_rate'?",
+        ),
+        ([*CONFIG, "--tune", "learning_rate=1"], "needs at least two different values"),
+        ([*CONFIG, "--tune", "max_steps=1,2"], "`tune`: 'max_steps' cannot differ"),
+        ([*CONFIG, "--tune", "beta=0,1", "--seeds", "[7]", "--tuning_seeds", "[7]"], "`seeds` (7) share 7"),
+        ([*CONFIG, "--tuning_seeds", "3"], "`tuning_seeds` has no effect without `tune`"),
     ],
 )
 def test_wrong_use_is_one_line(words, message, capsys):

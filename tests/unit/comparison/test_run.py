@@ -70,13 +70,13 @@ def test_a_failed_run_is_reported_and_the_others_go_on(comparison_recipe, tmp_pa
     out.mkdir()
     found = make_plan(comparison_recipe(), out, methods=["uniform", "gcpo"], seeds=3)
     plan.write_plan(out, found)
-    assert run_all(found, out, jobs=2, say=lines.append) == ["gcpo, seed 1"]
+    assert run_all(found, out, jobs=2, say=lines.append) == [("gcpo", 1)]
     assert lines[0] == "6 runs to make, 2 at a time."
     assert sum("reward 0.500 in the last quarter, accuracy 25.0 %" in line for line in lines) == 2
     assert any("gcpo, seed 1: failed with exit status 3" in line and "what was wrong" in line for line in lines)
     assert any("left" in line for line in lines)
     lines.clear()
-    assert run_all(found, out, say=lines.append) == ["gcpo, seed 1"]
+    assert run_all(found, out, say=lines.append) == [("gcpo", 1)]
     assert lines[0] == "5 finished runs are kept."
     summary = output.write_results(out)
     assert "gcpo: no finished run of seed 1; its statistics are those of the others." in summary["notes"]

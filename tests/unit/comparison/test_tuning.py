@@ -1,6 +1,9 @@
 """Values of the recipe's fields that are chosen for each method on seeds of their own."""
 
+import itertools
 import json
+import multiprocessing
+from pathlib import Path
 
 import pytest
 from support.comparison import make_run
@@ -17,6 +20,7 @@ from trl_credit.comparison.tuning import (
     record_of,
     sentences_of,
     table_of,
+    tune,
     tuned_methods,
 )
 
@@ -38,7 +42,8 @@ def runs_of(tuning, rewards):
 def test_values_from_words_and_from_a_recipe():
     assert parse_tuning(["learning_rate=1e-5, 3e-5,1e-4"]) == Tuning(RATES, [1000, 1001, 1002])
     assert parse_tuning(["learning-rate=[1e-5, 3e-5, 1e-4]"], 4) == Tuning(RATES, [1000, 1001, 1002, 1003])
-    assert parse_tuning(RATES, [7]) == Tuning(RATES, [7])
+    assert parse_tuning(RATES, [7]) == parse_tuning(RATES, "[7]") == Tuning(RATES, [7])
+    assert parse_tuning(RATES, "2") == Tuning(RATES, [1000, 1001])
     assert parse_tuning(RATES, [7, 5], "accuracy") == Tuning(RATES, [7, 5], "accuracy")
     assert parse_tuning({"lr_scheduler_type": ["constant", "linear"], **RATES}, 1).combinations()[3] == {
         "lr_scheduler_type": "linear",
@@ -88,11 +93,17 @@ def test_the_plan_has_each_method_with_each_value(comparison_recipe, tmp_path):
 @pytest.mark.parametrize(
     ("section", "arguments", "message"),
     [
-        ({"tuning_seeds": [3, 4]}, {"seeds": 4}, "`tuning_seeds`: 3 would both choose the values and judge them"),
+        ({"tuning_seeds": [3, 4]}, {"seeds": 4}, r"`tuning_seeds` \(3, 4\) and `seeds` \(0, 1, 2, 3\) share 3, which"),
         ({"methods": [{"method": "uniform", "settings": {"learning_rate": 1.0}}]}, {}, "sets 'learning_rate' itself"),
-        ({"tune": {"learning_rat": [1, 2]}}, {}, "learning_rat"),
-        ({"tune": {"max_steps": [1, 2]}}, {}, "'max_steps' cannot differ"),
-        ({"tune": {"learning_rate": [1, "fast"]}}, {}, "learning_rate"),
+        ({"tune": {"learning_rat": [1, 2]}}, {}, "`learning_rat` in `tune`. Did you mean 'learning_rate'"),
+        ({"tune": {"lr": [1, 2]}}, {}, "`lr` in `tune`. Write `learning_rate: ..."),
+        ({"tune": {"max_steps": [1, 2]}}, {}, "`tune`: 'max_steps' cannot differ"),
+        ({"tune": {"seed": [1, 2]}}, {}, "`tune`: 'seed' cannot differ"),
+        (
+            {"tune": {"learning_rate": [1, "fast"]}},
+            {},
+            "`tune`: `learning_rate` must be a non-negative number, got 'fast'",
+        ),
         ({}, {"baseline": "dgpo"}, "'dgpo' is not among the methods"),
     ],
 )
@@ -125,6 +136,66 @@ def test_a_value_without_every_seed_is_not_chosen():
     assert [row["chosen"] for row in rows] == [False, False, True]
     with pytest.raises(ValueError, match=r"no value of 'uniform' has the accuracy of every seed: evaluate"):
         choose(Tuning(RATES, [1000], "accuracy"), METHODS[:1], runs)
+
+
+def test_a_combination_with_a_failed_run_loses():
+    tuning = Tuning(RATES, [1000, 1001])
+    runs = runs_of(tuning, {"uniform": (0.1, 0.9, 0.2)})
+    del runs["uniform learning_rate=3e-05"][1001]
+    failed = {"uniform learning_rate=3e-05": "seed 1001: FloatingPointError: the loss is not finite"}
+    record = record_of(tuning, choose(tuning, METHODS[:1], runs, failed))
+    assert [row["chosen"] for row in record["rows"]] == [False, False, True]
+    assert [row["failed"] for row in record["rows"]] == [None, *failed.values(), None]
+    assert table_of(record)[1][0][2] == "failed"
+    said = " ".join(sentences_of(record))
+    assert "Failed, and so not chosen: uniform learning_rate 3e-05 (seed 1001: FloatingPointError" in said
+    json.dumps(record)
+    all_failed = {arm_label("uniform", values): f"seed 1000: no {i}" for i, values in enumerate(tuning.combinations())}
+    with pytest.raises(
+        ValueError, match=r"every value of 'uniform' failed: .* learning_rate 0\.0001 \(seed 1000: no 2\)"
+    ):
+        choose(tuning, METHODS[:1], {}, all_failed)
+
+
+def test_two_values_cannot_show_an_optimum():
+    tuning = Tuning({"learning_rate": [1e-5, 3e-5], "max_grad_norm": [0.1, 1, 10]}, [1000])
+    rewards = (0.1, 0.2, 0.1, 0.2, 0.9, 0.2)
+    said = " ".join(
+        sentences_of(record_of(tuning, choose(tuning, METHODS, runs_of(tuning, {"uniform": rewards, "gcpo": rewards}))))
+    )
+    assert said.count("Two values of learning_rate cannot show an optimum") == 1
+    assert "The best" not in said
+
+
+def failing_start(spec):
+    """A run that fails at the largest learning rate with the second seed."""
+    folder = Path(spec["folder"])
+    words = dict(itertools.pairwise(spec["arguments"]))
+    with (folder / "log.txt").open("a") as log:
+        log.write("first\n  FloatingPointError: the loss is not finite\n")
+    if words["--learning_rate"] == "0.0001" and spec["seed"] == 1001:
+        raise SystemExit(1)
+    (folder / "run.json").write_text(json.dumps(make_run([10 * float(words["--learning_rate"])] * 4)))
+
+
+def test_a_failed_tuning_run_does_not_stop_the_comparison(comparison_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("trl_credit.comparison.run.start", failing_start)
+    monkeypatch.setattr("trl_credit.comparison.run.context", lambda: multiprocessing.get_context("fork"))
+    path, out, lines = comparison_recipe(), tmp_path / "out", []
+    asked = {"methods": ["uniform"], "seeds": 1}
+    planned = plan_tuning(path, out, (RATES, 2, None), **asked)
+    methods, record = tune(*planned, out, say=lines.append)
+    assert methods == [{"method": "uniform", "label": "uniform", "settings": {"learning_rate": 3e-5}}]
+    assert record["rows"][2]["failed"] == "seed 1001: FloatingPointError: the loss is not finite"
+    assert "Failed, and so not chosen: uniform learning_rate 0.0001 (seed 1001:" in lines[-1]
+    assert tune(*planned, out, say=lines.append)[1] == record  # nothing is chosen for good, so it tries again
+    log = out / "tuning" / "runs" / "uniform-learning_rate=0.0001" / "seed-1001" / "log.txt"
+    assert "1 run to make, 1 at a time." in lines
+    write_plan(out, make_plan(path, out, **(asked | {"methods": methods}), tuning=record))
+    log.unlink()
+    planned = plan_tuning(path, out, (RATES, 2, None), **asked)
+    assert tune(*planned, out, say=lines.append)[1] == record
+    assert not log.exists()
 
 
 def test_words_have_no_edge():

@@ -1,9 +1,13 @@
 """Settings of `trl-credit inspect`."""
 
 import pytest
+from helpers import ROOT
 
 from trl_credit.inspection import cli
 from trl_credit.inspection.config import InspectConfig
+
+
+QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
 
 
 # The command
@@ -23,7 +27,7 @@ from trl_credit.inspection.config import InspectConfig
             r"`num_generations` \(2\): credit method 'rlcsd'",
         ),
         ({"completions": "x", "reward_funcs": ["accuracy"]}, "`reward_funcs` has no effect with `completions`"),
-        ({"model": "m", "recipe": "no.yaml"}, "cannot read 'no.yaml'"),
+        ({"model": "m", "recipe": "no.yaml"}, "`recipe`: cannot read 'no.yaml'"),
     ],
 )
 def test_settings_are_checked(settings, message):
@@ -33,7 +37,6 @@ def test_settings_are_checked(settings, message):
 
 def test_methods_of_the_settings(tmp_path):
     chosen = InspectConfig(model="trl_credit:quickstart", prompts=["a"]).credit_methods()
-    assert chosen["gcpo"].negative_prompt == "!{prompt}"
     assert list(chosen) == ["uniform", "gcpo", "dgpo", "forking", "random"]
     chosen = InspectConfig(model="m", prompts=["a"], methods=["dgpo", "gcpo"], reference="base").credit_methods()
     assert chosen["dgpo"].reference == "base"
@@ -46,6 +49,23 @@ def test_methods_of_the_settings(tmp_path):
     assert (read.model, read.dataset_name, read.temperature) == ("m", "d", 0.5)
     assert list(read.credit_methods()) == ["uniform", "dgpo"]
     assert read.credit_methods()["dgpo"].reference == "own"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["no/such.yaml"], "`recipe`: cannot read 'no/such.yaml'"),
+        (["--config", QUICKSTART], f"{QUICKSTART!r} is a recipe: write --recipe {QUICKSTART}"),
+        ([QUICKSTART, "--methods", "uniform", "gcpoo", "--num_prompts", "1"], "Unknown credit method 'gcpoo'"),
+        ([QUICKSTART, "--methods", '{"method": "gcpo", "top_mas": 1}'], "Did you mean 'top_mass'"),
+        ([QUICKSTART, "--methods", "gcpo,dgpo"], "--methods gcpo dgpo"),
+    ],
+)
+def test_wrong_words(words, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(words)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_parameter_of_a_method_among_the_fields_of_inspect(capsys):

@@ -1,5 +1,6 @@
 """Lists of methods."""
 
+import dataclasses
 import json
 import math
 import re
@@ -371,6 +372,35 @@ def test_schedules():
     ]:
         with pytest.raises(ValueError, match=message):
             check_schedule(wrong, "teacher", "coefficient")
+
+
+def test_schedules_are_logged():
+    ramp = {"from": 0.0, "to": 1.0, "updates": 14}
+    teacher, rlsd = {"method": "teacher", "model": "m"}, {"method": "rlsd"}
+    mix = make(
+        teacher | {"coefficient": ramp}, rlsd | {"strength": [[0, 1.0], [14, 0.0]]}, advantage=[[0, 2.0], [7, 0.25]]
+    )
+    inputs = make_inputs(mix, 1, 5, 12)  # after 7 updates
+    found = credit_metrics(mix, inputs, mix.weights(inputs))
+    assert found["credit/teacher/coefficient"] == found["credit/rlsd/strength"] == 0.5
+    assert found["credit/advantage"] == 0.25
+    alone = build_credit(teacher | {"coefficient": ramp})
+    assert credit_metrics(alone, make_inputs(alone, 1, 5, 12), None)["credit/coefficient"] == 0.5
+    plain = make(teacher | {"coefficient": 0.5}, rlsd, advantage=0.5)
+    logged = plain.metrics(make_inputs(plain, 1, 5, 12))
+    assert not {"advantage", "teacher/coefficient", "rlsd/strength"} & set(logged)
+
+
+@pytest.mark.parametrize("parts", [(GCPO, Term(-2.0)), (Term(-2.0), Term(0.5))])
+def test_what_the_guard_changed_is_logged(parts):
+    unguarded, mix = make(*parts), make(*parts, guard=True)
+    inputs = make_inputs(mix, 1, 5, 12)
+    before, after = (credit(one, inputs)[1] for one in (unguarded, mix))
+    changed = (before != after)[inputs.mask].double().mean().item()
+    assert 0 < changed < 1
+    assert credit_metrics(mix, inputs, mix.weights(inputs))["credit/guarded_tokens"] == pytest.approx(changed)
+    assert "guarded_tokens" not in unguarded.metrics(inputs)
+    assert "guarded_tokens" not in mix.metrics(dataclasses.replace(inputs, advantages=None))
 
 
 def test_a_schedule_of_points_warms_up_and_decays():

@@ -127,7 +127,7 @@ def test_equal_states_of_other_prompts_are_not_compared():
 def test_a_run_without_turns_is_refused():
     rollout = make_rollout(0, torch.ones(4, 8, dtype=torch.bool))
     for method in (TurnRewards(), GiGPO()):
-        with pytest.raises(ValueError, match="neither tools nor an environment"):
+        with pytest.raises(ValueError, match=r"has none\. They come from a `rollout_func`, a field of the recipe"):
             method.rollout_stage(replace(rollout, turns=None, turn_rewards=None, turn_states=None))
     with pytest.raises(ValueError, match="return a list of numbers"):
         TurnRewards().rollout_stage(replace(rollout, turn_rewards=None))

@@ -1,10 +1,15 @@
 """Errors that need neither torch nor TRL are those that would come later."""
 
+import importlib.util
+
 import pytest
 
+from trl_credit._util.arguments import field_types
 from trl_credit.cli import main
+from trl_credit.recipe import names
 from trl_credit.recipe.early import check_early
-from trl_credit.recipe.recipe import Recipe
+from trl_credit.recipe.recipe import Recipe, recipe_classes
+from trl_credit.trainer.table import TRAINERS
 
 
 WRONG = [
@@ -17,6 +22,23 @@ WRONG = [
     ["--max_steps", "1", "--credit", "gpco"],
     ["--credit=gpco"],
     ["--credit", '{"method": "gpco"}'],
+    ["--credit", '{"method": "gcpo", "sharpnes": 3}'],
+    ["--credit", "{method: gcpo, sharpnes: 3}"],
+    ["--credit", '{"method": "gcpo", "top_mass": "high"}'],
+    ["--credit", '{"method": "gcpo", "top_mass": true}'],
+    ["--credit", '["gcpo", {"method": "dgpo", "temperatur": 1}]'],
+    ["--credit", '["gcpo", 3]'],
+    ["--credit", '{"method": "mix", "parts": ["gcpo", "dgop"]}'],
+    ["--credit", "teacher"],
+    ["--credit", "{broken"],
+    ["--credit", '{"temperature": 1}'],
+    ["--config", "nothing.yaml"],
+    ["--config", "number.yaml"],
+    ["--config", "fields.yaml"],
+    ["--config", "fine.yaml", "--learning_rat", "1"],
+    ["--config", "fine.yaml", "--no_bf17", "--temperatur=1"],
+    ["--config", "fine.yaml", "--top_mass", "0.9"],
+    ["--config", "fine.yaml", "--guidance_scale", "3"],
 ]
 
 
@@ -28,6 +50,10 @@ def recipes(tmp_path, monkeypatch):
         "typo": "credit: gpco",
         "mapping": "credit: {method: gpco}",
         "fine": "credit: dgpo",
+        "nothing": "max_steps: 1\ncredit:\n",
+        "number": "credit: 3",
+        "fields": "max_step: 3\nlr: 1e-5\nnonsense: 1\nentropy_exponent: 2\n",
+        "images": "trainer: diffusion\nguidance_scale: 3\ncredit: pcpo",
     }
     for name, text in files.items():
         (tmp_path / f"{name}.yaml").write_text(text)
@@ -36,9 +62,9 @@ def recipes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words", WRONG, ids=" ".join)
 def test_the_message_is_the_later_one(words, capsys):
-    with pytest.raises(ValueError, match=r".") as early:
+    with pytest.raises((ValueError, TypeError), match=r".") as early:
         check_early(words)
-    with pytest.raises(ValueError, match=r".") as late:
+    with pytest.raises(early.type, match=r".") as late:
         Recipe.read([*words, "--output_dir", "x"])
     assert str(early.value) == str(late.value)
     with pytest.raises(SystemExit) as error:
@@ -57,9 +83,13 @@ def test_the_message_is_the_later_one(words, capsys):
         ["--config", "typo.yaml", "--credit", "gcpo"],
         ["--credit", "./own.py:Method"],
         ["--credit", "my_module.Method"],
-        ["--credit", "{broken"],
-        ["--credit", '{"temperature": 1}'],
+        ["--credit", '{"method": "gcpo", "top_mass": 2}'],
+        ["--credit", '{"method": "gcpo", "top_mass": "0.9"}'],
+        ["--credit", '{"method": "rlsd", "strength": {"from": 1}}'],
         ["--credit"],
+        ["--config", "images.yaml"],
+        ["--no_bf16", "--no-bf16", "--learning-rate", "1e-5"],
+        ["--credit", "gpco", "--help"],
         ["--config", "fine.yaml", "--config", "no/such.yaml"],
         ["--credit", "gpco", "--credit", "gcpo"],
         ["--run_name=--credit", "--output_dir", "y"],
@@ -69,3 +99,21 @@ def test_the_message_is_the_later_one(words, capsys):
 )
 def test_the_rest_is_left_for_later(words):
     check_early(words)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_names_in_the_source_are_the_fields(trainer):
+    assert names.recipe_field_names(trainer) == set(field_types(recipe_classes(["--trainer", trainer])))
+
+
+def test_a_release_that_has_moved_a_class_is_left_for_later(monkeypatch):
+    for source in (names._Source("trl", "trainer/no_such_file.py", "X"), names._Source("trl", "__init__.py", "NoSuch")):
+        monkeypatch.setattr(names, "_COMMON", (source,))
+        names.recipe_field_names.cache_clear()
+        assert names.recipe_field_names() is None
+        check_early(["--nonsense", "1"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    names.recipe_field_names.cache_clear()
+    assert names.recipe_field_names() is None
+    monkeypatch.undo()
+    names.recipe_field_names.cache_clear()

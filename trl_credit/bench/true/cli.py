@@ -46,7 +46,7 @@ def main(
     from ..._util.arguments import parse_arguments
     from ..._util.files import RunFolderError
     from ...evaluation.backends.base import BackendError
-    from ...recipe.recipe import parameter_hint
+    from ...recipe.names import parameter_hint
     from .config import EMBEDDED, TrueConfig
     from .report import show
     from .run import run

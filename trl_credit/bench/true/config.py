@@ -199,7 +199,7 @@ class TrueConfig(ScoringConfig):
             given = [self._credit]
         else:
             given = list(self.served[0].values())
-        methods = build_methods([_mapping(method) for method in given], self.model == EMBEDDED)
+        methods = build_methods([_mapping(method) for method in given])
         return {label: with_reference(method, self.reference) for label, method in methods.items()}
 
     @property
