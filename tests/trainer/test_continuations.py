@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import qwen_vision
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from helpers import config, fixed_rollout, letter_reward, prompts
 from support.resumed import assert_same_run, outcome
 from support.resumed import make as resumable
@@ -26,7 +26,7 @@ from trl_credit import (
 from trl_credit.inspection.scoring import CreditScorer
 from trl_credit.methods.rollout import Continuations
 from trl_credit.toy.arithmetic import correct_answer, make_dataset
-from trl_credit.trainer.continuations import _Sampler, different_beginnings, planned_calls
+from trl_credit.trainer.continuations import _own_random_numbers, _Sampler, different_beginnings, planned_calls
 from trl_credit.values.bookkeeping import canonical_rest
 
 
@@ -492,7 +492,7 @@ class FakeVLLM:
         return prompts, ids, [[[-0.1] for _ in row] for row in ids], None
 
 
-def test_vllm_continues_all_at_once(tiny_model, tmp_path):
+def test_vllm_continues_in_calls_of_similar_budgets(tiny_model, tmp_path):
     def reward(completions, **kwargs):
         return [float(place % 2) for place in range(len(completions))]
 
@@ -500,13 +500,15 @@ def test_vllm_continues_all_at_once(tiny_model, tmp_path):
     trainer.use_vllm, trainer.vllm_generation = True, FakeVLLM(trainer.processing_class)
     trainer._last_loaded_step = -1
     trainer.train()
-    first, again = trainer.vllm_generation.calls
+    first, *again = trainer.vllm_generation.calls
     assert first[1:] == (4, 12)
-    assert again[1:] == (1, 12)
+    # From 0, 5 and 10 of 12 tokens: with 12 and 7 left in one call, with 2 in the other
+    assert [call[1:] for call in again] == [(1, 12), (1, 2)]
     ((rollout, found),) = Asking.seen
     starts = {tuple(prompt): rollout.token_ids[4 * i].tolist() for i, prompt in enumerate(first[0][::4])}
-    expected = Counter((*prompt, *ids[:place]) for prompt, ids in starts.items() for place in (0, 5, 10))
-    assert Counter(map(tuple, again[0])) == dict.fromkeys(expected, 3)
+    for (asked, *_), places in zip(again, ((0, 5), (10,)), strict=True):
+        expected = Counter((*prompt, *ids[:place]) for prompt, ids in starts.items() for place in places)
+        assert Counter(map(tuple, asked)) == dict.fromkeys(expected, 3)
     assert trainer.vllm_generation.max_completion_length == 12
     assert torch.isfinite(found.values[:, :4]).all()
 
@@ -523,6 +525,9 @@ def test_calls_hold_rows_of_similar_budgets():
     assert planned_calls(lengths, budgets, 5, context=11) == [[1, 3], [2, 4], [0]]
     # Rows whose own budgets go beyond the context are no reason to run each by itself
     assert planned_calls([4, 4, 5], [20, 20, 19], 5, context=12) == [[0, 1], [2]]
+    # Of an engine that batches by itself: no budget is more than twice another of its call
+    assert planned_calls(lengths, budgets, within=2.0) == [[1, 3, 2], [4], [0]]
+    assert planned_calls(lengths, [4, 8, 5, 8, 4], within=2.0) == [[1, 3, 2, 4, 0]]
 
 
 def test_processes_generate_equally_often_and_equally_long(monkeypatch):
@@ -612,13 +617,42 @@ def test_image_tokens_refuse(tmp_path):
 
 
 def test_prompts_with_images_are_refused(tmp_path):
+    """Before the model is loaded, if the data tell."""
+    data = qwen_vision.make_dataset()
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "What is it?"}]
+    in_prompts = Dataset.from_list([{"prompt": [{"role": "user", "content": parts}]}])
+    for dataset in (data, data.to_iterable_dataset(), in_prompts):
+        with pytest.raises(ValueError, match="those of prompts with images cannot be continued"):
+            make("no/model", tmp_path, data=dataset, credit={"method": "vine"})
+
+
+def test_images_of_which_the_data_do_not_tell_are_refused_when_they_come(tmp_path):
     model, processor = qwen_vision.tiny_model()
+    rows = list(qwen_vision.make_dataset())
     trainer = CreditGRPOTrainer(
         model=model,
         processing_class=processor,
         reward_funcs=letter_reward,
-        args=config(tmp_path, credit="vine"),
-        train_dataset=qwen_vision.make_dataset(),
+        args=config(tmp_path, credit="vine", max_steps=1),
+        train_dataset=IterableDataset.from_generator(lambda: iter(rows)),
     )
     with pytest.raises(ValueError, match="prompts with images cannot be continued"):
         trainer.train()
+
+
+def test_the_random_numbers_of_mps_are_put_back(monkeypatch):
+    """`torch.manual_seed` seeds that device, too."""
+    kept = []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: "before")
+    monkeypatch.setattr(torch.mps, "set_rng_state", kept.append)
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(device=torch.device("mps"), process_index=0),
+        args=SimpleNamespace(seed=0),
+        _step=0,
+    )
+    before = torch.get_rng_state()
+    with _own_random_numbers(trainer):
+        torch.rand(1)
+        assert kept == []
+    assert kept == ["before"]
+    assert torch.equal(torch.get_rng_state(), before)

@@ -216,6 +216,22 @@ def test_a_full_disk_ends_no_run(tiny_model, tmp_path, caplog):
     assert caplog.text.count("Cannot write or send the token credit of update") == 2
 
 
+def test_groups_are_those_of_prompts(tiny_model, tmp_path):
+    """Also of the second generation batch, and with micro-batches that cut groups."""
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "log_completions": True}
+    train(tiny_model, tmp_path, credit_log_steps=1, credit_log_completions=16, max_steps=3, **settings)
+    numbers = []
+    for step in (1, 2, 3):
+        records, _ = read_parquet(tmp_path / "credit" / f"step-{step:06d}.parquet")
+        # `place_reward` is the place in the generation batch, of four groups of four
+        assert {(record.group - 4 * (step - 1), int(record.reward)) for record in records} <= {
+            (place // 4, place) for place in range(16)
+        }
+        assert len({record.group for record in records}) > 1
+        numbers += [(record.group, record.prompt) for record in records]
+    assert len({group for group, _ in numbers}) == len(set(numbers))
+
+
 def test_no_reward_is_no_zero(tiny_model, tmp_path):
     """A completion that no function scored has no advantage to show, and no reward in the batch."""
 

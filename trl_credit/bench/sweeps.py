@@ -17,7 +17,7 @@ from ..methods.shuffled import Shuffled
 SWEEPS: dict[type[CreditMethod], dict[str, tuple]] = {
     GCPO: {
         "top_fraction": (0.05, 0.1, 0.2, 0.4, 0.6),
-        "top_mass": (0.4, 0.6, 0.8, 0.9, 0.99),
+        "top_mass": (0.5, 0.6, 0.8, 0.9, 0.99),  # at the default `top_fraction`, 0.4, it is uniform
         "divergence": ("sampled", "full"),
     },
     DGPO: {

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._trl import pad
 from .._util.moved import moved_names
+from .._util.replaced import replaced
 from .._util.tokens import token_pieces
 from ..batching import cut, select
 from ..credit_pass import CreditResult
@@ -134,7 +135,8 @@ class CreditScorer:
         chat_template_kwargs: As in [`~trl.GRPOConfig`].
         dtype: Dtype for loading a model, as in `from_pretrained`.
         reward_funcs: Reward functions for [`generate`].
-        **settings: Further fields of [`CreditGRPOConfig`].
+        **settings: Further fields of [`CreditGRPOConfig`]. `per_device_train_batch_size` limits the rows of the forwards of
+            rollout stages; by default they have as many as the others, up to [`TOKENS_PER_BATCH`] tokens.
 
     Raises:
         ValueError: As in the trainer's constructor.
@@ -161,6 +163,7 @@ class CreditScorer:
         # By label, how to fix the methods that were uniform in effect in the latest scoring
         self.advice: dict[str, str] = {}
         self._rewarded = bool(reward_funcs)
+        self._rows: int | None = settings.get("per_device_train_batch_size")
         self._folder = tempfile.TemporaryDirectory(prefix="trl-credit-")
         on_cpu = not torch.accelerator.is_available()
         arguments = {
@@ -445,10 +448,12 @@ class CreditScorer:
         examples = [dict(c.example) for c in completions]
         rewards = torch.tensor([math.nan if c.reward is None else c.reward for c in completions], device=device)
         groups = torch.tensor([c.group for c in completions], device=device).unique(return_inverse=True)[1]
-        extend_rollout(trainer, examples, [c.prompt for c in completions], batch, lambda: rewards, groups)
-        if trainer.credit_method.has_rollout_stage:
-            turn_rewards = [c.rewards_by_turn for c in completions] if by_turn else None
-            add_rollout_stage(trainer, trainer.credit_method, batch, rewards, groups, turn_rewards)
+        # As many rows in a forward as in the loss's, which has all
+        with replaced(trainer.args, per_device_train_batch_size=self._rows or len(completions)):
+            extend_rollout(trainer, examples, [c.prompt for c in completions], batch, lambda: rewards, groups)
+            if trainer.credit_method.has_rollout_stage:
+                turn_rewards = [c.rewards_by_turn for c in completions] if by_turn else None
+                add_rollout_stage(trainer, trainer.credit_method, batch, rewards, groups, turn_rewards)
         scored = [i for i, completion in enumerate(completions) if completion.scored]
         if len(scored) < len(completions):
             batch = select(batch, scored)

@@ -1,5 +1,6 @@
 """Runs several methods on the same inputs."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ class AllSignals(CreditMethod):
     paper = Paper(title="", id="", citation="")
     reweights = False
 
-    @property
+    @functools.cached_property
     def _built(self) -> list[CreditMethod]:
         return [build_credit(method) for method in self.methods]
 

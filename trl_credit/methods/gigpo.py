@@ -90,7 +90,7 @@ class GiGPO(TurnMethod):
 
     def _parts(self, rollout: Rollout) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch turns"]]:
         """A^E and A^S of this process's completions, gathered once."""
-        return rollout.once(("parts", repr(self)), lambda: self._gathered_parts(rollout))
+        return self.once(rollout, "parts", lambda: self._gathered_parts(rollout))
 
     def _gathered_parts(self, rollout: Rollout) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch turns"]]:
         self.need_turns(rollout)

@@ -1,5 +1,8 @@
 """Base of the methods whose rollout stage gives the token advantages."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -7,6 +10,10 @@ from torch import Tensor
 from .base import CreditMethod
 from .inputs import CreditInputs
 from .ops import where_finite
+from .rollout import Rollout
+
+
+Value = TypeVar("Value")
 
 
 class RolloutAdvantages(CreditMethod):
@@ -16,6 +23,19 @@ class RolloutAdvantages(CreditMethod):
     reweights = False
     own_advantages = True
     policies = ("tokens",)
+
+    def once(self, rollout: Rollout, what: str, compute: Callable[[], Value]) -> Value:
+        """What `compute` returned when this method, or an equal one, first asked the rollout for it.
+
+        Methods are equal if class and parameters are. Parameters are compared as text, as a list cannot be hashed; the class
+        tells apart methods of the same name from different modules.
+
+        Args:
+            rollout: Keeps it.
+            what: Tells apart what one method asks for.
+            compute: Computes it.
+        """
+        return rollout.once((type(self), repr(self), what), compute)
 
     def token_advantages(
         self,

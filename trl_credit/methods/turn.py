@@ -146,7 +146,7 @@ class TurnMethod(RolloutAdvantages):
 
     def _of_turns(self, rollout: Rollout) -> Float[Tensor, "batch turns"]:
         """[`of_turns`], gathered once."""
-        return rollout.once(repr(self), lambda: self.of_turns(rollout))
+        return self.once(rollout, "turns", lambda: self.of_turns(rollout))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ gets a negative advantage whatever its siblings did. So such groups are continue
 
 Known weakness: the price. Each step costs K continuations, so a completion of S steps costs about K S / 2 further
 completions. `credit/continuation_tokens` and `credit/continuation_seconds` show it. With rewards of 0 and 1 and K = 9, an
-advantage's standard error is up to 0.24.
+advantage's standard error is up to 0.24. Under vLLM and continuous batching, which take one limit for all that is sent
+together, a continuation that does not end by itself may run up to twice as long as it may be, and is then cut.
 
 Reference: VinePPO: Refining Credit Assignment in RL Training of LLMs (arXiv 2410.01679); official code
 McGill-NLP/VinePPO.
@@ -147,7 +148,11 @@ class Vine(RolloutAdvantages):
     def _advantages(self, rollout: Rollout) -> Float[Tensor, "batch tokens"] | None:
         """`None` in evaluation."""
         found = rollout.values.get(self.continuations()[0])
-        return None if found is None else rollout.once(self, lambda: vine_advantages(found, rollout, self.scale))
+        return (
+            None
+            if found is None
+            else self.once(rollout, "advantages", lambda: vine_advantages(found, rollout, self.scale))
+        )
 
     def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
         advantages = self._advantages(rollout)

@@ -3,7 +3,7 @@ summary."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ def render(
         console.print(Text(f"\n{len(records) - len(shown)} more of {len(records)} completions are not shown.", "dim"))
     weighted = {label: item for label, item in summaries.items() if item.weighted or not item.advantaged}
     advantaged = {label: item for label, item in summaries.items() if item.advantaged}
-    for table in (_table(weighted) if weighted else None, _advantage_table(advantaged) if advantaged else None):
+    for table in (_weight_table(weighted) if weighted else None, _advantage_table(advantaged) if advantaged else None):
         if table:
             console.print()
             console.print(table)
@@ -183,38 +183,59 @@ def _put(value: float | None, kind: str) -> str:
 
 
 def _advantage_table(summaries: Mapping[str, numbers.MethodSummary]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("token advantages", overflow="fold")
-    for name in ("mean size", "mean change", "other sign", "lowest", "highest", "completions"):
-        table.add_column(name, justify="right")
-    for label, item in summaries.items():
-        table.add_row(
-            Text(visible(label)),
-            _put(item.size, ".3g"),
-            _put(item.change, ".3g"),
-            _put(item.opposite, ".1%"),
-            _put(item.lowest, "+.3g"),
-            _put(item.highest, "+.3g"),
-            str(item.advantaged),
-        )
-    return table
+    headings = ("token advantages", "mean size", "mean change", "other sign", "lowest", "highest", "completions")
+    return _method_table(
+        headings,
+        {
+            label: (
+                _put(item.size, ".3g"),
+                _put(item.change, ".3g"),
+                _put(item.opposite, ".1%"),
+                _put(item.lowest, "+.3g"),
+                _put(item.highest, "+.3g"),
+                str(item.advantaged),
+            )
+            for label, item in summaries.items()
+        },
+    )
 
 
-def _table(summaries: Mapping[str, numbers.MethodSummary]) -> Table:
+def _weight_table(summaries: Mapping[str, numbers.MethodSummary]) -> Table:
+    headings = (
+        "method",
+        "eff. fraction",
+        "half on",
+        "top 20 %",
+        "distance",
+        "std",
+        "largest",
+        "completions",
+        "left out",
+    )
+    return _method_table(
+        headings,
+        {
+            label: (
+                _put(item.effective_fraction, ".4f"),
+                _put(item.half_share, ".0%"),
+                _put(item.top_mass, ".0%"),
+                _put(item.distance, ".3f"),
+                _put(item.weight_std, ".3g"),
+                _put(item.largest, ".3g"),
+                str(item.completions) if item.weighted else "\u2013",
+                str(item.left_out) if item.weighted else "\u2013",
+            )
+            for label, item in summaries.items()
+        },
+    )
+
+
+def _method_table(headings: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    """A row for each method, numbers to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method", overflow="fold")
-    for name in ("eff. fraction", "half on", "top 20 %", "distance", "std", "largest", "completions", "left out"):
-        table.add_column(name, justify="right")
-    for label, item in summaries.items():
-        table.add_row(
-            Text(visible(label)),
-            _put(item.effective_fraction, ".4f"),
-            _put(item.half_share, ".0%"),
-            _put(item.top_mass, ".0%"),
-            _put(item.distance, ".3f"),
-            _put(item.weight_std, ".3g"),
-            _put(item.largest, ".3g"),
-            str(item.completions) if item.weighted else "\u2013",
-            str(item.left_out) if item.weighted else "\u2013",
-        )
+    table.add_column(headings[0], overflow="fold")
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right")
+    for label, cells in rows.items():
+        table.add_row(Text(visible(label)), *cells)
     return table

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
 from trl import GRPOConfig
 
 from .._util.replaced import replaced
@@ -29,6 +30,7 @@ from .._util.tokens import token_pieces
 from ..extras.groups import total_rewards
 from ..methods import CreditMethod
 from ..methods.rollout import Continuations, Rollout, SegmentValues
+from ..signals.second_prompt import content_parts
 from ..values.steps import segment_ends
 
 
@@ -42,6 +44,9 @@ _OWN_WAYS = {
     "environment_factory": "an environment cannot be put back into the state in which it was then",
     "rollout_func": "a rollout function generates from prompts, not from within a completion",
 }
+# Of a call to an engine that batches by itself, the largest budget in units of the smallest. An engine takes one limit for
+# all rows of a call, and its last rows run alone: fewer calls have fewer ends, narrower ones fewer tokens beyond a budget
+_BUDGETS = 2.0
 # Keys of `generation_kwargs` that rule a completion as a whole
 _WHOLE = ("structured_outputs", "min_tokens", "min_new_tokens")
 
@@ -66,11 +71,25 @@ def check_continuations(method: CreditMethod, arguments: dict[str, Any], args: G
                     f"credit method {part.name!r} continues completions from within, which `{name}` does not allow: "
                     f"{reason}. Remove `{name}`, or use another method."
                 )
+        if _has_images(arguments.get("train_dataset")):
+            raise ValueError(
+                f"credit method {part.name!r} continues completions from within, and those of prompts with images cannot be "
+                "continued yet. Use data without images, or another credit method."
+            )
         for name in ruled:
             raise ValueError(
                 f"credit method {part.name!r} continues completions from within, and there `{name}` would apply as if a "
                 "completion began anew. Remove it, or use another method."
             )
+
+
+def _has_images(dataset: Any) -> bool:
+    """Whether the data has a column of images, or images in its first prompt."""
+    if {"image", "images"} & set(getattr(dataset, "column_names", None) or ()):
+        return True
+    if not isinstance(dataset, Dataset) or not len(dataset):
+        return False
+    return any(part.get("type") == "image" for part in content_parts(dataset[0].get("prompt") or ""))
 
 
 @dataclass(frozen=True)
@@ -113,22 +132,28 @@ def different_beginnings(completions: Sequence[tuple[int, list[int], list[int], 
 
 
 def planned_calls(
-    lengths: Sequence[int], budgets: Sequence[int], most: int | None = None, context: int | None = None
+    lengths: Sequence[int],
+    budgets: Sequence[int],
+    most: int | None = None,
+    context: int | None = None,
+    within: float = math.inf,
 ) -> list[list[int]]:
     """Deals rows to calls of the generation, so that those of a call have similar budgets.
 
     Args:
         lengths: Tokens from which each row is continued.
         budgets: Tokens that it may get. All rows of a call run as long as the largest.
-        most: Rows of a call at most; `None` for one call.
+        most: Rows of a call at most; `None` for any number.
         context: Tokens that the model's positions allow. No row is run beyond them, unless its own budget goes there.
+        within: Largest budget of a call in units of its smallest.
     """
     limit = math.inf if context is None else max(context, *map(sum, zip(lengths, budgets, strict=True)), 0)
     calls: list[list[int]] = []
     longest = budget = 0
     for row in sorted(range(len(lengths)), key=lambda i: (-budgets[i], lengths[i])):
         longest, budget = max(longest, lengths[row]), max(budget, budgets[row])
-        if not calls or len(calls[-1]) == most or longest + budget > limit:
+        full = not calls or len(calls[-1]) == most
+        if full or longest + budget > limit or budget > within * budgets[row]:
             calls.append([])
             longest, budget = lengths[row], budgets[row]
         calls[-1].append(row)
@@ -233,11 +258,12 @@ class _Sampler:
         written = beginnings.written
         lengths = [len(beginnings.prompts[i]) + len(written[i]) for i in items]
         budgets = [max(getattr(settings, name) - len(written[i]), 1) for i in items]
-        # An engine that batches by itself is best left with all at once
-        batches_itself = trainer.use_vllm or trainer.use_transformers_continuous_batching
-        most = None if batches_itself else self._rows * processes
+        if trainer.use_vllm or trainer.use_transformers_continuous_batching:
+            calls = planned_calls(lengths, budgets, within=_BUDGETS)  # the engine batches by itself
+        else:
+            calls = planned_calls(lengths, budgets, self._rows * processes, trainer.context_length)
         found = torch.full((len(items),), math.nan, dtype=torch.float64)
-        for call in planned_calls(lengths, budgets, most, None if batches_itself else trainer.context_length):
+        for call in calls:
             each = -(-len(call) // processes)
             # Repeated at the end, so that every process has equally many
             mine = [call[(place * processes + rank) % len(call)] for place in range(each)]
@@ -312,6 +338,19 @@ def _own_random_numbers(trainer: CreditGRPOTrainer) -> Iterator[None]:
     devices = range(torch.get_device_module(device).device_count()) if several else []
     key = f"continuations/{trainer.args.seed}/{trainer._step}/{trainer.accelerator.process_index}"
     seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest())
-    with torch.random.fork_rng(devices, device_type=device.type if several else None):
+    with (
+        torch.random.fork_rng(devices, device_type=device.type if several else None),
+        _own_mps_numbers() if device.type == "mps" else contextlib.nullcontext(),
+    ):
         torch.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def _own_mps_numbers() -> Iterator[None]:
+    """What `fork_rng` does for other devices: it asks each for the state of a numbered one, and MPS has but one."""
+    state = torch.mps.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.mps.set_rng_state(state)

@@ -24,6 +24,7 @@ from ..methods.mix import Mix
 from ..methods.ops import effective_token_fraction
 from ..records.record import SOURCE_PROMPT, CompletionCredit, write_parquet
 from ..signals.base import signal_titles
+from .rollout_stage import numbered_groups
 
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 DEFAULT_COMPLETIONS = 4
-# Batch keys for a completion's number and reward, and the columns added to TRL's completions table
-ROW, REWARD = "credit_log/row", "credit_log/reward"
+# Batch keys for a completion's number, its prompt's and its reward, and the columns added to TRL's completions table
+ROW, GROUP, REWARD = "credit_log/row", "credit_log/group", "credit_log/reward"
 FRACTION_COLUMN, TOP_COLUMN = "credit/effective_fraction", "credit/top_tokens"
 _TOP_TOKENS = 5
 
@@ -79,6 +80,7 @@ class CreditLog(TrainerCallback):
         "completion_mask",
         "advantages",
         ROW,
+        GROUP,
         REWARD,
     )
     _noun: ClassVar[str] = "completion"
@@ -102,7 +104,9 @@ class CreditLog(TrainerCallback):
         return trainer.model.training and (trainer.state.global_step + 1) % self._steps == 0
 
     def extend_rollout(self, inputs: list[dict[str, Any]], prompts: list, batch: dict[str, Any]) -> None:
-        """Numbers the completions of a generation batch and stores their rewards (the weighted sums) in it.
+        """Numbers the completions of a generation batch and their prompts, and stores the rewards (the weighted sums) in it.
+
+        Prompts are numbered from the run's first on, each anew whenever it is drawn.
 
         Args:
             inputs: The dataset rows, with what the rollout added.
@@ -120,7 +124,10 @@ class CreditLog(TrainerCallback):
             [[math.nan if value is None else value for value in values] for values in logged], dtype=torch.float32
         )
         rewards = total_rewards(per_function.T, trainer.reward_weights)
+        groups = numbered_groups(trainer, total)
+        generation = trainer._step // (trainer.args.steps_per_generation * trainer.num_iterations)
         batch[ROW] = torch.arange(rows, device=device)
+        batch[GROUP] = (groups + generation * (int(groups[-1]) + 1))[start : start + rows].to(device)
         batch[REWARD] = rewards[start : start + rows].to(device)
 
     def _in_table(self) -> tuple[list, list]:
@@ -309,6 +316,8 @@ class CreditLog(TrainerCallback):
             token_advantages={label: cut(value) for label, value in advantages.items()},
             advantage=seen.advantage,
             reward=reward if math.isfinite(reward) else None,
+            # 0 for a batch from before a resume that has none
+            group=int(seen.batch[GROUP]) if GROUP in seen.batch else 0,
             info=self._source(seen),
         )
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trl_credit._util.files import RunFolderError
-from trl_credit.bench.true import run as module
+from trl_credit.bench.true import samples as module
 from trl_credit.bench.true.cli import main
 from trl_credit.bench.true.config import TrueConfig
 from trl_credit.bench.true.run import run
@@ -16,7 +16,7 @@ from trl_credit.evaluation.backends.transformers import TransformersBackend
 from trl_credit.values.store import ValueFolder, read_values
 
 
-SMALL = {"num_prompts": 3, "num_generations": 4, "methods": ["forking"], "resamples": 50, "sketch": 512, "most": 16}
+SMALL = {"num_prompts": 3, "num_generations": 4, "methods": ["forking"], "sketch": 512, "most": 16}
 
 
 def settings(path, **changes):
@@ -72,7 +72,7 @@ def test_scored_again_without_sampling(sampled, tmp_path, monkeypatch):
     monkeypatch.setattr(TransformersBackend, "generate", lambda *_: pytest.fail("it samples"))
     again = run(
         TrueConfig(
-            **{name: SMALL[name] for name in ("methods", "resamples", "sketch")},
+            **{name: SMALL[name] for name in ("methods", "sketch")},
             values=str(path),
             output_dir=str(tmp_path),
         )
@@ -107,8 +107,9 @@ def test_continuations_agree_with_the_books(tmp_path):
 
 def test_results(sampled):
     path, results = sampled
-    assert results["samples"]["completions"] == 12
-    assert len(pq.read_table(path / "groups.parquet")) == 24  # as many others for the true gradient
+    assert results["samples"]["completions"] == len(pq.read_table(path / "groups.parquet")) == 24
+    assert results["samples"]["groups"] == 6  # two of each prompt
+    assert results["gradients"]["prompts"] == 3
     assert set(results["scores"]) == set(results["methods"])
     assert set(results["gradients"]["methods"]) == {*results["methods"], "true"}
     assert results["scores"]["uniform"]["within"]["mean"] == 0

@@ -240,3 +240,20 @@ def test_turns(tiny_model, tmp_path):
         scorer.score([replace(completion, mask=None) for completion in completions])
     with pytest.raises(ValueError, match="in a file of completions, let `reward` be such a list"):
         scorer.score([replace(completion, turn_rewards=None) for completion in completions])
+
+
+@pytest.mark.parametrize(("settings", "rows"), [({}, [8, 8]), ({"per_device_train_batch_size": 4}, [4, 4, 8])])
+def test_a_rollout_stage_forwards_as_many_rows_as_the_loss(settings, rows, tiny_model):
+    """Unless a limit is given."""
+    scorer = CreditScorer(tiny_model, labelled(["otb"]), **settings)
+    seen = []
+    scorer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    completions = [
+        Completion("ab=", token_ids=[5 + place, 7], advantage=1.0, reward=float(place % 2), group=place // 4)
+        for place in range(8)
+    ]
+    scorer.score(completions)
+    assert seen == rows
+    assert scorer.trainer.args.per_device_train_batch_size == settings.get("per_device_train_batch_size", 2)

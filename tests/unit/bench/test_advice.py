@@ -1,11 +1,10 @@
 """Recommendations from true advantages."""
 
 import copy
-import math
 
 import pytest
 
-from trl_credit.bench.true.advice import advise, worth
+from trl_credit.bench.true.advice import advise
 
 
 def entry(mean, difference=None, half=0.02, p=None):
@@ -22,12 +21,15 @@ def entry(mean, difference=None, half=0.02, p=None):
     return found
 
 
-def row(cosine, difference=None, p=None, half=0.02):
-    return {"cosine": entry(cosine, difference, half, p)}
+def row(cosine, difference=None, p=None, half=0.02, share=0.5):
+    return {
+        "cosine": entry(cosine, difference, half, p),
+        "share": {"mean": share, "stderr": 0.1, "low": share - 0.3, "high": share + 0.1},
+    }
 
 
 RESULTS = {
-    "samples": {"prompts": 32, "mixed_groups": 24, "mean_reward": 0.4, "mean_tokens": 60.0},
+    "samples": {"prompts": 32, "groups": 64, "mixed_groups": 48, "mean_reward": 0.4, "mean_tokens": 60.0},
     "truth": {"reliability": entry(0.8)},
     "baselines": ["uniform", "random"],
     "gradients": {
@@ -37,8 +39,8 @@ RESULTS = {
             "true": row(0.95, 0.13),
             "uniform": row(0.82),
             "random": row(0.78, -0.04, 0.3),
-            "gcpo": row(0.88, 0.06, 0.01),
-            "otb": row(0.9, 0.08, 0.0004),
+            "gcpo": row(0.88, 0.06, 0.01, share=0.8),
+            "otb": row(0.9, 0.08, 0.0004, share=0.25),
             "dgpo": row(0.7, -0.12, 0.001),
         },
     },
@@ -56,41 +58,41 @@ def changed(**changes):
     return results
 
 
-def test_worth_is_the_number_with_which_uniform_has_the_same_cosine():
-    def cosine(completions):  # of a mean with an error of variance 6 over them, along a unit direction
-        return 1 / math.sqrt(1 + 6 / completions)
-
-    assert worth(cosine(24), cosine(8)) == pytest.approx(3)
-    assert worth(cosine(8), cosine(8)) == pytest.approx(1)
-    for unknown in (None, 0.0, -0.2, 1.0, 1.1, math.nan):
-        assert math.isnan(worth(unknown, 0.5))
-        assert math.isnan(worth(0.5, unknown))
-
-
 def test_the_best_method_beyond_noise_is_recommended():
     advice = advise(RESULTS)
     assert advice.method == "otb"
     said = " ".join(advice.reasons)
-    assert "24 of 32 groups have unequal rewards" in said
+    assert "48 of 64 groups have unequal rewards" in said
     assert "+0.130 [+0.110, +0.150]" in said
+    assert "worth 2 [1.7, 5] times as many completions with uniform credit" in said
     assert said.index("otb: +0.080") < said.index("gcpo: +0.060")
-    assert "p < 0.001" in said
+    assert "p < 0.001 after Holm, worth 4 [2.9, ∞] times as many completions." in said
     assert "Worse than uniform beyond noise: dgpo." in advice.cautions
     assert "--methods uniform otb --tune" in advice.next[0]
 
 
+NOBODY = {"gradients__methods__otb": row(0.9, 0.08, 0.06), "gradients__methods__gcpo": row(0.88, 0.06, 0.2)}
+
+
 def test_no_headroom_and_no_knowledge_are_told_apart():
-    none = advise(changed(gradients__methods__true=row(0.83, 0.01, half=0.02)))
+    none = advise(changed(gradients__methods__true=row(0.83, 0.01, half=0.02), **NOBODY))
     assert none.method == "uniform"
     assert "even perfect credit would hardly change" in none.headline
-    unknown = advise(changed(gradients__methods__true=row(0.92, 0.1, half=0.2)))
+    unknown = advise(changed(gradients__methods__true=row(0.92, 0.1, half=0.2), **NOBODY))
     assert unknown.method is None
-    assert "not beyond noise" in unknown.headline
+    assert "neither headroom nor a method is beyond noise" in unknown.headline
+    for advice in (none, unknown):
+        assert "Worse than uniform beyond noise: dgpo." in advice.cautions
+
+
+@pytest.mark.parametrize("headroom", [row(0.83, 0.01, half=0.02), row(0.92, 0.1, half=0.2)])
+def test_a_method_may_be_better_than_perfect_credit(headroom):
+    """Whose baseline need not have the least variance."""
+    assert advise(changed(gradients__methods__true=headroom)).method == "otb"
 
 
 def test_headroom_that_nobody_captures():
-    results = changed(gradients__methods__otb=row(0.9, 0.08, 0.06), gradients__methods__gcpo=row(0.88, 0.06, 0.2))
-    advice = advise(results)
+    advice = advise(changed(**NOBODY))
     assert advice.method == "uniform"
     assert "no method captures any beyond noise" in advice.headline
 

@@ -1,9 +1,13 @@
 """Sweeps over a method's parameters."""
 
+import torch
+
 from trl_credit import build_credit
 from trl_credit.bench.baselines import baselines
 from trl_credit.bench.sweeps import sweep_methods, with_model, with_reference
 from trl_credit.methods import DGPO, GCPO
+from trl_credit.methods.gcpo import rank_weights
+from trl_credit.methods.ops import UNIFORM_FRACTION, effective_token_fraction
 
 
 def test_sweeps_change_one_parameter():
@@ -16,6 +20,15 @@ def test_sweeps_change_one_parameter():
     narrow = sweep_methods({"g": GCPO(top_fraction=0.3, top_mass=0.3)})
     assert [value for _, name, value in narrow if name == "top_fraction"] == [0.05, 0.1, 0.2]
     assert sweep_methods(baselines()) == {}
+
+
+def test_no_value_of_a_sweep_is_uniform():
+    """On contrasts that differ, with the methods' defaults."""
+    contrasts = torch.linspace(0, 1, 50).unsqueeze(0)
+    mask = torch.ones(1, 50, dtype=torch.bool)
+    for (_, parameter, value), method in sweep_methods({"gcpo": GCPO()}).items():
+        weights = rank_weights(contrasts, mask, method.top_fraction, method.top_mass)
+        assert effective_token_fraction(weights, mask) < UNIFORM_FRACTION, (parameter, value)
 
 
 def test_references():

@@ -1,13 +1,15 @@
 """What a method sees of a generation batch, on one process and on two."""
 
-from dataclasses import replace
+from dataclasses import dataclass, make_dataclass, replace
 
 import pytest
 import torch
 from support.inputs import make_rollout
 from support.processes import on_processes
 
-from trl_credit import OTB, GiGPO, TurnRewards
+from trl_credit import OTB, GiGPO, TurnRewards, Vine
+from trl_credit.methods.rollout import Rollout
+from trl_credit.methods.turn import TurnMethod
 
 
 def ragged(rows: int, width: int) -> torch.Tensor:
@@ -107,3 +109,62 @@ def test_a_changed_rollout_starts_anew():
     rewards = torch.tensor([0.0, 1.0, 2.0, 2.0])
     assert rollout.all_rewards is rollout.all_rewards
     assert torch.equal(replace(rollout, rewards=rewards).all_rewards, rewards)
+
+
+@dataclass(frozen=True)
+class Listed(TurnMethod):
+    """Advantages of turns that a list gives.
+
+    Args:
+        values: The list, which cannot be hashed.
+    """
+
+    values: list
+
+    name = "listed"
+
+    def of_turns(self, rollout):
+        return torch.full_like(rollout.turn_rewards, sum(self.values))
+
+
+def test_equal_methods_share_what_they_compute_and_others_do_not():
+    """Whatever their parameters are, and whatever others are called."""
+    rollout = make_rollout(0, torch.ones(4, 6, dtype=torch.bool))
+    for one, equal, other in (
+        (TurnRewards(0.5), TurnRewards(0.5), TurnRewards(0.25)),
+        (GiGPO(), GiGPO(), GiGPO(state_weight=0.5)),
+        (Vine(scale="std"), Vine(scale="std"), Vine(scale="none")),
+        (Listed([1.0]), Listed([1.0]), Listed([2.0])),
+        (TurnRewards(0.5), TurnRewards(0.5), namesake(TurnRewards)(0.5)),
+    ):
+        found = one.once(rollout, "it", object)
+        assert equal.once(rollout, "it", object) is found
+        assert equal.once(rollout, "else", object) is not found
+        assert other.once(rollout, "it", object) is not found
+        assert one.once(replace(rollout), "it", object) is not found
+
+
+def namesake(kind):
+    return make_dataclass(kind.__qualname__, [], bases=(kind,), frozen=True)
+
+
+@pytest.mark.parametrize("method", [TurnRewards(), GiGPO(), Vine(), Listed([1.0])], ids=lambda m: m.name)
+def test_both_hooks_share_one_computation(method, monkeypatch):
+    """In either order."""
+    computed = []
+    once = Rollout.once
+
+    def counted(self, key, compute):
+        return once(self, key, lambda: computed.append(key) or compute())
+
+    monkeypatch.setattr(Rollout, "once", counted)
+    results = []
+    for hooks in (("rollout_stage", "rows_with_credit"), ("rows_with_credit", "rollout_stage")):
+        rollout = make_rollout(0, torch.ones(4, 6, dtype=torch.bool))
+        computed.clear()
+        found = {hook: getattr(method, hook)(rollout) for hook in hooks}
+        assert len(computed) == len(set(computed))
+        results.append((found["rollout_stage"]["advantages"], found["rows_with_credit"]))
+    (first, rows), (second, others) = results
+    torch.testing.assert_close(first, second, equal_nan=True, rtol=0, atol=0)
+    assert torch.equal(rows, others)

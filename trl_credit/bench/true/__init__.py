@@ -1,5 +1,6 @@
 """`trl-credit bench --true`: token credit against the true advantages of tokens ([`trl_credit.values`]).
 
-[`sampling`] makes groups of completions and values their prefixes, [`scores`] compares token advantages with the true ones,
-[`gradients`] compares the policy gradients that they make, [`run`] does all of it and [`report`] shows it.
+[`samples`] has the completions and their values, sampled by [`sampling`]. [`results`] has what credit is worth on them:
+[`scores`] compares token advantages with the true ones, [`gradients`] the policy gradients that they make. [`run`] does all
+of it, [`report`] shows it, and [`advice`] recommends.
 """

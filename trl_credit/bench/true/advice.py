@@ -1,19 +1,11 @@
-"""What the true advantages say to somebody who has to choose a credit method: a recommendation, or why there is none.
+"""What the true advantages say to somebody who has to choose a credit method: a recommendation, or why there is none."""
 
-A gradient with the cosine k to the true one has 1 / k^2 - 1 times as much off the true direction as along it, squared. With
-uniform credit that falls with the number of completions of a prompt. So a method is worth
-
-    (1 / k_uniform^2 - 1) / (1 / k^2 - 1)
-
-times as many completions with uniform credit: the number with which uniform's cosine is k, too.
-"""
-
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .gradients import TRUE
+from .report import worth
 
 
 ALPHA = 0.05
@@ -46,27 +38,12 @@ class Advice:
         return asdict(self)
 
 
-def worth(cosine: float | None, uniform: float | None) -> float:
-    """How many times as many completions with uniform credit have this cosine with the true gradient.
-
-    Args:
-        cosine: That of the method.
-        uniform: That of uniform credit with as many completions as the method.
-
-    Returns:
-        NaN if it is unknown, because a cosine is not between 0 and 1.
-    """
-    if cosine is None or uniform is None or not 0 < cosine < 1 or not 0 < uniform < 1:
-        return math.nan
-    return (1 / uniform**2 - 1) / (1 / cosine**2 - 1)
-
-
 def advise(results: Mapping[str, Any]) -> Advice:
     """Makes a recommendation from the contents of bench_true.json."""
     samples, truth = results["samples"], results["truth"]
     mixed, prompts = samples["mixed_groups"], samples["prompts"]
     reasons = [
-        f"{mixed} of {prompts} groups have unequal rewards (mean reward {samples['mean_reward']:.2f}, "
+        f"{mixed} of {samples['groups']} groups have unequal rewards (mean reward {samples['mean_reward']:.2f}, "
         f"{samples['mean_tokens']:.0f} tokens a completion)."
     ]
     if not mixed:
@@ -94,9 +71,9 @@ def advise(results: Mapping[str, Any]) -> Advice:
 def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], reasons: list[str]) -> Advice:
     gradients, collapsed = results["gradients"], results.get("uniform_in_effect", {})
     gap, uniform = rows[TRUE]["cosine"]["difference"], rows["uniform"]["cosine"]["mean"]
-    perfect = worth(rows[TRUE]["cosine"]["mean"], uniform)
+    perfect = worth(rows[TRUE]["share"])
     cautions = [f"{label} is uniform in effect here: {remedy}" for label, remedy in collapsed.items()]
-    if results["samples"]["mixed_groups"] < FEW_MIXED * results["samples"]["prompts"]:
+    if results["samples"]["mixed_groups"] < FEW_MIXED * results["samples"]["groups"]:
         cautions.append(
             "Most groups have equal rewards and teach nothing: `dynamic_sampling: true` is likely to gain more than credit."
         )
@@ -106,20 +83,11 @@ def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], rea
     if gap["low"] is None:
         return Advice(None, "No recommendation: the headroom is unknown.", reasons, cautions)
     told = f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
-    times = "" if math.isnan(perfect) else f", worth about {perfect:.1f} times as many completions with uniform credit"
+    times = f", worth {perfect} times as many completions with uniform credit" if perfect else ""
     reasons.append(
         f"Headroom: with perfect credit, the gradient of {gradients['completions']} completions has a cosine with the true "
         f"gradient that differs from uniform's ({uniform:.3f}) by {told}{times}."
     )
-    if gap["low"] <= 0:
-        small = gap["high"] < 0.05
-        head = (
-            "Train with `uniform`: even perfect credit would hardly change the updates."
-            if small
-            else "No recommendation: the headroom is not beyond noise. Until it is, train with `uniform`."
-        )
-        more = [] if small else ["Raise `num_prompts`: the interval shrinks with its root."]
-        return Advice("uniform" if small else None, head, reasons, cautions, more)
     tested = {label: row for label, row in rows.items() if row["cosine"].get("p_holm") is not None}
     candidates = {k: row for k, row in tested.items() if k not in results["baselines"]}
     better = [k for k, row in candidates.items() if _differs(row) and row["cosine"]["difference"]["mean"] > 0]
@@ -138,6 +106,15 @@ def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], rea
     if worse:
         cautions.insert(0, f"Worse than uniform beyond noise: {_listed(worse)}.")
     if not better:
+        if gap["low"] <= 0:
+            small = gap["high"] < 0.05
+            head = (
+                "Train with `uniform`: no method is better, and even perfect credit would hardly change the updates."
+                if small
+                else "No recommendation: neither headroom nor a method is beyond noise. Until one is, train with `uniform`."
+            )
+            more = [] if small else ["Raise `num_prompts`: the interval shrinks with its root."]
+            return Advice("uniform" if small else None, head, reasons, cautions, more)
         return Advice(
             "uniform",
             "Train with `uniform`: there is headroom, but no method captures any beyond noise.",
@@ -149,8 +126,8 @@ def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], rea
     best = better[0]
     for label in better:
         row = rows[label]["cosine"]
-        own = worth(row["mean"], uniform)
-        times = "" if math.isnan(own) else f", worth {own:.1f} times as many completions"
+        own = worth(rows[label]["share"])
+        times = f", worth {own} times as many completions" if own else ""
         reasons.append(
             f"{label}: {row['difference']['mean']:+.3f} [{row['difference']['low']:+.3f}, "
             f"{row['difference']['high']:+.3f}] against uniform, p {_p(row['p_holm'])} after Holm{times}."

@@ -110,7 +110,6 @@ class TrueConfig(ScoringConfig):
         default=None,
         metadata={"help": "Numbers that a gradient is sketched to, a power of two; by default 32768."},
     )
-    resamples: AtLeast1 = field(default=2000, metadata={"help": "Resamples of the bootstrap over prompts."})
     values: str | None = field(
         default=None,
         metadata={

@@ -17,7 +17,9 @@ and errors of the estimates do not bias sums of the first two, however few conti
 |A*_t| is (sign(a'_t) a''_t + sign(a''_t) a'_t) / 2: tokens whose halves disagree about the sign count for nothing on
 average, instead of for the size of their errors. Its sum is a bit too small where errors are large.
 
-All are ratios of sums over prompts (or smooth functions of such sums), which the bootstrap over prompts resamples.
+All are smooth functions of sums over prompts. Their errors are those of the jackknife, which leaves out one prompt at a
+time, and intervals are of Student's t with that error. Where few prompts make most of a sum, these hold better than
+quantiles of the bootstrap, which are too narrow then, and a difference is beyond noise exactly if its interval is.
 """
 
 import math
@@ -128,25 +130,31 @@ def scores_of(sums: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def resampled(prompts: int, resamples: int, seed: int = 0) -> np.ndarray:
-    """(B, P) how often each prompt is drawn in each resample of the bootstrap."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
+def left_out(prompts: int) -> np.ndarray:
+    """(P, P) how often each prompt counts when one of them is left out."""
+    return 1.0 - np.eye(prompts)
 
 
-def interval_of(value: float, replicates: np.ndarray, level: float = 0.95) -> dict[str, float]:
-    """The value, its bootstrap standard error, and the interval's ends: quantiles of the replicates."""
-    known = replicates[np.isfinite(replicates)]
-    if len(known) < 2 or not math.isfinite(value):
+def interval_of(value: float, without: np.ndarray, level: float = 0.95) -> dict[str, float]:
+    """The value, its jackknife error, and the ends of its interval.
+
+    Args:
+        value: From all P prompts.
+        without: (P,) values without each of them. The error is unknown if one of them is.
+        level: Of the interval.
+    """
+    count = len(without)
+    if count < 2 or not math.isfinite(value) or not np.isfinite(without).all():
         return {"mean": value, "stderr": math.nan, "low": math.nan, "high": math.nan}
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return {"mean": value, "stderr": float(known.std(ddof=1)), "low": float(low), "high": float(high)}
+    error = float(np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum()))
+    reach = error * float(scipy.stats.t.ppf((1 + level) / 2, count - 1))
+    return {"mean": value, "stderr": error, "low": value - reach, "high": value + reach}
 
 
 def compare(
     statistics: Mapping[str, Callable[[np.ndarray], Mapping[str, np.ndarray]]],
     names: Sequence[str],
-    weights: np.ndarray,
+    prompts: int,
     baseline: str = "uniform",
     untested: Sequence[str] = (),
 ) -> dict[str, dict[str, dict]]:
@@ -155,26 +163,25 @@ def compare(
     Args:
         statistics: By label, a function from (..., P) numbers of times that each prompt counts to the scores by name.
         names: Names of the scores.
-        weights: (B, P) of [`resampled`].
+        prompts: P.
         baseline: Label to compare with.
         untested: Labels that are compared, but not tested.
 
     Returns:
         By label and score: `mean`, `stderr`, `low`, `high`; except for the baseline, `difference` with the same; and, of
-        labels that are tested, `p` (Student's t of the difference over its bootstrap error, P - 1 degrees of freedom) and
+        labels that are tested, `p` (Student's t of the difference over its error, P - 1 degrees of freedom) and
         `p_holm`, corrected over those labels.
     """
-    prompts = weights.shape[-1]
     once = {label: function(np.ones(prompts)) for label, function in statistics.items()}
-    again = {label: function(weights) for label, function in statistics.items()}
+    without = {label: function(left_out(prompts)) for label, function in statistics.items()}
     result: dict[str, dict[str, dict]] = {label: {} for label in statistics}
     for name in names:
         tested = []
         for label in statistics:
-            entry = interval_of(float(once[label][name]), np.asarray(again[label][name]))
+            entry = interval_of(float(once[label][name]), np.asarray(without[label][name]))
             if label != baseline:
                 value = float(once[label][name] - once[baseline][name])
-                difference = interval_of(value, np.asarray(again[label][name] - again[baseline][name]))
+                difference = interval_of(value, np.asarray(without[label][name] - without[baseline][name]))
                 entry["difference"] = difference
                 if label not in untested:
                     entry["p"] = _p_value(value, difference["stderr"], prompts)

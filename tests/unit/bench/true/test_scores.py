@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
+from scipy.stats import t as student
 
-from trl_credit.bench.true.scores import Truth, compare, prompt_sums, resampled, scores_of, top_shares
-from trl_credit.statistics.paired import holm
+from trl_credit.bench.true.scores import Truth, compare, interval_of, prompt_sums, scores_of, top_shares
 
 
 RNG = np.random.default_rng(0)
@@ -97,21 +97,81 @@ def test_equal_sizes_share_the_top():
 
 
 def test_compare():
+    """Errors are those of leaving out one prompt with all its completions, and p is Student's t of them."""
     truths, credit, true = data(rows=120)
+    rng = np.random.default_rng(3)
     sums = {
         "uniform": prompt_sums([np.full(len(row), 0.5) for row in true], truths, PROMPTS),
         "good": prompt_sums(credit, truths, PROMPTS),
+        "fair": prompt_sums([row + 0.6 * rng.normal(size=len(row)) for row in credit], truths, PROMPTS),
         "none": prompt_sums([np.full(len(row), 0.5) for row in true], truths, PROMPTS),
+        "not tested": prompt_sums(credit, truths, PROMPTS),
     }
-    weights = resampled(PROMPTS, 400, seed=1)
-    assert (weights.sum(1) == PROMPTS).all()
     statistics = {label: (lambda counts, own=own: scores_of(counts @ own)) for label, own in sums.items()}
-    found = compare(statistics, ["within"], weights)
-    good, none = found["good"]["within"], found["none"]["within"]
-    replicates = np.array([float(scores_of((row[:, None] * sums["good"]).sum(0))["within"]) for row in weights])
-    assert good["stderr"] == pytest.approx(replicates.std(ddof=1))
-    assert good["low"] < good["mean"] < good["high"]
+    found = compare(statistics, ["top_mass"], PROMPTS, untested=("not tested",))
+
+    def value(label, left_out=None):
+        rows = [prompt for prompt in range(PROMPTS) if prompt != left_out]
+        return float(scores_of(sums[label][rows].sum(0))["top_mass"])
+
+    for label, entry in ((label, found[label]["top_mass"]) for label in sums):
+        for own, of in ((entry, value), (entry.get("difference"), lambda k, *j: value(k, *j) - value("uniform", *j))):
+            if own is None:
+                assert label == "uniform"
+                continue
+            without = [of(label, prompt) for prompt in range(PROMPTS)]
+            error = math.sqrt((PROMPTS - 1) / PROMPTS * sum((x - sum(without) / PROMPTS) ** 2 for x in without))
+            assert own["mean"] == pytest.approx(of(label))
+            assert own["stderr"] == pytest.approx(error, abs=1e-12)
+            assert own["low"] == pytest.approx(of(label) - student.ppf(0.975, PROMPTS - 1) * error, abs=1e-12)
+            assert own["high"] == pytest.approx(of(label) + student.ppf(0.975, PROMPTS - 1) * error, abs=1e-12)
+            if label in ("good", "fair") and own is entry["difference"]:
+                assert entry["p"] == pytest.approx(2 * student.sf(abs(of(label)) / error, PROMPTS - 1))
+                assert (entry["p"] < 0.05) == (own["low"] > 0 or own["high"] < 0)
+    good, fair, none = (found[label]["top_mass"] for label in ("good", "fair", "none"))
     assert none["p"] == 1
-    assert good["p"] < 0.01
-    assert [good["p_holm"], none["p_holm"]] == holm([good["p"], none["p"]])
-    assert "p" not in found["uniform"]["within"]
+    assert good["p"] < fair["p"] < 1
+    # Holm: the smallest times the number of tests, the next times one fewer
+    assert good["p_holm"] == pytest.approx(3 * good["p"])
+    assert fair["p_holm"] == pytest.approx(min(1, max(2 * fair["p"], good["p_holm"])))
+    assert none["p_holm"] == 1
+    assert "p" not in found["uniform"]["top_mass"]
+    assert "p" not in found["not tested"]["top_mass"]
+
+
+def test_prompts_are_the_unit():
+    """Of completions that are alike within a prompt, more tell nothing more."""
+    truths, credit, _ = data(rows=PROMPTS)
+    few = prompt_sums(credit, truths, PROMPTS)
+    many = prompt_sums(credit * 50, truths * 50, PROMPTS)
+    errors = [
+        compare({"uniform": lambda counts, own=own: scores_of(counts @ own)}, ["within"], PROMPTS)["uniform"]["within"]
+        for own in (few, many)
+    ]
+    assert errors[0]["stderr"] > 0
+    assert errors[1]["stderr"] == pytest.approx(errors[0]["stderr"])
+
+
+@pytest.mark.parametrize("without", [[0.5], [0.5, math.nan, 0.5], [math.inf, 0.5]])
+def test_unknown_errors(without):
+    entry = interval_of(0.5, np.array(without))
+    assert entry["mean"] == 0.5
+    assert all(math.isnan(entry[name]) for name in ("stderr", "low", "high"))
+
+
+def test_tests_without_a_known_error_are_left_out():
+    """They count neither as tests nor as a difference."""
+
+    def constant(value):
+        return lambda counts: {"x": np.full(np.shape(counts)[:-1], value)}
+
+    def varied(counts):
+        return {"x": counts @ np.array([0.1, 0.2, 0.3, 0.15]) / counts.sum(-1)}
+
+    found = compare(
+        {"uniform": constant(0.0), "varied": varied, "unknown": constant(math.nan), "shifted": constant(1.0)}, ["x"], 4
+    )
+    for label in ("unknown", "shifted"):
+        assert math.isnan(found[label]["x"]["p"])
+        assert math.isnan(found[label]["x"]["p_holm"])
+    assert found["varied"]["x"]["p_holm"] == found["varied"]["x"]["p"] < 0.05
