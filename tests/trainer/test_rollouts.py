@@ -134,12 +134,13 @@ def test_tools_and_environments(kind, tiny_model, tmp_path):
     """The negative prompt has the tools' description and the environment's observation, like the prompt."""
     kwargs = {"tools": [Counter().add]} if kind == "tools" else {"environment_factory": Counter}
     model, tokenizer = tool_calling_model(tmp_path / "model")
-    args = config(tmp_path, credit="gcpo", max_steps=2, num_iterations=2)
+    note = "\n\nNote: Intentionally generate an incorrect answer."
+    credit = {"method": "gcpo", "negative_prompt": "{prompt}" + note}
+    args = config(tmp_path, credit=credit, max_steps=2, num_iterations=2)
     trainer, _ = run(model, args, train_dataset=chats(), processing_class=tokenizer, **kwargs)
     batch = trainer._buffered_inputs[0]
     assert "tool_mask" in batch
-    key = "negative_prompt/wrong_answer"
-    note = "\n\nNote: Intentionally generate an incorrect answer."
+    key = f"negative_prompt/{{prompt}}{note}"
     for row in range(8):
         real = tokenizer.decode(batch["prompt_ids"][row][batch["prompt_mask"][row].bool()])
         negative = tokenizer.decode(batch[f"{key}/ids"][row][batch[f"{key}/mask"][row].bool()])

@@ -112,8 +112,7 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
         ValueError, TypeError: The error that would come later.
     """
     from ..methods.spec import check_spec, read_spec
-    from ..recipe.early import check_names, words_of
-    from ..recipe.names import recipe_field_names
+    from ..recipe.early import check_names, known_fields, words_of
     from .plan import check_overrides, listed_methods, parse_seeds, take_section
     from .tuning import check_apart, check_tuned, parse_tuning
 
@@ -135,7 +134,7 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     seeds = parse_seeds(chosen("seeds", 1))
     tuning = parse_tuning(*map(chosen, ("tune", "tuning_seeds", "tune_by")))
     if tuning is not None:
-        check_tuned(tuning.values, recipe_field_names(fields.get("trainer", "grpo")))
+        check_tuned(tuning.values, known_fields(fields))
         check_apart(seeds, tuning.seeds)
 
 

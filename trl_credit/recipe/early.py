@@ -49,6 +49,12 @@ def check_early(argv: Sequence[str], file: str = "recipe") -> None:
         check_spec(values["credit"])
 
 
+def known_fields(values: Mapping[str, Any]) -> frozenset[str] | None:
+    """The fields that a recipe with these values may have, by its `trainer`; `None` if they are not known yet."""
+    trainer = values.get("trainer", "grpo")
+    return recipe_field_names(trainer) if isinstance(trainer, str) else None
+
+
 def check_names(argv: Sequence[str], values: Mapping[str, Any], file: str = "recipe") -> None:
     """Raises `ValueError` if a field does not exist.
 
@@ -57,8 +63,7 @@ def check_names(argv: Sequence[str], values: Mapping[str, Any], file: str = "rec
         values: Its fields and those of its file, as of [`words_of`].
         file: Name of the file in messages.
     """
-    trainer = values.get("trainer", "grpo")
-    known = recipe_field_names(trainer) if isinstance(trainer, str) else None
+    known = known_fields(values)
     if known is None:
         return
     on_line = [word.removeprefix("--").partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]

@@ -53,6 +53,7 @@ def recipes(tmp_path, monkeypatch):
         "nothing": "max_steps: 1\ncredit:\n",
         "number": "credit: 3",
         "fields": "max_step: 3\nlr: 1e-5\nnonsense: 1\nentropy_exponent: 2\n",
+        "section": "trainer: {name: grpo}",
         "images": "trainer: diffusion\nguidance_scale: 3\ncredit: pcpo",
     }
     for name, text in files.items():
@@ -90,6 +91,7 @@ def test_the_message_is_the_later_one(words, capsys):
         ["--config", "images.yaml"],
         ["--no_bf16", "--no-bf16", "--learning-rate", "1e-5"],
         ["--credit", "gpco", "--help"],
+        ["--config", "section.yaml", "--nonsense", "1"],
         ["--config", "fine.yaml", "--config", "no/such.yaml"],
         ["--credit", "gpco", "--credit", "gcpo"],
         ["--run_name=--credit", "--output_dir", "y"],
