@@ -142,3 +142,19 @@ def test_settings_are_checked(settings, message):
 def test_a_caller_that_loses_draws():
     with pytest.raises(ValueError, match="8 continuations were asked for, and 7"):
         sampled_values([0], lambda prefixes, draws: [0.0] * (len(prefixes) - 1), least=8)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "most", "rounds"), [(0.13, 64, [8, 8]), (0.13, 14, [8, 6]), (0.07, 64, [8, 8, 16, 20])]
+)
+def test_rounds_draw_what_the_error_asks_for(stderr, most, rounds):
+    """An even number, and at most as many as there are. Of rewards that are 0 half of the time the error is 0.5 / sqrt(count)."""
+    drawn = []
+
+    def rewards_of(prefixes, draws):
+        drawn.append(len(draws))
+        return [float(draw % 2) for draw in draws]
+
+    run = sampled_values([0], rewards_of, least=8, most=most, stderr=stderr)
+    assert drawn == rounds
+    assert run.count.tolist() == [sum(rounds)]

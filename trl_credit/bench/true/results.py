@@ -109,7 +109,8 @@ def _scored(scorer: CreditScorer, groups: _Groups) -> _Groups:
 
 
 def _known(values: SampleValues, mask: np.ndarray) -> np.ndarray:
-    return mask & np.isfinite(values.advantages()) & np.isfinite(values.half_advantages()).all(-1)
+    # A value is known if those of both halves are
+    return mask & np.isfinite(values.half_advantages()).all(-1)
 
 
 def _gradients(

@@ -11,7 +11,7 @@ and errors of the estimates do not bias sums of the first two, however few conti
                     (`within`). Uncorrected, it would be smaller by the root of the `reliability`, sum a' a'' / sum a^2.
     top mass        share of sum |A*| on the 20 % of each completion's tokens with the largest |m|; equal ones share. 0.2 for
                     credit that is the same everywhere. `best`, for the truth: a ranking by a' measured by a'', and the
-                    other way round, so that it is what can be had at least.
+                    other way round, so that it does not count its own errors.
     wrong sign      share of sum |A*| on tokens where m has the other sign; `no credit`, where m is 0.
 
 |A*_t| is (sign(a'_t) a''_t + sign(a''_t) a'_t) / 2: tokens whose halves disagree about the sign count for nothing on

@@ -103,6 +103,10 @@ def test_tokens_that_count():
     results, _ = made(ROWS)
     assert results["scores"]["place"]["correlation"]["mean"] == pytest.approx(np.corrcoef(true, place)[0, 1])
     assert results["notes"] == []
+    # Without the one prompt, all of the mass is on tokens without credit; without the other, a third
+    none = results["scores"]["place"]["no_credit"]
+    assert none["mean"] == pytest.approx(1.25 / 1.75)
+    assert none["stderr"] == pytest.approx((1 - 1 / 3) / 2)
     # A prefix whose value is unknown takes the tokens before and after it with it, in the whole and in either half
     nan = math.nan
     for values, halves in (

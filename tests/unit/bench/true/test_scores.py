@@ -75,8 +75,21 @@ def test_errors_of_the_estimates_do_not_bias():
     assert found["within"] == pytest.approx(clean["within"], abs=0.02)
     assert naive < clean["correlation"] - 0.05
     assert found["top_mass"] == pytest.approx(clean["top_mass"], abs=0.06)
+    assert found["best"] <= clean["best"]  # a noisy ranking finds less of the truth, and does not count its own noise
+    assert found["best"] == pytest.approx(_best(noisy, true), abs=0.1)  # the mass is a bit too small
     assert found["reliability"] < 0.8
+    centred = [np.concatenate([row - row.mean() for row in rows]) for rows in (true, [t.whole for t in noisy])]
+    assert found["within_reliability"] == pytest.approx((centred[0] @ centred[0]) / (centred[1] @ centred[1]), abs=0.03)
     assert naive == pytest.approx(found["correlation"] * math.sqrt(found["reliability"]), abs=0.01)
+
+
+def _best(truths, true):
+    """Share of the true mass on the top by one half's estimate, averaged over the halves."""
+    found = total = 0.0
+    for truth, values in zip(truths, true, strict=True):
+        total += np.abs(values).sum()
+        found += sum(np.abs(values) @ top_shares(np.abs(half)) for half in truth.halves.T) / 2
+    return found / total
 
 
 def test_uniform_credit():
@@ -102,9 +115,9 @@ def test_compare():
     rng = np.random.default_rng(3)
     sums = {
         "uniform": prompt_sums([np.full(len(row), 0.5) for row in true], truths, PROMPTS),
-        "good": prompt_sums(credit, truths, PROMPTS),
         "fair": prompt_sums([row + 0.6 * rng.normal(size=len(row)) for row in credit], truths, PROMPTS),
         "none": prompt_sums([np.full(len(row), 0.5) for row in true], truths, PROMPTS),
+        "good": prompt_sums(credit, truths, PROMPTS),
         "not tested": prompt_sums(credit, truths, PROMPTS),
     }
     statistics = {label: (lambda counts, own=own: scores_of(counts @ own)) for label, own in sums.items()}
