@@ -180,8 +180,10 @@ class CreditPass:
     ) -> torch.Tensor:
         """(b, T) a signal for the rows of the view; 0 in those for which it is not computed."""
         source, own = self.sources[signal], started.own.get(signal)
-        chosen = with_advantage(view).nonzero().flatten().tolist()
-        if signal not in self.partial or len(chosen) == len(view["advantages"]):
+        chosen = None  # reading it waits for the device
+        if signal in self.partial:
+            chosen = with_advantage(view).nonzero().flatten().tolist()
+        if chosen is None or len(chosen) == len(view["advantages"]):
             return source.compute(self.context, view, own, policy)
         if not started.plan.any_advantage:
             return torch.zeros_like(policy.logps)
