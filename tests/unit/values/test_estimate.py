@@ -148,7 +148,7 @@ def test_a_caller_that_loses_draws():
     ("stderr", "most", "rounds"), [(0.13, 64, [8, 8]), (0.13, 14, [8, 6]), (0.07, 64, [8, 8, 16, 20])]
 )
 def test_rounds_draw_what_the_error_asks_for(stderr, most, rounds):
-    """An even number, and at most as many as there are. Of rewards that are 0 half of the time the error is 0.5 / sqrt(count)."""
+    """An even number, at most as many as there are. The error of rewards that are 0 half of the time: 0.5 / sqrt(count)."""
     drawn = []
 
     def rewards_of(prefixes, draws):
