@@ -180,13 +180,11 @@ class CreditPass:
     ) -> torch.Tensor:
         """(b, T) a signal for the rows of the view; 0 in those for which it is not computed."""
         source, own = self.sources[signal], started.own.get(signal)
-        chosen = None  # reading it waits for the device
-        if signal in self.partial:
-            chosen = with_advantage(view).nonzero().flatten().tolist()
-        if chosen is None or len(chosen) == len(view["advantages"]):
+        if signal not in self.partial:
             return source.compute(self.context, view, own, policy)
-        if not started.plan.any_advantage:
+        if not started.plan.any_advantage:  # agreed by all processes, as `compute` may gather a sharded head
             return torch.zeros_like(policy.logps)
+        chosen = with_advantage(view).nonzero().flatten().tolist()  # waits for the device
         index = chosen or [0]
         part = _rows_or_none(view, chosen)
         found = source.compute(self.context, part, None if own is None else own[index], policy.rows(index))

@@ -142,6 +142,22 @@ def test_a_signal_is_computed_where_a_method_that_reads_it_can_use_it(advantages
     assert complete == with_advantage
 
 
+def test_processes_compute_a_signal_equally_often(context):
+    """One has a completion without an advantage, the other a cut one with an advantage: nobody computes, or both."""
+    mix = Mix([Method().to_dict(), Adding().to_dict()])
+    credit_pass, made, counts = CreditPass(mix, context), batch(), []
+    source = credit_pass.sources[Twice()]
+    source.compute = lambda context, part, own, policy: counts.append(len(policy.logps)) or policy.logps
+    for advantage, kept in ((0.0, 1), (1.0, 0)):
+        one = {key: value[:1] for key, value in made.items()}
+        one |= {"advantages": torch.tensor([advantage]), "completion_mask": one["completion_mask"] * kept}
+        # What both processes agree on: no row in the loss has an advantage
+        plan = UpdatePlan([0] if kept else [], {Twice(): []}, rows=1, any_advantage=False)
+        part = PolicyForward(policy().logps[:1], torch.ones(1, 4), None)
+        credit_pass.finish(credit_pass.start(context.model, one, plan), part)
+    assert counts == []
+
+
 def test_nothing_needs_credit(context):
     credit_pass, made = CreditPass(Method(), context), batch()
     started = credit_pass.start(context.model, made, UpdatePlan([], {Twice(): []}, any_credit=False))

@@ -112,7 +112,7 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
         ValueError, TypeError: The error that would come later.
     """
     from ..methods.spec import check_spec, read_spec
-    from ..recipe.early import check_names, known_fields, words_of
+    from ..recipe.early import check_names, known_fields, refuse_empty_credit, words_of
     from .plan import check_overrides, listed_methods, parse_seeds, take_section
     from .tuning import check_apart, check_tuned, parse_tuning
 
@@ -126,7 +126,12 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
         given = getattr(arguments, name)
         return section.get(name, default) if given is None else given
 
+    refuse_empty_credit(fields)
+    recipe_credit = read_spec(fields.get("credit"))
+    own = recipe_credit.get("method") if isinstance(recipe_credit, Mapping) else recipe_credit
     for method in listed_methods(chosen("methods")):
+        if method == own:  # has the recipe's parameters
+            continue
         spec = read_spec(method)
         if isinstance(spec, Mapping):
             spec = {key: value for key, value in spec.items() if key not in ("label", "settings")}
@@ -141,9 +146,9 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
 def _compare(argv: list[str]) -> None:
     from ..recipe.names import recipe_field_names
 
+    arguments, overrides = parser().parse_known_args(argv)
     if importlib.util.find_spec("matplotlib") is None:  # check now, not after hours of training
         _fail("the pictures need matplotlib: pip install 'trl-credit[analysis]'")
-    arguments, overrides = parser().parse_known_args(argv)
     own = [word for action in parser()._actions for word in action.option_strings if word.startswith("--")]
     known = recipe_field_names() or ()
     for word in overrides:

@@ -234,7 +234,7 @@ def parse_methods(
             label, settings = value.pop("label", None), _method_settings(value.pop("settings", {}))
             if label is not None and (not isinstance(label, str) or not label.strip()):
                 raise ValueError(f"`label` of a method must be text, got {label!r}.")
-        method = build_credit(value)
+        method = own if own is not None and value == own.name else build_credit(value)
         if own is not None and isinstance(value, str) and type(method) is type(own):
             method = own
         arm = json.loads(json.dumps(method.to_dict())), settings

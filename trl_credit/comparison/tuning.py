@@ -343,7 +343,9 @@ def sentences_of(record: Mapping[str, Any]) -> list[str]:
     found = [f"Chosen by the {record['by'].replace('_', ' ')} of seeds {seeds}, which decide nothing else: {listed}."]
     if failed := [row for row in record["rows"] if row.get("failed")]:
         reasons = "; ".join(f"{row['label']} {_written(row['values'])} ({row['failed']})" for row in failed)
-        found.append(f"Failed, and so not chosen: {reasons}.")
+        found.append(
+            f"Failed, and so not chosen: {reasons}. If the reason has passed, tune again in another `--output_dir`."
+        )
     for name, values in record["values"].items():
         if len(values) == 2 and _numeric(values):
             found.append(

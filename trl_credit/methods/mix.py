@@ -30,7 +30,7 @@ from .inputs import CreditInputs
 from .ops import effective_token_fraction, mean_one
 from .rollout import Continuations, Rollout
 from .schedule import check_schedule, value_at
-from .spec import part_of_list
+from .spec import EMPTY_LIST, NESTED_LIST, part_of_list
 
 
 def inputs_of(method: CreditMethod, inputs: CreditInputs, place: int = 0) -> CreditInputs:
@@ -124,7 +124,7 @@ class Mix(CreditMethod):
 
     def validate(self) -> None:
         if not self.parts:
-            raise ValueError("`credit` is an empty list of methods. Name at least one, or leave `credit` out.")
+            raise ValueError(EMPTY_LIST)
         object.__setattr__(self, "parts", [_built_part(place, part).to_dict() for place, part in enumerate(self.parts)])
         check_schedule(self.advantage, self.name, "advantage")
         self._check_parts()
@@ -149,7 +149,7 @@ class Mix(CreditMethod):
     def _check_parts(self) -> None:
         names = [part.name for part in self._built]
         for part in self._built:
-            if reason := "it is a list itself: write one list" if isinstance(part, Mix) else part.on_its_own:
+            if reason := NESTED_LIST if isinstance(part, Mix) else part.on_its_own:
                 raise ValueError(f"credit method {part.name!r} cannot be part of a list: {reason}.")
             if not part.credits_tokens:
                 raise ValueError(

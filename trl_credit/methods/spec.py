@@ -22,6 +22,9 @@ from .table import MIX, TABLE
 
 
 REQUIRED = "(required)"
+# Messages
+EMPTY_LIST = "`credit` is an empty list of methods. Name at least one, or leave `credit` out."
+NESTED_LIST = "it is a list itself: write one list"
 
 
 def read_spec(credit: Any) -> Any:
@@ -61,6 +64,8 @@ def check_name(name: str) -> None:
     """Raises `ValueError` unless the name is a registered method's or a path."""
     if name in (*TABLE, MIX):
         return
+    if name.strip().lower() in ("", "null", "none"):
+        raise ValueError(f"`credit` is {name!r}, no method. Leave it out for `uniform`. {nearest('', TABLE)}")
     parts = [part for part in re.split(r"[\s,+]+", name) if part]
     if len(parts) > 1 and all(part in TABLE for part in parts):
         raise ValueError(
@@ -182,9 +187,14 @@ def _check_method(name: str, parameters: Mapping[str, Any]) -> None:
 
 
 def _check_parts(parts: Sequence[Any]) -> None:
+    if not parts:
+        raise ValueError(EMPTY_LIST)
     for place, part in enumerate(parts):
         with part_of_list(place):
             check_spec(part)
+    for part in map(read_spec, parts):
+        if part["method"] == MIX if isinstance(part, Mapping) else isinstance(part, list) and len(part) > 1:
+            raise ValueError(f"credit method {MIX!r} cannot be part of a list: {NESTED_LIST}.")
 
 
 def _type(annotation: str) -> Any:

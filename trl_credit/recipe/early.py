@@ -12,8 +12,8 @@ from .names import parameter_hint, recipe_field_names
 
 
 def words_of(argv: Sequence[str], file: str = "recipe") -> dict[str, Any]:
-    """The fields of a command line and of its `--config`, as written; none if the file is a pipe, which can be read
-    once, or there are two. Of a field that is there twice, the last value counts.
+    """The fields of a command line and of its `--config`, as written. Of a field that is there twice, the last value counts.
+    Of a file that is a pipe, which can be read once, or of two, nothing is known: `trainer` is `None`.
 
     Raises:
         ValueError: The file cannot be read.
@@ -24,7 +24,7 @@ def words_of(argv: Sequence[str], file: str = "recipe") -> dict[str, Any]:
     path = Path(values.get("config", "")).expanduser()
     files = sum(word == "--config" for word, _ in given)
     if files > 1 or (files and path.exists() and not path.is_file()):
-        return {}
+        return {"trainer": None} | values
     fields = read_mapping(values["config"], {}, file) if "config" in values else {}
     return fields | values
 

@@ -218,7 +218,7 @@ def recipe_classes(argv: list[str]) -> tuple[type, ...]:
     Raises:
         ValueError: There is no such trainer.
     """
-    name = words_of(argv).get("trainer", "grpo")
+    name = words_of(argv).get("trainer") or "grpo"
     if isinstance(name, Mapping):  # another project's section, which is refused with what to write instead
         name = "grpo"
     if name not in TRAINERS:

@@ -257,6 +257,7 @@ class SecondPromptSource(SignalSource):
     def __init__(self, key: str):
         self.key = key
         self._warned: set[str] = set()
+        self._found: set[str] = set()
 
     def second_prompts(
         self, context: PolicyContext, examples: list[dict], prompts: list[Prompt], batch: dict[str, Any]
@@ -270,7 +271,7 @@ class SecondPromptSource(SignalSource):
         """The second prompts and their tokens.
 
         Raises:
-            ValueError: No row has a column that they are made from.
+            ValueError: No row so far has a column that they are made from.
         """
         self._check_columns(examples)
         found = self.second_prompts(context, examples, prompts, batch)
@@ -280,8 +281,9 @@ class SecondPromptSource(SignalSource):
 
     def _check_columns(self, examples: list[dict]) -> None:
         # Only a stream may come here without the column: the others are checked before training
+        self._found.update(column for column in self.columns if any(column in example for example in examples))
         for column in self.columns:
-            if examples and not any(column in example for example in examples):
+            if examples and column not in self._found:
                 raise ValueError(
                     f"A {self.noun} needs a column {column!r}, but the rows have only: {', '.join(examples[0])}. "
                     f"{self.way_out}".rstrip()

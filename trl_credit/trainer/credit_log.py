@@ -124,10 +124,11 @@ class CreditLog(TrainerCallback):
             [[math.nan if value is None else value for value in values] for values in logged], dtype=torch.float32
         )
         rewards = total_rewards(per_function.T, trainer.reward_weights)
-        groups = numbered_groups(trainer, total)
-        generation = trainer._step // (trainer.args.steps_per_generation * trainer.num_iterations)
         batch[ROW] = torch.arange(rows, device=device)
-        batch[GROUP] = (groups + generation * (int(groups[-1]) + 1))[start : start + rows].to(device)
+        if GROUP in self._kept:
+            groups = numbered_groups(trainer, total)
+            generation = trainer._step // (trainer.args.steps_per_generation * trainer.num_iterations)
+            batch[GROUP] = (groups + generation * (int(groups[-1]) + 1))[start : start + rows].to(device)
         batch[REWARD] = rewards[start : start + rows].to(device)
 
     def _in_table(self) -> tuple[list, list]:

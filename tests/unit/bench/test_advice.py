@@ -32,9 +32,12 @@ RESULTS = {
     "samples": {"prompts": 32, "groups": 64, "mixed_groups": 48, "mean_reward": 0.4, "mean_tokens": 60.0},
     "truth": {"reliability": entry(0.8)},
     "baselines": ["uniform", "random"],
+    "methods": {name: {"method": name} for name in ("uniform", "random", "gcpo", "otb", "dgpo")},
     "gradients": {
         "batch": 8,
         "completions": 64,
+        "prompts": 32,
+        "effective_prompts": 26.0,
         "methods": {
             "true": row(0.95, 0.13),
             "uniform": row(0.82),
@@ -100,7 +103,7 @@ def test_headroom_that_nobody_captures():
 def test_a_control_is_never_recommended():
     advice = advise(changed(gradients__methods__random=row(0.93, 0.11, 0.001)))
     assert advice.method == "otb"
-    assert advice.cautions[1].startswith("random, which know nothing of the outcome, have better gradients")
+    assert advice.cautions[1].startswith("Better than uniform, too, without knowing the outcome: random.")
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,7 @@ def test_a_control_is_never_recommended():
         ({"truth__reliability": entry(0.1)}, "90 % of the true advantages' variance is sampling error"),
         ({"truth__reliability": {"mean": None}}, "nearly all of the true advantages' variance"),
         ({"gradients": {}}, "there are no gradients"),
+        ({"gradients__effective_prompts": 3.2}, "the true gradient is mostly that of 3 prompts (raise `num_prompts`)"),
     ],
 )
 def test_no_recommendation_where_the_data_carry_none(changes, message):
@@ -123,5 +127,9 @@ def test_what_else_a_user_should_know():
     results = changed(samples__mixed_groups=5) | {"uniform_in_effect": {"dgpo": "set `temperature` to 0.01."}}
     cautions = " ".join(advise(results).cautions)
     assert "dynamic_sampling" in cautions
+    assert "that of" not in cautions
+    few = advise(changed(gradients__effective_prompts=9.6))
+    assert few.method == "otb"
+    assert "The true gradient is mostly that of 10 of 32 prompts" in " ".join(few.cautions)
     assert "dgpo is uniform in effect here: set `temperature` to 0.01." in cautions
     assert "only training shows" in cautions

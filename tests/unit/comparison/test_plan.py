@@ -66,6 +66,18 @@ def test_the_recipes_own_method_by_name_has_its_parameters():
     (uniform, gcpo), _ = parse_methods(["uniform", "gcpo"], {"method": "gcpo", "negative_prompt": "!{prompt}"})
     assert uniform.credit == {"method": "uniform"}
     assert gcpo.credit["negative_prompt"] == "!{prompt}"
+    (_, teacher), _ = parse_methods(["uniform", "teacher"], {"method": "teacher", "model": "other"})
+    assert teacher.credit["model"] == "other"
+
+
+def test_the_recipes_own_method_needs_no_parameters_on_the_command_line(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("credit: {method: shuffled, of: gcpo}\n")
+    arguments = cli.parser().parse_args(["--config", str(recipe), "--methods", "uniform", "shuffled"])
+    cli.check_early(arguments, [])
+    recipe.write_text("credit:\n")
+    with pytest.raises(ValueError, match="`credit` is empty"):
+        cli.check_early(arguments, [])
 
 
 @pytest.mark.parametrize(

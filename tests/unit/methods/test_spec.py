@@ -18,6 +18,7 @@ WRONG = [
     {"method": "mix", "parts": ["gcpo", {"method": "dgpo", "temperature": []}]}, {"method": "dgpo", "reference": 1},
     {"method": "mix", "guard": True}, [["gcpoo"]], "gcpo, dgpo", "gcpo+otb", {"gcpo": {"top_mass": 0.9}}, {"name": "gcpo"},
     {"method": "rlsd", "strength": "{from: 1, to: 0, updates: 3}"},
+    [], "[]", "", "null", [["gcpo", "otb"], "rlsd"], ["rlsd", {"method": "mix", "parts": ["gcpo", "otb"]}],
 ]  # fmt: skip
 
 
@@ -50,7 +51,8 @@ def test_the_way_out(spec, message):
 @pytest.mark.parametrize(
     "spec",
     [
-        "gcpo", ["gcpo", "dgpo"], '["gcpo"]', "[gcpo, otb]", [], "no/such/file.py:Own", {"method": "gcpo", "top_mass": 7},
+        "gcpo", ["gcpo", "dgpo"], '["gcpo"]', "[gcpo, otb]", [["gcpo"], "otb"],
+        "no/such/file.py:Own", {"method": "gcpo", "top_mass": 7},
         {"method": "gcpo", "top_mass": "0.5"}, {"method": "shuffled", "of": "nothing"},
     ],
     ids=str,

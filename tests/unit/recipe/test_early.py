@@ -1,6 +1,7 @@
 """Errors that need neither torch nor TRL are those that would come later."""
 
 import importlib.util
+import os
 
 import pytest
 
@@ -119,3 +120,11 @@ def test_a_release_that_has_moved_a_class_is_left_for_later(monkeypatch):
     assert names.recipe_field_names() is None
     monkeypatch.undo()
     names.recipe_field_names.cache_clear()
+
+
+def test_a_recipe_from_a_pipe_may_have_any_trainer(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    check_early(["--config", str(pipe), "--num_inference_steps", "8"])
+    with pytest.raises(ValueError, match="Unknown credit method 'gpco'"):
+        check_early(["--config", str(pipe), "--credit", "gpco"])

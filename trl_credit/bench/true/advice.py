@@ -1,16 +1,19 @@
 """What the true advantages say to somebody who has to choose a credit method: a recommendation, or why there is none."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .gradients import TRUE
-from .report import worth
+from .report import few_prompts, worth
 
 
 ALPHA = 0.05
 # Fewer prompts than this carry no recommendation
 FEWEST_PROMPTS = 16
+# The same of prompts that the true gradient effectively is of: below, tests of equal methods reject too often
+FEWEST_EFFECTIVE = 5
 LEAST_RELIABILITY = 0.3
 # Share of groups with unequal rewards below which most of a batch is wasted
 FEW_MIXED = 0.3
@@ -61,8 +64,11 @@ def advise(results: Mapping[str, Any]) -> Advice:
         share = "nearly all" if reliability is None else f"{100 * (1 - reliability):.0f} %"
         lacking.append(f"{share} of the true advantages' variance is sampling error (lower `stderr`, raise `most`)")
     rows = results.get("gradients", {}).get("methods", {})
+    effective = results.get("gradients", {}).get("effective_prompts")
     if TRUE not in rows:
         lacking.append("there are no gradients (`gradients: true`)")
+    elif effective is not None and effective < FEWEST_EFFECTIVE:
+        lacking.append(f"the true gradient is mostly that of {effective:.0f} prompts (raise `num_prompts`)")
     if lacking:
         return Advice(None, f"No recommendation: {'; '.join(lacking)}.", reasons)
     return _from_gradients(results, rows, reasons)
@@ -77,6 +83,8 @@ def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], rea
         cautions.append(
             "Most groups have equal rewards and teach nothing: `dynamic_sampling: true` is likely to gain more than credit."
         )
+    if concentrated := few_prompts(gradients):
+        cautions.append(concentrated)
     cautions.append(
         "This is the policy as it is now, and the direction of its updates. Whether it learns faster, only training shows."
     )
@@ -100,8 +108,7 @@ def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], rea
     if beaten_by:
         cautions.insert(
             0,
-            f"{_listed(beaten_by)}, which know nothing of the outcome, have better gradients than uniform too: a method has "
-            "to beat those.",
+            f"Better than uniform, too, without knowing the outcome: {_listed(beaten_by)}. A method has to beat those.",
         )
     if worse:
         cautions.insert(0, f"Worse than uniform beyond noise: {_listed(worse)}.")
@@ -137,8 +144,17 @@ def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], rea
         f"Try `{best}`: its updates point better than uniform's beyond noise.",
         reasons,
         cautions,
-        [f"Confirm it: `trl-credit compare --methods uniform {best} --tune learning_rate=... --seeds 10`."],
+        [
+            f"Confirm it: `trl-credit compare RECIPE --methods uniform {_word(best, results)} --tune learning_rate=... "
+            "--seeds 10`."
+        ],
     )
+
+
+def _word(label: str, results: Mapping[str, Any]) -> str:
+    """A method as a word of the command line: its name, or its mapping if the label is more than that."""
+    method = results["methods"][label]
+    return label if label == method["method"] else f"'{json.dumps(method)}'"
 
 
 def _differs(row: Mapping[str, Any]) -> bool:

@@ -103,7 +103,8 @@ class TrueConfig(ScoringConfig):
         metadata={"help": "Completions at once, with transformers; by default 32, 512 for the embedded model."},
     )
     gradients: bool = field(
-        default=True, metadata={"help": "Compare the policy gradients, too; it takes twice the completions."}
+        default=True,
+        metadata={"help": "Compare the policy gradients, for which each prompt is sampled twice."},
     )
     batch: AtLeast1 = field(default=8, metadata={"help": "Groups in the batch whose gradient's cosine is told."})
     sketch: AtLeast1 | None = field(
@@ -117,7 +118,10 @@ class TrueConfig(ScoringConfig):
             "`methods`, for example."
         },
     )
-    quick: bool = field(default=False, metadata={"help": "Few prompts and continuations: seconds, and noise."})
+    quick: bool = field(
+        default=False,
+        metadata={"help": "Few prompts and continuations: seconds, and only noise."},
+    )
     output_dir: str = field(
         default="outputs/bench-true",
         metadata={

@@ -127,6 +127,18 @@ def _cells(entry: Mapping[str, Any], name: str) -> list[str]:
     return [_with_error(entry), _p(entry)] if name in _WITH_P else [_with_error(entry)]
 
 
+def few_prompts(gradients: Mapping[str, Any]) -> str | None:
+    """A warning if the true gradient is mostly that of a few prompts."""
+    effective = gradients["effective_prompts"]
+    if effective is None or effective >= FEW_EFFECTIVE:
+        return None
+    return (
+        f"The true gradient is mostly that of {effective:.0f} of {gradients['prompts']} prompts, so the cosines may be off "
+        "by more than their intervals say. Differences from uniform hold better, down to about 8 such prompts. More "
+        "prompts help (`num_prompts`)."
+    )
+
+
 def sentences_of(results: Mapping[str, Any]) -> list[str]:
     """What the results say."""
     samples, reliability = results["samples"], results["truth"]["reliability"]["mean"]
@@ -154,12 +166,8 @@ def sentences_of(results: Mapping[str, Any]) -> list[str]:
         + (f", worth {times} times as many completions with uniform credit" if times else "")
         + ("." if gap["low"] is not None and gap["low"] > 0 else ", so perfect credit may buy nothing here.")
     )
-    effective = gradients["effective_prompts"]
-    if effective is not None and effective < FEW_EFFECTIVE:
-        sentences.append(
-            f"The true gradient is mostly that of {effective:.0f} of {gradients['prompts']} prompts, so the cosines may be "
-            "off by more than their intervals say. Differences from uniform hold better. More prompts help (`num_prompts`)."
-        )
+    if concentrated := few_prompts(gradients):
+        sentences.append(concentrated)
     tested = {label: row["cosine"] for label, row in rows.items() if row["cosine"].get("p_holm") is not None}
     better = [k for k, row in tested.items() if row["p_holm"] < 0.05 and row["difference"]["mean"] > 0]
     worse = [k for k, row in tested.items() if row["p_holm"] < 0.05 and row["difference"]["mean"] < 0]

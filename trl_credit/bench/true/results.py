@@ -101,10 +101,16 @@ def _group(rows: Sequence[Valued | _Scored]) -> Group:
 
 
 def _scored(scorer: CreditScorer, groups: _Groups) -> _Groups:
-    found = score_groups(scorer, list(map(_group, groups.values())))
+    records = {}
+    for side in sorted({side for _, side in groups}):  # apart, as some methods compare all completions of a batch
+        keys = [key for key in groups if key[1] == side]
+        records |= zip(keys, score_groups(scorer, [_group(groups[key]) for key in keys]), strict=True)
     return {
-        key: [_Scored(*row, record, _known(row.values, record.mask)) for row, record in zip(rows, own, strict=True)]
-        for (key, rows), own in zip(groups.items(), found, strict=True)
+        key: [
+            _Scored(*row, record, _known(row.values, record.mask))
+            for row, record in zip(rows, records[key], strict=True)
+        ]
+        for key, rows in groups.items()
     }
 
 
