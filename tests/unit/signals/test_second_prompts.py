@@ -1,11 +1,13 @@
 """Prompts with hints, and which tokens are a thought."""
 
+from types import SimpleNamespace
+
 import pytest
 from datasets import Dataset
 from helpers import config, letter_reward, prompts
 
 from trl_credit import CreditGRPOTrainer
-from trl_credit.signals.hint import TEMPLATES, hint_prompt_of
+from trl_credit.signals.hint import TEMPLATES, HintLogps, hint_prompt_of
 from trl_credit.signals.second_prompt import fill
 from trl_credit.signals.thought_tokens import in_thought
 
@@ -31,6 +33,17 @@ def test_hints():
 @pytest.mark.parametrize("row", [{}, {"solution": ""}, {"solution": " "}, {"solution": None}, {"solution": []}])
 def test_a_row_without_an_answer_has_no_hint(row):
     assert hint_prompt_of("2+2?", "default", "solution", row) is None
+
+
+def test_a_stream_may_lose_the_column_but_not_lack_it():
+    source = HintLogps("default", "solution").source()
+    context = SimpleNamespace(tokenize_prompts=lambda chosen: ([[1]] * len(chosen), None, None))
+    rows = [{"prompt": "a", "solution": "4"}, {"prompt": "b"}]
+    lacking = {"prompt": "2+2?"}
+    with pytest.raises(ValueError, match="A hint needs a column 'solution', but the rows have only: prompt"):
+        source.tokenized(context, [lacking], ["2+2?"], {})
+    assert source.tokenized(context, rows, ["a", "b"], {}).present == [True, False]
+    assert source.tokenized(context, [lacking], ["2+2?"], {}).present == [False]
 
 
 @pytest.mark.parametrize(
