@@ -64,7 +64,7 @@ def check_name(name: str) -> None:
     """Raises `ValueError` unless the name is a registered method's or a path."""
     if name in (*TABLE, MIX):
         return
-    if name.strip().lower() in ("", "null", "none"):
+    if name.strip().lower() in ("", "null"):
         raise ValueError(f"`credit` is {name!r}, no method. Leave it out for `uniform`. {nearest('', TABLE)}")
     parts = [part for part in re.split(r"[\s,+]+", name) if part]
     if len(parts) > 1 and all(part in TABLE for part in parts):
