@@ -130,7 +130,7 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     recipe_credit = read_spec(fields.get("credit"))
     own = recipe_credit.get("method") if isinstance(recipe_credit, Mapping) else recipe_credit
     for method in listed_methods(chosen("methods")):
-        if method == own:  # has the recipe's parameters
+        if own is not None and method == own:  # has the recipe's parameters
             continue
         spec = read_spec(method)
         if isinstance(spec, Mapping):

@@ -235,7 +235,7 @@ def parse_methods(
             if label is not None and (not isinstance(label, str) or not label.strip()):
                 raise ValueError(f"`label` of a method must be text, got {label!r}.")
         method = own if own is not None and value == own.name else build_credit(value)
-        if own is not None and isinstance(value, str) and type(method) is type(own):
+        if isinstance(value, str) and type(method) is type(own):  # a path of the recipe's own class
             method = own
         arm = json.loads(json.dumps(method.to_dict())), settings
         if arm in asked:

@@ -193,7 +193,8 @@ def _check_parts(parts: Sequence[Any]) -> None:
         with part_of_list(place):
             check_spec(part)
     for part in map(read_spec, parts):
-        if part["method"] == MIX if isinstance(part, Mapping) else isinstance(part, list) and len(part) > 1:
+        several = isinstance(part, list) and len(part) > 1
+        if several or (isinstance(part, Mapping) and part["method"] == MIX):
             raise ValueError(f"credit method {MIX!r} cannot be part of a list: {NESTED_LIST}.")
 
 

@@ -1,8 +1,7 @@
 """Recommendations from true advantages."""
 
-import copy
-
 import pytest
+from support.bench import changed
 
 from trl_credit.bench.true.advice import advise
 
@@ -50,17 +49,6 @@ RESULTS = {
 }
 
 
-def changed(**changes):
-    results = copy.deepcopy(RESULTS)
-    for path, value in changes.items():
-        *keys, last = path.split("__")
-        place = results
-        for key in keys:
-            place = place[key]
-        place[last] = value
-    return results
-
-
 def test_the_best_method_beyond_noise_is_recommended():
     advice = advise(RESULTS)
     assert advice.method == "otb"
@@ -78,10 +66,10 @@ NOBODY = {"gradients__methods__otb": row(0.9, 0.08, 0.06), "gradients__methods__
 
 
 def test_no_headroom_and_no_knowledge_are_told_apart():
-    none = advise(changed(gradients__methods__true=row(0.83, 0.01, half=0.02), **NOBODY))
+    none = advise(changed(RESULTS, gradients__methods__true=row(0.83, 0.01, half=0.02), **NOBODY))
     assert none.method == "uniform"
     assert "even perfect credit would hardly change" in none.headline
-    unknown = advise(changed(gradients__methods__true=row(0.92, 0.1, half=0.2), **NOBODY))
+    unknown = advise(changed(RESULTS, gradients__methods__true=row(0.92, 0.1, half=0.2), **NOBODY))
     assert unknown.method is None
     assert "neither headroom nor a method is beyond noise" in unknown.headline
     for advice in (none, unknown):
@@ -91,17 +79,17 @@ def test_no_headroom_and_no_knowledge_are_told_apart():
 @pytest.mark.parametrize("headroom", [row(0.83, 0.01, half=0.02), row(0.92, 0.1, half=0.2)])
 def test_a_method_may_be_better_than_perfect_credit(headroom):
     """Whose baseline need not have the least variance."""
-    assert advise(changed(gradients__methods__true=headroom)).method == "otb"
+    assert advise(changed(RESULTS, gradients__methods__true=headroom)).method == "otb"
 
 
 def test_headroom_that_nobody_captures():
-    advice = advise(changed(**NOBODY))
+    advice = advise(changed(RESULTS, **NOBODY))
     assert advice.method == "uniform"
     assert "no method captures any beyond noise" in advice.headline
 
 
 def test_a_control_is_never_recommended():
-    advice = advise(changed(gradients__methods__random=row(0.93, 0.11, 0.001)))
+    advice = advise(changed(RESULTS, gradients__methods__random=row(0.93, 0.11, 0.001)))
     assert advice.method == "otb"
     assert advice.cautions[1].startswith("Better than uniform, too, without knowing the outcome: random.")
 
@@ -118,17 +106,17 @@ def test_a_control_is_never_recommended():
     ],
 )
 def test_no_recommendation_where_the_data_carry_none(changes, message):
-    advice = advise(changed(**changes))
+    advice = advise(changed(RESULTS, **changes))
     assert advice.method is None
     assert message in advice.headline
 
 
 def test_what_else_a_user_should_know():
-    results = changed(samples__mixed_groups=5) | {"uniform_in_effect": {"dgpo": "set `temperature` to 0.01."}}
+    results = changed(RESULTS, samples__mixed_groups=5) | {"uniform_in_effect": {"dgpo": "set `temperature` to 0.01."}}
     cautions = " ".join(advise(results).cautions)
     assert "dynamic_sampling" in cautions
     assert "that of" not in cautions
-    few = advise(changed(gradients__effective_prompts=9.6))
+    few = advise(changed(RESULTS, gradients__effective_prompts=9.6))
     assert few.method == "otb"
     assert "The true gradient is mostly that of 10 of 32 prompts" in " ".join(few.cautions)
     assert "dgpo is uniform in effect here: set `temperature` to 0.01." in cautions

@@ -1,8 +1,7 @@
 """What is said of the results of `bench --true`."""
 
-import copy
-
 import pytest
+from support.bench import changed
 
 from trl_credit.bench.true.report import sentences_of, tables, worth
 
@@ -58,17 +57,6 @@ RESULTS = {
 }
 
 
-def changed(**changes):
-    results = copy.deepcopy(RESULTS)
-    for path, value in changes.items():
-        *keys, last = path.split("__")
-        place = results
-        for key in keys:
-            place = place[key]
-        place[last] = value
-    return results
-
-
 @pytest.mark.parametrize(
     ("share", "low", "high", "told"),
     [
@@ -108,7 +96,7 @@ def test_what_is_said():
     ],
 )
 def test_what_is_said_of_other_results(changes, said):
-    assert said in " ".join(sentences_of(changed(**changes)))
+    assert said in " ".join(sentences_of(changed(RESULTS, **changes)))
     assert said not in " ".join(sentences_of(RESULTS))
 
 

@@ -18,10 +18,10 @@ class Scorer:
     def __init__(self):
         self.methods = {"place": build_credit("gcpo"), "uniform": Uniform()}
         self.advice = {"place": "set it.", "uniform": "nothing"}
-        self.seen = []
+        self.calls = []
 
     def score(self, completions):
-        self.seen += completions
+        self.calls.append(completions)
         return [self.record(completion) for completion in completions]
 
     def record(self, completion):
@@ -81,7 +81,12 @@ ROWS = [
 
 def test_groups_are_those_of_a_prompt_s_samples():
     results, scorer = made(ROWS)
-    assert [len({c.group for c in scorer.seen if c.prompt == f"prompt {k}"}) for k in (5, 7)] == [1, 2]
+    assert [len({c.group for calls in scorer.calls for c in calls if c.prompt == f"prompt {k}"}) for k in (5, 7)] == [
+        1,
+        2,
+    ]
+    # First and second groups apart: methods that compare a whole batch must not see both
+    assert [[c.prompt[-1] for c in completions] for completions in scorer.calls] == [[*"5577"], [*"77"]]
     samples = results["samples"]
     assert (samples["prompts"], samples["groups"], samples["mixed_groups"], samples["completions"]) == (2, 3, 1, 6)
     assert samples["mean_reward"] == pytest.approx(3 / 6)
