@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--config",
         type=Path,
         required=True,
-        help="recipe; its `compare` section may set methods, seeds, baseline, target_reward and at_target",
+        help="recipe; its `compare` section may set any of the options below from `methods` to `tune_by`",
     )
     add(
         "--methods",
@@ -73,6 +73,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--output_dir", type=Path, help="default: outputs/compare/NAME_OF_RECIPE")
     add("--baseline", help="label of the method the others are compared with (default: the first)")
+    add(
+        "--ceiling",
+        help="label of the method that stands for perfect credit: tells which share of its lead over the baseline each "
+        "method has",
+    )
     add("--target_reward", type=float, help="also compare the updates and tokens until this reward")
     add(
         "--at_target",
@@ -192,7 +197,7 @@ def _compare(argv: list[str]) -> None:
         "methods": arguments.methods,
         "seeds": arguments.seeds,
         "launch": launch,
-        **{name: getattr(arguments, name) for name in ("baseline", "target_reward", "at_target")},
+        **{name: getattr(arguments, name) for name in ("baseline", "ceiling", "target_reward", "at_target")},
     }
     given = (arguments.tune, arguments.tuning_seeds, arguments.tune_by)
     try:

@@ -35,7 +35,7 @@ _COMMON = (
 )  # fmt: skip
 # The first seed of tuning, unless seeds are listed
 FIRST_TUNING_SEED = 1000
-_SECTION = ("methods", "seeds", "baseline", "target_reward", "at_target", "tune", "tuning_seeds", "tune_by")
+_SECTION = ("methods", "seeds", "baseline", "ceiling", "target_reward", "at_target", "tune", "tuning_seeds", "tune_by")
 
 
 @dataclass
@@ -65,6 +65,7 @@ class Plan:
         launch: The launcher's words. Empty for one process.
         command: Command that makes the whole comparison.
         tuning: What was tuned before, and every value's result ([`~.tuning.record_of`]).
+        ceiling: Label of the method whose lead is all that can be had, or `None`.
     """
 
     recipe: dict[str, Any]
@@ -79,6 +80,7 @@ class Plan:
     launch: list[str] = field(default_factory=list)
     command: str = ""
     tuning: dict[str, Any] | None = None
+    ceiling: str | None = None
 
     def method(self, label: str) -> Method:
         return next(method for method in self.methods if method.label == label)
@@ -93,7 +95,7 @@ class Plan:
         Raises:
             KeyError, TypeError: The data is not a plan.
         """
-        data = {"at_target": [], "tuning": None, **data}  # older plans have none
+        data = {"at_target": [], "tuning": None, "ceiling": None, **data}  # older plans have none
         known = {f.name: data[f.name] for f in fields(cls) if f.name != "asked"}
         known["methods"] = [Method(**method) for method in known["methods"]]
         return cls(**known)
@@ -345,6 +347,7 @@ def make_plan(
     at_target: Sequence[str] | None = None,
     launch: Sequence[str] = (),
     tuning: Mapping[str, Any] | None = None,
+    ceiling: str | None = None,
 ) -> Plan:
     """Reads and checks everything that can be known before loading a model. Writes nothing.
 
@@ -359,6 +362,7 @@ def make_plan(
         at_target: Logged metrics to compare at the update that reaches it.
         launch: The launcher's words.
         tuning: What chose the methods' own settings, see [`Plan`].
+        ceiling: Label of a method whose lead over the baseline is all that can be had.
 
     Raises:
         ValueError: A setting is wrong.
@@ -380,7 +384,7 @@ def make_plan(
         section.get("methods") if methods is None else methods, recipe_credit, before.methods if before else ()
     )
     asked_seeds = parse_seeds(section.get("seeds", 1) if seeds is None else seeds)
-    baseline, target_reward = _choices(section, before, baseline, target_reward, every)
+    baseline, ceiling, target_reward = _choices(section, before, baseline, ceiling, target_reward, every)
     at_target = _metrics_at_target(section, before, at_target, target_reward)
     plan = Plan(
         recipe=recipe,
@@ -389,6 +393,7 @@ def make_plan(
         methods=every,
         seeds=[*(before.seeds if before else []), *(s for s in asked_seeds if not before or s not in before.seeds)],
         baseline=baseline,
+        ceiling=ceiling,
         target_reward=target_reward,
         at_target=at_target,
         asked=(labels, asked_seeds),
@@ -437,8 +442,9 @@ def _with_earlier(before: Plan | None, tuning: Mapping | None) -> dict | None:
     return json.loads(json.dumps({**tuning, "rows": [*kept, *tuning["rows"]]}))
 
 
-def _choices(section: Mapping, before: Plan | None, baseline, target_reward, methods: list[Method]) -> tuple:
-    """Baseline and target from the command line, else the recipe, else the folder, else the first method and none."""
+def _choices(section: Mapping, before: Plan | None, baseline, ceiling, target_reward, methods: list[Method]) -> tuple:
+    """Baseline, ceiling and target from the command line, else the recipe, else the folder, else the first method and
+    none."""
     labels = [method.label for method in methods]
     if baseline is None:
         baseline = section.get("baseline")
@@ -448,11 +454,17 @@ def _choices(section: Mapping, before: Plan | None, baseline, target_reward, met
         baseline = labels[0]
     if baseline not in labels:
         raise ValueError(f"`baseline`: {baseline!r} is not among the methods. {nearest(baseline, labels)}")
+    if ceiling is None:
+        ceiling = section.get("ceiling", before.ceiling if before else None)
+    if ceiling is not None and ceiling not in labels:
+        raise ValueError(f"`ceiling`: {ceiling!r} is not among the methods. {nearest(str(ceiling), labels)}")
+    if ceiling == baseline:
+        raise ValueError(f"`ceiling` and `baseline` are both {baseline!r}: its lead over itself is nothing to share.")
     if target_reward is None:
         target_reward = section.get("target_reward", before.target_reward if before else None)
     if target_reward is not None:
         target_reward = check_value("target_reward", target_reward, Finite)
-    return baseline, target_reward
+    return baseline, ceiling, target_reward
 
 
 def check_choices(
@@ -462,13 +474,14 @@ def check_choices(
     baseline: str | None = None,
     target_reward: float | None = None,
     at_target: Any = None,
+    ceiling: str | None = None,
 ) -> None:
-    """Raises `ValueError` if the baseline, the target or the metrics at it cannot be those of these methods and of the
-    ones already in the folder."""
+    """Raises `ValueError` if the baseline, the ceiling, the target or the metrics at it cannot be those of these methods
+    and of the ones already in the folder."""
     earlier = before.methods if before else []
     known = {method.label for method in earlier}
     every = [*earlier, *(method for method in methods if method.label not in known)]
-    _, target_reward = _choices(section, before, baseline, target_reward, every)
+    *_, target_reward = _choices(section, before, baseline, ceiling, target_reward, every)
     _metrics_at_target(section, before, at_target, target_reward)
 
 
@@ -543,6 +556,8 @@ def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
     seeds = _seed_words(plan.seeds, 0)
     words = ["trl-credit", "compare", "--config", str(config), "--methods", *methods, "--seeds", *seeds]
     words += ["--output_dir", str(output_dir), "--baseline", plan.baseline]
+    if plan.ceiling is not None:
+        words += ["--ceiling", plan.ceiling]
     if plan.target_reward is not None:
         words += ["--target_reward", f"{plan.target_reward:g}"]
     if plan.at_target:

@@ -154,7 +154,7 @@ def plan_tuning(
 
     Args:
         given: The command line's arguments of [`parse_tuning`]. The recipe's `compare` section supplies what is `None`.
-        **choices: `baseline`, `target_reward` and `at_target` of the comparison, which are checked here.
+        **choices: `baseline`, `ceiling`, `target_reward` and `at_target` of the comparison, which are checked here.
 
     Returns:
         What is tuned, the plan with a method for each method and combination, and the methods themselves; `None` if

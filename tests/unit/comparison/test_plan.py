@@ -101,15 +101,24 @@ def test_bad_methods(methods, message):
 
 
 def test_the_recipes_section(comparison_recipe):
-    path = comparison_recipe(compare={"methods": ["uniform", SHARP], "seeds": [3, 5], "target_reward": 0.9})
+    path = comparison_recipe(
+        compare={"methods": ["uniform", SHARP], "seeds": [3, 5], "target_reward": 0.9, "ceiling": "dgpo"}
+    )
     fields, section = read_recipe(path)
     assert "compare" not in fields
     assert section["seeds"] == [3, 5]
     found = make_plan(path, path.parent / "out")
     assert [method.label for method in found.methods] == ["uniform", "dgpo"]
-    assert (found.seeds, found.baseline, found.target_reward) == ([3, 5], "uniform", 0.9)
+    assert (found.seeds, found.baseline, found.ceiling, found.target_reward) == ([3, 5], "uniform", "dgpo", 0.9)
+    assert "--ceiling dgpo" in found.command
     found = make_plan(
-        path, path.parent / "out", methods=["uniform", "gcpo"], seeds=2, baseline="gcpo", target_reward=0.5
+        path,
+        path.parent / "out",
+        methods=["uniform", "gcpo"],
+        seeds=2,
+        baseline="gcpo",
+        ceiling="uniform",
+        target_reward=0.5,
     )
     assert [method.label for method in found.methods] == ["uniform", "gcpo"]
     assert (found.seeds, found.baseline, found.target_reward) == ([0, 1], "gcpo", 0.5)
@@ -130,6 +139,8 @@ def test_the_recipes_section(comparison_recipe):
         ({}, {"overrides": ["--seed=3"]}, "use --seeds"),
         ({}, {"overrides": ["--logging-steps", "5"]}, "`logging_steps` cannot be set"),
         ({}, {"baseline": "dgpo"}, "not among the methods"),
+        ({}, {"ceiling": "oracel"}, "`ceiling`: 'oracel' is not among the methods"),
+        ({"compare": {"ceiling": "uniform"}}, {}, "`ceiling` and `baseline` are both 'uniform'"),
         ({"compare": {"target_reward": "high"}}, {}, "`target_reward` must be a number"),
         ({"compare": {"at_target": ["entropy"]}}, {}, r"`at_target` \(entropy\) needs a `target_reward`"),
         ({"compare": {"at_target": 5, "target_reward": 1}}, {}, "`at_target` must be a list of logged metrics"),
