@@ -120,6 +120,7 @@ __all__ = [
     "VPPO",
     "AsyncCreditGRPOConfig",
     "AsyncCreditGRPOTrainer",
+    "Certainty",
     "Continuations",
     "CreditGRPOConfig",
     "CreditGRPOTrainer",

@@ -347,7 +347,7 @@ def make_plan(
     at_target: Sequence[str] | None = None,
     launch: Sequence[str] = (),
     tuning: Mapping[str, Any] | None = None,
-    ceiling: str | None = None,
+    ceiling: str | bool | None = None,
 ) -> Plan:
     """Reads and checks everything that can be known before loading a model. Writes nothing.
 
@@ -362,7 +362,8 @@ def make_plan(
         at_target: Logged metrics to compare at the update that reaches it.
         launch: The launcher's words.
         tuning: What chose the methods' own settings, see [`Plan`].
-        ceiling: Label of a method whose lead over the baseline is all that can be had.
+        ceiling: Label of a method whose lead over the baseline is all that can be had. `False` for none, whatever the recipe
+            says.
 
     Raises:
         ValueError: A setting is wrong.
@@ -456,6 +457,7 @@ def _choices(section: Mapping, before: Plan | None, baseline, ceiling, target_re
         raise ValueError(f"`baseline`: {baseline!r} is not among the methods. {nearest(baseline, labels)}")
     if ceiling is None:
         ceiling = section.get("ceiling", before.ceiling if before else None)
+    ceiling = ceiling or None
     if ceiling is not None and ceiling not in labels:
         raise ValueError(f"`ceiling`: {ceiling!r} is not among the methods. {nearest(str(ceiling), labels)}")
     if ceiling == baseline:

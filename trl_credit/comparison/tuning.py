@@ -194,6 +194,7 @@ def plan_tuning(
         methods=arms,
         seeds=tuning.seeds,
         baseline=arms[0]["label"],
+        ceiling=False,
         launch=launch,
     )
     return tuning, plan, asked

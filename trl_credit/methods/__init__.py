@@ -77,6 +77,7 @@ __all__ = [
     "RLSD",
     "TABLE",
     "VPPO",
+    "Certainty",
     "CreditInputs",
     "CreditMethod",
     "DelTA",

@@ -7,16 +7,16 @@
     b_t = low_i + theta_k(t) (mean_i - low_i), at most high_i
     A_t = R_i - b_t
 
-mean_i, low_i and high_i are the mean, least and greatest reward of completion i's group, r_i = (R_i - low_i) / (high_i - low_i)
-and m_i = (mean_i - low_i) / (high_i - low_i). theta is the weighted least-squares regression of the rewards on the group's mean
-in each bin: of the baselines of this form, the one with the least variance, as
+mean_i, low_i and high_i are the mean, least and greatest reward of completion i's group, r_i = (R_i - low_i) / (high_i -
+low_i), and m_i the same of the mean. theta is the regression of the rewards on the group's mean in each bin, with weights w:
+of the baselines of this form, the one with the least variance, where a token's gradient is taken by itself,
 
     E |sum_t grad log pi(y_t) (R - b_t)|^2  ~  E sum_t w_t (R - b_t)^2
 
-(Greensmith, Bartlett and Baxter, Variance Reduction Techniques for Gradient Estimates in Reinforcement Learning, JMLR 2004,
-section 4, for each token by itself). Where certain tokens decide the outcome, the long gradients belong to rare wrong tokens,
-so theta is near 0: a right answer confirms its certain tokens, a wrong one hardly blames its own. Where they decide nothing,
-theta is near 1, which is GRPO's baseline. What is the case, the regression finds from the run's own rewards.
+(Greensmith, Bartlett and Baxter, Variance Reduction Techniques for Gradient Estimates in Reinforcement Learning, JMLR 2004).
+Where certain tokens decide the outcome, the long gradients belong to rare wrong tokens, so theta is near 0: a right answer
+confirms its certain tokens, and a wrong one hardly blames its own. Where they decide nothing, theta is 1, which is GRPO's
+baseline. What is the case, the regression finds in the run's own rewards.
 
 A baseline may depend on anything but the token itself. So S_t says only what the policy knew before it, and theta comes from
 the batch's other groups; a batch with a single group of unequal rewards has theta 1.
@@ -89,8 +89,8 @@ class Certainty(RolloutAdvantages):
     differences = (
         "The advantages come from the weighted sum of the rewards and replace TRL's: nothing is divided by a standard "
         "deviation, so `scale_rewards` and `multi_objective_aggregation` have no effect on them.",
-        "The group's mean contains the completion's own reward, as in GRPO, which shortens the expected gradient of tokens in "
-        "bin k by a factor of 1 - theta_k / N for N completions. The mean of the others would be exact, and noisier.",
+        "The group's mean contains the completion's own reward, as in GRPO, which shortens the expected gradient of tokens "
+        "in bin k by a factor of 1 - theta_k / N for N completions. The mean of the others would be exact, and noisier.",
         "A group with equal rewards gets exactly 0. Completions without a reward, or without a token in the loss "
         "(`mask_truncated_completions`), are in no regression and get no advantage.",
         "A completion with a NaN or infinite probability is in no regression and gets its sequence advantage.",
@@ -138,8 +138,9 @@ class Certainty(RolloutAdvantages):
         }
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
-        """`token_advantage_size`: mean size of the token advantages. `baseline_share`: mean theta; `baseline_share_certain` that
-        of tokens with a doubt below 0.01, `baseline_share_uncertain` from 0.25 on. `baseline_change`: mean abs(theta - 1)."""
+        """`token_advantage_size`: mean size of the token advantages. `baseline_share`: mean theta; `baseline_share_certain`
+        that of tokens with a doubt below 0.01, `baseline_share_uncertain` from 0.25 on. `baseline_change`: mean of
+        abs(theta - 1)."""
         advantages, share, doubt = (inputs.rollout[name] for name in ("advantages", "baseline_share", "doubt"))
         share = torch.where((advantages != 0).any(-1, keepdim=True), share, torch.nan)
         return {
