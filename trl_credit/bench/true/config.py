@@ -106,7 +106,10 @@ class TrueConfig(ScoringConfig):
         default=True,
         metadata={"help": "Compare the policy gradients, for which each prompt is sampled twice."},
     )
-    batch: AtLeast1 = field(default=8, metadata={"help": "Groups in the batch whose gradient's cosine is told."})
+    batch: AtLeast1 = field(
+        default=8,
+        metadata={"help": "Groups in a batch: so many are credited together, and their gradient's cosine is told."},
+    )
     sketch: AtLeast1 | None = field(
         default=None,
         metadata={"help": "Numbers that a gradient is sketched to, a power of two; by default 32768."},
