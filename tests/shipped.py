@@ -7,6 +7,10 @@ from helpers import ROOT
 
 
 RESULTS = ROOT / "docs" / "results"
+# Regimes measured against true advantages, and those trained with every method at its own learning rate
+TRUE_REGIMES = {"letters": "letters", "plain": "plain"}
+TUNED_REGIMES = ("letters", "plain")
+TRUE = "true"
 REGIMES = ("plain", "letters", "long", "drift")
 # A second look at what the first ten seeds of a regime showed
 AGAIN = "long_again"
@@ -46,6 +50,82 @@ BENCH_ROWS = (
 def signed(value: float) -> str:
     text = f"{abs(value):.3f}"
     return text if not float(text) else ("+" if value > 0 else "\u2212") + text
+
+
+def true_results(regime: str, results: Path = RESULTS) -> dict:
+    return json.loads((results / f"true_{regime}" / "bench_true.json").read_text())
+
+
+def tuned_results(regime: str, results: Path = RESULTS) -> dict:
+    return json.loads((results / f"headroom_{regime}" / "comparison.json").read_text())
+
+
+def worth(share: dict) -> str:
+    """How many times as many completions, from their inverse, with the interval."""
+
+    def inverse(value: float) -> str:
+        return f"{1 / value:.2g}" if value > 0 else "\u221e"
+
+    return f"{inverse(share['mean'])} ({inverse(share['high'])} to {inverse(share['low'])})"
+
+
+def headroom_rows(results: Path = RESULTS) -> list[str]:
+    """What true advantages are worth."""
+    rows = [
+        "| regime | tokens | mean reward | cosine, uniform | cosine, true advantages | worth, in completions |",
+        "|---" * 6 + "|",
+    ]
+    for regime in TRUE_REGIMES:
+        found = true_results(regime, results)
+        own, true = (found["gradients"]["methods"][label] for label in ("uniform", TRUE))
+        samples = found["samples"]
+        rows.append(
+            f"| {regime} | {samples['mean_tokens']:.0f} | {samples['mean_reward']:.2f} | {own['cosine']['mean']:.2f} "
+            f"| {true['cosine']['mean']:.2f} | {worth(true['share'])} |"
+        )
+    return rows
+
+
+def worth_rows(results: Path = RESULTS) -> list[str]:
+    """What each method is worth; bold where its cosine is another than uniform's beyond noise."""
+    found = {regime: true_results(regime, results)["gradients"]["methods"] for regime in TRUE_REGIMES}
+    labels = list(dict.fromkeys(label for methods in found.values() for label in methods))
+    rows = [f"| worth, in completions | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    for label in labels:
+        cells = []
+        for methods in found.values():
+            row = methods.get(label)
+            text = "\u2013" if row is None else worth(row["share"])
+            sure = row is not None and row["cosine"].get("p_holm", 1) < 0.05
+            cells.append(f"**{text}**" if sure else text)
+        if label != "uniform":
+            rows.append(f"| {'true advantages' if label == TRUE else label} | {' | '.join(cells)} |")
+    return rows
+
+
+def tuned_rows(results: Path = RESULTS) -> list[str]:
+    """Mean rewards, every method at its own learning rate."""
+    rows = [
+        "| regime | method | learning rate | mean reward | difference, p | share of the oracle's lead |",
+        "|---" * 6 + "|",
+    ]
+    for regime in TUNED_REGIMES:
+        comparison = tuned_results(regime, results)
+        found = {d["label"]: d for d in comparison["differences"] if d["quantity"] == "mean_reward"}
+        shares = {row["label"]: row for row in comparison["shares"]}
+        for place, method in enumerate(comparison["methods"]):
+            label, difference, share = method["label"], "\u2013", "\u2013"
+            if label in found:
+                row = found[label]
+                difference = f"{signed(row['mean'])}, {row['p_holm']:.3f}: {row['verdict']}"
+            if shares.get(label, {}).get("share") is not None:
+                share = "{share:.2f} ({low:.2f} to {high:.2f})".format(**shares[label]).replace("-", "\u2212")
+            rate = method["credit"]["settings"]["learning_rate"]
+            rows.append(
+                f"| {regime if not place else ''} | {label} | {rate:g} "
+                f"| {method['quantities']['mean_reward']['mean']:.3f} | {difference} | {share} |"
+            )
+    return rows
 
 
 def learning_rows(results: Path = RESULTS) -> list[str]:

@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .base import Paper
@@ -37,7 +37,7 @@ from .inputs import CreditInputs
 from .ops import UNIFORM_FRACTION, at_least_float32
 from .otb import squared_gradients
 from .rollout import Rollout
-from .rollout_advantages import RolloutAdvantages
+from .rollout_advantages import TokenBaseline
 
 
 # Bins of doubt, from [0, 0.001) to [0.5, 0.5]
@@ -74,7 +74,7 @@ def fitted_shares(
 
 
 @dataclass(frozen=True)
-class Certainty(RolloutAdvantages):
+class Certainty(TokenBaseline):
     """Advantages from a baseline fitted to how certain the policy was before each token.
 
     Args:
@@ -99,12 +99,6 @@ class Certainty(RolloutAdvantages):
 
     def validate(self) -> None:
         self.require(self.prior > 0 and math.isfinite(self.prior), "prior", "a finite number > 0")
-
-    def rows_with_credit(self, rollout: Rollout) -> Bool[Tensor, " batch"]:
-        return rollout.groups_with_signal & ~torch.isnan(rollout.rewards)
-
-    def rollout_rows(self, rollout: Rollout) -> Bool[Tensor, " batch"]:
-        return self.rows_with_credit(rollout)
 
     def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
         mask, groups = rollout.mask, rollout.groups
