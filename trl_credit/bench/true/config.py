@@ -24,6 +24,8 @@ from ..sweeps import with_reference
 EMBEDDED = "trl_credit:quickstart"
 _ARITHMETIC = "trl_credit:arithmetic"
 _QUICK = {"num_prompts": 6, "num_generations": 4, "stderr": 0.2, "most": 16, "sketch": 2**12}
+# Lists that are scored by default, beside the methods themselves
+COMBINED = (["gcpo", "certainty"],)
 # Settings of the samples, which `values` has already
 _SAMPLED = (
     *("recipe", "dataset_name", "dataset_train_split", "generated_dataset_config", "problem_column", "answer_column"),
@@ -204,7 +206,8 @@ class TrueConfig(ScoringConfig):
         elif self._credit is not None:
             given = [self._credit]
         else:
-            given = list(self.served[0].values())
+            served = self.served[0]
+            given = [*served.values(), *(parts for parts in COMBINED if all(name in served for name in parts))]
         methods = build_methods([_mapping(method) for method in given])
         return {label: with_reference(method, self.reference) for label, method in methods.items()}
 
