@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .._util.help import Paragraphs
 from .._util.settings import AtLeast1, check_value
 from .._util.text import prepare_terminal, safe_lines, safe_text
 
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="trl-credit compare",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
         allow_abbrev=False,
     )
     result.error = _fail
