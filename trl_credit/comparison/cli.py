@@ -63,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         metavar="METHOD",
-        help="names, paths, or mappings as JSON (with a `label`); the bare name of the recipe's own method has the "
-        "recipe's parameters",
+        help="names, paths, lists ('[gcpo, otb]') or mappings, with a `label` ('{method: [gcpo, otb], label: both}'); the "
+        "bare name of the recipe's own method has the recipe's parameters",
     )
     add(
         "--seeds",
@@ -114,7 +114,7 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     """
     from ..methods.spec import check_spec, read_spec
     from ..recipe.early import check_names, known_fields, refuse_empty_credit, words_of
-    from .plan import check_overrides, listed_methods, parse_seeds, take_section
+    from .plan import check_overrides, listed_methods, parse_seeds, split_method, take_section
     from .tuning import check_apart, check_tuned, parse_tuning
 
     words = ["--config", str(arguments.config), *overrides]
@@ -133,10 +133,8 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     for method in listed_methods(chosen("methods")):
         if own is not None and method == own:  # has the recipe's parameters
             continue
-        spec = read_spec(method)
-        if isinstance(spec, Mapping):
-            spec = {key: value for key, value in spec.items() if key not in ("label", "settings")}
-        check_spec(spec)
+        credit, _, _ = split_method(method)
+        check_spec(credit)
     seeds = parse_seeds(chosen("seeds", 1))
     tuning = parse_tuning(*map(chosen, ("tune", "tuning_seeds", "tune_by")))
     if tuning is not None:

@@ -53,6 +53,13 @@ def name_of(credit: Mapping[str, Any]) -> str:
     name = credit.get("method")
     if isinstance(name, str):
         return name
+    if isinstance(name, Sequence) and len(credit) == 1:
+        raise ValueError(
+            f"`credit`: `method` is one method. Several are just the list: {json.dumps(name, default=str)}."
+        )
+    if isinstance(name, Sequence):
+        written = json.dumps({**credit, "method": MIX, "parts": name}, default=str)
+        raise ValueError(f"`credit`: `method` is one method. Several are the `parts` of {MIX!r}: {written}.")
     meant = next((key for key in credit if key in TABLE), None)  # as in {gcpo: {top_mass: 0.9}}
     if meant is not None and len(credit) == 1 and isinstance(credit[meant], (Mapping, type(None))):
         written = json.dumps({"method": meant, **(credit[meant] or {})}, default=str)
