@@ -1,7 +1,7 @@
 """Trains a recipe: `accelerate launch -m trl_credit.train --config recipes/NAME.yaml [--any_field value]`.
 
-`trl-credit train` does the same; with `--accelerate_config FILE_OR_NAME` or `--num_processes N` it launches several
-processes.
+`trl-credit train recipes/NAME.yaml` does the same, also without `--config`. With `--accelerate_config FILE_OR_NAME` or
+`--num_processes N` it launches several processes.
 """
 
 import logging

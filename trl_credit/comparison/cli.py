@@ -16,11 +16,12 @@ from typing import Any, NoReturn
 from .._util.help import Paragraphs
 from .._util.settings import AtLeast1, check_value
 from .._util.text import prepare_terminal, safe_lines, safe_text
+from .._util.words import with_file_named
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command. Exits with 2 for bad settings or folders, 1 if a run failed, 130 on SIGINT, 143 on SIGTERM."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = with_file_named(sys.argv[1:] if argv is None else argv)
     prepare_terminal()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from .run import Stopped
@@ -28,8 +29,6 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if argv and argv[0] == "report":
             _report(argv[1:])
-        elif argv and argv[0].endswith((".yaml", ".yml")):
-            _compare(["--config", *argv])
         elif argv and not argv[0].startswith("-"):
             _fail(f"unknown command {argv[0]!r}. Did you mean 'report', or --config {argv[0]}?")
         else:

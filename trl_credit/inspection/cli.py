@@ -13,6 +13,7 @@ import sys
 
 from .._util.quiet import quiet_libraries
 from .._util.text import log_to_terminal, prepare_terminal, safe, safe_lines
+from .._util.words import with_file_named
 from .run import check_folder, inspect, write
 
 
@@ -36,11 +37,9 @@ def check_early(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command. Exits with 2 for bad settings, data or models."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = with_file_named(sys.argv[1:] if argv is None else argv, "--recipe")
     prepare_terminal()
     log_to_terminal()
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        argv = ["--recipe", *argv]
     try:
         check_early(argv)
         quiet_libraries()

@@ -20,6 +20,7 @@ from .._util.imports import load_dotted
 from .._util.settings import AtLeast1, Fields, Specs, Unchecked, check_fields, check_output_dir, one_of
 from .._util.text import nearest
 from .._util.values import mapping_of
+from .._util.words import with_file_named
 from ..data import check_solutions, load_splits, prepare, report_bare_latex, report_unparsable
 from ..evaluation.config import EvalConfig
 from ..extras.effect import check_rows
@@ -153,7 +154,7 @@ class Recipe(NamedTuple):
 
     @classmethod
     def read(cls, argv: list[str], prog: str = "trl-credit train", description: str | None = None) -> "Recipe":
-        """Reads `--config FILE.yaml` and command-line fields.
+        """Reads `--config FILE.yaml`, or the file alone in first place, and command-line fields.
 
         Args:
             argv: Command-line words.
@@ -163,6 +164,7 @@ class Recipe(NamedTuple):
         Raises:
             ValueError: The file cannot be read, or a field is out of range or unknown (the message names the nearest).
         """
+        argv = with_file_named(argv)
         refuse_empty_credit(words_of(argv))
         return cls(*parse_arguments(argv, recipe_classes(argv), prog, description, "recipe", hint=parameter_hint))
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..._util.quiet import quiet_libraries
 from ..._util.text import log_to_terminal, prepare_terminal, safe, safe_lines
+from ..._util.words import with_file_named
 
 
 PROGRAM = "trl-credit bench --true"
@@ -39,6 +40,7 @@ def main(
         description: Its help.
         then: Called with the results and their folder.
     """
+    argv = with_file_named(argv)
     prepare_terminal()
     log_to_terminal()
     if not any(word.startswith(("--model", "--recipe", "--config", "--dataset_name", "--values")) for word in argv):
