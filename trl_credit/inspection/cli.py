@@ -8,6 +8,7 @@ Writes credit.html (a self-contained page), credit.parquet and credit.json, and 
 FILE` reads settings from a YAML file.
 """
 
+import functools
 import itertools
 import sys
 
@@ -47,7 +48,8 @@ def main(argv: list[str] | None = None) -> None:
         from ..recipe.names import parameter_hint
         from .config import InspectConfig
 
-        (config,) = parse_arguments(argv, (InspectConfig,), "trl-credit inspect", __doc__, hint=parameter_hint)
+        hint = functools.partial(parameter_hint, field="methods")
+        (config,) = parse_arguments(argv, (InspectConfig,), "trl-credit inspect", __doc__, hint=hint)
         check_folder(config.output_dir)
         records, about = inspect(config)
         write(config, records, about)

@@ -17,7 +17,7 @@ from typing import Any
 
 from .._util.imports import is_dotted
 from .._util.text import nearest
-from .._util.yaml import load_mapping
+from .._util.values import parsed
 from .table import MIX, TABLE
 
 
@@ -36,15 +36,10 @@ def read_spec(credit: Any) -> Any:
     if not (isinstance(credit, str) and credit.lstrip().startswith(("{", "["))):
         return credit
     try:
-        return json.loads(credit)
-    except json.JSONDecodeError as error:
-        try:
-            return load_mapping(f"credit: {credit}")["credit"]
-        except ValueError:
-            pass
+        return parsed("credit", credit)
+    except ValueError as error:
         raise ValueError(
-            f"`credit` is not valid JSON: {error.msg} at character {error.pos + 1} of {credit!r}. Write it as "
-            '\'{"method": "dgpo", "temperature": 0.5}\', or \'["gcpo", "dgpo"]\', with double quotes inside.'
+            f"{error} Write it as in a recipe, '{{method: dgpo, temperature: 0.5}}' or '[gcpo, dgpo]', or as JSON."
         ) from None
 
 

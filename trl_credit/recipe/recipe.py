@@ -61,7 +61,7 @@ class CreditScriptArguments(ScriptArguments):
     )
     generated_dataset_config: dict | str | None = field(
         default=None,
-        metadata={"help": "Arguments of a generated dataset's task; JSON on the command line."},
+        metadata={"help": "Arguments of a generated dataset's task; on the command line as text, JSON or YAML."},
     )
     eval_problem_column: str | None = field(
         default=None,
@@ -103,14 +103,14 @@ class CreditScriptArguments(ScriptArguments):
             "help": "Reward functions: `accuracy` (math-verify), `judged` (the judge of `trl-credit eval`), "
             "`reasoning_accuracy`, `think_format`, `cosine_scaled`, `repetition_penalty`, "
             "`soft_overlong_punishment`, or a path (`my_module.reward`, `my_file.py:reward`); with arguments as a mapping "
-            "`{name: ..., argument: ...}` (JSON on the command line)."
+            "`{name: ..., argument: ...}` (text on the command line, JSON or YAML)."
         },
     )
     eval: Annotated[dict | str | None, Fields(EvalConfig)] = field(
         default=None,
         metadata={
             "help": "Evaluate at the end with the trainer's generation engine: a mapping of the fields of `trl-credit eval` "
-            "(such as tasks, n, preset), with `every: N` also every N updates; JSON on the command line."
+            "(such as tasks, n, preset), with `every: N` also every N updates; on the command line as text, JSON or YAML."
         },
     )
     compare: Annotated[dict | str | None, Unchecked] = field(
@@ -133,7 +133,7 @@ class CreditScriptArguments(ScriptArguments):
         if isinstance(self.reward_funcs, (str, dict)):  # a recipe with one reward
             self.reward_funcs = [self.reward_funcs]
         for name in ("generated_dataset_config", "eval", "compare"):
-            setattr(self, name, mapping_of(name, getattr(self, name)))
+            setattr(self, name, mapping_of(name, getattr(self, name), EvalConfig if name == "eval" else None))
         check_fields(self, lenient=True)
 
 

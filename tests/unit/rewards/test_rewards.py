@@ -136,6 +136,8 @@ def test_length_of_the_cosine():
         ("no_module.reward", "cannot load 'no_module.reward'"),
         ({"factor": 2}, "does not say the `name`"),
         ('{"name": ', "not valid JSON"),
+        ("{name: soft_overlong_punishment", "`reward_funcs` is not valid YAML"),
+        ("{name: soft_overlong_punishment, max_completion_len: 1}", "between 0 and `max_completion_len` (1), got 1"),
         ("soft_overlong_punishment", "needs `max_completion_len`, or the run's `max_completion_length`"),
         ("cosine_scaled", "needs `max_len`, or the run's `max_completion_length`"),
         ({"name": "cosine_scaled", "max_len": 0}, "`max_len` of 'cosine_scaled' must be positive, got 0"),

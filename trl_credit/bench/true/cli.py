@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def main(
     try:
         # Every setting has a default
         argv = _with_recipe(argv) or ["--output_dir", TrueConfig.output_dir]
-        (config,) = parse_arguments(argv, (TrueConfig,), program, description, hint=parameter_hint)
+        (config,) = parse_arguments(
+            argv, (TrueConfig,), program, description, hint=partial(parameter_hint, field="methods")
+        )
         if config.model == EMBEDDED:
             import torch
 
