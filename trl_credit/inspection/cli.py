@@ -45,13 +45,15 @@ def main(argv: list[str] | None = None) -> None:
         check_early(argv)
         quiet_libraries()
         from .._util.arguments import parse_arguments
+        from ..extras.reward_guard import reported
         from ..recipe.names import parameter_hint
         from .config import InspectConfig
 
         hint = functools.partial(parameter_hint, field="methods")
         (config,) = parse_arguments(argv, (InspectConfig,), "trl-credit inspect", __doc__, hint=hint)
         check_folder(config.output_dir)
-        records, about = inspect(config)
+        with reported("trl-credit inspect"):
+            records, about = inspect(config)
         write(config, records, about)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"trl-credit inspect: error: {safe_lines(error)}", file=sys.stderr)

@@ -241,7 +241,7 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
         if name in IMAGE_REWARDS | IMAGE_REWARD_FACTORIES:
             _check_image_reward(name, function, arguments)
         if not is_reward:
-            made = function(**arguments)
+            made = function(**arguments) if name in known else _made(name, function, arguments)
             if not callable(made):
                 raise ValueError(
                     f"`reward_funcs`: {name!r} takes no `completions`, so it was called as a factory; it "
@@ -256,6 +256,20 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
         return bound
     except TypeError as error:
         raise ValueError(f"`reward_funcs`: {name!r} with the arguments {arguments}: {error}.") from error
+
+
+def _made(name: str, factory: Callable, arguments: Mapping[str, Any]) -> Any:
+    """What a factory of the user's own makes."""
+    try:
+        return factory(**arguments)
+    except TypeError:  # wrong arguments
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"`reward_funcs`: {name!r} takes no `completions`, so it was called as a factory, with the arguments "
+            f"{dict(arguments)}, and raised {problem}."
+        ) from error
 
 
 def _check_pattern(pattern: Any) -> None:

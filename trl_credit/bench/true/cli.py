@@ -49,6 +49,7 @@ def main(
     from ..._util.arguments import parse_arguments
     from ..._util.files import RunFolderError
     from ...evaluation.backends.base import BackendError
+    from ...extras.reward_guard import reported
     from ...recipe.names import parameter_hint
     from .config import EMBEDDED, TrueConfig
     from .report import show
@@ -66,7 +67,7 @@ def main(
             import torch
 
             torch.set_num_threads(1)  # fastest for such a small model
-        with _Progress() as progress:
+        with reported(program), _Progress() as progress:
             results = run(config, progress)
     except (ValueError, TypeError, OSError, ImportError, RunFolderError) as error:
         _fail(error, 2, program)
