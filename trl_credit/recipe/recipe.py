@@ -285,11 +285,25 @@ def build_datasets(script_args, training_args, dataset_args) -> tuple:
     names = ("problem_column", "answer_column", "answer_match", "system_prompt", "prompt_template", "plain_prompts")
     columns = {name: getattr(script_args, name) for name in names}
     prepared = prepare(train, **columns)
+    _check_rows(prepared, train, training_args)
     if evaluation is None:
         return prepared, None
     for name in ("problem_column", "answer_column"):
         columns[name] = getattr(script_args, f"eval_{name}") or columns[name]
     return prepared, prepare(evaluation, **columns)
+
+
+def _check_rows(prepared, given, training_args) -> None:
+    """[`check_rows`], which tells how many rows were left out."""
+    try:
+        check_rows(prepared, training_args)
+    except ValueError as error:
+        if len(prepared) == len(given):
+            raise
+        raise ValueError(
+            f"{error} {len(given) - len(prepared)} of {len(given)} rows were left out, because their problem or answer is "
+            "empty: see `problem_column` and `answer_column`."
+        ) from None
 
 
 def build_rewards(script_args, training_args, train_dataset) -> list:
@@ -355,7 +369,6 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     if base_of_adapter(model, model_args.model_revision) is not None:
         check_adapter(model, model_args)
     train_dataset, eval_dataset = build_datasets(script_args, training_args, dataset_args)
-    check_rows(train_dataset, training_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
