@@ -19,6 +19,8 @@ from .._util.files import RunFolderError, differences, read_json, write_atomical
 from .._util.settings import AtLeast1, Finite, Seed, check_output_dir, check_value
 from .._util.text import nearest, redact, redact_words
 from .._util.yaml import dump
+from ..methods.spec import read_spec
+from ..methods.table import MIX
 
 
 FORMAT = 1
@@ -201,6 +203,33 @@ def listed_methods(values: Any) -> list[Any]:
     return list(values)
 
 
+def split_method(value: Any) -> tuple[Any, Any, Any]:
+    """Splits a method of a comparison into its credit, as in a recipe, its `label` and its `settings`.
+
+    Raises:
+        ValueError: Text that is not JSON or YAML, or a list of methods with parameters beside it.
+    """
+    value = read_spec(value)
+    if not isinstance(value, Mapping):
+        return value, None, {}
+    credit = dict(value)
+    label, settings = credit.pop("label", None), credit.pop("settings", {})
+    if isinstance(credit.get("method"), (list, tuple)):
+        parts = credit.pop("method")
+        whole = [name for name in credit if name in ("advantage", "guard")]
+        if whole:
+            example = json.dumps({"method": MIX, "parts": parts, **credit}, default=str)
+            raise ValueError(f"`methods`: `{whole[0]}` belongs to {MIX!r}, which a list is short for. Write {example}.")
+        for name in credit:
+            raise ValueError(
+                f"`methods`: `{name}` stands beside a list of methods, where only `label` and `settings` can. Write "
+                f"a parameter in the mapping of its method, [{{method: NAME, {name}: ...}}, ...], and a field of the recipe "
+                "in `settings`."
+            )
+        return parts, label, settings
+    return credit, label, settings
+
+
 def parse_methods(
     values: Sequence[Any], recipe_credit: Any = None, earlier: Sequence[Method] = ()
 ) -> tuple[list[Method], list[str]]:
@@ -210,8 +239,8 @@ def parse_methods(
     name of the method that the recipe trains with gets the recipe's parameters.
 
     Args:
-        values: Names, dotted paths or mappings, optionally with a `label`, and with `settings`: fields of the recipe that
-            are this method's own, such as a learning rate.
+        values: Names, dotted paths, lists or mappings. A mapping may have a `label`, and `settings`: fields of the recipe
+            that are this method's own, such as a learning rate. Its `method` may be a list.
         recipe_credit: The recipe's own `credit`.
         earlier: Methods already in the folder.
 
@@ -224,18 +253,10 @@ def parse_methods(
     own = build_credit(recipe_credit) if recipe_credit is not None else None
     asked, labels = [], {}
     for value in values:
-        settings: dict[str, Any] = {}
-        if isinstance(value, str) and value.lstrip().startswith("{"):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError:
-                build_credit(value)  # raises with the reason
-        label = None
-        if isinstance(value, Mapping):
-            value = dict(value)
-            label, settings = value.pop("label", None), _method_settings(value.pop("settings", {}))
-            if label is not None and (not isinstance(label, str) or not label.strip()):
-                raise ValueError(f"`label` of a method must be text, got {label!r}.")
+        value, label, settings = split_method(value)
+        settings = _method_settings(settings)
+        if label is not None and (not isinstance(label, str) or not label.strip()):
+            raise ValueError(f"`label` of a method must be text, got {label!r}.")
         method = own if own is not None and value == own.name else build_credit(value)
         if isinstance(value, str) and type(method) is type(own):  # a path of the recipe's own class
             method = own

@@ -1,7 +1,7 @@
 """Specifications of credit methods: how they are written, and which names, parameters and types they may have.
 
 Needs no method, and so neither torch nor TRL: [`check_spec`] finds what is wrong with a specification at once, from the
-methods' source. What depends on values is found when the method is built ([`~trl_credit.build_credit`]).
+methods' source. What depends on more than a method's own values is found when it is built ([`~trl_credit.build_credit`]).
 """
 
 import builtins
@@ -17,7 +17,7 @@ from typing import Any
 
 from .._util.imports import is_dotted
 from .._util.text import nearest
-from .._util.yaml import load_mapping
+from .._util.values import parsed
 from .table import MIX, TABLE
 
 
@@ -36,15 +36,10 @@ def read_spec(credit: Any) -> Any:
     if not (isinstance(credit, str) and credit.lstrip().startswith(("{", "["))):
         return credit
     try:
-        return json.loads(credit)
-    except json.JSONDecodeError as error:
-        try:
-            return load_mapping(f"credit: {credit}")["credit"]
-        except ValueError:
-            pass
+        return parsed("credit", credit)
+    except ValueError as error:
         raise ValueError(
-            f"`credit` is not valid JSON: {error.msg} at character {error.pos + 1} of {credit!r}. Write it as "
-            '\'{"method": "dgpo", "temperature": 0.5}\', or \'["gcpo", "dgpo"]\', with double quotes inside.'
+            f"{error} Write it as in a recipe, '{{method: dgpo, temperature: 0.5}}' or '[gcpo, dgpo]', or as JSON."
         ) from None
 
 
@@ -53,6 +48,13 @@ def name_of(credit: Mapping[str, Any]) -> str:
     name = credit.get("method")
     if isinstance(name, str):
         return name
+    if isinstance(name, Sequence) and len(credit) == 1:
+        raise ValueError(
+            f"`credit`: `method` is one method. Several are just the list: {json.dumps(name, default=str)}."
+        )
+    if isinstance(name, Sequence):
+        written = json.dumps({**credit, "method": MIX, "parts": name}, default=str)
+        raise ValueError(f"`credit`: `method` is one method. Several are the `parts` of {MIX!r}: {written}.")
     meant = next((key for key in credit if key in TABLE), None)  # as in {gcpo: {top_mass: 0.9}}
     if meant is not None and len(credit) == 1 and isinstance(credit[meant], (Mapping, type(None))):
         written = json.dumps({"method": meant, **(credit[meant] or {})}, default=str)
@@ -149,9 +151,10 @@ def _matches(value: Any, hint: Any) -> bool:
 
 
 def check_spec(credit: Any) -> None:
-    """Finds what is wrong with the names, parameters and types of a specification, with the message of `build_credit`.
+    """Finds what is wrong with the names, parameters, types and ranges of a specification, with the message of
+    `build_credit`.
 
-    Classes of your own and values out of range are left for that.
+    Classes of your own, and values that a signal or another method checks, are left for that.
 
     Raises:
         ValueError, TypeError: As in [`~trl_credit.build_credit`].
@@ -171,6 +174,7 @@ def check_spec(credit: Any) -> None:
 
 def _check_method(name: str, parameters: Mapping[str, Any]) -> None:
     from .cards import card_of
+    from .ranges import check_ranges
 
     check_name(name)
     if is_dotted(name):
@@ -178,10 +182,11 @@ def _check_method(name: str, parameters: Mapping[str, Any]) -> None:
     known = {parameter.name: parameter for parameter in card_of(name).parameters}
     required = [key for key, parameter in known.items() if parameter.default == REQUIRED]
     check_parameters(name, parameters, known, required)
+    values = {}
     for key, value in parameters.items():
         hint = _type(known[key].type)
-        if hint is not None:
-            converted(name, key, value, hint)
+        values[key] = value if hint is None else converted(name, key, value, hint)
+    check_ranges(name, values)
     if name == MIX and isinstance(parameters["parts"], list):
         _check_parts(parameters["parts"])
 

@@ -6,6 +6,7 @@ import shlex
 import pytest
 from helpers import ROOT
 
+from trl_credit import build_credit
 from trl_credit._util.files import RunFolderError
 from trl_credit.comparison import cli, plan
 from trl_credit.comparison.plan import (
@@ -45,6 +46,31 @@ def test_labels_tell_methods_apart():
     assert methods[2].credit["temperature"] == 0.001
     (named,), _ = parse_methods([SHARP | {"label": "sharp / DGPO"}])
     assert (named.label, named.folder) == ("sharp / DGPO", "sharp-DGPO")
+
+
+LIST = {"method": ["gcpo", SHARP], "label": "both", "settings": {"learning_rate": 1e-5}}
+LISTS = [
+    (LIST, "both", {"learning_rate": 1e-5}),
+    (json.dumps(LIST), "both", {"learning_rate": 1e-5}),
+    ("{method: [gcpo, {method: dgpo, temperature: 1e-3}], label: both, settings: {learning_rate: 1e-5}}", "both", None),
+    ({"method": ["gcpo", SHARP]}, "gcpo + dgpo", {}),
+    (["gcpo", SHARP], "gcpo + dgpo", {}),
+    ("[gcpo, {method: dgpo, temperature: 1e-3}]", "gcpo + dgpo", {}),
+]
+
+
+@pytest.mark.parametrize(("written", "label", "settings"), LISTS, ids=str)
+def test_a_list_may_have_a_label_and_settings(written, label, settings, tmp_path):
+    (uniform, both), asked = parse_methods(["uniform", written])
+    assert both.credit == build_credit(["gcpo", SHARP]).to_dict()
+    assert both.label == asked[1] == label + (" learning_rate=1e-05" if settings and label != "both" else "")
+    assert both.settings == (LIST["settings"] if settings is None else settings)
+    assert (uniform.label, uniform.settings) == ("uniform", {})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"compare: {{methods: [uniform, {written if isinstance(written, str) else json.dumps(written)}]}}\n"
+    )
+    cli.check_early(cli.parser().parse_args(["--config", str(recipe)]), [])
 
 
 def test_a_method_keeps_its_folder_when_others_come():
@@ -92,6 +118,18 @@ def test_the_recipes_own_method_needs_no_parameters_on_the_command_line(tmp_path
         (['{"method": dgpo'], "not valid JSON"),
         ([{"method": "gcpo", "label": "uniform"}, "uniform"], "Two methods have the label 'uniform'"),
         ([{"method": "gcpo", "label": 3}], "must be text"),
+        ([{"method": ["gcpo"], "label": " "}], "must be text"),
+        ([{"method": ["gcpo", "dgop"], "label": "x"}], "part 2 of the list: Unknown credit method 'dgop'"),
+        ([{"method": [], "label": "x"}], "empty list"),
+        ([{"method": ["gcpo", "otb"], "settings": {"seed": 3}}], "'seed' cannot differ"),
+        (
+            [{"method": ["gcpo", "otb"], "top_mass": 0.5}],
+            r"`top_mass` stands beside a list of methods, where only `label` and `settings` can.*\[{method: NAME, top_mass",
+        ),
+        (
+            [{"method": ["gcpo", "teacher"], "label": "x", "advantage": 0.5}],
+            r'`advantage` belongs to .mix.*{"method": "mix", "parts": \["gcpo", "teacher"\], "advantage": 0.5}',
+        ),
         ([{"method": "uniform", "settings": {"max_steps": 3}}], "'max_steps' cannot differ between the methods"),
     ],
 )
@@ -235,6 +273,7 @@ def test_a_single_seed_is_written_as_a_list(comparison_recipe, tmp_path):
         ([*CONFIG[:3], "gcpo,dgpo"], "--methods gcpo dgpo"),
         ([*CONFIG, "gcpoo"], "Unknown credit method 'gcpoo'. Did you mean 'gcpo'?"),
         ([*CONFIG, '{"method": "gcpo", "sharpnes": 3, "label": "x"}'], "has no parameter 'sharpnes'"),
+        ([*CONFIG, '{"method": ["gcpo", "otb"], "sharpness": 3, "label": "x"}'], "`sharpness` stands beside a list"),
         ([*CONFIG, "--learning_rat", "1"], "Unknown field `learning_rat` on the command line. Did you mean"),
         (
             [*CONFIG, "--tune", "learning_rat=1,2"],

@@ -31,6 +31,9 @@ WRONG = [
     ["--credit", '["gcpo", 3]'],
     ["--credit", '{"method": "mix", "parts": ["gcpo", "dgop"]}'],
     ["--credit", "teacher"],
+    ["--credit", '{"method": "gcpo", "top_mass": 2}'],
+    ["--credit", '{"method": "rlsd", "strength": {"from": 1}}'],
+    ["--credit", "[gcpo, {method: forking, fraction: 1}]"],
     ["--credit", "{broken"],
     ["--credit", '{"temperature": 1}'],
     ["--config", "nothing.yaml"],
@@ -85,9 +88,8 @@ def test_the_message_is_the_later_one(words, capsys):
         ["--config", "typo.yaml", "--credit", "gcpo"],
         ["--credit", "./own.py:Method"],
         ["--credit", "my_module.Method"],
-        ["--credit", '{"method": "gcpo", "top_mass": 2}'],
+        ["--credit", '{"method": "gcpo", "negative_prompt": "no slot"}'],
         ["--credit", '{"method": "gcpo", "top_mass": "0.9"}'],
-        ["--credit", '{"method": "rlsd", "strength": {"from": 1}}'],
         ["--credit"],
         ["--config", "images.yaml"],
         ["--no_bf16", "--no-bf16", "--learning-rate", "1e-5"],
@@ -107,6 +109,26 @@ def test_the_rest_is_left_for_later(words):
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_names_in_the_source_are_the_fields(trainer):
     assert names.recipe_field_names(trainer) == set(field_types(recipe_classes(["--trainer", trainer])))
+
+
+@pytest.mark.parametrize("before", [[], ["--num_processes", "2"]])
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_file_that_stands_first_needs_no_option(command, before, capsys):
+    messages = []
+    for words in (["fields.yaml"], ["--config", "fields.yaml"]):
+        with pytest.raises(SystemExit) as error:
+            main([command, *(before if command == "train" else []), *words, "--output_dir", "x"])
+        assert error.value.code == 2
+        messages.append(capsys.readouterr().err)
+    assert messages[0] == messages[1]
+    assert "`nonsense`" in messages[0]
+
+
+def test_fields_beside_a_file_that_stands_first():
+    found = Recipe.read(["fine.yaml", "--output_dir", "x", "--use_cpu", "true", "--bf16", "false"])
+    assert (found.training.credit["method"], found.training.output_dir) == ("dgpo", "x")
+    with pytest.raises(ValueError, match="`--config` is listed twice"):
+        Recipe.read(["fine.yaml", "--config", "fine.yaml"])
 
 
 def test_a_release_that_has_moved_a_class_is_left_for_later(monkeypatch):

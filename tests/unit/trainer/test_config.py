@@ -153,3 +153,14 @@ def test_no_version_warning_inside_the_range(recwarn):
 def test_settings_of_runs_that_survive(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("text", ["{enable_thinking: no, depth: 1e-5}", '{"enable_thinking": false, "depth": 1e-5}'])
+def test_mappings_of_trl_as_text(text, tmp_path):
+    found = config(
+        tmp_path, chat_template_kwargs=text, generation_kwargs=text, credit="{method: dgpo, temperature: 5e-1}"
+    )
+    assert found.chat_template_kwargs == found.generation_kwargs == {"enable_thinking": False, "depth": 1e-5}
+    assert found.credit["temperature"] == 0.5
+    with pytest.raises(ValueError, match="`generation_kwargs` is not valid YAML"):
+        config(tmp_path, generation_kwargs="{x")
