@@ -17,7 +17,6 @@ from .._util.moved import moved_names
 from ..signals.base import Signal
 from .inputs import CreditInputs
 from .ops import UNIFORM_FRACTION
-from .ranges import require
 from .rollout import Continuations, Rollout
 from .schedule import is_schedule, value_at
 from .spec import check_parameters, converted
@@ -112,11 +111,11 @@ class CreditMethod(ABC):
         self.validate()
 
     def validate(self) -> None:  # noqa: B027 (most methods have nothing to check)
-        """Raises `ValueError` if a parameter is out of range. Types are already checked. Where statements need only the
-        parameters, they also run before torch is imported ([`ranges`])."""
+        """Raises `ValueError` if a parameter is out of range. Types are already checked."""
 
     def require(self, condition: bool, field: str, rule: str) -> None:
-        require(self.name, condition, field, getattr(self, field), rule)
+        if not condition:
+            raise ValueError(f"credit method {self.name!r}: `{field}` must be {rule}, got {getattr(self, field)!r}.")
 
     def signals(self) -> tuple[Signal, ...]:
         """Signals the trainer must compute, besides the policy's own log-probs and entropy."""

@@ -54,17 +54,12 @@ def card_of(name: str) -> Card:
         ValueError: No such method.
     """
     if name in (*TABLE, MIX):
-        return _from_source(*source_of(name))
+        module, cls = TABLE.get(name, (f".{MIX}", MIX.title()))
+        return _from_source((Path(__file__).parent / f"{module.lstrip('.')}.py").read_text(encoding="utf-8"), cls)
     check_name(name)
     from .registry import get_method_class
 
     return _from_class(get_method_class(name))
-
-
-def source_of(name: str) -> tuple[str, str]:
-    """The text of a registered method's module, and the name of its class."""
-    module, cls = TABLE.get(name, (f".{MIX}", MIX.title()))
-    return (Path(__file__).parent / f"{module.lstrip('.')}.py").read_text(encoding="utf-8"), cls
 
 
 def _from_source(source: str, cls: str) -> Card:

@@ -189,7 +189,7 @@ class DGPO(CreditMethod):
         self.require(0 <= self.entropy_exponent < math.inf, "entropy_exponent", "non-negative and finite")
         if self.effective_fraction is not None:
             self.require(0 < self.effective_fraction < 1, "effective_fraction", "between 0 and 1 (both excluded)")
-            if self.temperature != ADAPTIVE:
+            if not self._adaptive:
                 raise ValueError(
                     f"credit method 'dgpo': `effective_fraction` ({self.effective_fraction}) has no effect with "
                     f"`temperature` {self.temperature}: set `temperature: {ADAPTIVE}`."

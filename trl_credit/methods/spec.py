@@ -1,7 +1,7 @@
 """Specifications of credit methods: how they are written, and which names, parameters and types they may have.
 
 Needs no method, and so neither torch nor TRL: [`check_spec`] finds what is wrong with a specification at once, from the
-methods' source. What depends on more than a method's own values is found when it is built ([`~trl_credit.build_credit`]).
+methods' source. What depends on values is found when the method is built ([`~trl_credit.build_credit`]).
 """
 
 import builtins
@@ -151,10 +151,9 @@ def _matches(value: Any, hint: Any) -> bool:
 
 
 def check_spec(credit: Any) -> None:
-    """Finds what is wrong with the names, parameters, types and ranges of a specification, with the message of
-    `build_credit`.
+    """Finds what is wrong with the names, parameters and types of a specification, with the message of `build_credit`.
 
-    Classes of your own, and values that a signal or another method checks, are left for that.
+    Classes of your own and values out of range are left for that.
 
     Raises:
         ValueError, TypeError: As in [`~trl_credit.build_credit`].
@@ -174,7 +173,6 @@ def check_spec(credit: Any) -> None:
 
 def _check_method(name: str, parameters: Mapping[str, Any]) -> None:
     from .cards import card_of
-    from .ranges import check_ranges
 
     check_name(name)
     if is_dotted(name):
@@ -182,11 +180,10 @@ def _check_method(name: str, parameters: Mapping[str, Any]) -> None:
     known = {parameter.name: parameter for parameter in card_of(name).parameters}
     required = [key for key, parameter in known.items() if parameter.default == REQUIRED]
     check_parameters(name, parameters, known, required)
-    values = {}
     for key, value in parameters.items():
         hint = _type(known[key].type)
-        values[key] = value if hint is None else converted(name, key, value, hint)
-    check_ranges(name, values)
+        if hint is not None:
+            converted(name, key, value, hint)
     if name == MIX and isinstance(parameters["parts"], list):
         _check_parts(parameters["parts"])
 

@@ -31,7 +31,7 @@ def words_of(argv: Sequence[str], file: str = "recipe") -> dict[str, Any]:
 
 def check_early(argv: Sequence[str], file: str = "recipe") -> None:
     """Checks that the file of `--config` can be read, that its fields and those of the command line exist, and that `credit`
-    names methods and parameters that exist, with values in range. The rest is checked later.
+    names methods and parameters that exist. The rest is checked later.
 
     Args:
         argv: Words of the command line.
