@@ -24,7 +24,7 @@ class Odds(TokenBaseline):
     mean times the odds against it, at most 1. Nothing is fitted.
 
     Args:
-        others: The mean of the group's other completions, which leaves the gradient exactly unbiased.
+        others: The mean of the group's other completions, as long as the own one would make it.
     """
 
     others: bool = False
@@ -44,7 +44,7 @@ class Odds(TokenBaseline):
             mean, size = (mean * size - rollout.rewards) / (size - 1), size / (size - 1)
         advantages = rollout.rewards.unsqueeze(1) - mean.unsqueeze(1) * doubt / (1 - doubt)
         with_credit = self.rows_with_credit(rollout).unsqueeze(1) & rollout.mask
-        scale = torch.as_tensor(size).reshape(-1, 1)  # as long as with the completion's own reward in the mean
+        scale = torch.as_tensor(size).reshape(-1, 1)
         return {"advantages": torch.where(with_credit, advantages / scale, 0.0)}
 
 

@@ -218,6 +218,7 @@ def certainty(logps, sum_squared_probs, rewards, groups, mask, prior=0.2, edges=
         doubt = 0.5 if squared < 0.5 else (1 - math.sqrt(min(2 * squared - 1, 1.0))) / 2
         return sum(doubt >= edge for edge in edges)
 
+    widest = max([max(own) - min(own) for own in peers.values() if own], default=0.0)
     result = []
     for i in range(count):
         row = [0.0] * width
@@ -236,6 +237,7 @@ def certainty(logps, sum_squared_probs, rewards, groups, mask, prior=0.2, edges=
                     for s in places[j]:
                         if bin_of(sum_squared_probs[j][s]) == bin_of(sum_squared_probs[i][t]):
                             weight = max(1 - 2 * math.exp(logps[j][s]) + sum_squared_probs[j][s], 0.0)
+                            weight *= ((most - least) / widest) ** 2
                             along += weight * middle * (float(rewards[j]) - least) / (most - least)
                             square += weight * middle**2
                 row[t] = float(rewards[i]) - min(low + along / square * (mean - low), high)

@@ -404,7 +404,7 @@ def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
             len(unusable),
             count,
             unusable[0],
-            f"; {without} have no answer in {answer!r}" if without else "",
+            f"; without an answer in {answer!r}: {without}" if without else "",
         )
         if len(unusable) == count:
             empty = f"`{answer}`" if without == count else f"`{problem}`{f' or `{answer}`' * bool(without)}"

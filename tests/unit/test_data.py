@@ -156,7 +156,7 @@ def test_prepare_leaves_out_empty_rows_and_says_so(caplog):
     dataset = prepare(Dataset.from_list(rows), problem_column="problem", answer_column="answer")
     assert len(dataset) == 2
     assert (
-        "2 of 4 rows have an empty problem or answer and are left out (first: row 2); 1 have no answer in 'answer'"
+        "2 of 4 rows have an empty problem or answer and are left out (first: row 2); without an answer in 'answer': 1."
         in caplog.text
     )
     both = {"problem": "", "answer": None, "extra": 0}

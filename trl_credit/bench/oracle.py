@@ -238,12 +238,12 @@ def token_values(
 
     Args:
         values: (T + 1,) of [`true_values`].
-        style: (T,) bool, the tokens that decide nothing. They have 0 unless they are wrong.
+        style: (T,) bool, the tokens that decide nothing. They have 0; a wrong token there loses all, in either form.
         least_variance: B*_t, see the module docstring.
     """
     before, gain = values[:-1], values.diff()
     right, wrong = (before, -gain) if least_variance else (gain, -before)
-    return torch.where(style, 0.0, right), wrong
+    return torch.where(style, 0.0, right), torch.where(style, -before, wrong)
 
 
 @dataclass(frozen=True)

@@ -468,6 +468,7 @@ def _choices(section: Mapping, before: Plan | None, baseline, ceiling, target_re
     """Baseline, ceiling and target from the command line, else the recipe, else the folder, else the first method and
     none."""
     labels = [method.label for method in methods]
+    baseline_given = baseline is not None
     if baseline is None:
         baseline = section.get("baseline")
     if baseline is None and before is not None:
@@ -478,6 +479,8 @@ def _choices(section: Mapping, before: Plan | None, baseline, ceiling, target_re
         raise ValueError(f"`baseline`: {baseline!r} is not among the methods. {nearest(baseline, labels)}")
     if ceiling is None:
         ceiling = section.get("ceiling", before.ceiling if before else None)
+        if ceiling is not None and baseline_given and ceiling == baseline:  # the recipe's does not fit this command's
+            ceiling = None
     ceiling = ceiling or None
     if ceiling is not None and ceiling not in labels:
         raise ValueError(f"`ceiling`: {ceiling!r} is not among the methods. {nearest(str(ceiling), labels)}")

@@ -411,13 +411,17 @@ def _sentence_of_shares(comparison: Mapping[str, Any]) -> str:
     if not shares:
         return ""
     lead = f"{comparison['ceiling']}'s lead over {comparison['baseline']} in mean reward"
-    known = [row for row in shares if row["share"] is not None]
+    known, unknown = ([row for row in shares if (row["share"] is None) == missing] for missing in (False, True))
     if not known:
-        return f"{lead} is not beyond noise, so there is none to share."
+        few = max(len(row["seeds"]) for row in shares) < 2
+        return (
+            f"{lead} {'needs two seeds for an interval' if few else 'is not beyond noise'}, so there is none to share."
+        )
     parts = [
         f"{row['label']} {_percent(row['share'])} ({_percent(row['low'])} to {_percent(row['high'])})" for row in known
     ]
-    return f"Share of {lead} ({100 * comparison['level']:g} % interval): {', '.join(parts)}."
+    without = f"; unknown for {', '.join(row['label'] for row in unknown)}" if unknown else ""
+    return f"Share of {lead} ({100 * comparison['level']:g} % interval): {', '.join(parts)}{without}."
 
 
 def _percent(share: float) -> str:

@@ -202,8 +202,8 @@ class EffectMixin:
         elif not with_gradient and not advantages:
             why = (
                 f"none of the {completions:.0f} completions has an advantage: the rewards of each group were all equal, or "
-                f"None. {self._rewards_seen.described(functools.partial(self.accelerator.reduce, reduction='sum'))} Check "
-                "`reward` and `frac_reward_zero_std` in the log, and the difficulty of the data."
+                f"None. {self._rewards_seen.described(functools.partial(self.accelerator.reduce, reduction='sum'))}".strip()
+                + " Check `reward` and `frac_reward_zero_std` in the log, and the difficulty of the data."
             )
         elif not with_gradient:
             why = f"{made} had a zero gradient{', or one that overflowed' * (self.args.fp16)}."

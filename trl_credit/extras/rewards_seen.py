@@ -57,6 +57,8 @@ class RewardsSeen:
             reduce: Sums a tensor over all processes.
         """
         sentences = []
+        if not self.scored:  # a subclass makes the rewards itself
+            return ""
         for name, missing, least, most in zip(
             self.names, self.missing.tolist(), self.least.tolist(), self.most.tolist(), strict=True
         ):
@@ -70,7 +72,9 @@ class RewardsSeen:
             if empty:
                 reader = f", which `{self.readers[column]}` reads," if column in self.readers else ""
                 field = " (see `answer_column`)" if column in _ANSWERS else ""
-                sentences.append(f"The column {column!r}{reader} is empty in {empty / rows:.0%} of the rows{field}.")
+                sentences.append(
+                    f"The column {column!r}{reader} is empty in {100 * empty / rows:.0f} % of the rows{field}."
+                )
         return " ".join(sentences)
 
 

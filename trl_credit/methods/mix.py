@@ -29,7 +29,7 @@ from .base import CreditMethod, Paper
 from .inputs import CreditInputs
 from .ops import effective_token_fraction, mean_one
 from .rollout import Continuations, Rollout
-from .schedule import check_schedule, points_of, value_at
+from .schedule import check_schedule, ever_nonzero, value_at
 from .spec import EMPTY_LIST, NESTED_LIST, part_of_list
 
 
@@ -136,7 +136,7 @@ class Mix(CreditMethod):
                 f"{', '.join(labels)} adds one: it would only scale the loss. Leave it out."
             )
         idle = [label for label, part in labels.items() if not part.has_term]
-        if idle and all(value == 0 for _, value in points_of(self.advantage)):
+        if idle and not ever_nonzero(self.advantage):
             raise ValueError(
                 f"credit method 'mix': with `advantage` ({self.advantage!r}) nothing is left of the advantage for "
                 f"{', '.join(idle)} to credit, and only the terms count. Leave {'it' if len(idle) == 1 else 'them'} out."

@@ -159,7 +159,7 @@ NO_GRADIENT = {
     "none": ({"reward": none}, "none of the 24 completions has an advantage.*`none` always gave `None`. Check"),
     "no answers": (
         {"reward": constant, "answers": [None] * 16},
-        "none of the 24.*`constant` was always 1. The column 'answer' is empty in 100% of the rows",
+        "none of the 24.*`constant` was always 1. The column 'answer' is empty in 100 % of the rows",
     ),
     "no weight": ({"reward_weights": [0.0]}, "none of the 24 completions has an advantage"),
     "truncated": ({"rollout": truncated, "mask_truncated_completions": True}, "no token of the 24 completions is in"),

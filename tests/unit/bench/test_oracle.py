@@ -71,6 +71,7 @@ def test_token_values_have_the_gradient_of_the_value(least_variance):
         if least_variance:
             assert sampled == (pytest.approx(true), pytest.approx(true))
     styled = torch.tensor([False, True, False, False])
+    assert float(token_values(values, styled, least_variance)[1][1]) == -float(values[1])
     assert token_values(values, styled, least_variance)[0].tolist() == [
         0.0 if free else value for free, value in zip(styled.tolist(), right.tolist(), strict=True)
     ]

@@ -44,11 +44,11 @@ def test_columns_that_are_empty():
     rows = [{"answer": value, "level": None, "prompt": ""} for value in [*empty, "7", 0, [0], False, {}]]
     found = described([GuardedReward(reads, "reads", exclude=False, timeout=None)], [[0.0]] * 10, rows)
     assert found.endswith(
-        "The column 'answer', which `reads` reads, is empty in 50% of the rows (see `answer_column`)."
+        "The column 'answer', which `reads` reads, is empty in 50 % of the rows (see `answer_column`)."
     )
     assert "level" not in found
     found = described([free], [[0.0]] * 3, [{"solution": value, "extra": None} for value in (None, None, "1")])
-    assert found == "`free` was always 0. The column 'solution' is empty in 67% of the rows (see `answer_column`)."
+    assert found == "`free` was always 0. The column 'solution' is empty in 67 % of the rows (see `answer_column`)."
     assert described([reads], [[0.0]], [{"answer": "1", "solution": None}]) == "`reads` was always 0."
     assert described([free], [[0.0]], [{"prompt": ""}]) == "`free` was always 0."
 
@@ -57,4 +57,5 @@ def test_counts_of_all_processes():
     seen = RewardsSeen([free], ["free"], torch.device("cpu"))
     seen.add(torch.zeros(2, 1), [{"answer": None}])
     other = torch.tensor([[0.0, 0.0], [3.0, 0.0]])  # another process's `solution` and `answer`
-    assert "empty in 25% of the rows" in seen.described(lambda counts: counts + other)
+    assert "empty in 25 % of the rows" in seen.described(lambda counts: counts + other)
+    assert RewardsSeen([free], ["free"], torch.device("cpu")).described(lambda counts: counts) == ""

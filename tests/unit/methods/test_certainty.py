@@ -1,5 +1,7 @@
 """Certainty: token advantages from a baseline fitted to the policy's doubt."""
 
+import itertools
+import math
 from dataclasses import replace
 
 import oracles
@@ -155,6 +157,48 @@ def test_one_decision_between_two_tokens_leaves_no_variance():
     assert ours.std() / ours.mean() < 0.25 * grpo.std() / grpo.mean()
 
 
+@pytest.mark.parametrize("chance", [0.6, 0.9])
+def test_what_is_kept_of_the_expected_gradient(chance):
+    """Over all outcomes of a group of four, equal rewards included: what the second difference says."""
+    size, others = 4, [0, 1, 1, 1, 1, 0, 1, 1]
+    true = chance * (1 - chance)
+    kept = 0.0
+    for outcome in itertools.product([0, 1], repeat=size):
+        right = torch.tensor([*outcome, *others], dtype=torch.float64)
+        rollout = replace(
+            make_rollout(0, torch.ones(len(right), 1, dtype=torch.bool)),
+            rewards=right,
+            groups=torch.arange(len(right)) // size,
+            logps=torch.where(right.bool(), chance, 1 - chance).log().unsqueeze(1),
+            sum_squared_probs=torch.full((len(right), 1), chance**2 + (1 - chance) ** 2, dtype=torch.float64),
+        )
+        found = Certainty().rollout_stage(rollout)
+        if 0 < sum(outcome) < size:
+            share = float(found["baseline_share"][0, 0])
+        score = torch.where(right.bool(), 1 - chance, -chance)[:size]
+        probability = math.prod(chance if one else 1 - chance for one in outcome)
+        kept += probability * float((score * found["advantages"][:size, 0]).mean()) / true
+    assert share < 0.9
+    assert kept == pytest.approx((1 - share / size) - (1 - share) * chance ** (size - 1))
+
+
+def test_groups_of_different_spans():
+    """theta minimizes the weighted square of R - b, in the rewards' own units."""
+    rewards = torch.tensor([0.0, 1.0, 1.0, 5.0, 5.1, 5.1, 0.0, 1.0, 1.0], dtype=torch.float64)
+    groups = torch.arange(9) // 3
+    mask = torch.ones(9, 6, dtype=torch.bool)
+    rollout = replace(
+        certain_rollout(4, mask), rewards=rewards, groups=groups, sum_squared_probs=torch.full((9, 6), 0.9).double()
+    )
+    found = Certainty(prior=1e-9).rollout_stage(rollout)["baseline_share"][8, 0]
+    weights = (1 - 2 * rollout.logps.exp() + 0.9).clamp(min=0.0).sum(-1)[:6]
+    low, mean = torch.tensor([0.0, 5.0]).double()[groups[:6]], torch.tensor([2 / 3, 5 + 0.2 / 3]).double()[groups[:6]]
+    share = torch.tensor(float(found), dtype=torch.float64, requires_grad=True)
+    error = (weights * (rewards[:6] - low - share * (mean - low)).square()).sum()
+    (gradient,) = torch.autograd.grad(error, share)
+    assert abs(gradient) < 1e-6
+
+
 def test_where_certain_tokens_decide_nothing_the_baseline_is_the_mean():
     generator = torch.Generator().manual_seed(0)
     rewards = (torch.rand(4000, generator=generator) < 0.5).double()
@@ -195,12 +239,13 @@ def test_metrics():
     found = method.metrics(inputs)
     assert torch.equal(found["token_advantage_size"], credit(method, inputs)[1].abs())
     share, doubt = inputs.rollout["baseline_share"], inputs.rollout["doubt"]
-    rows = inputs.rollout["advantages"].bool().any(-1)
-    assert 0 < rows.sum() < len(rows)
+    rows = share > 0
+    assert 0 < rows.sum() < inputs.mask.sum()
+    assert not (rows & ~inputs.mask).any()
     assert torch.equal(found["baseline_share"][rows], share[rows])
     assert found["baseline_share"][~rows].isnan().all()
-    assert torch.equal(found["baseline_share_certain"].isfinite(), (doubt < EDGES[1]) & rows.unsqueeze(1))
-    assert torch.equal(found["baseline_share_uncertain"].isfinite(), (doubt >= EDGES[4]) & rows.unsqueeze(1))
+    assert torch.equal(found["baseline_share_certain"].isfinite(), (doubt < EDGES[1]) & rows)
+    assert torch.equal(found["baseline_share_uncertain"].isfinite(), (doubt >= EDGES[4]) & rows)
     assert torch.equal(found["baseline_change"][rows], (share[rows] - 1).abs())
 
 

@@ -108,7 +108,9 @@ def _scored(scorer: CreditScorer, groups: _Groups, batch: int) -> _Groups:
         keys = [key for key in groups if key[1] == side]
         for start in range(0, len(keys), batch):
             part = keys[start : start + batch]
-            records |= zip(part, score_groups(scorer, [_group(groups[key]) for key in part]), strict=True)
+            records |= zip(
+                part, score_groups(scorer, [_group(groups[key]) for key in part], one_batch=True), strict=True
+            )
     return {
         key: [
             _Scored(*row, record, _known(row.values, record.mask))

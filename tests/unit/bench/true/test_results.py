@@ -20,7 +20,8 @@ class Scorer:
         self.advice = {"place": "set it.", "uniform": "nothing"}
         self.calls = []
 
-    def score(self, completions):
+    def score(self, completions, one_batch):
+        assert one_batch
         self.calls.append(completions)
         return [self.record(completion) for completion in completions]
 
