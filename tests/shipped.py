@@ -5,12 +5,30 @@ from pathlib import Path
 
 from helpers import ROOT
 
+from trl_credit.bench.true.report import worth
+
 
 RESULTS = ROOT / "docs" / "results"
 # Regimes measured against true advantages, and those trained with every method at its own learning rate
-TRUE_REGIMES = {"letters": "letters", "plain": "plain"}
-TUNED_REGIMES = ("letters", "plain")
+TRUE_REGIMES = ("letters", "plain")
+TUNED_REGIMES = ("letters",)
 TRUE = "true"
+# How labels are shown, of those that differ
+SHOWN = {
+    TRUE: "true advantages",
+    "oracle": "oracle: true, least variance",
+    "mean_share share=0.0": "no baseline",
+    "mean_share share=0.5": "half the mean",
+    "whole_completion": "least variance, whole completion",
+    "odds others=False": "odds",
+    "odds others=True": "odds, mean of the others",
+}
+# The baselines of docs/certainty.md
+TRIED = (
+    *("uniform", "mean_share share=0.5", "mean_share share=0.0", "whole_completion", "otb", "odds others=False"),
+    *("odds others=True", "certainty", TRUE, "oracle", "gcpo", "gcpo + otb", "gcpo + certainty"),
+)
+_ELSEWHERE = {label for label in TRIED if label.startswith(("mean_share", "whole", "odds"))}
 REGIMES = ("plain", "letters", "long", "drift")
 # A second look at what the first ten seeds of a regime showed
 AGAIN = "long_again"
@@ -60,15 +78,6 @@ def tuned_results(regime: str, results: Path = RESULTS) -> dict:
     return json.loads((results / f"headroom_{regime}" / "comparison.json").read_text())
 
 
-def worth(share: dict) -> str:
-    """How many times as many completions, from their inverse, with the interval."""
-
-    def inverse(value: float) -> str:
-        return f"{1 / value:.2g}" if value > 0 else "\u221e"
-
-    return f"{inverse(share['mean'])} ({inverse(share['high'])} to {inverse(share['low'])})"
-
-
 def headroom_rows(results: Path = RESULTS) -> list[str]:
     """What true advantages are worth."""
     rows = [
@@ -88,7 +97,9 @@ def headroom_rows(results: Path = RESULTS) -> list[str]:
 
 def worth_rows(results: Path = RESULTS) -> list[str]:
     """What each method is worth; bold where its cosine is another than uniform's beyond noise."""
-    found = {regime: true_results(regime, results)["gradients"]["methods"] for regime in TRUE_REGIMES}
+    known = {regime: true_results(regime, results) for regime in TRUE_REGIMES}
+    idle = {label for results_ in known.values() for label in results_["uniform_in_effect"]}
+    found = {regime: results_["gradients"]["methods"] for regime, results_ in known.items()}
     labels = list(dict.fromkeys(label for methods in found.values() for label in methods))
     rows = [f"| worth, in completions | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
     for label in labels:
@@ -98,8 +109,21 @@ def worth_rows(results: Path = RESULTS) -> list[str]:
             text = "\u2013" if row is None else worth(row["share"])
             sure = row is not None and row["cosine"].get("p_holm", 1) < 0.05
             cells.append(f"**{text}**" if sure else text)
-        if label != "uniform":
-            rows.append(f"| {'true advantages' if label == TRUE else label} | {' | '.join(cells)} |")
+        if label != "uniform" and label not in idle | _ELSEWHERE:
+            rows.append(f"| {SHOWN.get(label, label)} | {' | '.join(cells)} |")
+    return rows
+
+
+def tried_rows(results: Path = RESULTS) -> list[str]:
+    """The baselines that were tried: cosines and what they are worth."""
+    found = {regime: true_results(regime, results)["gradients"]["methods"] for regime in TRUE_REGIMES}
+    titles = " | ".join(f"{regime}: cosine | worth, in completions" for regime in found)
+    rows = [f"| baseline | {titles} |", "|---" * (2 * len(found) + 1) + "|"]
+    for label in TRIED:
+        cells = [
+            f"{methods[label]['cosine']['mean']:.2f} | {worth(methods[label]['share'])}" for methods in found.values()
+        ]
+        rows.append(f"| {SHOWN.get(label, label)} | {' | '.join(cells)} |")
     return rows
 
 

@@ -14,9 +14,18 @@ from shipped import (
     IMAGE_REGIMES,
     REGIMES,
     RESULTS,
+    TRUE,
+    TRUE_REGIMES,
+    TUNED_REGIMES,
     bench_rows,
+    headroom_rows,
     image_rows,
     learning_rows,
+    tried_rows,
+    true_results,
+    tuned_results,
+    tuned_rows,
+    worth_rows,
 )
 
 from trl_credit.bench.baselines import baselines
@@ -25,12 +34,16 @@ from trl_credit.comparison.plan import parse_methods, read_recipe
 
 
 TEXT = (ROOT / "docs" / "choosing.md").read_text()
+CERTAINTY = (ROOT / "docs" / "certainty.md").read_text()
 SECTION = TEXT.partition("## Where the weight goes: CreditBench")[2].partition("\n## ")[0]
 
 
 def test_tables_are_those_of_the_results():
-    for row in [*learning_rows(), *image_rows(), *bench_rows()]:
+    rows = [*headroom_rows(), *worth_rows(), *tuned_rows(), *learning_rows(), *image_rows(), *bench_rows()]
+    for row in rows:
         assert row in TEXT.splitlines(), row
+    for row in tried_rows():
+        assert row in CERTAINTY.splitlines(), row
 
 
 def test_every_method_of_the_benchmark_has_a_row():
@@ -48,7 +61,7 @@ def test_every_method_of_the_benchmark_has_a_row():
 
 def test_no_other_tables_of_numbers():
     numbers = [line for line in TEXT.splitlines() if line.startswith("|") and re.search(r"\d\.\d\d\d", line)]
-    assert len(numbers) == len(REGIMES) + 1 + len(BENCH_ROWS) + len(image_rows()) - 2
+    assert len(numbers) == len(REGIMES) + 1 + len(BENCH_ROWS) + len(image_rows()) - 2 + len(tuned_rows()) - 2
 
 
 @pytest.mark.parametrize("regime", [*REGIMES, *IMAGE_REGIMES])
@@ -88,6 +101,73 @@ def test_claims_hold():
     again = json.loads((RESULTS / AGAIN / "comparison.json").read_text())
     assert not {*again["seeds"]} & {*json.loads((RESULTS / "long" / "comparison.json").read_text())["seeds"]}
     assert {label for _, label in verdicts} == set(COLUMNS)
+
+
+def times(regime: str, label: str) -> float:
+    """How many times as many completions a method is worth."""
+    return 1 / true_results(regime)["gradients"]["methods"][label]["share"]["mean"]
+
+
+def below(regime: str, label: str, other: str) -> float:
+    """Standard errors by which a method's cosine is below another's, of unpaired ones."""
+    rows = true_results(regime)["gradients"]["methods"]
+    own, more = rows[label]["cosine"], rows[other]["cosine"]
+    return (more["mean"] - own["mean"]) / (own["stderr"] ** 2 + more["stderr"] ** 2) ** 0.5
+
+
+def surely(regime: str, label: str) -> int:
+    """1 or -1 if the cosine is above or below uniform's beyond noise, else 0."""
+    row = true_results(regime)["gradients"]["methods"][label]["cosine"]
+    return 0 if row["p_holm"] >= 0.05 else 1 if row["difference"]["mean"] > 0 else -1
+
+
+def test_claims_about_the_truth_hold():
+    """The sentences about gradients in the summary and the two sections below it."""
+    summary, words = (" ".join(part.split()) for part in (TEXT.partition("## Choosing")[0], TEXT))
+    assert all(times(regime, "oracle") > 20 for regime in TRUE_REGIMES)
+    true = {regime: true_results(regime)["gradients"]["methods"][TRUE]["cosine"] for regime in TRUE_REGIMES}
+    assert true["letters"]["difference"]["low"] > 0 > true["plain"]["difference"]["low"]
+    assert f"worth {times('letters', TRUE):.1f} times as many where half of the tokens decide nothing" in summary
+    told = [f"{times('letters', label):.1f}" for label in ("certainty", "gcpo + certainty")]
+    plain = [f"{times('plain', label):.2g}" for label in ("certainty", "gcpo + certainty")]
+    assert f"worth {told[0]} and {told[1]} times as many completions with irrelevant letters" in summary
+    assert f"{plain[0]} and {plain[1]} times as many without" in summary
+    assert all(surely(r, label) == 1 for r in TRUE_REGIMES for label in ("certainty", "gcpo + certainty", "oracle"))
+    assert f"worth {times('letters', 'gcpo'):.1f} times as many" in summary
+    assert (surely("letters", "gcpo"), surely("plain", "gcpo")) == (1, 0)
+    assert f"**OTB helps where all tokens decide** ({times('plain', 'otb'):.0f})" in summary
+    assert f"little where half do not ({times('letters', 'otb'):.1f})" in summary
+    worse = [times(regime, label) for regime in TRUE_REGIMES for label in ("rlsd", "delta")]
+    assert all(surely(regime, label) == -1 for regime in TRUE_REGIMES for label in ("rlsd", "delta"))
+    assert f"({min(worse):.2f} to {max(worse):.2f})" in summary
+    assert true_results("letters")["gradients"]["methods"]["forking"]["cosine"]["high"] < 0.01
+    for regime, length in (("letters", 96), ("plain", 40)):
+        found = true_results(regime)
+        assert found["settings"]["generated_dataset_config"]["style"] == regime
+        assert found["settings"]["max_completion_length"] == length
+        assert found["gradients"]["completions"] == 64
+        assert not re.search(r"/(tmp|work|home|root)/", json.dumps(found))
+    assert "--num_prompts 128 --max_completion_length 96 # 192 prompts and 40 tokens for plain" in words
+    assert [true_results(regime)["settings"]["num_prompts"] for regime in TRUE_REGIMES] == [128, 192]
+
+
+def test_claims_about_baselines_hold():
+    """The sentences of docs/certainty.md below its table, in their order."""
+    share = "mean_share share={}".format
+    small = (share(0.0), "whole_completion", "otb", "certainty")
+    assert all(abs(below("plain", label, "oracle")) < 2 for label in small)
+    others = [times("letters", label) for label in small[:3]]
+    assert f"fall back to {min(others):.1f} to {max(others):.1f}" in " ".join(CERTAINTY.split())
+    assert f"{times('letters', 'certainty'):.1f}" == "1.9"
+    assert all(abs(below(regime, "odds others=False", "certainty")) < 1 for regime in TRUE_REGIMES)
+    assert f"{times('letters', share(0.5)):.1f}" == "1.8"
+    assert f"{times('plain', share(0.5)):.0f}" == "5"
+    assert times("plain", share(0.0)) > times("plain", share(0.5))
+    assert times("letters", share(0.0)) < times("letters", share(0.5))
+    assert all(times(regime, "odds others=True") < times(regime, "odds others=False") for regime in TRUE_REGIMES)
+    assert f"{times('letters', 'gcpo + certainty'):.1f}" == "3.2"
+    assert times("letters", "gcpo + certainty") > times("letters", TRUE)
+    assert f"{times('letters', 'oracle'):.0f}" == "22"
 
 
 def test_claims_about_where_credit_goes_hold():
