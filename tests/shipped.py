@@ -51,6 +51,8 @@ BENCH_ROWS = (
     ("teacher", 0),
     ("otb", 0),
     ("otb", 80),
+    ("certainty", 0),
+    ("certainty", 80),
     ("delta", 0),
     ("delta", 80),
     ("forking", 0),
