@@ -31,6 +31,7 @@ from shipped import (
 from trl_credit.bench.baselines import baselines
 from trl_credit.bench.served import served_methods
 from trl_credit.comparison.plan import parse_methods, read_recipe
+from trl_credit.statistics.paired import paired
 
 
 TEXT = (ROOT / "docs" / "choosing.md").read_text()
@@ -168,6 +169,59 @@ def test_claims_about_baselines_hold():
     assert f"{times('letters', 'gcpo + certainty'):.1f}" == "3.2"
     assert times("letters", "gcpo + certainty") > times("letters", TRUE)
     assert f"{times('letters', 'oracle'):.0f}" == "22"
+
+
+@pytest.mark.parametrize("regime", TUNED_REGIMES)
+def test_tuned_results_are_of_the_recipes(regime):
+    comparison = tuned_results(regime)
+    recipe, section = read_recipe(ROOT / "recipes" / "compare" / f"headroom_{regime}.yaml")
+    methods, _ = parse_methods(section["methods"])
+    credit = {m["label"]: {k: v for k, v in m["credit"].items() if k != "settings"} for m in comparison["methods"]}
+    assert credit == {method.label: method.credit for method in methods}
+    assert all(len(m["seeds"]) >= 10 and not m["missing"] for m in comparison["methods"])
+    tuning = comparison["tuning"]
+    assert tuning["values"] == section["tune"]
+    assert not {*tuning["seeds"]} & {*comparison["seeds"]}
+    assert comparison["ceiling"] == section["ceiling"] == "oracle"
+    for name in ("max_steps", "num_generations", "per_device_train_batch_size", "generated_dataset_config"):
+        assert comparison["settings"].get(name) == recipe.get(name), name
+    command = shlex.split(comparison["command"])
+    assert command[:4] == ["trl-credit", "compare", "--config", f"recipes/compare/headroom_{regime}.yaml"]
+    assert not re.search(r"/(tmp|work|home|root)/", (RESULTS / f"headroom_{regime}" / "comparison.json").read_text())
+
+
+def test_claims_about_tuned_methods_hold():
+    summary, words = (" ".join(part.split()) for part in (TEXT.partition("## Choosing")[0], TEXT))
+    comparison = tuned_results("letters")
+    found = {d["label"]: d for d in comparison["differences"] if d["quantity"] == "mean_reward"}
+    shares = {row["label"]: {k: row[k] for k in ("share", "low", "high")} for row in comparison["shares"]}
+    percent = {label: {k: f"{100 * v:.0f}" for k, v in row.items()} for label, row in shares.items()}
+    assert (
+        "`certainty` had {share} % ({low} to {high} %) of the oracle's lead".format(**percent["certainty"]) in summary
+    )
+    assert f"`[gcpo, certainty]` {percent['gcpo + certainty']['share']} %" in summary
+    better = {label for label, row in found.items() if row["verdict"] == "better"}
+    assert {"certainty", "gcpo + certainty", "oracle"} <= better
+    uniform = next(m for m in comparison["methods"] if m["label"] == "uniform")["quantities"]["mean_reward"]["mean"]
+    assert f"is {found['oracle']['mean']:.3f} above uniform's of {uniform:.3f}" in words
+    assert 0.6 < shares["certainty"]["share"] < 0.7
+    none = ("gcpo", "otb", "true advantages")
+    assert all(found[label]["verdict"] == "noise" for label in none)
+    widths = [found[label]["half_width"] for label in none]
+    assert f"(from {min(widths):.3f} to {max(widths):.3f} above uniform)" in words
+    seeds = {m["label"]: m["quantities"]["mean_reward"]["by_seed"] for m in comparison["methods"]}
+    over = paired(*([*seeds[label].values()] for label in ("half the mean", "certainty")))
+    assert f"every token does part of it** ({percent['half the mean']['share']} %)" in words
+    assert f"`certainty` is {over.mean:.3f} above it (p = {over.p_value:.3f}, of this one comparison)" in words
+    page = " ".join(CERTAINTY.split())
+    assert "`certainty` has {share} % ({low} to {high} %) of the oracle's lead".format(**percent["certainty"]) in page
+    assert f"half the mean {percent['half the mean']['share']} %, and OTB none" in page
+    assert f"`[gcpo, certainty]` has {percent['gcpo + certainty']['share']} %" in page
+    gcpo = next(m for m in comparison["methods"] if m["label"] == "gcpo")
+    (note,) = [note for note in comparison["notes"] if note.startswith("Gradients, relative to uniform's")]
+    assert "gcpo 2.3 times as long, 63 % cut" in note
+    assert "gradients are 2.3 times as long** as uniform's, so 63 % of its updates were cut" in words
+    assert gcpo["credit"]["settings"]["learning_rate"] == min(comparison["tuning"]["values"]["learning_rate"])
 
 
 def test_claims_about_where_credit_goes_hold():

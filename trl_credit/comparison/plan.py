@@ -406,7 +406,9 @@ def make_plan(
         section.get("methods") if methods is None else methods, recipe_credit, before.methods if before else ()
     )
     asked_seeds = parse_seeds(section.get("seeds", 1) if seeds is None else seeds)
-    baseline, ceiling, target_reward = _choices(section, before, baseline, ceiling, target_reward, every)
+    baseline, ceiling, target_reward = _choices(
+        section, before, baseline, ceiling, target_reward, every, methods is not None
+    )
     at_target = _metrics_at_target(section, before, at_target, target_reward)
     plan = Plan(
         recipe=recipe,
@@ -464,11 +466,13 @@ def _with_earlier(before: Plan | None, tuning: Mapping | None) -> dict | None:
     return json.loads(json.dumps({**tuning, "rows": [*kept, *tuning["rows"]]}))
 
 
-def _choices(section: Mapping, before: Plan | None, baseline, ceiling, target_reward, methods: list[Method]) -> tuple:
+def _choices(
+    section: Mapping, before: Plan | None, baseline, ceiling, target_reward, methods: list[Method], narrowed: bool
+) -> tuple:
     """Baseline, ceiling and target from the command line, else the recipe, else the folder, else the first method and
-    none."""
+    none. If the command line names the methods (`narrowed`), the recipe's ceiling need not be among them."""
     labels = [method.label for method in methods]
-    baseline_given = baseline is not None
+    narrowed = narrowed or baseline is not None
     if baseline is None:
         baseline = section.get("baseline")
     if baseline is None and before is not None:
@@ -479,7 +483,7 @@ def _choices(section: Mapping, before: Plan | None, baseline, ceiling, target_re
         raise ValueError(f"`baseline`: {baseline!r} is not among the methods. {nearest(baseline, labels)}")
     if ceiling is None:
         ceiling = section.get("ceiling", before.ceiling if before else None)
-        if ceiling is not None and baseline_given and ceiling == baseline:  # the recipe's does not fit this command's
+        if narrowed and (ceiling == baseline or ceiling not in labels):  # this command's methods are others
             ceiling = None
     ceiling = ceiling or None
     if ceiling is not None and ceiling not in labels:
@@ -501,13 +505,14 @@ def check_choices(
     target_reward: float | None = None,
     at_target: Any = None,
     ceiling: str | None = None,
+    narrowed: bool = False,
 ) -> None:
     """Raises `ValueError` if the baseline, the ceiling, the target or the metrics at it cannot be those of these methods
     and of the ones already in the folder."""
     earlier = before.methods if before else []
     known = {method.label for method in earlier}
     every = [*earlier, *(method for method in methods if method.label not in known)]
-    *_, target_reward = _choices(section, before, baseline, ceiling, target_reward, every)
+    *_, target_reward = _choices(section, before, baseline, ceiling, target_reward, every, narrowed)
     _metrics_at_target(section, before, at_target, target_reward)
 
 

@@ -177,7 +177,7 @@ def plan_tuning(
     before = read_plan(output_dir) if (Path(output_dir) / "plan.json").exists() else None
     if before is not None:
         check_tuned_alike(before, asdict(tuning), output_dir)
-    check_choices(section, before, asked, **choices)
+    check_choices(section, before, asked, **choices, narrowed=methods is not None)
     check_apart(parse_seeds(section.get("seeds", 1) if seeds is None else seeds), tuning.seeds)
     for method in asked:
         if own := sorted(set(method.settings) & set(tuning.values)):

@@ -149,6 +149,9 @@ def test_the_recipes_section(comparison_recipe):
     assert [method.label for method in found.methods] == ["uniform", "dgpo"]
     assert (found.seeds, found.baseline, found.ceiling, found.target_reward) == ([3, 5], "uniform", "dgpo", 0.9)
     assert "--ceiling dgpo" in found.command
+    # A command's methods need not have the recipe's ceiling
+    assert make_plan(path, path.parent / "out", methods=["uniform", "gcpo"]).ceiling is None
+    assert make_plan(path, path.parent / "out", baseline="dgpo").ceiling is None
     found = make_plan(
         path,
         path.parent / "out",
@@ -178,7 +181,12 @@ def test_the_recipes_section(comparison_recipe):
         ({}, {"overrides": ["--logging-steps", "5"]}, "`logging_steps` cannot be set"),
         ({}, {"baseline": "dgpo"}, "not among the methods"),
         ({}, {"ceiling": "oracel"}, "`ceiling`: 'oracel' is not among the methods"),
-        ({"compare": {"ceiling": "uniform"}}, {}, "`ceiling` and `baseline` are both 'uniform'"),
+        (
+            {"compare": {"methods": ["uniform", "gcpo"], "ceiling": "uniform"}},
+            {},
+            "`ceiling` and `baseline` are both 'uniform'",
+        ),
+        ({"compare": {"methods": ["uniform", "gcpo"], "ceiling": "oracel"}}, {}, "`ceiling`: 'oracel' is not among"),
         ({"compare": {"target_reward": "high"}}, {}, "`target_reward` must be a number"),
         ({"compare": {"at_target": ["entropy"]}}, {}, r"`at_target` \(entropy\) needs a `target_reward`"),
         ({"compare": {"at_target": 5, "target_reward": 1}}, {}, "`at_target` must be a list of logged metrics"),
@@ -191,8 +199,9 @@ def test_the_recipes_section(comparison_recipe):
     ],
 )
 def test_everything_is_checked_before_anything_runs(comparison_recipe, tmp_path, changes, arguments, message):
+    methods = {"methods": ["uniform", "gcpo"]} if "ceiling" not in changes.get("compare", {}) else {}
     with pytest.raises((ValueError, TypeError), match=message):
-        make_plan(comparison_recipe(**changes), tmp_path / "out", methods=["uniform", "gcpo"], **arguments)
+        make_plan(comparison_recipe(**changes), tmp_path / "out", **methods, **arguments)
     assert not (tmp_path / "out").exists()
 
 

@@ -43,7 +43,7 @@ def test_credit(credit, expected, tmp_path):
     ("credit", "error", "message"),
     [
         ("dgop", ValueError, "Unknown credit method 'dgop'. Did you mean 'dgpo'?"),
-        ("none", ValueError, "Unknown credit method 'none'. Known: delta, dgpo, "),
+        ("none", ValueError, "Unknown credit method 'none'. Known: certainty, delta, "),
         ({"method": "gcpo", "top_fracton": 0.2}, ValueError, "no parameter 'top_fracton'. Did you mean 'top_fraction'"),
         ({"method": "uniform", "temperature": 1}, ValueError, "'uniform' has no parameter 'temperature'"),
         ({"temperature": 1}, ValueError, "`credit` mapping has no `method` name"),
