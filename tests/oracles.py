@@ -198,6 +198,53 @@ def otb(logps, sum_squared_probs, rewards, groups, mask, zero_tail=False):
     return result
 
 
+def certainty(logps, sum_squared_probs, rewards, groups, mask, prior=0.2, edges=(0.001, 0.01, 0.03, 0.1, 0.25, 0.5)):
+    """Token advantages from a baseline that is the group's mean, from its least reward up, times the weighted regression of
+    the other groups' rewards on their means, in the token's bin of doubt; `None` for a completion with a value that is not
+    finite."""
+    count, width = len(mask), len(mask[0])
+    places = [[t for t in range(width) if mask[i][t]] for i in range(count)]
+    peers = {
+        g: [float(rewards[j]) for j in range(count) if groups[j] == g and not math.isnan(rewards[j])] for g in groups
+    }
+
+    def has_credit(i):
+        return not math.isnan(rewards[i]) and len(set(peers[groups[i]])) > 1
+
+    def is_broken(i):
+        return not all(math.isfinite(logps[i][t]) and math.isfinite(sum_squared_probs[i][t]) for t in places[i])
+
+    def bin_of(squared):
+        doubt = 0.5 if squared < 0.5 else (1 - math.sqrt(min(2 * squared - 1, 1.0))) / 2
+        return sum(doubt >= edge for edge in edges)
+
+    widest = max([max(own) - min(own) for own in peers.values() if own], default=0.0)
+    result = []
+    for i in range(count):
+        row = [0.0] * width
+        if has_credit(i) and is_broken(i):
+            row = None
+        elif has_credit(i):
+            low, high = min(peers[groups[i]]), max(peers[groups[i]])
+            mean = sum(peers[groups[i]]) / len(peers[groups[i]])
+            for t in places[i]:
+                along = square = prior
+                for j in range(count):
+                    if groups[j] == groups[i] or not has_credit(j) or is_broken(j):
+                        continue
+                    least, most = min(peers[groups[j]]), max(peers[groups[j]])
+                    middle = (sum(peers[groups[j]]) / len(peers[groups[j]]) - least) / (most - least)
+                    for s in places[j]:
+                        if bin_of(sum_squared_probs[j][s]) == bin_of(sum_squared_probs[i][t]):
+                            weight = max(1 - 2 * math.exp(logps[j][s]) + sum_squared_probs[j][s], 0.0)
+                            weight *= ((most - least) / widest) ** 2
+                            along += weight * middle * (float(rewards[j]) - least) / (most - least)
+                            square += weight * middle**2
+                row[t] = float(rewards[i]) - min(low + along / square * (mean - low), high)
+        result.append(row)
+    return result
+
+
 def vine(segments, values, rewards, mask, scale="whiten"):
     """VinePPO's token advantages: what the token's step adds to the value, over all tokens to mean 0 and deviation 1;
     `None` for a completion with an unknown value."""

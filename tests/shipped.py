@@ -5,8 +5,30 @@ from pathlib import Path
 
 from helpers import ROOT
 
+from trl_credit.bench.true.report import worth
+
 
 RESULTS = ROOT / "docs" / "results"
+# Regimes measured against true advantages, and those trained with every method at its own learning rate
+TRUE_REGIMES = ("letters", "plain")
+TUNED_REGIMES = ("letters",)
+TRUE = "true"
+# How labels are shown, of those that differ
+SHOWN = {
+    TRUE: "true advantages",
+    "oracle": "oracle: true, least variance",
+    "mean_share share=0.0": "no baseline",
+    "mean_share share=0.5": "half the mean",
+    "whole_completion": "least variance, whole completion",
+    "odds others=False": "odds",
+    "odds others=True": "odds, mean of the others",
+}
+# The baselines of docs/certainty.md
+TRIED = (
+    *("uniform", "mean_share share=0.5", "mean_share share=0.0", "whole_completion", "otb", "odds others=False"),
+    *("odds others=True", "certainty", TRUE, "oracle", "gcpo", "gcpo + otb", "gcpo + certainty"),
+)
+_ELSEWHERE = {label for label in TRIED if label.startswith(("mean_share", "whole", "odds"))}
 REGIMES = ("plain", "letters", "long", "drift")
 # A second look at what the first ten seeds of a regime showed
 AGAIN = "long_again"
@@ -29,6 +51,8 @@ BENCH_ROWS = (
     ("teacher", 0),
     ("otb", 0),
     ("otb", 80),
+    ("certainty", 0),
+    ("certainty", 80),
     ("delta", 0),
     ("delta", 80),
     ("forking", 0),
@@ -46,6 +70,88 @@ BENCH_ROWS = (
 def signed(value: float) -> str:
     text = f"{abs(value):.3f}"
     return text if not float(text) else ("+" if value > 0 else "\u2212") + text
+
+
+def true_results(regime: str, results: Path = RESULTS) -> dict:
+    return json.loads((results / f"true_{regime}" / "bench_true.json").read_text())
+
+
+def tuned_results(regime: str, results: Path = RESULTS) -> dict:
+    return json.loads((results / f"headroom_{regime}" / "comparison.json").read_text())
+
+
+def headroom_rows(results: Path = RESULTS) -> list[str]:
+    """What true advantages are worth."""
+    rows = [
+        "| regime | tokens | mean reward | cosine, uniform | cosine, true advantages | worth, in completions |",
+        "|---" * 6 + "|",
+    ]
+    for regime in TRUE_REGIMES:
+        found = true_results(regime, results)
+        own, true = (found["gradients"]["methods"][label] for label in ("uniform", TRUE))
+        samples = found["samples"]
+        rows.append(
+            f"| {regime} | {samples['mean_tokens']:.0f} | {samples['mean_reward']:.2f} | {own['cosine']['mean']:.2f} "
+            f"| {true['cosine']['mean']:.2f} | {worth(true['share'])} |"
+        )
+    return rows
+
+
+def worth_rows(results: Path = RESULTS) -> list[str]:
+    """What each method is worth; bold where its cosine is another than uniform's beyond noise."""
+    known = {regime: true_results(regime, results) for regime in TRUE_REGIMES}
+    idle = {label for results_ in known.values() for label in results_["uniform_in_effect"]}
+    found = {regime: results_["gradients"]["methods"] for regime, results_ in known.items()}
+    labels = list(dict.fromkeys(label for methods in found.values() for label in methods))
+    rows = [f"| worth, in completions | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    for label in labels:
+        cells = []
+        for methods in found.values():
+            row = methods.get(label)
+            text = "\u2013" if row is None else worth(row["share"])
+            sure = row is not None and row["cosine"].get("p_holm", 1) < 0.05
+            cells.append(f"**{text}**" if sure else text)
+        if label != "uniform" and label not in idle | _ELSEWHERE:
+            rows.append(f"| {SHOWN.get(label, label)} | {' | '.join(cells)} |")
+    return rows
+
+
+def tried_rows(results: Path = RESULTS) -> list[str]:
+    """The baselines that were tried: cosines and what they are worth."""
+    found = {regime: true_results(regime, results)["gradients"]["methods"] for regime in TRUE_REGIMES}
+    titles = " | ".join(f"{regime}: cosine | worth, in completions" for regime in found)
+    rows = [f"| baseline | {titles} |", "|---" * (2 * len(found) + 1) + "|"]
+    for label in TRIED:
+        cells = [
+            f"{methods[label]['cosine']['mean']:.2f} | {worth(methods[label]['share'])}" for methods in found.values()
+        ]
+        rows.append(f"| {SHOWN.get(label, label)} | {' | '.join(cells)} |")
+    return rows
+
+
+def tuned_rows(results: Path = RESULTS) -> list[str]:
+    """Mean rewards, every method at its own learning rate."""
+    rows = [
+        "| regime | method | learning rate | mean reward | difference, p | share of the oracle's lead |",
+        "|---" * 6 + "|",
+    ]
+    for regime in TUNED_REGIMES:
+        comparison = tuned_results(regime, results)
+        found = {d["label"]: d for d in comparison["differences"] if d["quantity"] == "mean_reward"}
+        shares = {row["label"]: row for row in comparison["shares"]}
+        for place, method in enumerate(comparison["methods"]):
+            label, difference, share = method["label"], "\u2013", "\u2013"
+            if label in found:
+                row = found[label]
+                difference = f"{signed(row['mean'])}, {row['p_holm']:.3f}: {row['verdict']}"
+            if shares.get(label, {}).get("share") is not None:
+                share = "{share:.2f} ({low:.2f} to {high:.2f})".format(**shares[label]).replace("-", "\u2212")
+            rate = method["credit"]["settings"]["learning_rate"]
+            rows.append(
+                f"| {regime if not place else ''} | {label} | {rate:g} "
+                f"| {method['quantities']['mean_reward']['mean']:.3f} | {difference} | {share} |"
+            )
+    return rows
 
 
 def learning_rows(results: Path = RESULTS) -> list[str]:

@@ -9,6 +9,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .methods.base import CreditMethod, Paper
+    from .methods.certainty import Certainty
     from .methods.delta import DelTA
     from .methods.dgpo import DGPO
     from .methods.fipo import FIPO
@@ -72,6 +73,7 @@ _HOMES = {
     "GiGPO": ".methods.gigpo",
     "ImageTokenGRPOConfig": ".trainer.image_tokens_config",
     "ImageTokenGRPOTrainer": ".trainer.image_tokens",
+    "Certainty": ".methods.certainty",
     "OTB": ".methods.otb",
     "PCPO": ".methods.pcpo",
     "OtherModelLogps": ".signals.other_model",
@@ -118,6 +120,7 @@ __all__ = [
     "VPPO",
     "AsyncCreditGRPOConfig",
     "AsyncCreditGRPOTrainer",
+    "Certainty",
     "Continuations",
     "CreditGRPOConfig",
     "CreditGRPOTrainer",

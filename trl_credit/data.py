@@ -289,7 +289,7 @@ def _prepare_rows(dataset: Dataset, reader: "_Reader") -> Dataset:
 
 
 # Flags that describe a row
-_UNUSABLE, _REWRITTEN, _ANSWERED, _LEAKS, _OWN_SYSTEM, _TEXT = (1 << i for i in range(6))
+_UNUSABLE, _REWRITTEN, _ANSWERED, _LEAKS, _OWN_SYSTEM, _TEXT, _NO_ANSWER = (1 << i for i in range(7))
 _FLAGS = "trl_credit_flags"
 _CODE = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, fields.__file__))).hexdigest()
 
@@ -337,8 +337,8 @@ class _Reader:
                 try:
                     answers = read_answers(read_field(row, column), column)
                     gold_of(answers, self.answer_match)
-                except Missing:
-                    flags |= _UNUSABLE
+                except (Missing, KeyError):  # or a mapping that lacks the field, which other rows have
+                    flags |= _UNUSABLE | _NO_ANSWER
                 setting, column = "problem_column", self.problem_column or "prompt"
             if problem is None:
                 return {_FLAGS: flags}
@@ -355,7 +355,7 @@ class _Reader:
             if not self.images or flags & _ANSWERED:
                 flags |= _REWRITTEN * (prompt != _pruned(row.get("prompt")))
         except KeyError:
-            return {_FLAGS: flags | _UNUSABLE}  # a mapping that lacks the field, which other rows have
+            return {_FLAGS: flags | _UNUSABLE}  # the same of the problem
         except ValueError as error:
             raise ValueError(f"`{setting}`: row {index} of {column!r}, counted from 0, {error}.") from None
         return {_FLAGS: flags}
@@ -392,21 +392,24 @@ def _report(dataset: Dataset, flags: np.ndarray, reader: _Reader) -> None:
             would contain the answer.
     """
     count, problem, answer = len(dataset), reader.problem_column or "prompt", reader.answer_column
-    columns = " or ".join(f"`{column}`" for column in (problem, answer) if column)
 
     def having(flag: int) -> np.ndarray:
         return np.flatnonzero((flags & flag).astype(bool) & ~(flags & _UNUSABLE).astype(bool))
 
     unusable = np.flatnonzero(flags & _UNUSABLE)
     if len(unusable):
+        without = int(((flags & _NO_ANSWER) != 0).sum())
         logger.warning(
-            "%d of %d rows have an empty problem or answer and are left out (first: row %d).",
+            "%d of %d rows have an empty problem or answer and are left out (first: row %d)%s.",
             len(unusable),
             count,
             unusable[0],
+            f"; without an answer in {answer!r}: {without}" if without else "",
         )
         if len(unusable) == count:
-            raise ValueError(f"Every row of the dataset has an empty {columns}.")
+            empty = f"`{answer}`" if without == count else f"`{problem}`{f' or `{answer}`' * bool(without)}"
+            setting = "answer_column" if without == count else "problem_column"
+            raise ValueError(f"Every row of the dataset has an empty {empty}: see `{setting}`.")
     conversations = count - len(unusable) - len(having(_TEXT))
     if len(having(_TEXT)) and conversations and reader.problem_column is None:
         raise ValueError(
@@ -466,7 +469,8 @@ def _without_reserved(
 def _prepare_stream(
     dataset: IterableDataset, reader: _Reader, first: Mapping[str, Any] | None, names: Sequence[str]
 ) -> IterableDataset:
-    """[`prepare`] for a stream: only its first row is known, and unreadable later rows are dropped with one warning."""
+    """[`prepare`] for a stream: only its first row is known, and rows that are empty or cannot be read are dropped, with a
+    warning for each reason."""
     if first is None:
         raise ValueError("The dataset has no rows.")
     flags = reader.check(first, 0)[_FLAGS]
@@ -475,17 +479,21 @@ def _prepare_stream(
     if flags & _OWN_SYSTEM and reader.system:
         logger.warning("Conversations keep their own system message instead of `system_prompt`.")
     reader = dataclasses.replace(reader, rewrites=bool(flags & _REWRITTEN) or reader.problem_column is not None)
-    said = False
+    said: set[str] = set()  # columns that were empty; "" for a row that cannot be read
 
     def usable(row: Mapping[str, Any]) -> bool:
-        nonlocal said
         try:
-            return not reader.check(row, -1)[_FLAGS] & _UNUSABLE
+            flags = reader.check(row, -1)[_FLAGS]
+            if not flags & _UNUSABLE:
+                return True
+            column = reader.answer_column if flags & _NO_ANSWER else reader.problem_column or "prompt"
+            reason, problem = column, f"its {column!r} is empty."
         except ValueError as error:
-            if not said:
-                logger.warning("A row of the stream is left out, as will be others like it: %s", error)
-                said = True
-            return False
+            reason, problem = "", str(error)
+        if reason not in said:
+            logger.warning("A row of the stream is left out, as will be others like it: %s", problem)
+            said.add(reason)
+        return False
 
     result = dataset.filter(usable)
     if reader.rewrites or reader.answer_column is not None:

@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         "--methods",
         nargs="+",
         default=["uniform", "gcpo", "dgpo"],
-        help="names, or mappings as JSON, separated by spaces",
+        help="names, or mappings, separated by spaces",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

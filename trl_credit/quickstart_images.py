@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart-images"))
     parser.add_argument("--max_steps", type=int, default=80, help="updates per method")
     parser.add_argument(
-        "--methods", nargs="+", default=["uniform", "pcpo"], help="names, or mappings as JSON, separated by spaces"
+        "--methods", nargs="+", default=["uniform", "pcpo"], help="names, or mappings, separated by spaces"
     )
     parser.add_argument("--seed", type=int, default=0)
     prepare_terminal()

@@ -1,7 +1,7 @@
 """Trains a recipe: `accelerate launch -m trl_credit.train --config recipes/NAME.yaml [--any_field value]`.
 
-`trl-credit train` does the same; with `--accelerate_config FILE_OR_NAME` or `--num_processes N` it launches several
-processes.
+`trl-credit train recipes/NAME.yaml` does the same, also without `--config`. With `--accelerate_config FILE_OR_NAME` or
+`--num_processes N` it launches several processes.
 """
 
 import logging
@@ -15,6 +15,7 @@ from ._util.moved import moved_names
 from ._util.text import log_to_terminal, prepare_terminal, safe, safe_lines
 from .extras.checkpoints import ResumeError, checkpoint_to_resume
 from .extras.effect import NothingTrainedError
+from .extras.reward_guard import RewardError, reported
 from .recipe.adapters import continue_adapter
 from .recipe.recipe import Recipe
 from .samplers.pipelines import PipelineError
@@ -56,31 +57,8 @@ def main(argv: list[str] | None = None) -> "CreditGRPOTrainer":
         if PartialState().is_main_process:
             print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)
         raise SystemExit(2) from error
-    try:
-        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    except SystemExit:  # after SIGTERM; the checkpoint is saved
-        _close(trainer)
-        raise
-    except KeyboardInterrupt:
-        if PartialState().is_main_process:
-            print(
-                f"\nStopped after update {trainer.state.global_step}. To continue from its last checkpoint, if any, run "
-                "the same command with --resume_from_checkpoint auto.",
-                file=sys.stderr,
-            )
-        raise
-    except (ResumeError, NothingTrainedError, FloatingPointError) as error:
-        logger.debug("", exc_info=True)
-        if PartialState().is_main_process:
-            print(f"trl-credit train: error: {safe_lines(error)} No model is saved.", file=sys.stderr)
-        _close(trainer)
-        raise SystemExit(2 if isinstance(error, ResumeError) else 1) from error
-    except (ImportError, PipelineError) as error:  # transformers looks for an optimizer's or kernel's package only now
-        logger.debug("", exc_info=True)
-        if PartialState().is_main_process:
-            print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)
-        _close(trainer)
-        raise SystemExit(2) from error
+    with reported("trl-credit train"):
+        _train(trainer, training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
     trainer.create_model_card(dataset_name=script_args.dataset_name)
     trainer.accelerator.print(f"Model saved to {safe(training_args.output_dir)}.")
@@ -99,6 +77,40 @@ def main(argv: list[str] | None = None) -> "CreditGRPOTrainer":
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
     _close(trainer)
     return trainer
+
+
+def _train(trainer: "CreditGRPOTrainer", checkpoint: str | None) -> None:
+    """Trains. An error that says what to do ends the process with a line and a status."""
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except SystemExit:  # after SIGTERM; the checkpoint is saved
+        _close(trainer)
+        raise
+    except KeyboardInterrupt:
+        if PartialState().is_main_process:
+            print(
+                f"\nStopped after update {trainer.state.global_step}. To continue from its last checkpoint, if any, run "
+                "the same command with --resume_from_checkpoint auto.",
+                file=sys.stderr,
+            )
+        raise
+    except (ResumeError, NothingTrainedError, FloatingPointError) as error:
+        logger.debug("", exc_info=True)
+        if PartialState().is_main_process:
+            print(f"trl-credit train: error: {safe_lines(error)} No model is saved.", file=sys.stderr)
+        _close(trainer)
+        raise SystemExit(2 if isinstance(error, ResumeError) else 1) from error
+    except RewardError:
+        for callback in trainer.callback_handler.callbacks:
+            if (bar := getattr(callback, "training_bar", None)) is not None:
+                bar.close()  # or it would be drawn once more below the error
+        raise
+    except (ImportError, PipelineError) as error:  # transformers looks for an optimizer's or kernel's package only now
+        logger.debug("", exc_info=True)
+        if PartialState().is_main_process:
+            print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)
+        _close(trainer)
+        raise SystemExit(2) from error
 
 
 def _close(trainer: "CreditGRPOTrainer") -> None:

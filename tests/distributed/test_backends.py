@@ -107,6 +107,7 @@ CASES = {
     "dynamic_across": {"credit": "uniform", "dynamic_sampling": True, "rollout": "placed", "reward": "even_prompt",
                        "num_generations": 8, "num_iterations": 1},
     "otb": {"credit": "otb"},
+    "certainty": {"credit": [CREDIT["gcpo"], "certainty"]},
     # one group, of which each process has a half
     "otb_across": {"credit": "otb", "rollout": "placed", "num_generations": 8, "reward": "calm"},
     "delta": {"credit": "delta"},

@@ -14,6 +14,7 @@ CREDIT = {
     "dgpo": {"method": "dgpo", "temperature": 0.002},
     "rlsd": {"method": "rlsd", "column": "answer", "template": "{answer}={prompt}"},
     "rlcsd": {"method": "rlcsd", "template": "{solution}={prompt}", "reward_threshold": 0.3},
+    "certainty": "certainty",
     "otb": "otb",
     "delta": "delta",
     "fipo": {"method": "fipo", "both_sides": True},

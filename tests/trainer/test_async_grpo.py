@@ -243,6 +243,8 @@ def test_it_trains(credit, tiny_model, tmp_path):
 def test_what_needs_more_is_refused_before_the_model_is_loaded(credit, reason, tmp_path):
     with pytest.raises(ValueError, match=reason):
         AsyncCreditGRPOConfig(str(tmp_path), credit=credit, bf16=False, use_cpu=True)
+    config = AsyncCreditGRPOConfig(str(tmp_path), bf16=False, use_cpu=True, credit="{method: random, seed: 7}")
+    assert config.credit["seed"] == 7  # YAML, which transformers cannot read
     config = AsyncCreditGRPOConfig(str(tmp_path), bf16=False, use_cpu=True)
     config.credit = credit
     with pytest.raises(ValueError, match=reason):

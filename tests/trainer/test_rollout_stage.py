@@ -192,7 +192,7 @@ def test_results_arrive_at_their_rows(settings, tiny_model, tmp_path):
     assert compared >= 8
 
 
-@pytest.mark.parametrize("credit", ["otb", "delta"])
+@pytest.mark.parametrize("credit", ["certainty", "otb", "delta"])
 def test_a_resumed_run_is_the_same(credit, tiny_model, tmp_path):
     settings = {"credit": credit, "max_steps": 7}
     whole = resumable(tiny_model, tmp_path / "whole", **settings)
@@ -259,7 +259,7 @@ def stages(model, path, credit, reward=half_constant, reads=None, **overrides):
 
 
 @pytest.mark.parametrize(
-    "credit", ["otb", "delta", ["delta", "random"], {"method": "shuffled", "of": "delta"}], ids=str
+    "credit", ["certainty", "otb", "delta", ["delta", "random"], {"method": "shuffled", "of": "delta"}], ids=str
 )
 @pytest.mark.parametrize("padding", [None, "shown as a reason"])
 def test_only_rows_that_are_read_run(credit, padding, tiny_model, tmp_path, monkeypatch):
@@ -281,10 +281,10 @@ def test_only_rows_that_are_read_run(credit, padding, tiny_model, tmp_path, monk
         assert len({shape[1] for shape in forwards}) > 1
         assert sum(rows * width for rows, width in forwards) < 0.5 * 16 * max(width for _, width in all_forwards)
     # rewards and groups of all once each, though the rollout gets fields later
-    assert gathered.count((16,)) == (2 if credit == "otb" else 0)
+    assert gathered.count((16,)) == (2 if credit in ("certainty", "otb") else 0)
 
 
-@pytest.mark.parametrize("credit", ["otb", "delta"])
+@pytest.mark.parametrize("credit", ["certainty", "otb", "delta"])
 def test_without_an_advantage_nothing_runs(credit, tiny_model, tmp_path):
     found, forwards, _ = stages(tiny_model, tmp_path, credit, reward=constant)
     assert forwards == []

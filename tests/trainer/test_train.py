@@ -115,8 +115,43 @@ def test_a_reward_that_ends_the_process(body, place, tmp_path, tiny_model, capsy
         assert exit_.value.code == 2
         assert place in capsys.readouterr().err
     else:
-        with pytest.raises(RewardError, match=r"it called sys.exit\(0\)"):
+        with pytest.raises(SystemExit) as exit_:
             train.main(arguments)
+        assert exit_.value.code == 1
+        assert "it called sys.exit(0)" in capsys.readouterr().err
+
+
+MISTAKES = {
+    "raises": ("[1 / 0 for text in completions]", "completion 0 of 4: ZeroDivisionError: division by zero. Prompt:"),
+    "short": ("[1.0]", "4 completions together, but not on any single one: ValueError: it returned 1 rewards for 4"),
+    "text": ("['good' for text in completions]", "completion 0 of 4: it returned 'good', which is not a number"),
+}
+WAYS_OUT = {
+    "raises": "`on_reward_error: exclude` leaves such completions out.",
+    "short": "return a list with a number for each (`None` for no reward).",
+    "text": "`on_reward_error: exclude` leaves such completions out.",
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_a_reward_function_is_named_on_the_last_line(name, tmp_path, tiny_model, capsys):
+    file = tmp_path / "rewards.py"
+    code, message = MISTAKES[name]
+    file.write_text(f"def {name}(completions, **kwargs):\n    return {code}\n")
+    data = write(tmp_path / "rows.jsonl", ROWS)
+    words = ["--dataset_name", data, "--problem_column", "problem", "--reward_funcs", f"{file}:{name}"]
+    with pytest.raises(SystemExit) as exit_:
+        train.main(line(tmp_path, tiny_model, *words, "--disable_tqdm", "false"))
+    assert exit_.value.code == 1
+    assert isinstance(exit_.value.__cause__, RewardError)
+    shown = capsys.readouterr().err
+    last = shown.splitlines()[-1]
+    assert last.startswith(f"trl-credit train: error: The reward function {name!r} failed on {message}")
+    assert last.endswith(WAYS_OUT[name])
+    assert (f'rewards.py", line 2, in {name}' in shown) == (name == "raises")  # the function's own traceback
+    assert 'reward_guard.py"' not in shown
+    if name == "raises":
+        assert isinstance(exit_.value.__cause__.__cause__, ZeroDivisionError)
 
 
 def test_ctrl_c_says_how_to_continue(tmp_path, capsys):

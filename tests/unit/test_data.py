@@ -155,9 +155,29 @@ def test_prepare_leaves_out_empty_rows_and_says_so(caplog):
     rows = [*ROWS[:2], {"problem": "x", "answer": " ", "extra": 0}, {"problem": "", "answer": "1", "extra": 0}]
     dataset = prepare(Dataset.from_list(rows), problem_column="problem", answer_column="answer")
     assert len(dataset) == 2
-    assert "2 of 4 rows have an empty problem or answer and are left out (first: row 2)" in caplog.text
-    with pytest.raises(ValueError, match="Every row"):
-        prepare(Dataset.from_list(rows[2:]), problem_column="problem", answer_column="answer")
+    assert (
+        "2 of 4 rows have an empty problem or answer and are left out (first: row 2); without an answer in 'answer': 1."
+        in caplog.text
+    )
+    both = {"problem": "", "answer": None, "extra": 0}
+    for kept, message in (
+        (rows[2:], "empty `problem` or `answer`: see `problem_column`"),
+        ([rows[2], both], "empty `answer`: see `answer_column`"),
+        (rows[3:], "empty `problem`: see `problem_column`"),
+    ):
+        with pytest.raises(ValueError, match=f"Every row of the dataset has an {message}"):
+            prepare(Dataset.from_list(kept), problem_column="problem", answer_column="answer")
+
+
+def test_empty_rows_of_a_stream_are_said_once(caplog):
+    rows = [{"problem": "x", "answer": ""}, *ROWS[:2], {"problem": "", "answer": "1"}, {"problem": "y", "answer": None}]
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    assert len(list(prepare(stream, problem_column="problem", answer_column="answer"))) == 2
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "A row of the stream is left out, as will be others like it: its 'answer' is empty.",
+        "A row of the stream is left out, as will be others like it: its 'problem' is empty.",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,11 @@ REFUSED = {
     "a list in a list": ["gcpo", ["dgpo", "forking"]],
     "`pcpo`": ["gcpo", "pcpo"],
     "`advantage` without a term": {"method": "mix", "parts": ["gcpo", "dgpo"], "advantage": 0.5},
+    "`advantage: 0.0` beside weights": {
+        "method": "mix",
+        "parts": ["gcpo", {"method": "teacher", "model": "x"}],
+        "advantage": 0.0,
+    },
     "`guard` without a term": {"method": "mix", "parts": ["gcpo", "dgpo"], "guard": True},
 }
 

@@ -19,6 +19,7 @@ from support.recipes import parsed, settings_of
 
 from trl_credit import DGPO, GCPO, Uniform, build_credit
 from trl_credit._util.arguments import parse_arguments
+from trl_credit.comparison.plan import parse_methods
 from trl_credit.data import prepare
 from trl_credit.evaluation import EvalConfig
 from trl_credit.evaluation.tasks import load_tasks
@@ -106,8 +107,10 @@ def test_recipe_parses(path):
     assert ("credit" in settings) != ("compare" in settings)
     if "credit" in settings:
         assert training_args.credit == build_credit(settings["credit"]).to_dict()
-    for method in settings.get("compare", {}).get("methods", []):
-        assert build_credit(method if isinstance(method, str) else {k: v for k, v in method.items() if k != "label"})
+    if "compare" in settings:
+        methods, labels = parse_methods(settings["compare"]["methods"])
+        assert all(build_credit(method.credit) for method in methods)
+        assert settings["compare"].get("ceiling", labels[0]) in labels
     for spec in script_args.reward_funcs:
         assert callable(build_reward(spec, training_args.max_completion_length))
     assert training_args.reward_weights is None or len(training_args.reward_weights) == len(script_args.reward_funcs)

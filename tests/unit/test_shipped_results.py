@@ -14,23 +14,37 @@ from shipped import (
     IMAGE_REGIMES,
     REGIMES,
     RESULTS,
+    TRUE,
+    TRUE_REGIMES,
+    TUNED_REGIMES,
     bench_rows,
+    headroom_rows,
     image_rows,
     learning_rows,
+    tried_rows,
+    true_results,
+    tuned_results,
+    tuned_rows,
+    worth_rows,
 )
 
 from trl_credit.bench.baselines import baselines
 from trl_credit.bench.served import served_methods
 from trl_credit.comparison.plan import parse_methods, read_recipe
+from trl_credit.statistics.paired import paired
 
 
 TEXT = (ROOT / "docs" / "choosing.md").read_text()
+CERTAINTY = (ROOT / "docs" / "certainty.md").read_text()
 SECTION = TEXT.partition("## Where the weight goes: CreditBench")[2].partition("\n## ")[0]
 
 
 def test_tables_are_those_of_the_results():
-    for row in [*learning_rows(), *image_rows(), *bench_rows()]:
+    rows = [*headroom_rows(), *worth_rows(), *tuned_rows(), *learning_rows(), *image_rows(), *bench_rows()]
+    for row in rows:
         assert row in TEXT.splitlines(), row
+    for row in tried_rows():
+        assert row in CERTAINTY.splitlines(), row
 
 
 def test_every_method_of_the_benchmark_has_a_row():
@@ -48,7 +62,7 @@ def test_every_method_of_the_benchmark_has_a_row():
 
 def test_no_other_tables_of_numbers():
     numbers = [line for line in TEXT.splitlines() if line.startswith("|") and re.search(r"\d\.\d\d\d", line)]
-    assert len(numbers) == len(REGIMES) + 1 + len(BENCH_ROWS) + len(image_rows()) - 2
+    assert len(numbers) == len(REGIMES) + 1 + len(BENCH_ROWS) + len(image_rows()) - 2 + len(tuned_rows()) - 2
 
 
 @pytest.mark.parametrize("regime", [*REGIMES, *IMAGE_REGIMES])
@@ -90,6 +104,126 @@ def test_claims_hold():
     assert {label for _, label in verdicts} == set(COLUMNS)
 
 
+def times(regime: str, label: str) -> float:
+    """How many times as many completions a method is worth."""
+    return 1 / true_results(regime)["gradients"]["methods"][label]["share"]["mean"]
+
+
+def below(regime: str, label: str, other: str) -> float:
+    """Standard errors by which a method's cosine is below another's, of unpaired ones."""
+    rows = true_results(regime)["gradients"]["methods"]
+    own, more = rows[label]["cosine"], rows[other]["cosine"]
+    return (more["mean"] - own["mean"]) / (own["stderr"] ** 2 + more["stderr"] ** 2) ** 0.5
+
+
+def surely(regime: str, label: str) -> int:
+    """1 or -1 if the cosine is above or below uniform's beyond noise, else 0."""
+    row = true_results(regime)["gradients"]["methods"][label]["cosine"]
+    return 0 if row["p_holm"] >= 0.05 else 1 if row["difference"]["mean"] > 0 else -1
+
+
+def test_claims_about_the_truth_hold():
+    """The sentences about gradients in the summary and the two sections below it."""
+    summary, words = (" ".join(part.split()) for part in (TEXT.partition("## Choosing")[0], TEXT))
+    assert all(times(regime, "oracle") > 20 for regime in TRUE_REGIMES)
+    true = {regime: true_results(regime)["gradients"]["methods"][TRUE]["cosine"] for regime in TRUE_REGIMES}
+    assert true["letters"]["difference"]["low"] > 0 > true["plain"]["difference"]["low"]
+    assert f"worth {times('letters', TRUE):.1f} times as many where half of the tokens decide nothing" in summary
+    told = [f"{times('letters', label):.1f}" for label in ("certainty", "gcpo + certainty")]
+    plain = [f"{times('plain', label):.2g}" for label in ("certainty", "gcpo + certainty")]
+    assert f"worth {told[0]} and {told[1]} times as many completions with irrelevant letters" in summary
+    assert f"{plain[0]} and {plain[1]} times as many without" in summary
+    assert all(surely(r, label) == 1 for r in TRUE_REGIMES for label in ("certainty", "gcpo + certainty", "oracle"))
+    assert f"worth {times('letters', 'gcpo'):.1f} times as many" in summary
+    assert (surely("letters", "gcpo"), surely("plain", "gcpo")) == (1, 0)
+    assert f"**OTB helps where all tokens decide** ({times('plain', 'otb'):.0f})" in summary
+    assert f"little where half do not ({times('letters', 'otb'):.1f})" in summary
+    worse = [times(regime, label) for regime in TRUE_REGIMES for label in ("rlsd", "delta")]
+    assert all(surely(regime, label) == -1 for regime in TRUE_REGIMES for label in ("rlsd", "delta"))
+    assert f"({min(worse):.2f} to {max(worse):.2f})" in summary
+    assert true_results("letters")["gradients"]["methods"]["forking"]["cosine"]["high"] < 0.01
+    for regime, length in (("letters", 96), ("plain", 40)):
+        found = true_results(regime)
+        assert found["settings"]["generated_dataset_config"]["style"] == regime
+        assert found["settings"]["max_completion_length"] == length
+        assert found["gradients"]["completions"] == 64
+        assert not re.search(r"/(tmp|work|home|root)/", json.dumps(found))
+    assert "--num_prompts 128 --max_completion_length 96 # 192 prompts and 40 tokens for plain" in words
+    assert [true_results(regime)["settings"]["num_prompts"] for regime in TRUE_REGIMES] == [128, 192]
+
+
+def test_claims_about_baselines_hold():
+    """The sentences of docs/certainty.md below its table, in their order."""
+    share = "mean_share share={}".format
+    small = (share(0.0), "whole_completion", "otb", "certainty")
+    assert all(abs(below("plain", label, "oracle")) < 2 for label in small)
+    others = [times("letters", label) for label in small[:3]]
+    assert f"fall back to {min(others):.1f} to {max(others):.1f}" in " ".join(CERTAINTY.split())
+    assert f"{times('letters', 'certainty'):.1f}" == "1.9"
+    assert all(abs(below(regime, "odds others=False", "certainty")) < 1 for regime in TRUE_REGIMES)
+    assert f"{times('letters', share(0.5)):.1f}" == "1.8"
+    assert f"{times('plain', share(0.5)):.0f}" == "5"
+    assert times("plain", share(0.0)) > times("plain", share(0.5))
+    assert times("letters", share(0.0)) < times("letters", share(0.5))
+    assert all(times(regime, "odds others=True") < times(regime, "odds others=False") for regime in TRUE_REGIMES)
+    assert f"{times('letters', 'gcpo + certainty'):.1f}" == "3.2"
+    assert times("letters", "gcpo + certainty") > times("letters", TRUE)
+    assert f"{times('letters', 'oracle'):.0f}" == "22"
+
+
+@pytest.mark.parametrize("regime", TUNED_REGIMES)
+def test_tuned_results_are_of_the_recipes(regime):
+    comparison = tuned_results(regime)
+    recipe, section = read_recipe(ROOT / "recipes" / "compare" / f"headroom_{regime}.yaml")
+    methods, _ = parse_methods(section["methods"])
+    credit = {m["label"]: {k: v for k, v in m["credit"].items() if k != "settings"} for m in comparison["methods"]}
+    assert credit == {method.label: method.credit for method in methods}
+    assert all(len(m["seeds"]) >= 10 and not m["missing"] for m in comparison["methods"])
+    tuning = comparison["tuning"]
+    assert tuning["values"] == section["tune"]
+    assert not {*tuning["seeds"]} & {*comparison["seeds"]}
+    assert comparison["ceiling"] == section["ceiling"] == "oracle"
+    for name in ("max_steps", "num_generations", "per_device_train_batch_size", "generated_dataset_config"):
+        assert comparison["settings"].get(name) == recipe.get(name), name
+    command = shlex.split(comparison["command"])
+    assert command[:4] == ["trl-credit", "compare", "--config", f"recipes/compare/headroom_{regime}.yaml"]
+    assert not re.search(r"/(tmp|work|home|root)/", (RESULTS / f"headroom_{regime}" / "comparison.json").read_text())
+
+
+def test_claims_about_tuned_methods_hold():
+    summary, words = (" ".join(part.split()) for part in (TEXT.partition("## Choosing")[0], TEXT))
+    comparison = tuned_results("letters")
+    found = {d["label"]: d for d in comparison["differences"] if d["quantity"] == "mean_reward"}
+    shares = {row["label"]: {k: row[k] for k in ("share", "low", "high")} for row in comparison["shares"]}
+    percent = {label: {k: f"{100 * v:.0f}" for k, v in row.items()} for label, row in shares.items()}
+    assert (
+        "`certainty` had {share} % ({low} to {high} %) of the oracle's lead".format(**percent["certainty"]) in summary
+    )
+    assert f"`[gcpo, certainty]` {percent['gcpo + certainty']['share']} %" in summary
+    better = {label for label, row in found.items() if row["verdict"] == "better"}
+    assert {"certainty", "gcpo + certainty", "oracle"} <= better
+    uniform = next(m for m in comparison["methods"] if m["label"] == "uniform")["quantities"]["mean_reward"]["mean"]
+    assert f"is {found['oracle']['mean']:.3f} above uniform's of {uniform:.3f}" in words
+    assert 0.6 < shares["certainty"]["share"] < 0.7
+    none = ("gcpo", "otb", "true advantages")
+    assert all(found[label]["verdict"] == "noise" for label in none)
+    widths = [found[label]["half_width"] for label in none]
+    assert f"(from {min(widths):.3f} to {max(widths):.3f} above uniform)" in words
+    seeds = {m["label"]: m["quantities"]["mean_reward"]["by_seed"] for m in comparison["methods"]}
+    over = paired(*([*seeds[label].values()] for label in ("half the mean", "certainty")))
+    assert f"every token does part of it** ({percent['half the mean']['share']} %)" in words
+    assert f"`certainty` is {over.mean:.3f} above it (p = {over.p_value:.3f}, of this one comparison)" in words
+    page = " ".join(CERTAINTY.split())
+    assert "`certainty` has {share} % ({low} to {high} %) of the oracle's lead".format(**percent["certainty"]) in page
+    assert f"half the mean {percent['half the mean']['share']} %, and OTB none" in page
+    assert f"`[gcpo, certainty]` has {percent['gcpo + certainty']['share']} %" in page
+    gcpo = next(m for m in comparison["methods"] if m["label"] == "gcpo")
+    (note,) = [note for note in comparison["notes"] if note.startswith("Gradients, relative to uniform's")]
+    assert "gcpo 2.3 times as long, 63 % cut" in note
+    assert "gradients are 2.3 times as long** as uniform's, so 63 % of its updates were cut" in words
+    assert gcpo["credit"]["settings"]["learning_rate"] == min(comparison["tuning"]["values"]["learning_rate"])
+
+
 def test_claims_about_where_credit_goes_hold():
     """Each sentence of the section, in its order."""
     bench = json.loads((RESULTS / "bench" / "bench.json").read_text())
@@ -126,6 +260,7 @@ def test_claims_about_where_credit_goes_hold():
     assert max(auroc("rlsd").values()) < 0.5
     assert f"is at chance ({span(auroc('rlcsd').values())})" in said
     assert f"than the error itself ({span(auroc('otb').values())})" in said
+    assert f"still wrong ({span(auroc('certainty').values())}, before training)" in said
     forking = auroc("forking")
     assert f"without style ({span([forking[task] for task in alone])})" in said
     assert f"where there are any ({forking['style']:.3f})" in said
@@ -146,9 +281,7 @@ def test_claims_about_where_credit_goes_hold():
     assert f"`entropy_exponent: 0` has {gate['0.0']:.3f}, the default {gate['1.0']:.3f}" in said
     for key in (("gcpo", "top_fraction"), ("gcpo", "top_mass"), ("dgpo", "temperature")):
         for row in means[key].values():
-            rest = [value for name, value in row.items() if (*key, name) != ("gcpo", "top_mass", "0.4")]
-            assert max(rest) - min(rest) < 2e-3, key
-    assert {row["0.4"] for row in means["gcpo", "top_mass"].values()} == {0.5}
+            assert max(row.values()) - min(row.values()) < 2e-3, key
 
     gradients = bench["gradients"]
     assert (gradients["groups"], gradients["after"], gradients["target_groups"]) == (256, 20, 1024)
@@ -158,12 +291,19 @@ def test_claims_about_where_credit_goes_hold():
         own, uniform = rows[label]["cosine"][size], rows["uniform"]["cosine"][size]
         return own["mean"] - uniform["mean"] > 2 * (own["stderr"] ** 2 + uniform["stderr"] ** 2) ** 0.5
 
-    assert {label for label in rows if any(closer(label, size) for size in ("1", "8"))} == {"teacher", "otb"}
-    for label, size, text in (
-        ("teacher", "8", "batches of 8, {:.3f} against {:.3f}"),
-        ("otb", "1", "single groups, {:.3f} against {:.3f}"),
-    ):
-        assert text.format(*(rows[name]["cosine"][size]["mean"] for name in (label, "uniform"))) in said
+    assert {label for label in rows if any(closer(label, size) for size in ("1", "8"))} == {
+        "teacher",
+        "otb",
+        "certainty",
+    }
+    assert all(
+        max(rows, key=lambda label: rows[label]["cosine"][size]["mean"]) == "certainty" for size in ("1", "8", "64")
+    )
+    told = {label: {size: f"{row['cosine'][size]['mean']:.3f}" for size in ("1", "8")} for label, row in rows.items()}
+    own, uniform = told["certainty"], told["uniform"]
+    assert f"single groups, {own['1']} against {uniform['1']}; batches of 8, {own['8']} against {uniform['8']}" in said
+    assert f"`teacher` (in batches of 8, {told['teacher']['8']})" in said
+    assert f"`otb` (single groups, {told['otb']['1']})" in said
     bias = {label: f"{row['bias_cosine']:.2f} ± {row['bias_cosine_stderr']:.2f}" for label, row in rows.items()}
     assert f"{bias['rlsd']} with uniform's" in said
     assert f"({bias['delta']}, {bias['forking']})" in said

@@ -34,7 +34,7 @@ ROWS = [{"problem": f"{i}+{i}?", "answer": str(2 * i), "extra": i} for i in rang
     ("extra", "message"),
     [
         (["--credit", "GCPO"], "Unknown credit method 'GCPO'. Did you mean 'gcpo'"),
-        (["--top_fraction", "0.2"], "is a parameter of a credit method: write --credit"),
+        (["--top_fraction", "0.2"], "on the command line --credit '{method: gcpo, top_fraction: ...}'"),
         (["--loss_type", "dap"], "`loss_type`: unknown value 'dap'. Did you mean 'dapo'"),
         (["--max_steps", "0"], "`max_steps` must be at least 1, or -1 for whole epochs, got 0"),
         (["--temperature", "0"], "`temperature` must be positive, got 0"),
@@ -62,7 +62,7 @@ ROWS = [{"problem": f"{i}+{i}?", "answer": str(2 * i), "extra": i} for i in rang
         (["--eval_strategy", "steps", "--eval_steps", "1", "--per_device_eval_batch_size", "4"], "there is no split 'test'"),
         (["--dataset_train_split", "trian"], "there is no split 'trian'. Did you mean 'train'"),
         (["--importance_sampling_level", "sequence", "--credit", "dgpo"], "cancels the token credit of 'dgpo'"),
-        (["--generated_dataset_config", "{x"], "`generated_dataset_config` is not valid JSON"),
+        (["--generated_dataset_config", "{x"], "`generated_dataset_config` is not valid YAML: expected ',' or '}'"),
     ],
 )  # fmt: skip
 def test_messages(extra, message, tmp_path, tiny_model, capsys, monkeypatch):
@@ -104,7 +104,7 @@ def test_reward_without_its_column(tmp_path, tiny_model, capsys):
     ("words", "message"),
     [
         (["r.yaml"], "write --config r.yaml"),
-        (["--chat_template_kwargs", "{enable_thinking: false}"], "`chat_template_kwargs` is not valid JSON"),
+        (["--chat_template_kwargs", "{enable_thinking:false}"], "a space after the colon of 'enable_thinking:false'"),
         (["--model_name_or_path", __file__], "is a file: name its folder"),
         (["--report_to", "mlflow"], "`report_to`: 'mlflow' is not installed"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._trl import TrlParser
+from .help import ParagraphsAndDefaults
 from .retired import unknown_fields
 from .settings import checked, types_of, yaml_types_of
 from .yaml import read_mapping
@@ -34,7 +35,9 @@ def parse_arguments(
     Raises:
         ValueError: The file cannot be read, or a field is unknown (the message names the nearest).
     """
-    parser = TrlParser(types, prog=prog, description=description, allow_abbrev=False)
+    parser = TrlParser(
+        types, prog=prog, description=description, formatter_class=ParagraphsAndDefaults, allow_abbrev=False
+    )
 
     def fail(message: str):
         """One line instead of hundreds of usage."""

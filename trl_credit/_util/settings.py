@@ -107,7 +107,7 @@ def _trackers() -> Any:
     return known | list[known] | None
 
 
-# Names, or mappings of a name and its arguments; JSON on the command line
+# Names, or mappings of a name and its arguments; JSON or YAML on the command line
 Specs = Annotated[list[str], As(list[str | dict])]
 # A field that its owner checks
 Unchecked = As(Any)

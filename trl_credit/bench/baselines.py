@@ -1,20 +1,24 @@
 """Baselines that a credit method must beat: weights that know nothing about the outcome.
 
 They are credit methods, so one can train with them: `credit: trl_credit.bench.baselines.Surprisal`. The registered
-controls, `random` and `shuffled`, are among them.
+controls, `random` and `shuffled`, are among them. [`MeanShare`] is the control of methods that choose a baseline.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from .._util.moved import moved_names
 from .._util.text import nearest
 from ..methods.base import CreditMethod, Paper
 from ..methods.inputs import CreditInputs
-from ..methods.ops import mean_one
+from ..methods.ops import at_least_float32, mean_one
 from ..methods.random import RandomTokens
+from ..methods.rollout import Rollout
+from ..methods.rollout_advantages import TokenBaseline
 from ..methods.shuffled import Shuffled
 from ..methods.uniform import Uniform
 
@@ -75,6 +79,30 @@ class Entropy(CreditMethod):
 
     def weights(self, inputs: CreditInputs) -> torch.Tensor:
         return mean_one(inputs.policy_entropy.float().clamp(min=0.0), inputs.mask)
+
+
+@dataclass(frozen=True)
+class MeanShare(TokenBaseline):
+    """The reward minus a share of the group's mean, the same for every token: A = R - low - share * (mean - low), where low
+    is the group's least reward. What `otb` or `certainty` gain over it is owed to a baseline that differs between tokens.
+
+    Args:
+        share: 1 is GRPO's baseline, without its standard deviation; 0 has none, so only better completions count.
+    """
+
+    share: float = 0.5
+
+    name = "mean_share"
+    paper = _no_paper("a share of the group's mean")
+
+    def validate(self) -> None:
+        self.require(0 <= self.share <= 1, "share", "between 0 and 1")
+
+    def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
+        low, mean, _ = (at_least_float32(part)[rollout.groups] for part in rollout.group_rewards)
+        advantages = at_least_float32(rollout.rewards) - low - self.share * (mean - low)
+        with_credit = self.rows_with_credit(rollout).unsqueeze(1) & rollout.mask
+        return {"advantages": torch.where(with_credit, advantages.unsqueeze(1), 0.0)}
 
 
 BASELINES: dict[str, type[CreditMethod]] = {cls.name: cls for cls in (Position, Surprisal, Entropy)}

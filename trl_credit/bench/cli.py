@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--methods",
         nargs="+",
-        help="names, paths of classes, or mappings or lists as JSON; by default every registered method that can be scored "
+        help="names, paths of classes, or mappings or lists; by default every registered method that can be scored "
         "here (the report names the others and why). Baselines are always there",
     )
     parser.add_argument(

@@ -46,7 +46,7 @@ class Group:
 
 
 def score_groups(
-    scorer: CreditScorer, groups: Sequence[Group], only: int | None = None
+    scorer: CreditScorer, groups: Sequence[Group], only: int | None = None, one_batch: bool = False
 ) -> list[list[CompletionCredit]]:
     """Scores groups with all of the scorer's methods, as training would: with rewards, advantages and columns.
 
@@ -55,6 +55,7 @@ def score_groups(
         groups: The groups.
         only: Place of the one completion of each group to score. The others then cost no forward but those of the rollout
             stage.
+        one_batch: Whether the groups are one generation batch, whatever their size ([`CreditScorer.score`]).
 
     Returns:
         For each group the records of its completions. `record.token_advantages[label]` are the (T,) token advantages of a
@@ -76,7 +77,8 @@ def score_groups(
                 for place, (ids, reward, advantage) in enumerate(
                     zip(group.completions, group.rewards.tolist(), group.advantages.tolist(), strict=True)
                 )
-            ]
+            ],
+            one_batch=one_batch,
         )
     )
     return [[next(records) for _ in (group.completions if only is None else [only])] for group in groups]

@@ -2,6 +2,13 @@
 
     V(y_<t) = prod_s pi(rest_s | y_<t, rest_<s)         # over the canonical rest; 0 after a mistake
     A*_t = V(y_<=t) - V(y_<t)
+    b_t = (1 - pi(rest_1 | y_<t)) V(y_<t, rest_1)       # 0 after a mistake
+    B*_t = V(y_<=t) - b_t
+
+Both have the same expected gradient: that of the expected reward. A*_t has the value as baseline. B*_t has the baseline with
+the least variance if there are two tokens: the gradient of the rarer one is longer, by the odds of the other, so b_t swaps
+their probabilities, and the gradient is the same whichever was sampled. Where the policy is nearly certain, a right token
+gets nearly all of the value as advantage, and a wrong one hardly any blame.
 
 pi is the policy that generated, at the rollout temperature. [`~trl_credit.values.bookkeeping`] knows where a completion
 stops being able to be right and how it should have gone on. So one forward per generation batch, on each completion up to
@@ -35,7 +42,7 @@ from ..signals.models import eval_mode
 from ..values.bookkeeping import canonical_rest, first_mistake, problem_of
 
 
-FORMS = ("additive", "reweight", "deciding")
+FORMS = ("additive", "least_variance", "reweight", "deciding")
 _STYLE = re.compile(r"[a-z ]+")
 
 
@@ -83,12 +90,18 @@ def checked(prompt: str, pieces: list[str], finished: bool) -> Checked:
 @dataclass(frozen=True)
 class TrueAdvantages(Signal):
     """(B, T) float32 A*_t (see the module docstring). NaN in a completion whose reward bookkeeping does not foresee: errors
-    that cancel each other."""
+    that cancel each other.
+
+    Args:
+        least_variance: B*_t instead.
+    """
+
+    least_variance: bool = False
 
     title = "true advantage"
 
     def source(self) -> _TrueSource:
-        return _TrueSource()
+        return _TrueSource(self.least_variance)
 
 
 @dataclass(frozen=True)
@@ -147,8 +160,11 @@ class _DecidingSource(_CheckedSource):
 
 
 class _TrueSource(_CheckedSource):
-    key = f"{COMPLETION_PREFIX}true_advantages"
     needs_groups = True
+
+    def __init__(self, least_variance: bool):
+        self.least_variance = least_variance
+        self.key = f"{COMPLETION_PREFIX}true_advantages" + ("_least_variance" if least_variance else "")
 
     def extend_rollout(
         self, context: PolicyContext, examples: list[dict], prompts: list, batch: dict[str, Any]
@@ -167,10 +183,10 @@ class _TrueSource(_CheckedSource):
             pieces = token_pieces(tokenizer, right[row])
             style = torch.tensor([check.styled and _STYLE.fullmatch(piece) is not None for piece in pieces])
             values = true_values(scored, style[: len(scored)], fits)
-            changes = values.diff()
+            of_right, of_wrong = token_values(values, style[: len(scored)], self.least_variance)
             if check.mistake is not None:
-                changes = torch.cat([changes[: check.mistake], -values[check.mistake : check.mistake + 1]])
-            result = [*changes.tolist(), *[0.0] * (len(body) + 1)]
+                of_right = torch.cat([of_right[: check.mistake], of_wrong[check.mistake : check.mistake + 1]])
+            result = [*of_right.tolist(), *[0.0] * (len(body) + 1)]
             foreseen = float(check.mistake is None and not check.rest)
             if float(batch[REWARDS][row] > 0) != foreseen:
                 result = [math.nan] * len(result)
@@ -215,14 +231,29 @@ def true_values(
     return values if fits else torch.zeros_like(values)
 
 
+def token_values(
+    values: Float[Tensor, " ends"], style: Bool[Tensor, " tokens"], least_variance: bool = False
+) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+    """A*_t, or B*_t, of each token of a right completion, and of a wrong token in its place.
+
+    Args:
+        values: (T + 1,) of [`true_values`].
+        style: (T,) bool, the tokens that decide nothing. They have 0; a wrong token there loses all, in either form.
+        least_variance: B*_t, see the module docstring.
+    """
+    before, gain = values[:-1], values.diff()
+    right, wrong = (before, -gain) if least_variance else (gain, -before)
+    return torch.where(style, 0.0, right), torch.where(style, -before, wrong)
+
+
 @dataclass(frozen=True)
 class Oracle(CreditMethod):
     """Perfect credit on the arithmetic task, known by bookkeeping.
 
     Args:
-        form: `additive`: the advantage is A*_t. `reweight`: TRL's advantage, on the tokens whose A*_t has its sign, in
-            proportion to the size of A*_t. `deciding`: TRL's advantage, all on the first wrong token of a wrong completion
-            and on the digits of a right one's step results.
+        form: `additive`: the advantage is A*_t. `least_variance`: it is B*_t. `reweight`: TRL's advantage, on the tokens
+            whose A*_t has its sign, in proportion to the size of A*_t. `deciding`: TRL's advantage, all on the first wrong
+            token of a wrong completion and on the digits of a right one's step results.
     """
 
     form: str = "additive"
@@ -244,7 +275,7 @@ class Oracle(CreditMethod):
 
     @property
     def own_advantages(self) -> bool:
-        return self.form == "additive"
+        return self.form in ("additive", "least_variance")
 
     @property
     def reads_sign(self) -> bool:
@@ -255,7 +286,7 @@ class Oracle(CreditMethod):
         return self.own_advantages
 
     def signals(self) -> tuple[Signal, ...]:
-        return (DecidingTokens() if self.form == "deciding" else TrueAdvantages(),)
+        return (DecidingTokens() if self.form == "deciding" else TrueAdvantages(self.form == "least_variance"),)
 
     def weights(self, inputs: CreditInputs) -> Float[Tensor, "batch tokens"] | None:
         if self.own_advantages:
@@ -273,10 +304,10 @@ class Oracle(CreditMethod):
     ) -> Float[Tensor, "batch tokens"] | Float[Tensor, " batch"]:
         if not self.own_advantages:
             return super().token_advantages(advantages, weights, inputs)
-        return where_finite(inputs.signals[TrueAdvantages()], advantages, inputs.mask)
+        return where_finite(inputs.signals[self.signals()[0]], advantages, inputs.mask)
 
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
-        """`true_advantage_size`: mean size of A*_t."""
+        """`true_advantage_size`: mean size of A*_t, or of B*_t."""
         if self.form == "deciding":
             return {}
-        return {"true_advantage_size": inputs.signals[TrueAdvantages()].abs()}
+        return {"true_advantage_size": inputs.signals[self.signals()[0]].abs()}

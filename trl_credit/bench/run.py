@@ -45,7 +45,7 @@ class BenchSettings:
     Args:
         model: Path or hub id. By default, the embedded model.
         reference: Path or hub id of the reference policy, for methods that need one and name none.
-        methods: Names, dotted paths, or mappings as JSON. By default, every registered method that can be scored.
+        methods: Names, dotted paths, or mappings. By default, every registered method that can be scored.
         tasks: Tasks or variants. By default, all.
         rendering: `compact` or `text`. By default, the one that fits the model's tokenizer.
         num_items: Items per variant. Fewer of the policy's own errors, if it makes too few.
@@ -82,7 +82,7 @@ def build_methods(given: Sequence[str | Mapping[str, Any]], later: str | None = 
     """Builds the methods by label, baselines last.
 
     Args:
-        given: Names, dotted paths, or mappings, also as JSON. Names of baselines are valid too.
+        given: Names, dotted paths, or mappings, also as text. Names of baselines are valid too.
         later: What to write for the model of a method that needs another one and names none.
 
     Raises:

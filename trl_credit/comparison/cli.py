@@ -13,13 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .._util.help import Paragraphs
 from .._util.settings import AtLeast1, check_value
 from .._util.text import prepare_terminal, safe_lines, safe_text
+from .._util.words import with_file_named
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command. Exits with 2 for bad settings or folders, 1 if a run failed, 130 on SIGINT, 143 on SIGTERM."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = with_file_named(sys.argv[1:] if argv is None else argv)
     prepare_terminal()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from .run import Stopped
@@ -27,8 +29,6 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if argv and argv[0] == "report":
             _report(argv[1:])
-        elif argv and argv[0].endswith((".yaml", ".yml")):
-            _compare(["--config", *argv])
         elif argv and not argv[0].startswith("-"):
             _fail(f"unknown command {argv[0]!r}. Did you mean 'report', or --config {argv[0]}?")
         else:
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="trl-credit compare",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
         allow_abbrev=False,
     )
     result.error = _fail
@@ -56,14 +56,14 @@ def parser() -> argparse.ArgumentParser:
         "--config",
         type=Path,
         required=True,
-        help="recipe; its `compare` section may set methods, seeds, baseline, target_reward and at_target",
+        help="recipe; its `compare` section may set any of the options below from `methods` to `tune_by`",
     )
     add(
         "--methods",
         nargs="+",
         metavar="METHOD",
-        help="names, paths, or mappings as JSON (with a `label`); the bare name of the recipe's own method has the "
-        "recipe's parameters",
+        help="names, paths, lists ('[gcpo, otb]') or mappings, with a `label` ('{method: [gcpo, otb], label: both}'); the "
+        "bare name of the recipe's own method has the recipe's parameters",
     )
     add(
         "--seeds",
@@ -73,6 +73,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--output_dir", type=Path, help="default: outputs/compare/NAME_OF_RECIPE")
     add("--baseline", help="label of the method the others are compared with (default: the first)")
+    add(
+        "--ceiling",
+        help="label of the method that stands for perfect credit: tells which share of its lead over the baseline each "
+        "method has",
+    )
     add("--target_reward", type=float, help="also compare the updates and tokens until this reward")
     add(
         "--at_target",
@@ -113,7 +118,7 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     """
     from ..methods.spec import check_spec, read_spec
     from ..recipe.early import check_names, known_fields, refuse_empty_credit, words_of
-    from .plan import check_overrides, listed_methods, parse_seeds, take_section
+    from .plan import check_overrides, listed_methods, parse_seeds, split_method, take_section
     from .tuning import check_apart, check_tuned, parse_tuning
 
     words = ["--config", str(arguments.config), *overrides]
@@ -132,10 +137,8 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     for method in listed_methods(chosen("methods")):
         if own is not None and method == own:  # has the recipe's parameters
             continue
-        spec = read_spec(method)
-        if isinstance(spec, Mapping):
-            spec = {key: value for key, value in spec.items() if key not in ("label", "settings")}
-        check_spec(spec)
+        credit, _, _ = split_method(method)
+        check_spec(credit)
     seeds = parse_seeds(chosen("seeds", 1))
     tuning = parse_tuning(*map(chosen, ("tune", "tuning_seeds", "tune_by")))
     if tuning is not None:
@@ -192,7 +195,7 @@ def _compare(argv: list[str]) -> None:
         "methods": arguments.methods,
         "seeds": arguments.seeds,
         "launch": launch,
-        **{name: getattr(arguments, name) for name in ("baseline", "target_reward", "at_target")},
+        **{name: getattr(arguments, name) for name in ("baseline", "ceiling", "target_reward", "at_target")},
     }
     given = (arguments.tune, arguments.tuning_seeds, arguments.tune_by)
     try:

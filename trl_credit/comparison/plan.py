@@ -19,6 +19,8 @@ from .._util.files import RunFolderError, differences, read_json, write_atomical
 from .._util.settings import AtLeast1, Finite, Seed, check_output_dir, check_value
 from .._util.text import nearest, redact, redact_words
 from .._util.yaml import dump
+from ..methods.spec import read_spec
+from ..methods.table import MIX
 
 
 FORMAT = 1
@@ -35,7 +37,7 @@ _COMMON = (
 )  # fmt: skip
 # The first seed of tuning, unless seeds are listed
 FIRST_TUNING_SEED = 1000
-_SECTION = ("methods", "seeds", "baseline", "target_reward", "at_target", "tune", "tuning_seeds", "tune_by")
+_SECTION = ("methods", "seeds", "baseline", "ceiling", "target_reward", "at_target", "tune", "tuning_seeds", "tune_by")
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Plan:
         launch: The launcher's words. Empty for one process.
         command: Command that makes the whole comparison.
         tuning: What was tuned before, and every value's result ([`~.tuning.record_of`]).
+        ceiling: Label of the method whose lead is all that can be had, or `None`.
     """
 
     recipe: dict[str, Any]
@@ -79,6 +82,7 @@ class Plan:
     launch: list[str] = field(default_factory=list)
     command: str = ""
     tuning: dict[str, Any] | None = None
+    ceiling: str | None = None
 
     def method(self, label: str) -> Method:
         return next(method for method in self.methods if method.label == label)
@@ -93,7 +97,7 @@ class Plan:
         Raises:
             KeyError, TypeError: The data is not a plan.
         """
-        data = {"at_target": [], "tuning": None, **data}  # older plans have none
+        data = {"at_target": [], "tuning": None, "ceiling": None, **data}  # older plans have none
         known = {f.name: data[f.name] for f in fields(cls) if f.name != "asked"}
         known["methods"] = [Method(**method) for method in known["methods"]]
         return cls(**known)
@@ -199,6 +203,33 @@ def listed_methods(values: Any) -> list[Any]:
     return list(values)
 
 
+def split_method(value: Any) -> tuple[Any, Any, Any]:
+    """Splits a method of a comparison into its credit, as in a recipe, its `label` and its `settings`.
+
+    Raises:
+        ValueError: Text that is not JSON or YAML, or a list of methods with parameters beside it.
+    """
+    value = read_spec(value)
+    if not isinstance(value, Mapping):
+        return value, None, {}
+    credit = dict(value)
+    label, settings = credit.pop("label", None), credit.pop("settings", {})
+    if isinstance(credit.get("method"), (list, tuple)):
+        parts = credit.pop("method")
+        whole = [name for name in credit if name in ("advantage", "guard")]
+        if whole:
+            example = json.dumps({"method": MIX, "parts": parts, **credit}, default=str)
+            raise ValueError(f"`methods`: `{whole[0]}` belongs to {MIX!r}, which a list is short for. Write {example}.")
+        for name in credit:
+            raise ValueError(
+                f"`methods`: `{name}` stands beside a list of methods, where only `label` and `settings` can. Write "
+                f"a parameter in the mapping of its method, [{{method: NAME, {name}: ...}}, ...], and a field of the recipe "
+                "in `settings`."
+            )
+        return parts, label, settings
+    return credit, label, settings
+
+
 def parse_methods(
     values: Sequence[Any], recipe_credit: Any = None, earlier: Sequence[Method] = ()
 ) -> tuple[list[Method], list[str]]:
@@ -208,8 +239,8 @@ def parse_methods(
     name of the method that the recipe trains with gets the recipe's parameters.
 
     Args:
-        values: Names, dotted paths or mappings, optionally with a `label`, and with `settings`: fields of the recipe that
-            are this method's own, such as a learning rate.
+        values: Names, dotted paths, lists or mappings. A mapping may have a `label`, and `settings`: fields of the recipe
+            that are this method's own, such as a learning rate. Its `method` may be a list.
         recipe_credit: The recipe's own `credit`.
         earlier: Methods already in the folder.
 
@@ -222,18 +253,10 @@ def parse_methods(
     own = build_credit(recipe_credit) if recipe_credit is not None else None
     asked, labels = [], {}
     for value in values:
-        settings: dict[str, Any] = {}
-        if isinstance(value, str) and value.lstrip().startswith("{"):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError:
-                build_credit(value)  # raises with the reason
-        label = None
-        if isinstance(value, Mapping):
-            value = dict(value)
-            label, settings = value.pop("label", None), _method_settings(value.pop("settings", {}))
-            if label is not None and (not isinstance(label, str) or not label.strip()):
-                raise ValueError(f"`label` of a method must be text, got {label!r}.")
+        value, label, settings = split_method(value)
+        settings = _method_settings(settings)
+        if label is not None and (not isinstance(label, str) or not label.strip()):
+            raise ValueError(f"`label` of a method must be text, got {label!r}.")
         method = own if own is not None and value == own.name else build_credit(value)
         if isinstance(value, str) and type(method) is type(own):  # a path of the recipe's own class
             method = own
@@ -345,6 +368,7 @@ def make_plan(
     at_target: Sequence[str] | None = None,
     launch: Sequence[str] = (),
     tuning: Mapping[str, Any] | None = None,
+    ceiling: str | bool | None = None,
 ) -> Plan:
     """Reads and checks everything that can be known before loading a model. Writes nothing.
 
@@ -359,6 +383,8 @@ def make_plan(
         at_target: Logged metrics to compare at the update that reaches it.
         launch: The launcher's words.
         tuning: What chose the methods' own settings, see [`Plan`].
+        ceiling: Label of a method whose lead over the baseline is all that can be had. `False` for none, whatever the recipe
+            says.
 
     Raises:
         ValueError: A setting is wrong.
@@ -380,7 +406,9 @@ def make_plan(
         section.get("methods") if methods is None else methods, recipe_credit, before.methods if before else ()
     )
     asked_seeds = parse_seeds(section.get("seeds", 1) if seeds is None else seeds)
-    baseline, target_reward = _choices(section, before, baseline, target_reward, every)
+    baseline, ceiling, target_reward = _choices(
+        section, before, baseline, ceiling, target_reward, every, methods is not None
+    )
     at_target = _metrics_at_target(section, before, at_target, target_reward)
     plan = Plan(
         recipe=recipe,
@@ -389,6 +417,7 @@ def make_plan(
         methods=every,
         seeds=[*(before.seeds if before else []), *(s for s in asked_seeds if not before or s not in before.seeds)],
         baseline=baseline,
+        ceiling=ceiling,
         target_reward=target_reward,
         at_target=at_target,
         asked=(labels, asked_seeds),
@@ -437,9 +466,13 @@ def _with_earlier(before: Plan | None, tuning: Mapping | None) -> dict | None:
     return json.loads(json.dumps({**tuning, "rows": [*kept, *tuning["rows"]]}))
 
 
-def _choices(section: Mapping, before: Plan | None, baseline, target_reward, methods: list[Method]) -> tuple:
-    """Baseline and target from the command line, else the recipe, else the folder, else the first method and none."""
+def _choices(
+    section: Mapping, before: Plan | None, baseline, ceiling, target_reward, methods: list[Method], narrowed: bool
+) -> tuple:
+    """Baseline, ceiling and target from the command line, else the recipe, else the folder, else the first method and
+    none. If the command line names the methods (`narrowed`), the recipe's ceiling need not be among them."""
     labels = [method.label for method in methods]
+    narrowed = narrowed or baseline is not None
     if baseline is None:
         baseline = section.get("baseline")
     if baseline is None and before is not None:
@@ -448,11 +481,20 @@ def _choices(section: Mapping, before: Plan | None, baseline, target_reward, met
         baseline = labels[0]
     if baseline not in labels:
         raise ValueError(f"`baseline`: {baseline!r} is not among the methods. {nearest(baseline, labels)}")
+    if ceiling is None:
+        ceiling = section.get("ceiling", before.ceiling if before else None)
+        if narrowed and (ceiling == baseline or ceiling not in labels):  # this command's methods are others
+            ceiling = None
+    ceiling = ceiling or None
+    if ceiling is not None and ceiling not in labels:
+        raise ValueError(f"`ceiling`: {ceiling!r} is not among the methods. {nearest(str(ceiling), labels)}")
+    if ceiling == baseline:
+        raise ValueError(f"`ceiling` and `baseline` are both {baseline!r}: its lead over itself is nothing to share.")
     if target_reward is None:
         target_reward = section.get("target_reward", before.target_reward if before else None)
     if target_reward is not None:
         target_reward = check_value("target_reward", target_reward, Finite)
-    return baseline, target_reward
+    return baseline, ceiling, target_reward
 
 
 def check_choices(
@@ -462,13 +504,15 @@ def check_choices(
     baseline: str | None = None,
     target_reward: float | None = None,
     at_target: Any = None,
+    ceiling: str | None = None,
+    narrowed: bool = False,
 ) -> None:
-    """Raises `ValueError` if the baseline, the target or the metrics at it cannot be those of these methods and of the
-    ones already in the folder."""
+    """Raises `ValueError` if the baseline, the ceiling, the target or the metrics at it cannot be those of these methods
+    and of the ones already in the folder."""
     earlier = before.methods if before else []
     known = {method.label for method in earlier}
     every = [*earlier, *(method for method in methods if method.label not in known)]
-    _, target_reward = _choices(section, before, baseline, target_reward, every)
+    *_, target_reward = _choices(section, before, baseline, ceiling, target_reward, every, narrowed)
     _metrics_at_target(section, before, at_target, target_reward)
 
 
@@ -543,6 +587,8 @@ def command_of(plan: Plan, config: Path, output_dir: Path) -> str:
     seeds = _seed_words(plan.seeds, 0)
     words = ["trl-credit", "compare", "--config", str(config), "--methods", *methods, "--seeds", *seeds]
     words += ["--output_dir", str(output_dir), "--baseline", plan.baseline]
+    if plan.ceiling is not None:
+        words += ["--ceiling", plan.ceiling]
     if plan.target_reward is not None:
         words += ["--target_reward", f"{plan.target_reward:g}"]
     if plan.at_target:

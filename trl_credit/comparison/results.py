@@ -12,7 +12,18 @@ from .._util.files import RunFolderError, read_json
 from .._util.moved import moved_names
 from .._util.text import nearest, safe
 from ..methods.registry import build_credit
-from ..statistics.paired import area, band, enough_seeds, first_reached, holm, interval, paired, smoothed, verdict
+from ..statistics.paired import (
+    area,
+    band,
+    enough_seeds,
+    first_reached,
+    holm,
+    interval,
+    paired,
+    share_of,
+    smoothed,
+    verdict,
+)
 from ..trainer.config import CreditGRPOConfig
 from .plan import Method, Plan, run_folder
 from .scale import gradient_scale, scale_sentence
@@ -181,11 +192,13 @@ def summarize(plan: Plan, runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -
         "window": window,
         "n": next((run["n"] for of_method in runs.values() for run in of_method.values() if run.get("n")), None),
         "baseline": plan.baseline,
+        "ceiling": plan.ceiling,
         "target_reward": plan.target_reward,
         "at_target": plan.at_target,
         "seeds": sorted(plan.seeds),
         "methods": methods,
         "differences": _differences(plan, values),
+        "shares": _shares(plan, values),
         "notes": [
             *(note for method in plan.methods if (note := _collapse(method, runs[method.label].values()))),
             *_unlogged(plan.at_target, runs),
@@ -247,6 +260,27 @@ def _differences(plan: Plan, values: Mapping[str, Mapping[int, Mapping[str, floa
                 "enough_seeds": enough_seeds(difference.seeds, len(compared)),
             }
             found.append(row)
+    return found
+
+
+def _shares(plan: Plan, values: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """Of each method, the share of the ceiling's lead in mean reward over the baseline."""
+    if plan.ceiling is None:
+        return []
+    found = []
+    for method in plan.methods:
+        if method.label in (plan.baseline, plan.ceiling):
+            continue
+        runs = [values[label] for label in (plan.baseline, method.label, plan.ceiling)]
+        seeds = [seed for seed in plan.seeds if all("mean_reward" in of.get(seed, {}) for of in runs)]
+        if not seeds:
+            continue
+        before, own, best = (np.array([of[seed]["mean_reward"] for seed in seeds]) for of in runs)
+        share = share_of(own - before, best - before, LEVEL)
+        found.append(
+            {"label": method.label, "seeds": seeds}
+            | dict(zip(("share", "low", "high"), share or (None,) * 3, strict=True))
+        )
     return found
 
 
@@ -367,8 +401,31 @@ def sentence(comparison: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 
 def sentences(comparison: Mapping[str, Any]) -> list[str]:
-    """One sentence per method, on the mean reward."""
-    return [sentence(comparison, row) for row in comparison["differences"] if row["quantity"] == "mean_reward"]
+    """One sentence per method on the mean reward, and what it has of the ceiling's lead."""
+    found = [sentence(comparison, row) for row in comparison["differences"] if row["quantity"] == "mean_reward"]
+    return [*found, *filter(None, [_sentence_of_shares(comparison)])]
+
+
+def _sentence_of_shares(comparison: Mapping[str, Any]) -> str:
+    shares = comparison.get("shares", ())
+    if not shares:
+        return ""
+    lead = f"{comparison['ceiling']}'s lead over {comparison['baseline']} in mean reward"
+    known, unknown = ([row for row in shares if (row["share"] is None) == missing] for missing in (False, True))
+    if not known:
+        few = max(len(row["seeds"]) for row in shares) < 2
+        return (
+            f"{lead} {'needs two seeds for an interval' if few else 'is not beyond noise'}, so there is none to share."
+        )
+    parts = [
+        f"{row['label']} {_percent(row['share'])} ({_percent(row['low'])} to {_percent(row['high'])})" for row in known
+    ]
+    without = f"; unknown for {', '.join(row['label'] for row in unknown)}" if unknown else ""
+    return f"Share of {lead} ({100 * comparison['level']:g} % interval): {', '.join(parts)}{without}."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %".replace("-", "\u2212")
 
 
 _HEADINGS = {

@@ -154,7 +154,7 @@ def plan_tuning(
 
     Args:
         given: The command line's arguments of [`parse_tuning`]. The recipe's `compare` section supplies what is `None`.
-        **choices: `baseline`, `target_reward` and `at_target` of the comparison, which are checked here.
+        **choices: `baseline`, `ceiling`, `target_reward` and `at_target` of the comparison, which are checked here.
 
     Returns:
         What is tuned, the plan with a method for each method and combination, and the methods themselves; `None` if
@@ -177,7 +177,7 @@ def plan_tuning(
     before = read_plan(output_dir) if (Path(output_dir) / "plan.json").exists() else None
     if before is not None:
         check_tuned_alike(before, asdict(tuning), output_dir)
-    check_choices(section, before, asked, **choices)
+    check_choices(section, before, asked, **choices, narrowed=methods is not None)
     check_apart(parse_seeds(section.get("seeds", 1) if seeds is None else seeds), tuning.seeds)
     for method in asked:
         if own := sorted(set(method.settings) & set(tuning.values)):
@@ -194,6 +194,7 @@ def plan_tuning(
         methods=arms,
         seeds=tuning.seeds,
         baseline=arms[0]["label"],
+        ceiling=False,
         launch=launch,
     )
     return tuning, plan, asked

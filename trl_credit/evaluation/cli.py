@@ -1,8 +1,8 @@
 """`trl-credit eval`: samples a model on math problems, judges the answers and reports avg@n with its uncertainty.
 
 `trl-credit eval compare RUN_A RUN_B` compares two runs. `trl-credit eval report RUN` judges a run again and rewrites
-its report. `--config FILE` reads settings from a YAML file. `--num_processes N` or `--accelerate_config FILE_OR_NAME`
-splits the samples among processes (transformers).
+its report. `trl-credit eval FILE.yaml` or `--config FILE.yaml` reads settings from a YAML file. `--num_processes N` or
+`--accelerate_config FILE_OR_NAME` splits the samples among processes (transformers).
 """
 
 import argparse
@@ -14,13 +14,14 @@ from pathlib import Path
 
 from .._util.quiet import quiet_libraries
 from .._util.text import log_to_terminal, nearest, prepare_terminal, safe, safe_lines
+from .._util.words import with_file_named
 from .terminal import show, show_comparison
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command. Exits with 2 for bad settings, data or folders, 1 if the backend cannot continue, 130 or 143
     after SIGINT or SIGTERM."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = with_file_named(sys.argv[1:] if argv is None else argv)
     prepare_terminal()
     log_to_terminal()
     logging.getLogger("trl_credit.evaluation").setLevel(logging.INFO)

@@ -1,7 +1,6 @@
 """Settings of an evaluation and their defaults."""
 
 # ruff: noqa: RUF009 (`_option` makes a field)
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -24,7 +23,7 @@ from .._util.settings import (
     checked,
     one_of,
 )
-from .._util.values import mapping_of
+from .._util.values import mapping_of, parsed
 from ..fields import ANSWER_MATCHES
 from ..rewards.patterns import answer_regex
 from .backends.base import SamplingSettings
@@ -85,7 +84,8 @@ class EvalConfig:
         None, "Text around every problem, with the slot `{problem}`. Default: asks for \\boxed{} (Qwen2.5-Math)."
     )
     chat_template_kwargs: dict | str | None = _option(
-        None, "Arguments of the chat template, such as {enable_thinking: false}; JSON on the command line."
+        None,
+        "Arguments of the chat template, such as {enable_thinking: false}; on the command line as text, JSON or YAML.",
     )
     plain_prompts: bool | None = _option(
         None, "Plain text instead of chat messages, for base models and models without a chat template."
@@ -107,7 +107,7 @@ class EvalConfig:
     dataset_split: str | None = _option(None, "Split of your own data. Default: test, or the only one.")
     generated_dataset_size: AtLeast1 = _option(100, "Problems of a generated task.")
     generated_dataset_config: dict | str | None = _option(
-        None, "Arguments of a generated task; JSON on the command line."
+        None, "Arguments of a generated task, such as {num_terms: 5}; on the command line as text, JSON or YAML."
     )
     generated_dataset_seed: Whole = _option(
         2**20, "Seed of a generated task; choose one that the training did not use."
@@ -129,7 +129,7 @@ class EvalConfig:
     attn_implementation: str | None = _option(None, "Attention of transformers.")
     batch_size: AtLeast1 = _option(32, "Completions at a time and process (transformers).")
     vllm_kwargs: dict | str | None = _option(
-        None, "Arguments of vLLM's LLM, such as {tensor_parallel_size: 8}; JSON on the command line."
+        None, "Arguments of vLLM's LLM, such as {tensor_parallel_size: 8}; on the command line as text, JSON or YAML."
     )
     base_url: str | None = _option(
         None, "Address of the server, such as http://localhost:8000/v1. Key: OPENAI_API_KEY."
@@ -160,7 +160,7 @@ class EvalConfig:
         settings = checked(settings, field_types(types))
         if self.model is None:
             self.model = settings.get("output_dir")
-        evaluation = mapping_of("eval", settings.get("eval")) or {}
+        evaluation = mapping_of("eval", settings.get("eval"), EvalConfig) or {}
         for name, value in (prompts_of(settings) | evaluation).items():
             if name in {f.name for f in fields(self)} and getattr(self, name) == _default(name):
                 setattr(self, name, value)
@@ -248,8 +248,8 @@ def pattern_of(recipe: Mapping[str, Any]) -> str | None:
     for spec in rewards if isinstance(rewards, list) else [rewards]:
         if isinstance(spec, str) and spec.lstrip().startswith("{"):
             try:
-                spec = json.loads(spec)
-            except json.JSONDecodeError:
+                spec = parsed("reward_funcs", spec)
+            except ValueError:
                 continue  # building the reward reports it
         if isinstance(spec, Mapping) and spec.get("name") == "judged":
             return spec.get("answer_pattern")

@@ -1,5 +1,6 @@
 """Raises if a run trains nothing: too little data, nothing trainable, no gradient, or no parameter that changes."""
 
+import functools
 import logging
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers.trainer_utils import has_length
 from transformers.training_args import OptimizerNames
 
 from ..batching import loss_mask
+from .rewards_seen import RewardsSeen
 from .shards import local_part
 
 
@@ -81,6 +83,7 @@ class EffectMixin:
     """
 
     _updates_with_gradient = 0
+    _rewards_seen: RewardsSeen | None = None
 
     def set_initial_training_values(self, args, dataloader):
         # The first hook after the data are loaded; their sampler may be a subclass's own
@@ -98,6 +101,7 @@ class EffectMixin:
         self._reached = False
         # Counts of all completions, those with a token in the loss, and those with an advantage
         self._completions_seen = torch.zeros(3, device=self.accelerator.device)
+        self._rewards_seen = RewardsSeen(self.reward_funcs, self.reward_func_names, self.accelerator.device)
         rates = [group.get("initial_lr", group.get("lr")) for group in self.optimizer.param_groups]
         self._learns = self.is_deepspeed_enabled or any(rate != 0 for rate in rates)
         if not self._learns:
@@ -113,6 +117,12 @@ class EffectMixin:
             seen = torch.stack([torch.ones_like(in_loss), in_loss, advantages])
             self._completions_seen += seen.sum(-1).to(self._completions_seen)
         return batch
+
+    def _calculate_rewards(self, inputs, *args, **kwargs):
+        rewards = super()._calculate_rewards(inputs, *args, **kwargs)
+        if self._rewards_seen is not None and self.model.training:
+            self._rewards_seen.add(rewards, inputs)
+        return rewards
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
@@ -192,7 +202,8 @@ class EffectMixin:
         elif not with_gradient and not advantages:
             why = (
                 f"none of the {completions:.0f} completions has an advantage: the rewards of each group were all equal, or "
-                "None. Check `reward` and `frac_reward_zero_std` in the log, and the difficulty of the data."
+                f"None. {self._rewards_seen.described(functools.partial(self.accelerator.reduce, reduction='sum'))}".strip()
+                + " Check `reward` and `frac_reward_zero_std` in the log, and the difficulty of the data."
             )
         elif not with_gradient:
             why = f"{made} had a zero gradient{', or one that overflowed' * (self.args.fp16)}."

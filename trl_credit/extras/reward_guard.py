@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch import nn
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.utils import get_callable_name, is_async_callable
 
+from .._util.text import safe_lines
 from ..rewards import TRAINER_ARGUMENTS
 from ..rewards.thinking import OPENED_TAGS, opened_tag
 from .config import default_of
@@ -36,7 +38,27 @@ _LARGEST = torch.finfo(torch.float32).max
 
 
 class RewardError(RuntimeError):
-    """A reward function failed on a completion."""
+    """A reward function failed on a completion. Its `__cause__` is the function's own exception, if it raised one."""
+
+
+@contextlib.contextmanager
+def reported(program: str) -> Iterator[None]:
+    """Ends a command whose reward function fails: prints the traceback of the function's own code, then one line that names
+    it, and exits with 1. Only the process that sees the failure knows of it, so nothing is closed."""
+    try:
+        yield
+    except RewardError as error:
+        print(f"{safe_lines(_own_traceback(error))}{program}: error: {safe_lines(error)}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def _own_traceback(error: RewardError) -> str:
+    """The traceback of a reward function's exception, without this module's frames; empty if it raised none."""
+    cause = error.__cause__
+    frames = None if cause is None else cause.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    return "" if frames is None else "".join(traceback.format_exception(type(cause), cause, frames))
 
 
 class _TimeUp(BaseException):
@@ -133,22 +155,31 @@ class GuardedReward:
                 try:
                     checked += calls[i].checked(1)
                 except Exception as problem_of_one:
-                    checked.append(f"{type(problem_of_one).__name__}: {problem_of_one}")
+                    checked.append(_named(problem_of_one))
                     calls[i] = _Call({}, None)  # discard what it logged before failing
                 if isinstance(checked[i], str) and not self.exclude:
                     break
         failed = [i for i, value in enumerate(checked) if isinstance(value, str)]
         if failed and not self.exclude:
-            together = f" (for all completions together: {whole})" if whole is not None and count > 1 else ""
-            raise _error(self.name, kwargs, failed[0], checked[failed[0]] + together) from whole
+            problem = checked[failed[0]]
+            if whole is not None and _named(whole) != problem:
+                problem += f" (for all completions together: {_named(whole)})"
+            raise _error(self.name, kwargs, failed[0], problem) from whole
         prompts = {str(prompt) for prompt in kwargs["prompts"]}
         if (len(failed) == count and len(prompts) > 1) or (whole is not None and not failed):
-            problem = checked[0] if failed else f"{type(whole).__name__}: {whole}"
-            where = "every completion" if failed else f"{count} completions together, but not on any single one"
-            raise RewardError(f"The reward function {self.name!r} failed on {where}: {problem}.") from whole
+            if failed:
+                raise RewardError(
+                    f"The reward function {self.name!r} failed on every completion: {checked[0]}. Correct it: nothing is "
+                    "left to train on."
+                ) from whole
+            raise RewardError(
+                f"The reward function {self.name!r} failed on {count} completions together, but not on any single one: "
+                f"{_named(whole)}. It must take any number of completions, and return a list with a number for each (`None` "
+                "for no reward)."
+            ) from whole
         if failed:
-            error = _error(self.name, kwargs, failed[0], checked[failed[0]])
-            logger.warning("Excluded %d of %d completions; for example %s", len(failed), count, error)
+            example = _described(self.name, kwargs, failed[0], checked[failed[0]])
+            logger.warning("Excluded %d of %d completions; for example: %s", len(failed), count, example)
         for i in failed:
             checked[i] = _EXCLUDED
         _Call.pass_on(calls, kwargs)
@@ -277,11 +308,21 @@ def _row(kwargs: dict[str, Any], i: int, count: int) -> dict[str, Any]:
     }
 
 
-def _error(name: str, kwargs: dict[str, Any], i: int, problem: str) -> RewardError:
-    return RewardError(
+def _named(error: BaseException) -> str:
+    """An exception's type and message, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _described(name: str, kwargs: dict[str, Any], i: int, problem: str) -> str:
+    return (
         f"The reward function {name!r} failed on completion {i} of {len(kwargs['completions'])}: {problem}. Prompt: "
-        f"{_shortened(kwargs['prompts'][i])} Completion: {_shortened(kwargs['completions'][i])} (See `on_reward_error`.)"
+        f"{_shortened(kwargs['prompts'][i])} Completion: {_shortened(kwargs['completions'][i])}"
     )
+
+
+def _error(name: str, kwargs: dict[str, Any], i: int, problem: str) -> RewardError:
+    way_out = "Correct the function; in training, `on_reward_error: exclude` leaves such completions out."
+    return RewardError(f"{_described(name, kwargs, i, problem)}. {way_out}")
 
 
 def _shortened(value: Any) -> str:

@@ -8,11 +8,13 @@ Writes credit.html (a self-contained page), credit.parquet and credit.json, and 
 FILE` reads settings from a YAML file.
 """
 
+import functools
 import itertools
 import sys
 
 from .._util.quiet import quiet_libraries
 from .._util.text import log_to_terminal, prepare_terminal, safe, safe_lines
+from .._util.words import with_file_named
 from .run import check_folder, inspect, write
 
 
@@ -36,21 +38,22 @@ def check_early(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command. Exits with 2 for bad settings, data or models."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = with_file_named(sys.argv[1:] if argv is None else argv, "--recipe")
     prepare_terminal()
     log_to_terminal()
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        argv = ["--recipe", *argv]
     try:
         check_early(argv)
         quiet_libraries()
         from .._util.arguments import parse_arguments
+        from ..extras.reward_guard import reported
         from ..recipe.names import parameter_hint
         from .config import InspectConfig
 
-        (config,) = parse_arguments(argv, (InspectConfig,), "trl-credit inspect", __doc__, hint=parameter_hint)
+        hint = functools.partial(parameter_hint, field="methods")
+        (config,) = parse_arguments(argv, (InspectConfig,), "trl-credit inspect", __doc__, hint=hint)
         check_folder(config.output_dir)
-        records, about = inspect(config)
+        with reported("trl-credit inspect"):
+            records, about = inspect(config)
         write(config, records, about)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"trl-credit inspect: error: {safe_lines(error)}", file=sys.stderr)

@@ -62,7 +62,7 @@ class ScoringConfig:
     )
     dataset_train_split: str | None = field(default=None, metadata={"help": "Its split; by default `train`."})
     generated_dataset_config: dict | str | None = field(
-        default=None, metadata={"help": "Arguments of a generated task; JSON."}
+        default=None, metadata={"help": "Arguments of a generated task, such as {num_terms: 5}."}
     )
     problem_column: str | None = field(
         default=None, metadata={"help": "Field of the problem, text or a conversation; within mappings a dotted path."}
@@ -89,12 +89,12 @@ class ScoringConfig:
         default=None, metadata={"help": "Temperature of generation and of every log-prob; by default 1."}
     )
     chat_template_kwargs: dict | str | None = field(
-        default=None, metadata={"help": "Arguments of the chat template; JSON."}
+        default=None, metadata={"help": "Arguments of the chat template, such as {enable_thinking: false}."}
     )
     methods: Specs | None = field(
         default=None,
         metadata={
-            "help": "Credit methods: names, mappings as JSON, paths. By default the recipe's beside `uniform`, else all "
+            "help": "Credit methods: names, mappings, paths. By default the recipe's beside `uniform`, else all "
             "that need nothing but prompt and completion."
         },
     )

@@ -301,10 +301,15 @@ class CreditScorer:
         eos = self.tokenizer.eos_token_id
         return [*ids, eos] if completion.finished and eos is not None else ids
 
-    def score(self, completions: Sequence[Completion]) -> list[CompletionCredit]:
+    def score(self, completions: Sequence[Completion], one_batch: bool = False) -> list[CompletionCredit]:
         """Scores completions and returns their records, in the same order, without those that are not `scored`.
 
         A completion without a token in the loss has no weights, and its log-probs are NaN.
+
+        Args:
+            completions: The completions. Those of a group are scored together.
+            one_batch: Whether all are one generation batch for methods that compare completions; by default, batches have as
+                many groups as fit in a forward.
 
         Raises:
             ValueError: A completion has no text or tokens, an empty prompt, a mask of the wrong length or a token id
@@ -366,13 +371,22 @@ class CreditScorer:
             if in_loss(i) and (together or completions[i].scored)
         }
         groups = {i: completions[i].group for i in sizes} if together else None
-        for batch in (part for kind in kinds for part in _batches({i: sizes[i] for i in kind if i in sizes}, groups)):
-            part = [i for i in batch if completions[i].scored]
-            if not part:
-                continue
-            inputs = self.inputs(
-                [completions[i] for i in batch], [prompts[i] for i in batch], [rows[i] for i in batch], by_turn
-            )
+
+        def scored_parts() -> Iterator[tuple[list[int], CreditInputs]]:
+            for kind in kinds:
+                known = {i: sizes[i] for i in kind if i in sizes}
+                whole = [list(known)] if one_batch and together and known else _batches(known, groups)
+                for batch in whole:
+                    if not any(completions[i].scored for i in batch):
+                        continue
+                    rollout = self._rollout(
+                        [completions[i] for i in batch], [prompts[i] for i in batch], [rows[i] for i in batch], by_turn
+                    )
+                    scored = {place: known[i] for place, i in enumerate(batch) if completions[i].scored}
+                    for places in _batches(scored) if one_batch else [list(scored)]:
+                        yield [batch[place] for place in places], self._inputs(rollout, places)
+
+        for part, inputs in scored_parts():
             advantages = torch.tensor([completions[i].advantage or 0.0 for i in part], device=inputs.mask.device)
             weights, token_advantages = credit_of(self.methods, inputs, advantages)
             for place, (label, method) in enumerate(self.methods.items()):
@@ -409,11 +423,10 @@ class CreditScorer:
             records[i] = self._record(completions[i], prompts[i], rows[i], mask=mask, logps=nothing, entropy=nothing)
         return [records[i] for i in scored]
 
-    def inputs(
-        self, completions: Sequence[Completion], prompts: list[list[int]], rows: list[list[int]], by_turn: bool = False
-    ) -> CreditInputs:
-        """Computes the inputs of the credit methods for a batch: [`CreditInputs`] with all methods' signals, of the
-        completions that are `scored`.
+    def _rollout(
+        self, completions: Sequence[Completion], prompts: list[list[int]], rows: list[list[int]], by_turn: bool
+    ) -> dict[str, Any]:
+        """A generation batch as the trainer has it, with the results of the rollout stage.
 
         Args:
             completions: The completions.
@@ -448,15 +461,20 @@ class CreditScorer:
         examples = [dict(c.example) for c in completions]
         rewards = torch.tensor([math.nan if c.reward is None else c.reward for c in completions], device=device)
         groups = torch.tensor([c.group for c in completions], device=device).unique(return_inverse=True)[1]
-        # As many rows in a forward as in the loss's, which has all
-        with replaced(trainer.args, per_device_train_batch_size=self._rows or len(completions)):
+        # As many rows in a forward as in the loss's
+        fit = max(1, TOKENS_PER_BATCH // (batch["prompt_ids"].size(1) + width))
+        with replaced(trainer.args, per_device_train_batch_size=self._rows or min(fit, len(completions))):
             extend_rollout(trainer, examples, [c.prompt for c in completions], batch, lambda: rewards, groups)
             if trainer.credit_method.has_rollout_stage:
                 turn_rewards = [c.rewards_by_turn for c in completions] if by_turn else None
                 add_rollout_stage(trainer, trainer.credit_method, batch, rewards, groups, turn_rewards)
-        scored = [i for i, completion in enumerate(completions) if completion.scored]
-        if len(scored) < len(completions):
-            batch = select(batch, scored)
+        return batch
+
+    def _inputs(self, batch: dict[str, Any], places: list[int]) -> CreditInputs:
+        """The inputs of the credit methods, with all methods' signals, of some completions of a generation batch."""
+        trainer = self._trainer
+        if len(places) < len(batch["completion_ids"]):
+            batch = select(batch, places)
             batch = batch if trainer.credit_pass.padding_affects_output else cut(batch)
         with torch.no_grad():
             trainer._compute_loss(trainer.model, batch)

@@ -11,6 +11,7 @@ from .table import TABLE
 
 if TYPE_CHECKING:
     from .base import CreditMethod, Paper
+    from .certainty import Certainty
     from .delta import DelTA
     from .dgpo import DGPO
     from .fipo import FIPO
@@ -41,6 +42,7 @@ __getattr__, __dir__ = lazy_names(
         "Forking": ".forking",
         "DelTA": ".delta",
         "GCPO": ".gcpo",
+        "Certainty": ".certainty",
         "OTB": ".otb",
         "PCPO": ".pcpo",
         "RLCSD": ".rlcsd",
@@ -75,6 +77,7 @@ __all__ = [
     "RLSD",
     "TABLE",
     "VPPO",
+    "Certainty",
     "CreditInputs",
     "CreditMethod",
     "DelTA",

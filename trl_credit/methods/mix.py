@@ -29,7 +29,7 @@ from .base import CreditMethod, Paper
 from .inputs import CreditInputs
 from .ops import effective_token_fraction, mean_one
 from .rollout import Continuations, Rollout
-from .schedule import check_schedule, value_at
+from .schedule import check_schedule, ever_nonzero, value_at
 from .spec import EMPTY_LIST, NESTED_LIST, part_of_list
 
 
@@ -134,6 +134,12 @@ class Mix(CreditMethod):
             raise ValueError(
                 f"credit method 'mix': `advantage` ({self.advantage!r}) weighs the advantage against terms, and none of "
                 f"{', '.join(labels)} adds one: it would only scale the loss. Leave it out."
+            )
+        idle = [label for label, part in labels.items() if not part.has_term]
+        if idle and not ever_nonzero(self.advantage):
+            raise ValueError(
+                f"credit method 'mix': with `advantage` ({self.advantage!r}) nothing is left of the advantage for "
+                f"{', '.join(idle)} to credit, and only the terms count. Leave {'it' if len(idle) == 1 else 'them'} out."
             )
         if self.guard and not terms:
             raise ValueError(

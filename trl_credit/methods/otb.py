@@ -26,7 +26,7 @@ from torch import Tensor
 from .base import Paper
 from .ops import at_least_float32
 from .rollout import Rollout
-from .rollout_advantages import RolloutAdvantages
+from .rollout_advantages import TokenBaseline
 
 
 def squared_gradients(
@@ -83,7 +83,7 @@ def token_baselines(
 
 
 @dataclass(frozen=True)
-class OTB(RolloutAdvantages):
+class OTB(TokenBaseline):
     """Advantages from the baseline with the least variance for each token.
 
     Args:
@@ -124,10 +124,6 @@ class OTB(RolloutAdvantages):
     )
     rollout_needs = ("logps", "sum_squared_probs")
 
-    def rollout_rows(self, rollout: Rollout) -> Bool[Tensor, " batch"]:
-        # The others count in no baseline, or in one whose completions get 0 anyway
-        return self.rows_with_credit(rollout)
-
     def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
         gradients = squared_gradients(rollout.logps, rollout.sum_squared_probs)
         energies = torch.where(rollout.mask, gradients, 0.0).cumsum(-1)
@@ -146,6 +142,3 @@ class OTB(RolloutAdvantages):
         broken = with_credit & ~(torch.isfinite(gradients) | ~rollout.mask).all(-1, keepdim=True)
         # The update counts these tokens and falls back to the sequence advantage
         return {"advantages": torch.where(broken, torch.nan, advantages)}
-
-    def rows_with_credit(self, rollout: Rollout) -> Bool[Tensor, " batch"]:
-        return rollout.groups_with_signal & ~torch.isnan(rollout.rewards)

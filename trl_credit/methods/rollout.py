@@ -131,11 +131,24 @@ class Rollout(Once):
         return self.once("groups", lambda: self.all(self.groups))
 
     @property
+    def group_rewards(self) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"], Float[Tensor, " groups"]]:
+        """(G,) each: least, mean and greatest reward of every group, by its number, over all processes. NaN is no reward; a
+        group without any has infinity, NaN and -infinity."""
+        return self.once("group rewards", self._group_rewards)
+
+    def _group_rewards(self) -> tuple[Tensor, Tensor, Tensor]:
+        known = ~torch.isnan(self.all_rewards)
+        rewards, groups = self.all_rewards[known], self.all_groups[known]
+        size = int(self.all_groups.max()) + 1 if len(self.all_groups) else 0
+        low = rewards.new_full((size,), torch.inf).scatter_reduce(0, groups, rewards, "amin")
+        high = rewards.new_full((size,), -torch.inf).scatter_reduce(0, groups, rewards, "amax")
+        # Of deviations from the least, which round less than rewards
+        count = rewards.new_zeros(size).index_add(0, groups, torch.ones_like(rewards))
+        mean = low + rewards.new_zeros(size).index_add(0, groups, rewards - low[groups]) / count
+        return low, mean, high
+
+    @property
     def groups_with_signal(self) -> Bool[Tensor, " batch"]:
         """(B,) bool, completions whose group has more than one reward. NaN is no reward."""
-        rewards, groups = self.all_rewards, self.all_groups
-        known = ~torch.isnan(rewards)
-        size = int(groups.max()) + 1 if len(groups) else 0
-        high = rewards.new_full((size,), -torch.inf).scatter_reduce(0, groups[known], rewards[known], "amax")
-        low = rewards.new_full((size,), torch.inf).scatter_reduce(0, groups[known], rewards[known], "amin")
+        low, _, high = self.group_rewards
         return (high > low)[self.groups]

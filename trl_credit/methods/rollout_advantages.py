@@ -1,10 +1,10 @@
-"""Base of the methods whose rollout stage gives the token advantages."""
+"""Bases of the methods whose rollout stage gives the token advantages."""
 
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .base import CreditMethod
@@ -48,3 +48,14 @@ class RolloutAdvantages(CreditMethod):
     def metrics(self, inputs: CreditInputs) -> dict[str, torch.Tensor]:
         """`token_advantage_size`: mean size of the token advantages."""
         return {"token_advantage_size": inputs.rollout["advantages"].abs()}
+
+
+class TokenBaseline(RolloutAdvantages):
+    """The token advantages are the reward minus a baseline of the token, for completions with a reward whose group has
+    unequal ones. The others count in no baseline, or in one whose completions get 0 anyway."""
+
+    def rows_with_credit(self, rollout: Rollout) -> Bool[Tensor, " batch"]:
+        return rollout.groups_with_signal & ~torch.isnan(rollout.rewards)
+
+    def rollout_rows(self, rollout: Rollout) -> Bool[Tensor, " batch"]:
+        return self.rows_with_credit(rollout)

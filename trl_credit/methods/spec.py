@@ -17,7 +17,7 @@ from typing import Any
 
 from .._util.imports import is_dotted
 from .._util.text import nearest
-from .._util.yaml import load_mapping
+from .._util.values import parsed
 from .table import MIX, TABLE
 
 
@@ -36,15 +36,10 @@ def read_spec(credit: Any) -> Any:
     if not (isinstance(credit, str) and credit.lstrip().startswith(("{", "["))):
         return credit
     try:
-        return json.loads(credit)
-    except json.JSONDecodeError as error:
-        try:
-            return load_mapping(f"credit: {credit}")["credit"]
-        except ValueError:
-            pass
+        return parsed("credit", credit)
+    except ValueError as error:
         raise ValueError(
-            f"`credit` is not valid JSON: {error.msg} at character {error.pos + 1} of {credit!r}. Write it as "
-            '\'{"method": "dgpo", "temperature": 0.5}\', or \'["gcpo", "dgpo"]\', with double quotes inside.'
+            f"{error} Write it as in a recipe, '{{method: dgpo, temperature: 0.5}}' or '[gcpo, dgpo]', or as JSON."
         ) from None
 
 
@@ -53,6 +48,13 @@ def name_of(credit: Mapping[str, Any]) -> str:
     name = credit.get("method")
     if isinstance(name, str):
         return name
+    if isinstance(name, Sequence) and len(credit) == 1:
+        raise ValueError(
+            f"`credit`: `method` is one method. Several are just the list: {json.dumps(name, default=str)}."
+        )
+    if isinstance(name, Sequence):
+        written = json.dumps({**credit, "method": MIX, "parts": name}, default=str)
+        raise ValueError(f"`credit`: `method` is one method. Several are the `parts` of {MIX!r}: {written}.")
     meant = next((key for key in credit if key in TABLE), None)  # as in {gcpo: {top_mass: 0.9}}
     if meant is not None and len(credit) == 1 and isinstance(credit[meant], (Mapping, type(None))):
         written = json.dumps({"method": meant, **(credit[meant] or {})}, default=str)

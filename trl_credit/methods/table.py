@@ -13,6 +13,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "teacher": (".teacher", "Teacher"),
     "vppo": (".vppo", "VPPO"),
     "otb": (".otb", "OTB"),
+    "certainty": (".certainty", "Certainty"),
     "delta": (".delta", "DelTA"),
     "fipo": (".fipo", "FIPO"),
     "forking": (".forking", "Forking"),

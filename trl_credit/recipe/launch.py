@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from .._util.text import safe_lines
+from .._util.words import with_file_named
 from .early import check_early
 
 
@@ -17,6 +18,7 @@ def launch(argv: list[str], command: str, module: str) -> None:
     launcher.add_argument("--accelerate_config")
     launcher.add_argument("--num_processes", type=int)
     asked, rest = launcher.parse_known_args(argv)
+    rest = with_file_named(rest)
     if asked.num_processes is not None and asked.num_processes < 1:
         print(
             f"trl-credit {command}: error: `--num_processes` must be at least 1, got {asked.num_processes}.",

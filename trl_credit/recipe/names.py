@@ -4,7 +4,6 @@ import ast
 import dataclasses
 import functools
 import importlib.util
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,10 +70,16 @@ def _fields(source: _Source) -> Iterator[str]:
                 yield node.target.id
 
 
-def parameter_hint(name: str) -> str | None:
-    """If an unknown field is a parameter of a credit method, says where to write it."""
+def parameter_hint(name: str, field: str = "credit") -> str | None:
+    """If an unknown field is a parameter of a credit method, says where to write it.
+
+    Args:
+        name: The unknown field.
+        field: The field that takes methods.
+    """
     for method in TABLE:
         if name in {parameter.name for parameter in card_of(method).parameters}:
-            example = json.dumps({"method": method, name: "..."})
-            return f"it is a parameter of a credit method: write --credit '{example}'"
+            example = f"{{method: {method}, {name}: ...}}"
+            where = f"on the command line --{field} '{example}'"
+            return f"it is a parameter of a credit method: write `{field}: {example}`, {where}"
     return None

@@ -20,6 +20,7 @@ from .._util.imports import load_dotted
 from .._util.settings import AtLeast1, Fields, Specs, Unchecked, check_fields, check_output_dir, one_of
 from .._util.text import nearest
 from .._util.values import mapping_of
+from .._util.words import with_file_named
 from ..data import check_solutions, load_splits, prepare, report_bare_latex, report_unparsable
 from ..evaluation.config import EvalConfig
 from ..extras.effect import check_rows
@@ -60,7 +61,7 @@ class CreditScriptArguments(ScriptArguments):
     )
     generated_dataset_config: dict | str | None = field(
         default=None,
-        metadata={"help": "Arguments of a generated dataset's task; JSON on the command line."},
+        metadata={"help": "Arguments of a generated dataset's task; on the command line as text, JSON or YAML."},
     )
     eval_problem_column: str | None = field(
         default=None,
@@ -102,14 +103,14 @@ class CreditScriptArguments(ScriptArguments):
             "help": "Reward functions: `accuracy` (math-verify), `judged` (the judge of `trl-credit eval`), "
             "`reasoning_accuracy`, `think_format`, `cosine_scaled`, `repetition_penalty`, "
             "`soft_overlong_punishment`, or a path (`my_module.reward`, `my_file.py:reward`); with arguments as a mapping "
-            "`{name: ..., argument: ...}` (JSON on the command line)."
+            "`{name: ..., argument: ...}` (text on the command line, JSON or YAML)."
         },
     )
     eval: Annotated[dict | str | None, Fields(EvalConfig)] = field(
         default=None,
         metadata={
             "help": "Evaluate at the end with the trainer's generation engine: a mapping of the fields of `trl-credit eval` "
-            "(such as tasks, n, preset), with `every: N` also every N updates; JSON on the command line."
+            "(such as tasks, n, preset), with `every: N` also every N updates; on the command line as text, JSON or YAML."
         },
     )
     compare: Annotated[dict | str | None, Unchecked] = field(
@@ -132,7 +133,7 @@ class CreditScriptArguments(ScriptArguments):
         if isinstance(self.reward_funcs, (str, dict)):  # a recipe with one reward
             self.reward_funcs = [self.reward_funcs]
         for name in ("generated_dataset_config", "eval", "compare"):
-            setattr(self, name, mapping_of(name, getattr(self, name)))
+            setattr(self, name, mapping_of(name, getattr(self, name), EvalConfig if name == "eval" else None))
         check_fields(self, lenient=True)
 
 
@@ -153,7 +154,7 @@ class Recipe(NamedTuple):
 
     @classmethod
     def read(cls, argv: list[str], prog: str = "trl-credit train", description: str | None = None) -> "Recipe":
-        """Reads `--config FILE.yaml` and command-line fields.
+        """Reads `--config FILE.yaml`, or the file alone in first place, and command-line fields.
 
         Args:
             argv: Command-line words.
@@ -163,6 +164,7 @@ class Recipe(NamedTuple):
         Raises:
             ValueError: The file cannot be read, or a field is out of range or unknown (the message names the nearest).
         """
+        argv = with_file_named(argv)
         refuse_empty_credit(words_of(argv))
         return cls(*parse_arguments(argv, recipe_classes(argv), prog, description, "recipe", hint=parameter_hint))
 
@@ -283,11 +285,25 @@ def build_datasets(script_args, training_args, dataset_args) -> tuple:
     names = ("problem_column", "answer_column", "answer_match", "system_prompt", "prompt_template", "plain_prompts")
     columns = {name: getattr(script_args, name) for name in names}
     prepared = prepare(train, **columns)
+    _check_rows(prepared, train, training_args)
     if evaluation is None:
         return prepared, None
     for name in ("problem_column", "answer_column"):
         columns[name] = getattr(script_args, f"eval_{name}") or columns[name]
     return prepared, prepare(evaluation, **columns)
+
+
+def _check_rows(prepared, given, training_args) -> None:
+    """[`check_rows`], which tells how many rows were left out."""
+    try:
+        check_rows(prepared, training_args)
+    except ValueError as error:
+        if len(prepared) == len(given):
+            raise
+        raise ValueError(
+            f"{error} {len(given) - len(prepared)} of {len(given)} rows were left out, because their problem or answer is "
+            "empty: see `problem_column` and `answer_column`."
+        ) from None
 
 
 def build_rewards(script_args, training_args, train_dataset) -> list:
@@ -353,7 +369,6 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     if base_of_adapter(model, model_args.model_revision) is not None:
         check_adapter(model, model_args)
     train_dataset, eval_dataset = build_datasets(script_args, training_args, dataset_args)
-    check_rows(train_dataset, training_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from .._trl import (
 from .._util.imports import is_dotted, load_dotted
 from .._util.settings import Flag, check_value
 from .._util.text import nearest
+from .._util.values import parsed
 from .images import aesthetic, check_quality, clip_score, compressibility, hps, incompressibility, pickscore
 from .patterns import answer_regex
 from .several import as_solution, judge_any, shown, verify_any
@@ -203,7 +203,7 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
 
     Args:
         spec: A name (`accuracy`, `clip_score`, ...), the path of your own (`my_module.reward`, `my_file.py:reward`), or a
-            mapping of `name` and keyword arguments (JSON text on the command line). A callable with a parameter
+            mapping of `name` and keyword arguments (text on the command line, JSON or YAML). A callable with a parameter
             `completions` or `**kwargs`, which TRL could call, is a reward function: the arguments are bound to it. A
             class or any other callable is a factory: it is called with the arguments. `factory: true` treats a callable
             with `**kwargs` as a factory.
@@ -216,9 +216,9 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
     """
     if isinstance(spec, str) and spec.lstrip().startswith("{"):
         try:
-            spec = json.loads(spec)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`reward_funcs`: {spec!r} is not valid JSON: {error.msg}.") from None
+            spec = parsed("reward_funcs", spec)
+        except ValueError as error:
+            raise ValueError(f"{error} Write it as '{{name: ..., argument: ...}}' (JSON or YAML).") from None
     arguments = {} if isinstance(spec, str) else dict(spec)
     name = spec if isinstance(spec, str) else arguments.pop("name", None)
     if not isinstance(name, str):
@@ -241,7 +241,7 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
         if name in IMAGE_REWARDS | IMAGE_REWARD_FACTORIES:
             _check_image_reward(name, function, arguments)
         if not is_reward:
-            made = function(**arguments)
+            made = function(**arguments) if name in known else _made(name, function, arguments)
             if not callable(made):
                 raise ValueError(
                     f"`reward_funcs`: {name!r} takes no `completions`, so it was called as a factory; it "
@@ -256,6 +256,20 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
         return bound
     except TypeError as error:
         raise ValueError(f"`reward_funcs`: {name!r} with the arguments {arguments}: {error}.") from error
+
+
+def _made(name: str, factory: Callable, arguments: Mapping[str, Any]) -> Any:
+    """What a factory of the user's own makes."""
+    try:
+        return factory(**arguments)
+    except TypeError:  # wrong arguments
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"`reward_funcs`: {name!r} takes no `completions`, so it was called as a factory, with the arguments "
+            f"{dict(arguments)}, and raised {problem}."
+        ) from error
 
 
 def _check_pattern(pattern: Any) -> None:

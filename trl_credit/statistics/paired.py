@@ -186,6 +186,40 @@ def paired(before: Sequence[float], after: Sequence[float], level: float = 0.95,
     )
 
 
+def share_of(part: Sequence[float], whole: Sequence[float], level: float = 0.95) -> tuple[float, float, float] | None:
+    """The ratio of two means of differences, paired by seed, and its interval (Fieller 1954).
+
+    The interval is of the ratios r for which the mean of part - r whole does not differ from 0.
+
+    Args:
+        part: (S,) differences of a method from the baseline.
+        whole: (S,) differences of another method from the baseline.
+        level: Level of the interval.
+
+    Returns:
+        `None` if the mean of `whole` is not above 0 by as much as its own interval, so that no interval is finite.
+
+    Raises:
+        ValueError: Unequal numbers of values.
+    """
+    part, whole = np.asarray(part, float), np.asarray(whole, float)
+    if part.shape != whole.shape:
+        raise ValueError(f"{len(part)} and {len(whole)} values: nothing to pair")
+    count = len(part)
+    if count < 2:
+        return None
+    factor = scipy.stats.t.ppf((1 + level) / 2, count - 1) ** 2 / count
+    covariance = np.cov(part, whole)
+    # a r^2 - 2 b r + c <= 0
+    a = whole.mean() ** 2 - factor * covariance[1, 1]
+    b = part.mean() * whole.mean() - factor * covariance[0, 1]
+    c = part.mean() ** 2 - factor * covariance[0, 0]
+    if whole.mean() <= 0 or a <= 0:
+        return None
+    half = math.sqrt(max(b * b - a * c, 0.0))
+    return float(part.mean() / whole.mean()), float((b - half) / a), float((b + half) / a)
+
+
 def enough_seeds(seeds: int, methods: int) -> bool:
     """True if a p-value could fall below `ALPHA` after Holm's correction for this many methods."""
     return methods * 2.0 ** (1 - seeds) < ALPHA

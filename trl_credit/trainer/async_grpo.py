@@ -23,6 +23,7 @@ from ..credit_pass import CreditPass
 from ..methods import CreditMethod, Uniform
 from ..methods.metrics import credit_metrics
 from ..methods.registry import build_credit
+from ..methods.spec import read_spec
 from ..signals.base import PolicyForward, SignalSource
 from .collapse import CollapseWatches
 from .exactness import check_policy
@@ -44,13 +45,14 @@ class AsyncCreditGRPOConfig(AsyncGRPOConfig):
     credit: Annotated[dict | str | None, Unchecked] = field(
         default=None,
         metadata={
-            "help": "The credit method: a name (`fipo`, `random`), a mapping of `method` and its parameters (as JSON on the "
+            "help": "The credit method: a name (`fipo`, `random`), a mapping of `method` and its parameters (as text on the "
             "command line), or the path of your own class. It must need nothing but the policy's own forward. If unset: "
             "`uniform`."
         },
     )
 
     def __post_init__(self):
+        self.credit = read_spec(self.credit)  # transformers reads JSON alone
         super().__post_init__()
         if self.credit is not None:
             method = build_credit(self.credit)

@@ -1,5 +1,6 @@
 """The trainer's config: the credit method and the optimizations of the update."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -8,6 +9,7 @@ from typing import Annotated, ClassVar
 from trl import GRPOConfig
 
 from .._util.settings import AtLeast1, NonNegative, Unchecked, one_of
+from .._util.values import mapping_of
 from ..extras.config import GRPOExtrasConfig
 from ..methods.registry import build_credit
 from ..methods.table import TABLE
@@ -23,7 +25,7 @@ class CreditGRPOConfig(GRPOExtrasConfig):
     Parameters:
         credit (`str` or `dict[str, Any]` or `list` or [`CreditMethod`], *optional*):
             The credit method: a name (`"dgpo"`), a mapping of the name and parameters (`{"method": "dgpo",
-            "temperature": 0.5}`, as JSON on the command line), a method object, or a list of those, whose weights multiply
+            "temperature": 0.5}`, as text on the command line), a method object, or a list of those, whose weights multiply
             and whose terms add ([`~trl_credit.methods.mix.Mix`]). `method` may be the path of your own class. `trl-credit
             methods` lists the names and `trl-credit methods NAME` the parameters. If unset, the trainer's preset: `uniform`
             for [`CreditGRPOTrainer`]. If set, `__init__` expands it to the full mapping.
@@ -81,7 +83,7 @@ class CreditGRPOConfig(GRPOExtrasConfig):
     credit: Annotated[dict | str | None, Unchecked] = field(
         default=None,
         metadata={
-            "help": f"The credit method: a name ({', '.join(TABLE)}), a mapping of `method` and its parameters (as JSON on "
+            "help": f"The credit method: a name ({', '.join(TABLE)}), a mapping of `method` and its parameters (as text on "
             "the command line), the path of your own class (`my_module.Class`, `my_file.py:Class`), or a list of those, "
             "whose weights multiply and whose terms add. If unset, the trainer's preset. "
             "`trl-credit methods` lists the names, `trl-credit methods NAME` the parameters."
@@ -146,10 +148,10 @@ class CreditGRPOConfig(GRPOExtrasConfig):
         for name in GRPOConfig._VALID_DICT_FIELDS:
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith("{"):
-                try:
+                with contextlib.suppress(json.JSONDecodeError):
                     json.loads(value)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"`{name}` is not valid JSON: {error.msg} (character {error.pos + 1}).") from None
+                    continue
+                setattr(self, name, json.dumps(mapping_of(name, value)))  # which TRL reads
         super().__post_init__()
         self._check_credit_log()
         if self.keep_groups_together:

@@ -119,6 +119,13 @@ def test_results(sampled):
     assert json.loads((path / "bench_true.json").read_text()) == results
 
 
+def test_what_is_scored_by_default(tmp_path):
+    """Every method that can be, a combination, and only what is asked for."""
+    found = settings(tmp_path, methods=None).credit_methods()
+    assert {"gcpo", "certainty", "gcpo + certainty", "uniform"} <= set(found)
+    assert "gcpo + certainty" not in settings(tmp_path, methods=["certainty"]).credit_methods()
+
+
 def test_other_settings_of_the_samples_are_refused(sampled):
     path, _ = sampled
     with pytest.raises(RunFolderError, match=r"sampling.temperature: 1.0 -> 0.5"):

@@ -18,8 +18,18 @@ from trl_credit.extras.effect import NothingTrainedError
 NAN, INF = float("nan"), float("inf")
 
 
-def make(model, path, reward=letter_reward, size=16, iterable=False, rollout=fixed_rollout, peft=None, **overrides):
-    data = prompts(size)
+def make(
+    model,
+    path,
+    reward=letter_reward,
+    size=16,
+    iterable=False,
+    rollout=fixed_rollout,
+    peft=None,
+    answers=None,
+    **overrides,
+):
+    data = prompts(size) if answers is None else prompts(size).remove_columns("answer").add_column("answer", answers)
     return CreditGRPOTrainer(
         model=model,
         reward_funcs=reward,
@@ -146,7 +156,11 @@ NO_GRADIENT = {
         {"reward": constant, "credit": "dgpo"},
         "none of the 24 completions has an advantage",
     ),
-    "none": ({"reward": none}, "none of the 24 completions has an advantage"),
+    "none": ({"reward": none}, "none of the 24 completions has an advantage.*`none` always gave `None`. Check"),
+    "no answers": (
+        {"reward": constant, "answers": [None] * 16},
+        "none of the 24.*`constant` was always 1. The column 'answer' is empty in 100 % of the rows",
+    ),
     "no weight": ({"reward_weights": [0.0]}, "none of the 24 completions has an advantage"),
     "truncated": ({"rollout": truncated, "mask_truncated_completions": True}, "no token of the 24 completions is in"),
     "tools": ({"rollout": masked}, "no token of the 24 completions is in the loss"),

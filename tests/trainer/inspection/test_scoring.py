@@ -12,6 +12,7 @@ from support.inspection import FULL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_credit import CreditGRPOTrainer
+from trl_credit.inspection import scoring
 from trl_credit.inspection.scoring import Completion, CreditScorer
 from trl_credit.inspection.sources import read_completions
 from trl_credit.methods.compose import labelled
@@ -257,3 +258,37 @@ def test_a_rollout_stage_forwards_as_many_rows_as_the_loss(settings, rows, tiny_
     scorer.score(completions)
     assert seen == rows
     assert scorer.trainer.args.per_device_train_batch_size == settings.get("per_device_train_batch_size", 2)
+
+
+def test_one_batch_is_one_rollout_stage_however_little_fits(tiny_model, monkeypatch):
+    """Methods that compare completions see all of them, while forwards stay as small as ever."""
+    completions = [
+        Completion(
+            "ab=",
+            token_ids=[5 + place, 7, 8][: 1 + place % 3],
+            advantage=1.0,
+            reward=float(place % 2),
+            group=place // 4,
+        )
+        for place in range(12)
+    ]
+    scorer = CreditScorer(tiny_model, labelled(["otb", "certainty", ["gcpo", "certainty"]]))
+    whole = scorer.score(completions)
+    monkeypatch.setattr(scoring, "TOKENS_PER_BATCH", 30)
+    cut = scorer.score(completions)
+    seen = []
+    scorer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    found = scorer.score(completions, one_batch=True)
+    assert max(seen) < 8
+    for record, expected in zip(found, whole, strict=True):
+        for label in ("otb", "certainty", "gcpo + certainty"):
+            np.testing.assert_allclose(
+                record.token_advantages[label], expected.token_advantages[label], rtol=1e-4, atol=1e-5
+            )
+    different = [
+        not np.allclose(a.token_advantages["certainty"], b.token_advantages["certainty"], atol=1e-4)
+        for a, b in zip(cut, whole, strict=True)
+    ]
+    assert any(different)

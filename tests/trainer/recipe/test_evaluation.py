@@ -141,10 +141,12 @@ def test_wrong_mappings(settings, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_line_takes_json(tmp_path):
+def test_the_command_line_takes_json_and_yaml(tmp_path):
     script_args, *_ = Recipe.read([*recipe(tmp_path), "--eval", json.dumps(EVALUATION)])
     assert script_args.eval == EVALUATION
-    with pytest.raises(ValueError, match="`eval` is not valid JSON"):
+    script_args, *_ = Recipe.read([*recipe(tmp_path), "--eval", "{tasks: [aime24], prompts: no, top_p: 5e-1}"])
+    assert script_args.eval == {"tasks": ["aime24"], "prompts": "no", "top_p": 0.5}
+    with pytest.raises(ValueError, match="`eval` is not valid YAML"):
         Recipe.read([*recipe(tmp_path), "--eval", "{"])
 
 

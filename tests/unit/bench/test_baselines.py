@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.inputs import make_inputs, mapped
+from support.inputs import make_inputs, make_rollout, mapped
 
 from trl_credit import CreditInputs, build_credit
-from trl_credit.bench.baselines import BASELINES, baselines, is_control, is_trivial
+from trl_credit.bench.baselines import BASELINES, MeanShare, baselines, is_control, is_trivial
 from trl_credit.methods.ops import effective_token_fraction
 from trl_credit.methods.registry import METHODS
 
@@ -92,6 +92,24 @@ def test_what_baselines_follow():
         assert torch.equal(methods["surprisal"].weights(bad), inputs.mask.float())
     with pytest.raises(ValueError, match="Did you mean 'early'"):
         BASELINES["position"]("earl")
+
+
+def test_a_share_of_the_mean():
+    rollout = dataclasses.replace(
+        make_rollout(0, torch.tensor([[True, False, True]] * 5)),
+        rewards=torch.tensor([0.5, 1.5, 0.5, 2.0, 2.0]),
+        groups=torch.tensor([0, 0, 0, 1, 1]),
+    )
+    for share in (0.0, 0.5, 1.0):
+        found = MeanShare(share).rollout_stage(rollout)["advantages"]
+        expected = [reward - 0.5 - share * (2.5 / 3 - 0.5) for reward in (0.5, 1.5, 0.5)]
+        torch.testing.assert_close(found[:3, 0], torch.tensor(expected))
+        assert torch.equal(found[:, 0], found[:, 2])
+        assert not found[:, 1].any()
+        assert not found[3:].any()
+    assert build_credit(MeanShare(0.2).to_dict()) == MeanShare(0.2)
+    with pytest.raises(ValueError, match="`share` must be between 0 and 1"):
+        MeanShare(1.5)
 
 
 def test_the_controls_are_the_registered_ones():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_credit import CreditInputs, build_credit
-from trl_credit.bench.oracle import DecidingTokens, Oracle, TrueAdvantages, checked, true_values
+from trl_credit.bench.oracle import DecidingTokens, Oracle, TrueAdvantages, checked, token_values, true_values
 
 
 PATH = "trl_credit.bench.oracle.Oracle"
@@ -55,6 +55,28 @@ def test_values_are_products(seed, length):
     assert true_values(logps, style, fits=False).tolist() == [0.0] * (length + 1)
 
 
+@pytest.mark.parametrize("least_variance", [False, True])
+def test_token_values_have_the_gradient_of_the_value(least_variance):
+    """Over what can be sampled at each place, the expected gradient at the logits is that of the value, and with the least
+    variance it is the gradient itself, whatever is sampled."""
+    chances = [0.9, 0.6, 0.99, 0.5]
+    values = torch.tensor([math.prod(chances[t:]) for t in range(len(chances) + 1)], dtype=torch.float64)
+    style = torch.tensor([False] * len(chances))
+    right, wrong = token_values(values, style, least_variance)
+    for place, chance in enumerate(chances):
+        # At the right token's logit against one wrong token: d pi / dz = pi (1 - pi); score 1 - pi, or -pi
+        true = chance * (1 - chance) * float(values[place + 1])
+        sampled = (1 - chance) * float(right[place]), -chance * float(wrong[place])
+        assert chance * sampled[0] + (1 - chance) * sampled[1] == pytest.approx(true)
+        if least_variance:
+            assert sampled == (pytest.approx(true), pytest.approx(true))
+    styled = torch.tensor([False, True, False, False])
+    assert float(token_values(values, styled, least_variance)[1][1]) == -float(values[1])
+    assert token_values(values, styled, least_variance)[0].tolist() == [
+        0.0 if free else value for free, value in zip(styled.tolist(), right.tolist(), strict=True)
+    ]
+
+
 def inputs(signal, values, advantages):
     values = torch.tensor(values)
     mask = torch.ones(values.shape, dtype=torch.bool)
@@ -85,6 +107,9 @@ def test_forms():
     weights, found = credit("reweight", values, [1.0, -2.0, 0.5])
     torch.testing.assert_close(weights, torch.tensor([[0.75, 0, 2.25, 0], [0, 3, 0, 0], [1.0, 1, 1, 0]]))
     torch.testing.assert_close(found, torch.tensor([[0.75, 0, 2.25, 0], [0, -6, 0, 0], [0.5, 0.5, 0.5, 0]]))
+    assert torch.equal(
+        credit("least_variance", values, [1.0, -2.0, 0.5])[1], credit("additive", values, [9.0, 9, 9])[1]
+    )
     weights, _ = credit("deciding", [[0.0, 1.0, 1.0, 0.0]], [1.0])
     torch.testing.assert_close(weights, torch.tensor([[0.0, 1.5, 1.5, 0.0]]))
 
@@ -96,14 +121,14 @@ def test_what_bookkeeping_did_not_foresee_is_neutral():
 
 
 def test_what_the_forms_are():
-    assert [Oracle(form).own_advantages for form in ("additive", "reweight", "deciding")] == [True, False, False]
-    assert [Oracle(form).credits_zero_advantage for form in ("additive", "reweight", "deciding")] == [
-        True,
-        False,
-        False,
-    ]
-    assert Oracle().signals() == (TrueAdvantages(),)
+    forms = ("additive", "least_variance", "reweight", "deciding")
+    assert [Oracle(form).own_advantages for form in forms] == [True, True, False, False]
+    assert [Oracle(form).credits_zero_advantage for form in forms] == [True, True, False, False]
+    assert Oracle().signals() == Oracle("reweight").signals() == (TrueAdvantages(),)
+    assert Oracle("least_variance").signals() == (TrueAdvantages(least_variance=True),)
     assert Oracle("deciding").signals() == (DecidingTokens(),)
     assert build_credit(Oracle("reweight").to_dict()) == Oracle("reweight")
-    with pytest.raises(ValueError, match="`form` must be one of additive, reweight, deciding, got 'best'"):
+    with pytest.raises(
+        ValueError, match="`form` must be one of additive, least_variance, reweight, deciding, got 'best'"
+    ):
         Oracle("best")

@@ -6,6 +6,7 @@ import shlex
 import pytest
 from helpers import ROOT
 
+from trl_credit import build_credit
 from trl_credit._util.files import RunFolderError
 from trl_credit.comparison import cli, plan
 from trl_credit.comparison.plan import (
@@ -45,6 +46,31 @@ def test_labels_tell_methods_apart():
     assert methods[2].credit["temperature"] == 0.001
     (named,), _ = parse_methods([SHARP | {"label": "sharp / DGPO"}])
     assert (named.label, named.folder) == ("sharp / DGPO", "sharp-DGPO")
+
+
+LIST = {"method": ["gcpo", SHARP], "label": "both", "settings": {"learning_rate": 1e-5}}
+LISTS = [
+    (LIST, "both", {"learning_rate": 1e-5}),
+    (json.dumps(LIST), "both", {"learning_rate": 1e-5}),
+    ("{method: [gcpo, {method: dgpo, temperature: 1e-3}], label: both, settings: {learning_rate: 1e-5}}", "both", None),
+    ({"method": ["gcpo", SHARP]}, "gcpo + dgpo", {}),
+    (["gcpo", SHARP], "gcpo + dgpo", {}),
+    ("[gcpo, {method: dgpo, temperature: 1e-3}]", "gcpo + dgpo", {}),
+]
+
+
+@pytest.mark.parametrize(("written", "label", "settings"), LISTS, ids=str)
+def test_a_list_may_have_a_label_and_settings(written, label, settings, tmp_path):
+    (uniform, both), asked = parse_methods(["uniform", written])
+    assert both.credit == build_credit(["gcpo", SHARP]).to_dict()
+    assert both.label == asked[1] == label + (" learning_rate=1e-05" if settings and label != "both" else "")
+    assert both.settings == (LIST["settings"] if settings is None else settings)
+    assert (uniform.label, uniform.settings) == ("uniform", {})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"compare: {{methods: [uniform, {written if isinstance(written, str) else json.dumps(written)}]}}\n"
+    )
+    cli.check_early(cli.parser().parse_args(["--config", str(recipe)]), [])
 
 
 def test_a_method_keeps_its_folder_when_others_come():
@@ -92,6 +118,18 @@ def test_the_recipes_own_method_needs_no_parameters_on_the_command_line(tmp_path
         (['{"method": dgpo'], "not valid JSON"),
         ([{"method": "gcpo", "label": "uniform"}, "uniform"], "Two methods have the label 'uniform'"),
         ([{"method": "gcpo", "label": 3}], "must be text"),
+        ([{"method": ["gcpo"], "label": " "}], "must be text"),
+        ([{"method": ["gcpo", "dgop"], "label": "x"}], "part 2 of the list: Unknown credit method 'dgop'"),
+        ([{"method": [], "label": "x"}], "empty list"),
+        ([{"method": ["gcpo", "otb"], "settings": {"seed": 3}}], "'seed' cannot differ"),
+        (
+            [{"method": ["gcpo", "otb"], "top_mass": 0.5}],
+            r"`top_mass` stands beside a list of methods, where only `label` and `settings` can.*\[{method: NAME, top_mass",
+        ),
+        (
+            [{"method": ["gcpo", "teacher"], "label": "x", "advantage": 0.5}],
+            r'`advantage` belongs to .mix.*{"method": "mix", "parts": \["gcpo", "teacher"\], "advantage": 0.5}',
+        ),
         ([{"method": "uniform", "settings": {"max_steps": 3}}], "'max_steps' cannot differ between the methods"),
     ],
 )
@@ -101,15 +139,27 @@ def test_bad_methods(methods, message):
 
 
 def test_the_recipes_section(comparison_recipe):
-    path = comparison_recipe(compare={"methods": ["uniform", SHARP], "seeds": [3, 5], "target_reward": 0.9})
+    path = comparison_recipe(
+        compare={"methods": ["uniform", SHARP], "seeds": [3, 5], "target_reward": 0.9, "ceiling": "dgpo"}
+    )
     fields, section = read_recipe(path)
     assert "compare" not in fields
     assert section["seeds"] == [3, 5]
     found = make_plan(path, path.parent / "out")
     assert [method.label for method in found.methods] == ["uniform", "dgpo"]
-    assert (found.seeds, found.baseline, found.target_reward) == ([3, 5], "uniform", 0.9)
+    assert (found.seeds, found.baseline, found.ceiling, found.target_reward) == ([3, 5], "uniform", "dgpo", 0.9)
+    assert "--ceiling dgpo" in found.command
+    # A command's methods need not have the recipe's ceiling
+    assert make_plan(path, path.parent / "out", methods=["uniform", "gcpo"]).ceiling is None
+    assert make_plan(path, path.parent / "out", baseline="dgpo").ceiling is None
     found = make_plan(
-        path, path.parent / "out", methods=["uniform", "gcpo"], seeds=2, baseline="gcpo", target_reward=0.5
+        path,
+        path.parent / "out",
+        methods=["uniform", "gcpo"],
+        seeds=2,
+        baseline="gcpo",
+        ceiling="uniform",
+        target_reward=0.5,
     )
     assert [method.label for method in found.methods] == ["uniform", "gcpo"]
     assert (found.seeds, found.baseline, found.target_reward) == ([0, 1], "gcpo", 0.5)
@@ -130,6 +180,13 @@ def test_the_recipes_section(comparison_recipe):
         ({}, {"overrides": ["--seed=3"]}, "use --seeds"),
         ({}, {"overrides": ["--logging-steps", "5"]}, "`logging_steps` cannot be set"),
         ({}, {"baseline": "dgpo"}, "not among the methods"),
+        ({}, {"ceiling": "oracel"}, "`ceiling`: 'oracel' is not among the methods"),
+        (
+            {"compare": {"methods": ["uniform", "gcpo"], "ceiling": "uniform"}},
+            {},
+            "`ceiling` and `baseline` are both 'uniform'",
+        ),
+        ({"compare": {"methods": ["uniform", "gcpo"], "ceiling": "oracel"}}, {}, "`ceiling`: 'oracel' is not among"),
         ({"compare": {"target_reward": "high"}}, {}, "`target_reward` must be a number"),
         ({"compare": {"at_target": ["entropy"]}}, {}, r"`at_target` \(entropy\) needs a `target_reward`"),
         ({"compare": {"at_target": 5, "target_reward": 1}}, {}, "`at_target` must be a list of logged metrics"),
@@ -142,8 +199,9 @@ def test_the_recipes_section(comparison_recipe):
     ],
 )
 def test_everything_is_checked_before_anything_runs(comparison_recipe, tmp_path, changes, arguments, message):
+    methods = {"methods": ["uniform", "gcpo"]} if "ceiling" not in changes.get("compare", {}) else {}
     with pytest.raises((ValueError, TypeError), match=message):
-        make_plan(comparison_recipe(**changes), tmp_path / "out", methods=["uniform", "gcpo"], **arguments)
+        make_plan(comparison_recipe(**changes), tmp_path / "out", **methods, **arguments)
     assert not (tmp_path / "out").exists()
 
 
@@ -224,6 +282,7 @@ def test_a_single_seed_is_written_as_a_list(comparison_recipe, tmp_path):
         ([*CONFIG[:3], "gcpo,dgpo"], "--methods gcpo dgpo"),
         ([*CONFIG, "gcpoo"], "Unknown credit method 'gcpoo'. Did you mean 'gcpo'?"),
         ([*CONFIG, '{"method": "gcpo", "sharpnes": 3, "label": "x"}'], "has no parameter 'sharpnes'"),
+        ([*CONFIG, '{"method": ["gcpo", "otb"], "sharpness": 3, "label": "x"}'], "`sharpness` stands beside a list"),
         ([*CONFIG, "--learning_rat", "1"], "Unknown field `learning_rat` on the command line. Did you mean"),
         (
             [*CONFIG, "--tune", "learning_rat=1,2"],

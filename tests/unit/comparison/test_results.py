@@ -176,6 +176,30 @@ def test_seeds_that_are_missing_are_said_and_left_out():
         results.summarize(the_plan, {label: {} for label in runs})
 
 
+def test_shares_of_the_ceilings_lead():
+    plan, runs = make_comparison(
+        labels=("uniform", "half", "oracle"), seeds=8, updates=20, gains=(0.0, 0.05, 0.1), target=0.9
+    )
+    assert results.summarize(plan, runs)["shares"] == []
+    plan.ceiling = "oracle"
+    comparison = results.summarize(plan, runs)
+    json.dumps(comparison, allow_nan=False)
+    by_seed = {m["label"]: list(m["quantities"]["mean_reward"]["by_seed"].values()) for m in comparison["methods"]}
+    part, whole = (np.subtract(by_seed[label], by_seed["uniform"]) for label in ("half", "oracle"))
+    (row,) = comparison["shares"]
+    assert (row["label"], row["share"]) == ("half", pytest.approx(part.mean() / whole.mean()))
+    said = f"half {100 * row['share']:.0f} % ({100 * row['low']:.0f} % to {100 * row['high']:.0f} %)"
+    assert results.sentences(comparison)[-1] == (
+        f"Share of oracle's lead over uniform in mean reward (95 % interval): {said}."
+    )
+    plan.ceiling, plan.baseline = "uniform", "oracle"
+    comparison = results.summarize(plan, runs)
+    assert comparison["shares"][0]["share"] is None
+    assert results.sentences(comparison)[-1] == (
+        "uniform's lead over oracle in mean reward is not beyond noise, so there is none to share."
+    )
+
+
 def test_headlines():
     the_plan, runs = make_comparison()
     assert headline(results.summarize(the_plan, runs)) == (

@@ -74,7 +74,8 @@ def test_bad_values(arguments, message):
 
 
 def test_the_plan_has_each_method_with_each_value(comparison_recipe, tmp_path):
-    path = comparison_recipe(compare={"methods": ["uniform", "gcpo"], "tune": RATES, "tuning_seeds": 2})
+    section = {"methods": ["uniform", "gcpo"], "ceiling": "gcpo", "tune": RATES, "tuning_seeds": 2}
+    path = comparison_recipe(compare=section)
     tuning, plan, methods = plan_tuning(path, tmp_path / "out", NOTHING)
     assert [method.label for method in methods] == ["uniform", "gcpo"]
     assert [method.label for method in plan.methods][:2] == [

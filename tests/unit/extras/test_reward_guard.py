@@ -23,7 +23,7 @@ from helpers import config, letter_reward, prompts
 from support.guard import length_reward, make
 
 from trl_credit import CreditGRPOTrainer
-from trl_credit.extras.reward_guard import AsyncGuardedReward, GuardedReward, RewardError, time_limit
+from trl_credit.extras.reward_guard import AsyncGuardedReward, GuardedReward, RewardError, reported, time_limit
 
 
 NAN, INF = float("nan"), float("inf")
@@ -168,6 +168,32 @@ def test_a_function_that_works_is_called_once(call):
 def test_a_function_that_fails_on_everything_is_an_error(kind):
     with pytest.raises(RewardError, match=r"'mine' failed on every completion: "):
         call(FAILING[kind][0], texts=[BAD] * 3, exclude=True)
+
+
+def test_a_message_of_several_lines_becomes_one():
+    def reward(**kwargs):
+        raise ValueError("one\n  two")
+
+    with pytest.raises(RewardError, match=r"completion 0 of 4: ValueError: one two\. Prompt") as error:
+        call(reward)
+    assert str(error.value.__cause__) == "one\n  two"
+    assert "together" not in str(error.value)  # the same
+
+
+def test_a_command_ends_with_the_functions_name(capsys):
+    def reward(completions, **kwargs):
+        return length_reward(completions) if len(completions) == 1 else [1] + completions[99]
+
+    for function, frames in ((reward, 1), (lambda **_: 3, 0)):
+        with pytest.raises(SystemExit) as exit_, reported("trl-credit x"):
+            call(function)
+        assert exit_.value.code == 1
+        *above, last = capsys.readouterr().err.splitlines()
+        assert last.startswith("trl-credit x: error: The reward function 'mine' failed on")
+        assert sum(" File " in line for line in above) == frames
+    with pytest.raises(RuntimeError, match="other"), reported("trl-credit x"):
+        raise RuntimeError("other")
+    assert not capsys.readouterr().err
 
 
 def test_a_function_that_fails_on_the_batch_only():

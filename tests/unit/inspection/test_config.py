@@ -72,4 +72,7 @@ def test_a_parameter_of_a_method_among_the_fields_of_inspect(capsys):
 
     with pytest.raises(SystemExit):
         cli.main(["--entropy_exponent", "2"])
-    assert "It is a parameter of a credit method: write --credit" in capsys.readouterr().err
+    assert (
+        "It is a parameter of a credit method: write `methods: {method: dgpo, entropy_exponent: ...}`"
+        in capsys.readouterr().err
+    )

@@ -99,6 +99,14 @@ def test_a_factor_is_not_scaled_away():
     torch.testing.assert_close(mix.weights(inputs), 3 * build_credit(GCPO).weights(inputs))
 
 
+def test_terms_alone_may_leave_the_advantage_out():
+    mix = make(Term(0.5), advantage=0.0)
+    inputs = make_inputs(mix, 1, 5, 12)
+    expected = torch.where(inputs.mask, 0.5 * inputs.policy_entropy, 0.0)
+    torch.testing.assert_close(credit(mix, inputs)[1], expected)
+    make(GCPO, Term(0.5), advantage={"from": 0.0, "to": 1.0, "updates": 3})
+
+
 def test_the_formula():
     """guard(l A prod w + sum a)."""
     mix = make(GCPO, Term(0.5), Term(-2.0), advantage=0.25)
@@ -182,6 +190,13 @@ def test_equal_signals_are_computed_once():
         ([Own(), Signed()], {}, "'signed' goes by the sign of the sequence advantage"),
         (["gcpo", DGPO], {"advantage": 0.5}, "none of gcpo, dgpo adds one"),
         (["gcpo", DGPO], {"guard": True}, "`guard` has no effect"),
+        (
+            [{"method": "gcpo"}, Term()],
+            {"advantage": 0.0},
+            "nothing is left of the advantage for gcpo to .* Leave it out",
+        ),
+        ([GCPO, DGPO, Term()], {"advantage": [[0, 0.0], [9, 0.0]]}, "for gcpo, dgpo to credit, .* Leave them out"),
+        ([Own(), Term()], {"advantage": {"from": 0, "to": 0, "updates": 3}}, "for own to credit"),
         ([Own(), Term()], {"guard": True}, "which 'own' replaces"),
         (["gcpo", "dgop"], {}, "dgpo"),
         (["gcpo", Term()], {"advantage": {"from": 0.0, "too": 1.0, "updates": 3}}, "'too'"),

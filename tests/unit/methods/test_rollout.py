@@ -1,5 +1,6 @@
 """What a method sees of a generation batch, on one process and on two."""
 
+import math
 from dataclasses import dataclass, make_dataclass, replace
 
 import pytest
@@ -168,3 +169,18 @@ def test_both_hooks_share_one_computation(method, monkeypatch):
     (first, rows), (second, others) = results
     torch.testing.assert_close(first, second, equal_nan=True, rtol=0, atol=0)
     assert torch.equal(rows, others)
+
+
+def test_rewards_of_groups():
+    mask = torch.ones(7, 2, dtype=torch.bool)
+    rollout = replace(
+        make_rollout(0, mask),
+        rewards=torch.tensor([0.5, torch.nan, 2.0, torch.nan, 0.25, 0.25, 0.25]),
+        groups=torch.tensor([0, 0, 0, 1, 2, 2, 2]),
+    )
+    low, mean, high = rollout.group_rewards
+    assert low.tolist() == [0.5, math.inf, 0.25]
+    assert high.tolist() == [2.0, -math.inf, 0.25]
+    assert mean[[0, 2]].tolist() == [1.25, 0.25]
+    assert mean[1].isnan()
+    assert rollout.groups_with_signal.tolist() == [True, True, True, False, False, False, False]

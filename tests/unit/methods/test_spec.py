@@ -18,6 +18,7 @@ WRONG = [
     {"method": "mix", "parts": ["gcpo", {"method": "dgpo", "temperature": []}]}, {"method": "dgpo", "reference": 1},
     {"method": "mix", "guard": True}, [["gcpoo"]], "gcpo, dgpo", "gcpo+otb", {"gcpo": {"top_mass": 0.9}}, {"name": "gcpo"},
     {"method": "rlsd", "strength": "{from: 1, to: 0, updates: 3}"},
+    {"method": ["gcpo", "otb"]}, {"method": ["gcpo", "otb"], "guard": True},
     [], "[]", "", "null", [["gcpo", "otb"], "rlsd"], ["rlsd", {"method": "mix", "parts": ["gcpo", "otb"]}],
 ]  # fmt: skip
 
@@ -39,6 +40,8 @@ def test_the_message_is_that_of_building_it(spec):
         ({"gcpo": {"top_mass": 0.9}}, 'Write {"method": "gcpo", "top_mass": 0.9}.'),
         ({"gcpo": None}, 'Write {"method": "gcpo"}.'),
         ({"gcpo": 3}, "Add one. Known:"),
+        ({"method": ["gcpo", "otb"]}, 'Several are just the list: ["gcpo", "otb"].'),
+        ({"method": ["gcpo"], "guard": True}, '{"method": "mix", "guard": true, "parts": ["gcpo"]}.'),
         ({"method": "rlsd", "strength": "{from: 1, to: 0, updates: 3}"}, "Write it without quotes."),
     ],
     ids=str,

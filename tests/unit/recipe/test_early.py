@@ -109,6 +109,26 @@ def test_names_in_the_source_are_the_fields(trainer):
     assert names.recipe_field_names(trainer) == set(field_types(recipe_classes(["--trainer", trainer])))
 
 
+@pytest.mark.parametrize("before", [[], ["--num_processes", "2"]])
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_file_that_stands_first_needs_no_option(command, before, capsys):
+    messages = []
+    for words in (["fields.yaml"], ["--config", "fields.yaml"]):
+        with pytest.raises(SystemExit) as error:
+            main([command, *(before if command == "train" else []), *words, "--output_dir", "x"])
+        assert error.value.code == 2
+        messages.append(capsys.readouterr().err)
+    assert messages[0] == messages[1]
+    assert "`nonsense`" in messages[0]
+
+
+def test_fields_beside_a_file_that_stands_first():
+    found = Recipe.read(["fine.yaml", "--output_dir", "x", "--use_cpu", "true", "--bf16", "false"])
+    assert (found.training.credit["method"], found.training.output_dir) == ("dgpo", "x")
+    with pytest.raises(ValueError, match="`--config` is listed twice"):
+        Recipe.read(["fine.yaml", "--config", "fine.yaml"])
+
+
 def test_a_release_that_has_moved_a_class_is_left_for_later(monkeypatch):
     for source in (names._Source("trl", "trainer/no_such_file.py", "X"), names._Source("trl", "__init__.py", "NoSuch")):
         monkeypatch.setattr(names, "_COMMON", (source,))

@@ -131,6 +131,16 @@ def test_evaluation_data_with_other_columns(tmp_path, tiny_model):
     assert arguments["train_dataset"][1]["solution"] == "2"
 
 
+def test_too_few_rows_because_most_have_no_answer(tmp_path, tiny_model):
+    data = write(tmp_path / "rows.jsonl", [{"problem": "1+1?", "answer": "2"}, *[{"problem": "1+2?"}] * 9])
+    words = line(tmp_path, tiny_model, "--dataset_name", data, "--steps_per_generation", "8")
+    with pytest.raises(ValueError, match=r"has 1 row, but .* 9 of 10 rows were left out, .*: see `problem_column` and"):
+        Recipe.read(words).trainer_arguments()
+    data = write(tmp_path / "rows.jsonl", [{"problem": "1+1?", "answer": "2"}])
+    with pytest.raises(ValueError, match=r"has 1 row, but .* processes \(1\)\.$"):
+        Recipe.read(words).trainer_arguments()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -129,6 +129,16 @@ def test_length_of_the_cosine():
         assert reward([r"\boxed{7}"] * 2, ["7"] * 2, completion_ids=ids) == [0.75, 0.5]
 
 
+def test_a_factory_that_raises_is_named(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("def make(a=1):\n    return 1 / 0\n")
+    with pytest.raises(
+        ValueError, match=r"own.py:make' takes no `completions`.* \{'a': 2\}, and raised ZeroDiv"
+    ) as error:
+        build_reward({"name": f"{file}:make", "a": 2})
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -136,6 +146,8 @@ def test_length_of_the_cosine():
         ("no_module.reward", "cannot load 'no_module.reward'"),
         ({"factor": 2}, "does not say the `name`"),
         ('{"name": ', "not valid JSON"),
+        ("{name: soft_overlong_punishment", "`reward_funcs` is not valid YAML"),
+        ("{name: soft_overlong_punishment, max_completion_len: 1}", "between 0 and `max_completion_len` (1), got 1"),
         ("soft_overlong_punishment", "needs `max_completion_len`, or the run's `max_completion_length`"),
         ("cosine_scaled", "needs `max_len`, or the run's `max_completion_length`"),
         ({"name": "cosine_scaled", "max_len": 0}, "`max_len` of 'cosine_scaled' must be positive, got 0"),

@@ -84,3 +84,27 @@ def test_p_does_not_depend_on_the_unit(scale):
             p = statistics.sign_flip_p(differences * scale)
             assert p == statistics.sign_flip_p(differences)
             assert p >= 2**-9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_share_of_a_lead_is_what_the_t_test_allows(seed):
+    """Ratios inside the interval are those for which part - ratio * whole may have the mean 0."""
+    generator = np.random.default_rng(seed)
+    whole = generator.normal(0.03, 0.01, size=10)
+    part = 0.4 * whole + generator.normal(0, 0.01, size=10)
+    share, low, high = statistics.share_of(part, whole, 0.9)
+    assert share == pytest.approx(part.mean() / whole.mean())
+    assert low < share < high
+    for ratio in (low, high):
+        assert stats.ttest_1samp(part - ratio * whole, 0).pvalue == pytest.approx(0.1, rel=1e-6)
+    assert stats.ttest_1samp(part - (low - 0.05) * whole, 0).pvalue < 0.1
+    assert statistics.share_of(whole, whole) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_no_share_of_a_lead_that_may_be_none():
+    noise = np.array([0.03, -0.02, 0.01, -0.015])
+    assert statistics.share_of([0.01] * 4, noise) is None
+    assert statistics.share_of([0.01] * 4, [-0.1, -0.11, -0.1, -0.12]) is None
+    assert statistics.share_of([0.01], [0.1]) is None
+    with pytest.raises(ValueError, match="2 and 3 values"):
+        statistics.share_of([0.1, 0.2], [0.1, 0.2, 0.3])

@@ -43,7 +43,7 @@ def test_credit(credit, expected, tmp_path):
     ("credit", "error", "message"),
     [
         ("dgop", ValueError, "Unknown credit method 'dgop'. Did you mean 'dgpo'?"),
-        ("none", ValueError, "Unknown credit method 'none'. Known: delta, dgpo, "),
+        ("none", ValueError, "Unknown credit method 'none'. Known: certainty, delta, "),
         ({"method": "gcpo", "top_fracton": 0.2}, ValueError, "no parameter 'top_fracton'. Did you mean 'top_fraction'"),
         ({"method": "uniform", "temperature": 1}, ValueError, "'uniform' has no parameter 'temperature'"),
         ({"temperature": 1}, ValueError, "`credit` mapping has no `method` name"),
@@ -153,3 +153,14 @@ def test_no_version_warning_inside_the_range(recwarn):
 def test_settings_of_runs_that_survive(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("text", ["{enable_thinking: no, depth: 1e-5}", '{"enable_thinking": false, "depth": 1e-5}'])
+def test_mappings_of_trl_as_text(text, tmp_path):
+    found = config(
+        tmp_path, chat_template_kwargs=text, generation_kwargs=text, credit="{method: dgpo, temperature: 5e-1}"
+    )
+    assert found.chat_template_kwargs == found.generation_kwargs == {"enable_thinking": False, "depth": 1e-5}
+    assert found.credit["temperature"] == 0.5
+    with pytest.raises(ValueError, match="`generation_kwargs` is not valid YAML"):
+        config(tmp_path, generation_kwargs="{x")

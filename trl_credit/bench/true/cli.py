@@ -15,11 +15,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..._util.quiet import quiet_libraries
 from ..._util.text import log_to_terminal, prepare_terminal, safe, safe_lines
+from ..._util.words import with_file_named
 
 
 PROGRAM = "trl-credit bench --true"
@@ -39,6 +41,7 @@ def main(
         description: Its help.
         then: Called with the results and their folder.
     """
+    argv = with_file_named(argv)
     prepare_terminal()
     log_to_terminal()
     if not any(word.startswith(("--model", "--recipe", "--config", "--dataset_name", "--values")) for word in argv):
@@ -46,6 +49,7 @@ def main(
     from ..._util.arguments import parse_arguments
     from ..._util.files import RunFolderError
     from ...evaluation.backends.base import BackendError
+    from ...extras.reward_guard import reported
     from ...recipe.names import parameter_hint
     from .config import EMBEDDED, TrueConfig
     from .report import show
@@ -56,12 +60,14 @@ def main(
     try:
         # Every setting has a default
         argv = _with_recipe(argv) or ["--output_dir", TrueConfig.output_dir]
-        (config,) = parse_arguments(argv, (TrueConfig,), program, description, hint=parameter_hint)
+        (config,) = parse_arguments(
+            argv, (TrueConfig,), program, description, hint=partial(parameter_hint, field="methods")
+        )
         if config.model == EMBEDDED:
             import torch
 
             torch.set_num_threads(1)  # fastest for such a small model
-        with _Progress() as progress:
+        with reported(program), _Progress() as progress:
             results = run(config, progress)
     except (ValueError, TypeError, OSError, ImportError, RunFolderError) as error:
         _fail(error, 2, program)

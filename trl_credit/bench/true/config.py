@@ -24,6 +24,8 @@ from ..sweeps import with_reference
 EMBEDDED = "trl_credit:quickstart"
 _ARITHMETIC = "trl_credit:arithmetic"
 _QUICK = {"num_prompts": 6, "num_generations": 4, "stderr": 0.2, "most": 16, "sketch": 2**12}
+# Lists that are scored by default, beside the methods themselves
+COMBINED = (["gcpo", "certainty"],)
 # Settings of the samples, which `values` has already
 _SAMPLED = (
     *("recipe", "dataset_name", "dataset_train_split", "generated_dataset_config", "problem_column", "answer_column"),
@@ -106,7 +108,10 @@ class TrueConfig(ScoringConfig):
         default=True,
         metadata={"help": "Compare the policy gradients, for which each prompt is sampled twice."},
     )
-    batch: AtLeast1 = field(default=8, metadata={"help": "Groups in the batch whose gradient's cosine is told."})
+    batch: AtLeast1 = field(
+        default=8,
+        metadata={"help": "Groups in a batch: so many are credited together, and their gradient's cosine is told."},
+    )
     sketch: AtLeast1 | None = field(
         default=None,
         metadata={"help": "Numbers that a gradient is sketched to, a power of two; by default 32768."},
@@ -201,7 +206,8 @@ class TrueConfig(ScoringConfig):
         elif self._credit is not None:
             given = [self._credit]
         else:
-            given = list(self.served[0].values())
+            served = self.served[0]
+            given = [*served.values(), *(parts for parts in COMBINED if all(name in served for name in parts))]
         methods = build_methods([_mapping(method) for method in given])
         return {label: with_reference(method, self.reference) for label, method in methods.items()}
 

@@ -50,7 +50,7 @@ def results_of(config: TrueConfig, scorer: CreditScorer, rows: Sequence[Valued],
         progress: Called with what is made, how many are done, and of how many.
     """
     progress("completions scored", 0, len(rows))
-    groups = _scored(scorer, _grouped(rows, config.num_generations))
+    groups = _scored(scorer, _grouped(rows, config.num_generations), config.batch)
     scored = [one for group in groups.values() for one in group]
     prompts = {number: place for place, number in enumerate(dict.fromkeys(number for number, _ in groups))}
     labels = [label for label in scorer.methods if all(label in one.record.token_advantages for one in scored)]
@@ -100,11 +100,17 @@ def _group(rows: Sequence[Valued | _Scored]) -> Group:
     )
 
 
-def _scored(scorer: CreditScorer, groups: _Groups) -> _Groups:
+def _scored(scorer: CreditScorer, groups: _Groups, batch: int) -> _Groups:
+    """Scores batches of groups, the first ones of prompts and the second ones apart: some methods compare all completions of
+    a batch."""
     records = {}
-    for side in sorted({side for _, side in groups}):  # apart, as some methods compare all completions of a batch
+    for side in sorted({side for _, side in groups}):
         keys = [key for key in groups if key[1] == side]
-        records |= zip(keys, score_groups(scorer, [_group(groups[key]) for key in keys]), strict=True)
+        for start in range(0, len(keys), batch):
+            part = keys[start : start + batch]
+            records |= zip(
+                part, score_groups(scorer, [_group(groups[key]) for key in part], one_batch=True), strict=True
+            )
     return {
         key: [
             _Scored(*row, record, _known(row.values, record.mask))

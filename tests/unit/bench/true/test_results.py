@@ -20,7 +20,8 @@ class Scorer:
         self.advice = {"place": "set it.", "uniform": "nothing"}
         self.calls = []
 
-    def score(self, completions):
+    def score(self, completions, one_batch):
+        assert one_batch
         self.calls.append(completions)
         return [self.record(completion) for completion in completions]
 
@@ -64,7 +65,7 @@ def valued(prompt, index, reward, values, halves=None):
 
 
 def made(rows, **settings):
-    config = SimpleNamespace(num_generations=2, gradients=False, methods=["place"], _credit=None)
+    config = SimpleNamespace(num_generations=2, batch=8, gradients=False, methods=["place"], _credit=None)
     vars(config).update(settings)
     return results_of(config, scorer := Scorer(), rows, lambda *_: None), scorer
 
@@ -87,6 +88,8 @@ def test_groups_are_those_of_a_prompt_s_samples():
     ]
     # First and second groups apart: methods that compare a whole batch must not see both
     assert [[c.prompt[-1] for c in completions] for completions in scorer.calls] == [[*"5577"], [*"77"]]
+    _, alone = made(ROWS, batch=1)
+    assert [[c.prompt[-1] for c in completions] for completions in alone.calls] == [[*"55"], [*"77"], [*"77"]]
     samples = results["samples"]
     assert (samples["prompts"], samples["groups"], samples["mixed_groups"], samples["completions"]) == (2, 3, 1, 6)
     assert samples["mean_reward"] == pytest.approx(3 / 6)
