@@ -63,6 +63,16 @@ def make_rollout(
     )
 
 
+def ragged_masks(seed: int, batch: int, length: int) -> torch.Tensor:
+    """(B, T) bool with holes. The first row is empty, and the last has one token."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(batch, length, generator=generator) < 1.5 * torch.rand(batch, 1, generator=generator)
+    mask[0] = False
+    mask[-1] = False
+    mask[-1, seed % length] = True
+    return mask
+
+
 def make_inputs(method: CreditMethod, seed: int, batch: int, length: int, dtype=torch.float32) -> CreditInputs:
     """Inputs with ragged masks (holes included), some rows of which are empty or one token long."""
     generator = torch.Generator().manual_seed(seed)

@@ -110,10 +110,8 @@ class Certainty(TokenBaseline):
 
     def rollout_stage(self, rollout: Rollout) -> Mapping[str, Float[Tensor, "batch tokens"]]:
         mask, groups = rollout.mask, rollout.groups
-        gradients, doubt = (
-            squared_gradients(rollout.logps, rollout.sum_squared_probs),
-            doubts(rollout.sum_squared_probs),
-        )
+        gradients = squared_gradients(rollout.logps, rollout.sum_squared_probs)
+        doubt = doubts(rollout.sum_squared_probs)
         with_credit = self.rows_with_credit(rollout)
         low, mean, high = (at_least_float32(part) for part in rollout.group_rewards)
         span = high - low
@@ -134,14 +132,14 @@ class Certainty(TokenBaseline):
             every,
             self.prior,
         )
-        share = torch.where(usable, shares[groups].gather(1, bins), 1.0)
+        share = torch.where(usable, shares[groups].gather(1, bins), 0.0)
         low, mean, high = (part[groups].unsqueeze(1) for part in (low, mean, high))
         baselines = torch.minimum(low + share * (mean - low), high)
         advantages = torch.where(usable, at_least_float32(rollout.rewards).unsqueeze(1) - baselines, 0.0)
         return {
             # The update counts these tokens and falls back to the sequence advantage
             "advantages": torch.where(broken.unsqueeze(1) & mask, torch.nan, advantages),
-            "baseline_share": torch.where(usable, share, 0.0),
+            "baseline_share": share,
             "doubt": torch.where(usable, doubt, 0.0),
         }
 

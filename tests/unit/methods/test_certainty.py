@@ -9,20 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.inputs import credit, make_inputs, make_rollout
+from support.inputs import credit, make_inputs, make_rollout, ragged_masks
 from support.processes import on_processes
 
 from trl_credit import Certainty, build_credit
 from trl_credit.methods.certainty import EDGES, doubts, fitted_shares
-
-
-def masks(seed: int, batch: int, length: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(batch, length, generator=generator) < 1.5 * torch.rand(batch, 1, generator=generator)
-    mask[0] = False
-    mask[-1] = False
-    mask[-1, seed % length] = True
-    return mask
 
 
 def certain_rollout(seed: int, mask: torch.Tensor, **fields):
@@ -51,7 +42,7 @@ def expected_of(rollout, prior=0.2):
     prior=st.sampled_from([0.01, 0.2, 3.0]),
 )
 def test_oracle(seed, batch, length, prior):
-    rollout = certain_rollout(seed, masks(seed, batch, length))
+    rollout = certain_rollout(seed, ragged_masks(seed, batch, length))
     found = Certainty(prior).rollout_stage(rollout)["advantages"]
     torch.testing.assert_close(found.double(), expected_of(rollout, prior)[0], rtol=1e-5, atol=1e-6)
 
@@ -95,7 +86,7 @@ def test_two_processes_with_a_group_on_both():
 
 
 def test_equal_rewards_get_exactly_nothing():
-    rollout = certain_rollout(0, masks(0, 6, 9), rewards=torch.full((6,), 0.1))
+    rollout = certain_rollout(0, ragged_masks(0, 6, 9), rewards=torch.full((6,), 0.1))
     assert not Certainty().rollout_stage(rollout)["advantages"].any()
     assert not Certainty().rows_with_credit(rollout).any()
 

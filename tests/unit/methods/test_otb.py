@@ -8,20 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.inputs import credit, make_inputs, make_rollout
+from support.inputs import credit, make_inputs, make_rollout, ragged_masks
 from support.processes import on_processes
 
 from trl_credit import OTB
 from trl_credit.methods.otb import squared_gradients, token_baselines
-
-
-def masks(seed: int, batch: int, length: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(batch, length, generator=generator) < 1.5 * torch.rand(batch, 1, generator=generator)
-    mask[0] = False
-    mask[-1] = False
-    mask[-1, seed % length] = True
-    return mask
 
 
 def expected_of(rollout, zero_tail=False):
@@ -37,7 +28,7 @@ def expected_of(rollout, zero_tail=False):
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10_000), batch=st.integers(2, 9), length=st.integers(1, 30), zero_tail=st.booleans())
 def test_oracle(seed, batch, length, zero_tail):
-    rollout = make_rollout(seed, masks(seed, batch, length))
+    rollout = make_rollout(seed, ragged_masks(seed, batch, length))
     found = OTB(zero_tail).rollout_stage(rollout)["advantages"]
     torch.testing.assert_close(found.double(), expected_of(rollout, zero_tail)[0], rtol=1e-5, atol=1e-6)
 
@@ -74,7 +65,7 @@ def test_two_processes_with_a_group_on_both():
 
 
 def test_equal_rewards_get_exactly_nothing():
-    rollout = make_rollout(0, masks(0, 6, 9))
+    rollout = make_rollout(0, ragged_masks(0, 6, 9))
     rollout = replace(rollout, rewards=torch.full((6,), 0.1))
     assert not OTB().rollout_stage(rollout)["advantages"].any()
     assert not OTB().rows_with_credit(rollout).any()

@@ -7,20 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.inputs import credit, make_inputs, make_rollout
+from support.inputs import credit, make_inputs, make_rollout, ragged_masks
 from support.processes import on_processes
 
 from trl_credit import Vine, build_credit
 from trl_credit.methods.rollout import Continuations, SegmentValues
-
-
-def masks(seed: int, batch: int, length: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(batch, length, generator=generator) < 1.5 * torch.rand(batch, 1, generator=generator)
-    mask[0] = False
-    mask[-1] = False
-    mask[-1, seed % length] = True
-    return mask
 
 
 def rollout_of(values, rewards, lengths, width=None):
@@ -39,7 +30,7 @@ def rollout_of(values, rewards, lengths, width=None):
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10_000), batch=st.integers(2, 9), length=st.integers(1, 30))
 def test_oracle(scale, seed, batch, length):
-    rollout = make_rollout(seed, masks(seed, batch, length))
+    rollout = make_rollout(seed, ragged_masks(seed, batch, length))
     known = rollout.values[Continuations()].values
     known[torch.rand(known.shape, generator=torch.Generator().manual_seed(seed)) < 0.05] = torch.nan
     found = Vine(scale=scale).rollout_stage(rollout)["advantages"]
