@@ -318,8 +318,8 @@ class _Reader:
             return problem
         return make_prompt(problem, template=self.template, system=self.system, plain=self.plain)
 
-    def check(self, row: Mapping[str, Any], index: int) -> dict[str, int]:
-        """Flags that describe a row, for the report.
+    def check(self, row: Mapping[str, Any], index: int | None) -> dict[str, int]:
+        """Flags that describe a row, for the report. In a stream it has no index.
 
         Raises:
             ValueError: A field cannot be read; the message names the setting, the column and the row.
@@ -357,7 +357,8 @@ class _Reader:
         except KeyError:
             return {_FLAGS: flags | _UNUSABLE}  # the same of the problem
         except ValueError as error:
-            raise ValueError(f"`{setting}`: row {index} of {column!r}, counted from 0, {error}.") from None
+            place = f"a row of {column!r}" if index is None else f"row {index} of {column!r}, counted from 0,"
+            raise ValueError(f"`{setting}`: {place} {error}.") from None
         return {_FLAGS: flags}
 
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -483,7 +484,7 @@ def _prepare_stream(
 
     def usable(row: Mapping[str, Any]) -> bool:
         try:
-            flags = reader.check(row, -1)[_FLAGS]
+            flags = reader.check(row, None)[_FLAGS]
             if not flags & _UNUSABLE:
                 return True
             column = reader.answer_column if flags & _NO_ANSWER else reader.problem_column or "prompt"

@@ -3,7 +3,7 @@
 import gzip
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from support.fields import both, evaluated, trained, user, written
 from support.train import write
 
@@ -178,6 +178,14 @@ def test_empty_rows_of_a_stream_are_said_once(caplog):
         "A row of the stream is left out, as will be others like it: its 'answer' is empty.",
         "A row of the stream is left out, as will be others like it: its 'problem' is empty.",
     ]
+
+
+def test_an_unreadable_row_of_a_stream_is_left_out_and_said(caplog):
+    rows = ["x", 3.5, "y", 4.5]
+    stream = IterableDataset.from_generator(lambda: ({"problem": problem} for problem in rows))
+    assert [row["problem"] for row in prepare(stream, problem_column="problem")] == ["x", "y"]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "as will be others like it: `problem_column`: a row of 'problem' holds a number (3.5), not text" in said
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def _score(config, completions) -> tuple[list, dict[str, Any]]:
     if completions is None:
         most = max(1, config.max_completions // config.num_generations)
         completions = scorer.generate(examples[:most], config.num_generations)
-    records = scorer.score(completions[: config.max_completions])
+    records = scorer.score(completions[: config.max_completions], one_batch=True)
     about = {
         "title": "Token credit",
         "model": config.model,
