@@ -11,7 +11,7 @@ from trl_credit.bench.true.report import worth
 RESULTS = ROOT / "docs" / "results"
 # Regimes measured against true advantages, and those trained with every method at its own learning rate
 TRUE_REGIMES = ("letters", "plain")
-TUNED_REGIMES = ("letters",)
+TUNED_REGIMES = ("letters", "plain")
 TRUE = "true"
 # How labels are shown, of those that differ
 SHOWN = {
@@ -129,28 +129,59 @@ def tried_rows(results: Path = RESULTS) -> list[str]:
     return rows
 
 
+def _tuned(results: Path) -> tuple[dict[str, dict], list[str]]:
+    """The comparisons with tuned methods by regime, and all labels, the ceiling after the baseline."""
+    found = {regime: tuned_results(regime, results) for regime in TUNED_REGIMES}
+    labels = dict.fromkeys(method["label"] for comparison in found.values() for method in comparison["methods"])
+    first = [next(iter(found.values()))[name] for name in ("baseline", "ceiling")]
+    return found, [*first, *(label for label in labels if label not in first)]
+
+
 def tuned_rows(results: Path = RESULTS) -> list[str]:
-    """Mean rewards, every method at its own learning rate."""
-    rows = [
-        "| regime | method | learning rate | mean reward | difference, p | share of the oracle's lead |",
-        "|---" * 6 + "|",
+    """Mean rewards with every method at its own learning rate: the difference from uniform, bold beyond noise, and the share
+    of the oracle's lead."""
+    found, labels = _tuned(results)
+    rows = [f"| mean reward | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    for label in labels:
+        cells = [_tuned_cell(comparison, label) for comparison in found.values()]
+        rows.append(f"| {label} | {' | '.join(cells)} |")
+    return rows
+
+
+def _tuned_cell(comparison: dict, label: str) -> str:
+    method = next((method for method in comparison["methods"] if method["label"] == label), None)
+    if method is None:
+        return "\u2013"
+    if label == comparison["baseline"]:
+        return f"{method['quantities']['mean_reward']['mean']:.3f}"
+    (row,) = [d for d in comparison["differences"] if (d["label"], d["quantity"]) == (label, "mean_reward")]
+    text = signed(row["mean"])
+    text = text if row["verdict"] == "noise" else f"**{text}**"
+    share = next((row for row in comparison["shares"] if row["label"] == label and row["share"] is not None), None)
+    if share is None:
+        return text
+    shown = [f"{100 * share[key]:.0f}".replace("-", "\u2212") for key in ("share", "low", "high")]
+    return "{}: {} % ({} to {})".format(text, *shown)
+
+
+def target_rows(results: Path = RESULTS) -> list[str]:
+    """Updates to the target reward, and the mean reward of the last quarter of the updates."""
+    found, labels = _tuned(results)
+    titles = [
+        f"{regime}: updates to {comparison['target_reward']:g} | last quarter" for regime, comparison in found.items()
     ]
-    for regime in TUNED_REGIMES:
-        comparison = tuned_results(regime, results)
-        found = {d["label"]: d for d in comparison["differences"] if d["quantity"] == "mean_reward"}
-        shares = {row["label"]: row for row in comparison["shares"]}
-        for place, method in enumerate(comparison["methods"]):
-            label, difference, share = method["label"], "\u2013", "\u2013"
-            if label in found:
-                row = found[label]
-                difference = f"{signed(row['mean'])}, {row['p_holm']:.3f}: {row['verdict']}"
-            if shares.get(label, {}).get("share") is not None:
-                share = "{share:.2f} ({low:.2f} to {high:.2f})".format(**shares[label]).replace("-", "\u2212")
-            rate = method["credit"]["settings"]["learning_rate"]
-            rows.append(
-                f"| {regime if not place else ''} | {label} | {rate:g} "
-                f"| {method['quantities']['mean_reward']['mean']:.3f} | {difference} | {share} |"
-            )
+    rows = [f"| method | {' | '.join(titles)} |", "|---" * (2 * len(found) + 1) + "|"]
+    for label in labels:
+        cells = []
+        for comparison in found.values():
+            method = next((method for method in comparison["methods"] if method["label"] == label), None)
+            if method is None:
+                cells += ["\u2013"] * 2
+                continue
+            updates = method["quantities"]["updates_to_target"]
+            cells.append(f"{updates['mean']:.0f}" if updates["mean"] is not None else f"{updates['median']:.0f}*")
+            cells.append(f"{method['quantities']['last_reward']['mean']:.3f}")
+        rows.append(f"| {label} | {' | '.join(cells)} |")
     return rows
 
 

@@ -21,6 +21,7 @@ from shipped import (
     headroom_rows,
     image_rows,
     learning_rows,
+    target_rows,
     tried_rows,
     true_results,
     tuned_results,
@@ -40,7 +41,15 @@ SECTION = TEXT.partition("## Where the weight goes: CreditBench")[2].partition("
 
 
 def test_tables_are_those_of_the_results():
-    rows = [*headroom_rows(), *worth_rows(), *tuned_rows(), *learning_rows(), *image_rows(), *bench_rows()]
+    rows = [
+        *headroom_rows(),
+        *worth_rows(),
+        *tuned_rows(),
+        *target_rows(),
+        *learning_rows(),
+        *image_rows(),
+        *bench_rows(),
+    ]
     for row in rows:
         assert row in TEXT.splitlines(), row
     for row in tried_rows():
@@ -62,7 +71,7 @@ def test_every_method_of_the_benchmark_has_a_row():
 
 def test_no_other_tables_of_numbers():
     numbers = [line for line in TEXT.splitlines() if line.startswith("|") and re.search(r"\d\.\d\d\d", line)]
-    assert len(numbers) == len(REGIMES) + 1 + len(BENCH_ROWS) + len(image_rows()) - 2 + len(tuned_rows()) - 2
+    assert len(numbers) == len(REGIMES) + 1 + len(BENCH_ROWS) + len(image_rows()) - 2 + 2 * len(tuned_rows()) - 4
 
 
 @pytest.mark.parametrize("regime", [*REGIMES, *IMAGE_REGIMES])
@@ -136,8 +145,8 @@ def test_claims_about_the_truth_hold():
     assert all(surely(r, label) == 1 for r in TRUE_REGIMES for label in ("certainty", "gcpo + certainty", "oracle"))
     assert f"worth {times('letters', 'gcpo'):.1f} times as many" in summary
     assert (surely("letters", "gcpo"), surely("plain", "gcpo")) == (1, 0)
-    assert f"**OTB helps where all tokens decide** ({times('plain', 'otb'):.0f})" in summary
-    assert f"little where half do not ({times('letters', 'otb'):.1f})" in summary
+    assert f"**OTB helps where all tokens decide** ({times('plain', 'otb'):.0f}, and" in summary
+    assert f"little where half do not ({times('letters', 'otb'):.1f}, and none)" in summary
     worse = [times(regime, label) for regime in TRUE_REGIMES for label in ("rlsd", "delta")]
     assert all(surely(regime, label) == -1 for regime in TRUE_REGIMES for label in ("rlsd", "delta"))
     assert f"({min(worse):.2f} to {max(worse):.2f})" in summary
@@ -191,37 +200,88 @@ def test_tuned_results_are_of_the_recipes(regime):
 
 
 def test_claims_about_tuned_methods_hold():
+    """Of learning with letters and with plain sums, in the page's order."""
     summary, words = (" ".join(part.split()) for part in (TEXT.partition("## Choosing")[0], TEXT))
-    comparison = tuned_results("letters")
-    found = {d["label"]: d for d in comparison["differences"] if d["quantity"] == "mean_reward"}
-    shares = {row["label"]: {k: row[k] for k in ("share", "low", "high")} for row in comparison["shares"]}
-    percent = {label: {k: f"{100 * v:.0f}" for k, v in row.items()} for label, row in shares.items()}
+    comparisons = [tuned_results(regime) for regime in ("letters", "plain")]
+
+    def differences(quantity: str) -> list[dict[str, dict]]:
+        rows = [[row for row in comparison["differences"] if row["quantity"] == quantity] for comparison in comparisons]
+        return [{row["label"]: row for row in of_regime} for of_regime in rows]
+
+    def mean(quantity: str, label: str) -> list[float]:
+        rows = [[m for m in comparison["methods"] if m["label"] == label] for comparison in comparisons]
+        return [method["quantities"][quantity]["mean"] for (method,) in rows]
+
+    shares = [{row["label"]: row for row in comparison["shares"]} for comparison in comparisons]
+
+    def percent(label: str, key: str = "share") -> tuple[str, str]:
+        return tuple(f"{100 * of_regime[label][key]:.0f}" for of_regime in shares)
+
+    own, both, half = percent("certainty"), percent("gcpo + certainty"), percent("half the mean")
+    ranges = [f"{own[i]} % ({percent('certainty', 'low')[i]} to {percent('certainty', 'high')[i]} %)" for i in (0, 1)]
     assert (
-        "`certainty` had {share} % ({low} to {high} %) of the oracle's lead".format(**percent["certainty"]) in summary
+        f"`certainty` had {ranges[0]} of the oracle's lead over uniform with letters and {ranges[1]} without" in summary
     )
-    assert f"`[gcpo, certainty]` {percent['gcpo + certainty']['share']} %" in summary
-    better = {label for label, row in found.items() if row["verdict"] == "better"}
-    assert {"certainty", "gcpo + certainty", "oracle"} <= better
-    uniform = next(m for m in comparison["methods"] if m["label"] == "uniform")["quantities"]["mean_reward"]["mean"]
-    assert f"is {found['oracle']['mean']:.3f} above uniform's of {uniform:.3f}" in words
-    assert 0.6 < shares["certainty"]["share"] < 0.7
-    none = ("gcpo", "otb", "true advantages")
-    assert all(found[label]["verdict"] == "noise" for label in none)
-    widths = [found[label]["half_width"] for label in none]
-    assert f"(from {min(widths):.3f} to {max(widths):.3f} above uniform)" in words
-    seeds = {m["label"]: m["quantities"]["mean_reward"]["by_seed"] for m in comparison["methods"]}
-    over = paired(*([*seeds[label].values()] for label in ("half the mean", "certainty")))
-    assert f"every token does part of it** ({percent['half the mean']['share']} %)" in words
-    assert f"`certainty` is {over.mean:.3f} above it (p = {over.p_value:.3f}, of this one comparison)" in words
+    assert f"`[gcpo, certainty]` {both[0]} % and {both[1]} %" in summary
+    assert f"as the baseline of every token, {half[0]} % and {half[1]} %" in summary
+    assert f"and {percent('otb')[1]} % of the oracle's lead), and little where half do not" in summary
+
+    found = differences("mean_reward")
+    lead = [f"{of_regime['oracle']['mean']:.3f}" for of_regime in found]
+    assert f"the oracle's mean reward is {lead[0]} above uniform's with letters and {lead[1]} without" in words
+    assert f"has {own[0]} and {own[1]} % of it, `[gcpo, certainty]` {both[0]} and {both[1]} %**" in words
+    for label in ("certainty", "gcpo + certainty", "half the mean", "oracle"):
+        assert all(row[label]["verdict"] == "better" and row[label]["p_holm"] < 0.03 for row in found), label
+    assert f"the baseline of every token has {half[0]} and {half[1]} %" in words
+    seeds = [
+        {m["label"]: [*m["quantities"]["mean_reward"]["by_seed"].values()] for m in comparison["methods"]}
+        for comparison in comparisons
+    ]
+    over, same = (paired(of_regime["half the mean"], of_regime["certainty"]) for of_regime in seeds)
+    assert (
+        f"`certainty` is {over.mean:.3f} above it with letters (p = {over.p_value:.3f}, of this one comparison)"
+        in words
+    )
+    assert abs(same.mean) < 0.001
+    assert same.p_value > 0.5
+    assert [row["otb"]["verdict"] for row in found] == ["noise", "better"]
+    assert f"**OTB has {percent('otb')[1]} % where every token decides**" in words
+    none = [found[0]["gcpo"], *(row["true advantages"] for row in found)]
+    assert all(row["verdict"] == "noise" for row in none)
+    widths = [row["half_width"] for row in (*none, found[1]["gcpo"])]
+    assert f"which see differences from {min(widths):.3f} to {max(widths):.3f}." in words
+    assert found[1]["gcpo"]["verdict"] == "worse"
+    assert "{:.3f} below uniform (p = {:.3f})".format(-found[1]["gcpo"]["mean"], found[1]["gcpo"]["p_holm"]) in words
+    assert abs(found[1]["uniform unscaled"]["mean"]) < 0.002
+    lengths = []
+    for comparison in comparisons:
+        (note,) = [note for note in comparison["notes"] if note.startswith("Gradients, relative to uniform's")]
+        lengths += re.findall(r"gcpo ([\d.]+) times as long, (\d+) % cut", note)
+        gcpo = next(m for m in comparison["methods"] if m["label"] == "gcpo")
+        assert gcpo["credit"]["settings"]["learning_rate"] == min(comparison["tuning"]["values"]["learning_rate"])
+    assert [length for length, _ in lengths] == ["2.3", "2.3"]
+    assert "so {} and {} % of its updates were cut".format(*(cut for _, cut in lengths)) in words
+
+    assert {comparison["window"] for comparison in comparisons} == {6}
+    updates = [mean("updates_to_target", label) for label in ("certainty", "uniform")]
+    fewer = [f"{100 * (1 - own / uniform):.0f}" for own, uniform in zip(*updates, strict=True)]
+    p = [f"{row['certainty']['p_holm']:.3f}" for row in differences("updates_to_target")]
+    assert f"`certainty` needs {fewer[0]} % fewer updates than uniform with letters and {fewer[1]} % fewer" in words
+    assert f"fewer without (p = {p[0]} and {p[1]})" in words
+    last = differences("last_reward")
+    assert [row["certainty"]["verdict"] for row in last] == ["better", "noise"]
+    assert (
+        "it is {:.3f} ahead with letters (p = {:.3f}); without, {:.3f}, which is noise".format(
+            last[0]["certainty"]["mean"], last[0]["certainty"]["p_holm"], last[1]["certainty"]["mean"]
+        )
+        in words
+    )
+    assert "lead in the last quarter is {:.3f} and {:.3f}.".format(*(row["oracle"]["mean"] for row in last)) in words
+
     page = " ".join(CERTAINTY.split())
-    assert "`certainty` has {share} % ({low} to {high} %) of the oracle's lead".format(**percent["certainty"]) in page
-    assert f"half the mean {percent['half the mean']['share']} %, and OTB none" in page
-    assert f"`[gcpo, certainty]` has {percent['gcpo + certainty']['share']} %" in page
-    gcpo = next(m for m in comparison["methods"] if m["label"] == "gcpo")
-    (note,) = [note for note in comparison["notes"] if note.startswith("Gradients, relative to uniform's")]
-    assert "gcpo 2.3 times as long, 63 % cut" in note
-    assert "gradients are 2.3 times as long** as uniform's, so 63 % of its updates were cut" in words
-    assert gcpo["credit"]["settings"]["learning_rate"] == min(comparison["tuning"]["values"]["learning_rate"])
+    assert f"`certainty` has {own[0]} and {own[1]} % of the oracle's lead over uniform" in page
+    assert f"half the mean {half[0]} and {half[1]} %, and OTB {percent('otb')[1]} % without letters" in page
+    assert f"`[gcpo, certainty]` has {both[0]} and {both[1]} %" in page
 
 
 def test_claims_about_where_credit_goes_hold():
