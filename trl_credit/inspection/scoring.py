@@ -471,9 +471,9 @@ class CreditScorer:
         return batch
 
     def _inputs(self, batch: dict[str, Any], places: list[int]) -> CreditInputs:
-        """The inputs of the credit methods, with all methods' signals, of some completions of a generation batch."""
+        """The inputs of the credit methods, with all methods' signals, of completions of a generation batch, in this order."""
         trainer = self._trainer
-        if len(places) < len(batch["completion_ids"]):
+        if places != list(range(len(batch["completion_ids"]))):
             batch = select(batch, places)
             batch = batch if trainer.credit_pass.padding_affects_output else cut(batch)
         with torch.no_grad():

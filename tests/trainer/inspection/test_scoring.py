@@ -274,6 +274,7 @@ def test_one_batch_is_one_rollout_stage_however_little_fits(tiny_model, monkeypa
     ]
     scorer = CreditScorer(tiny_model, labelled(["otb", "certainty", ["gcpo", "certainty"]]))
     whole = scorer.score(completions)
+    in_one_forward = scorer.score(completions, one_batch=True)
     monkeypatch.setattr(scoring, "TOKENS_PER_BATCH", 30)
     cut = scorer.score(completions)
     seen = []
@@ -282,11 +283,13 @@ def test_one_batch_is_one_rollout_stage_however_little_fits(tiny_model, monkeypa
     )
     found = scorer.score(completions, one_batch=True)
     assert max(seen) < 8
-    for record, expected in zip(found, whole, strict=True):
-        for label in ("otb", "certainty", "gcpo + certainty"):
-            np.testing.assert_allclose(
-                record.token_advantages[label], expected.token_advantages[label], rtol=1e-4, atol=1e-5
-            )
+    for records in (in_one_forward, found):
+        for record, expected in zip(records, whole, strict=True):
+            np.testing.assert_allclose(record.logps, expected.logps, atol=1e-5)
+            for label in ("otb", "certainty", "gcpo + certainty"):
+                np.testing.assert_allclose(
+                    record.token_advantages[label], expected.token_advantages[label], rtol=1e-4, atol=1e-5
+                )
     different = [
         not np.allclose(a.token_advantages["certainty"], b.token_advantages["certainty"], atol=1e-4)
         for a, b in zip(cut, whole, strict=True)
