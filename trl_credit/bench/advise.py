@@ -4,9 +4,9 @@
     trl-credit advise recipes/my_recipe.yaml --num_prompts 48 --methods gcpo otb
 
 Takes minutes, on the recipe's own model and data: samples completions of a few dozen prompts, estimates the true advantage
-of every step by continuing from it, and compares the gradients that the methods would make with those of perfect credit.
-Recommends a method only if the data carry it. Options are those of `trl-credit bench --true`, which also reads the result:
-`trl-credit bench --true --values FOLDER` scores other methods on the same completions.
+of every step by continuing from it, and compares the gradients that the recipe's method and all others would make with the
+true one. Recommends a method only if the data carry it. Options are those of `trl-credit bench --true`. With
+`--values FOLDER`, the folder of an earlier advice, other methods are scored on the same completions.
 """
 
 import sys
@@ -16,7 +16,6 @@ from .true import cli
 
 
 PROGRAM = "trl-credit advise"
-_DEFAULTS = {"every": "step", "output_dir": "outputs/advise"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,10 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     if not argv:
         print(f"{PROGRAM}: error: name a recipe: {PROGRAM} recipes/quickstart.yaml", file=sys.stderr)
         raise SystemExit(2)
-    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
-    if "help" not in given and "-h" not in argv:
-        argv = argv + [word for k, v in _DEFAULTS.items() if k not in given for word in (f"--{k}", v)]
-    cli.main(argv, PROGRAM, __doc__, show_advice)
+    cli.main(argv, PROGRAM, __doc__, show_advice, "AdviceConfig")
 
 
 def show_advice(results: dict, folder: Path) -> None:
@@ -44,6 +40,8 @@ def show_advice(results: dict, folder: Path) -> None:
     from .true.advice import advise
 
     advice = advise(results)
+    if advice.method in (None, "uniform") and (folder / "values.parquet").is_file():
+        advice.next.append(f"Other methods on the same samples: `{PROGRAM} --values {folder} --methods ...`.")
     write_atomically(folder / "advice.json", [json.dumps(advice.to_dict(), indent=2) + "\n"])
     console = Console(highlight=False)
     console.print(safe_text(safe(advice.headline), "bold"))

@@ -83,7 +83,10 @@ def parse_tuning(values: Any, seeds: Any = None, by: str | None = None) -> Tunin
         listed = list(listed) if isinstance(listed, (list, tuple)) else [listed]
         found[name] = [value for i, value in enumerate(listed) if value not in listed[:i]]
         if len(found[name]) < 2:
-            raise ValueError(f"`tune`: {name!r} needs at least two different values, got {listed}.")
+            raise ValueError(
+                f"`tune`: {name!r} needs at least two different values, got {listed}: {name}=VALUE,VALUE,... tries several. "
+                "For a value that is known, write it in the recipe, or as `settings` of one method."
+            )
     seeds = parse_seeds(3 if seeds is None else seeds, "tuning_seeds", FIRST_TUNING_SEED)
     if by is not None and by not in MEASURES:
         raise ValueError(f"`tune_by` is {by!r}. {nearest(str(by), MEASURES)}")

@@ -471,7 +471,7 @@ class CreditScorer:
         return batch
 
     def _inputs(self, batch: dict[str, Any], places: list[int]) -> CreditInputs:
-        """The inputs of the credit methods, with all methods' signals, of completions of a generation batch, in this order."""
+        """The inputs of the credit methods, with all methods' signals, of a generation batch's completions in this order."""
         trainer = self._trainer
         if places != list(range(len(batch["completion_ids"]))):
             batch = select(batch, places)

@@ -102,11 +102,14 @@ class CollapseWatch:
         if self._streak < self._patience:
             return
         self._warned = True
+        own = self.method.own_advantages
         logger.warning(
-            "Credit method %r: weights were effectively uniform for %d updates (%s): this run is plain GRPO.%s",
+            "Credit method %r: %s for %d updates%s: this run is plain GRPO%s.%s",
             self.method.name,
+            "all tokens of a completion had one advantage" if own else "weights were effectively uniform",
             self._patience,
-            self._measured,
+            "" if own else f" ({self._measured})",  # which measures the division by the standard deviation here
+            " without the division by the standard deviation" if own else "",
             f" What to change: {self.method.remedy(self._inputs)}" if self._inputs is not None else "",
         )
         self._inputs = None

@@ -2,15 +2,17 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from helpers import ROOT
 
 from trl_credit._util.files import RunFolderError
 from trl_credit.bench.true import samples as module
 from trl_credit.bench.true.cli import main
-from trl_credit.bench.true.config import TrueConfig
+from trl_credit.bench.true.config import AdviceConfig, TrueConfig
 from trl_credit.bench.true.run import run
 from trl_credit.evaluation.backends.transformers import TransformersBackend
 from trl_credit.values.store import ValueFolder, read_values
@@ -132,6 +134,26 @@ def test_other_settings_of_the_samples_are_refused(sampled):
         run(settings(path, temperature=0.5))
     with pytest.raises(RunFolderError, match="seed: 0 -> 1"):
         run(settings(path, seed=1))
+
+
+def test_advice_is_about_every_method_and_the_recipes_own(tmp_path):
+    """Once each, with values at the ends of steps."""
+    recipe = tmp_path / "recipe.yaml"
+    text = (ROOT / "recipes" / "quickstart.yaml").read_text()
+    own = '{method: gcpo, negative_prompt: "!{prompt}", top_mass: 0.7}'
+    recipe.write_text(re.sub(r"^credit:.*$", f"credit: {own}", text, flags=re.MULTILINE))
+    found = AdviceConfig(recipe=str(recipe), output_dir=str(tmp_path))
+    assert (found.every, AdviceConfig.output_dir) == ("step", "outputs/advise")
+    methods = found.credit_methods()
+    assert next(iter(methods)) == "gcpo"
+    assert {"certainty", "otb", "gcpo + certainty", "uniform"} <= {*methods}
+    assert [part.top_mass for part in methods["gcpo + certainty"].components().values() if part.name == "gcpo"] == [0.7]
+    assert methods["gcpo"].top_mass == 0.7
+    assert found.takes_every_method()
+    assert "certainty" not in TrueConfig(recipe=str(recipe), output_dir=str(tmp_path)).credit_methods()
+    chosen = AdviceConfig(recipe=str(recipe), methods=["otb"], output_dir=str(tmp_path))
+    assert "certainty" not in chosen.credit_methods()
+    assert not chosen.takes_every_method()
 
 
 def test_steps_of_a_recipe(tmp_path, capsys):

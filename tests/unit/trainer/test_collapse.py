@@ -112,3 +112,17 @@ def test_remedies():
     assert "'wrong! {prompt}'" in gcpo.remedy(seen)
     assert "`divergence: full`" in gcpo.remedy(seen)
     assert "trl-credit methods" in build_credit("uniform").remedy(seen)
+
+
+def test_advantages_that_are_one_for_all_tokens_are_told_without_weights(caplog):
+    """Their distance from the sequence's advantage is the division by its standard deviation, and says nothing."""
+    watcher = CollapseWatch(build_credit("certainty"), 2)
+    for update in range(4):
+        seen = {"credit/advantage_change": 0.4, "credit/baseline_change": 0.0}
+        watcher.see(update, seen, inputs())
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert (
+        "'certainty': all tokens of a completion had one advantage for 2 updates: this run is plain GRPO without"
+        in message
+    )
+    assert "without the division by the standard deviation. What to change: theta comes from other groups" in message

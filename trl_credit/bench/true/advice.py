@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .gradients import TRUE
-from .report import few_prompts, worth
+from .report import HARDLY, few_prompts, worth
 
 
 ALPHA = 0.05
@@ -93,8 +93,8 @@ def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], rea
     told = f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
     times = f", worth {perfect} times as many completions with uniform credit" if perfect else ""
     reasons.append(
-        f"Headroom: with perfect credit, the gradient of {gradients['completions']} completions has a cosine with the true "
-        f"gradient that differs from uniform's ({uniform:.3f}) by {told}{times}."
+        f"With true advantages, the gradient of {gradients['completions']} completions has a cosine with the true gradient "
+        f"that differs from uniform's ({uniform:.3f}) by {told}{times}. They are no bound: a better baseline may gain more."
     )
     tested = {label: row for label, row in rows.items() if row["cosine"].get("p_holm") is not None}
     candidates = {k: row for k, row in tested.items() if k not in results["baselines"]}
@@ -112,19 +112,20 @@ def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], rea
         )
     if worse:
         cautions.insert(0, f"Worse than uniform beyond noise: {_listed(worse)}.")
+    none = f"none of {_listed([*candidates])} is better beyond noise" if candidates else "no other method was scored"
     if not better:
         if gap["low"] <= 0:
-            small = gap["high"] < 0.05
+            small = gap["high"] < HARDLY
             head = (
-                "Train with `uniform`: no method is better, and even perfect credit would hardly change the updates."
+                f"Train with `uniform`: {none}, and even true advantages would hardly change the updates."
                 if small
-                else "No recommendation: neither headroom nor a method is beyond noise. Until one is, train with `uniform`."
+                else f"No recommendation: {none}, nor are true advantages. Until one is, train with `uniform`."
             )
             more = [] if small else ["Raise `num_prompts`: the interval shrinks with its root."]
             return Advice("uniform" if small else None, head, reasons, cautions, more)
         return Advice(
             "uniform",
-            "Train with `uniform`: there is headroom, but no method captures any beyond noise.",
+            f"Train with `uniform`: there is headroom, but {none}.",
             reasons,
             cautions,
             ["Look at a page of `trl-credit inspect`: parameters may be off, such as GCPO's `negative_prompt`."],

@@ -32,6 +32,7 @@ def main(
     program: str = PROGRAM,
     description: str | None = __doc__,
     then: Callable[[dict[str, Any], Path], None] = lambda results, folder: None,
+    config: str = "TrueConfig",
 ) -> None:
     """Runs the command. Exits with 2 for bad settings, data or models, and with 1 if the backend cannot continue.
 
@@ -40,6 +41,7 @@ def main(
         program: Name of the command.
         description: Its help.
         then: Called with the results and their folder.
+        config: The class of its settings, in `config.py`, which is imported once the command is known to run.
     """
     argv = with_file_named(argv)
     prepare_terminal()
@@ -51,7 +53,7 @@ def main(
     from ...evaluation.backends.base import BackendError
     from ...extras.reward_guard import reported
     from ...recipe.names import parameter_hint
-    from .config import EMBEDDED, TrueConfig
+    from . import config as configs
     from .report import show
     from .run import run
 
@@ -59,11 +61,12 @@ def main(
     start = time.perf_counter()
     try:
         # Every setting has a default
-        argv = _with_recipe(argv) or ["--output_dir", TrueConfig.output_dir]
+        settings = getattr(configs, config)
+        argv = _with_recipe(argv) or ["--output_dir", settings.output_dir]
         (config,) = parse_arguments(
-            argv, (TrueConfig,), program, description, hint=partial(parameter_hint, field="methods")
+            argv, (settings,), program, description, hint=partial(parameter_hint, field="methods")
         )
-        if config.model == EMBEDDED:
+        if config.model == configs.EMBEDDED:
             import torch
 
             torch.set_num_threads(1)  # fastest for such a small model

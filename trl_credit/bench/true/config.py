@@ -182,8 +182,9 @@ class TrueConfig(ScoringConfig):
 
     def _read_values(self) -> None:
         """Takes the settings of the samples from their folder."""
+        unset = {name: spec.default for name, spec in self.__dataclass_fields__.items()}
         for name in _SAMPLED:
-            if getattr(self, name) != _UNSET[name]:
+            if getattr(self, name) != unset[name]:
                 raise ValueError(
                     f"`{name}` has no effect with `values`, whose samples there are already: leave it out."
                 )
@@ -192,7 +193,7 @@ class TrueConfig(ScoringConfig):
         except RunFolderError as error:
             raise ValueError(f"`values`: {error}") from error
         for name in KEPT:
-            if getattr(self, name) == _UNSET[name]:
+            if getattr(self, name) == unset[name]:
                 setattr(self, name, about["settings"][name])
 
     def credit_methods(self) -> dict[str, CreditMethod]:
@@ -201,15 +202,21 @@ class TrueConfig(ScoringConfig):
         Raises:
             ValueError: Unknown method or parameter, or a method that cannot be scored here.
         """
-        if self.methods is not None:
-            given = list(self.methods)
-        elif self._credit is not None:
-            given = [self._credit]
-        else:
-            served = self.served[0]
-            given = [*served.values(), *(parts for parts in COMBINED if all(name in served for name in parts))]
-        methods = build_methods([_mapping(method) for method in given])
+        methods = build_methods([_mapping(method) for method in self._asked()])
         return {label: with_reference(method, self.reference) for label, method in methods.items()}
+
+    def takes_every_method(self) -> bool:
+        """True if every registered method that can be scored is."""
+        return self.methods is None and self._credit is None
+
+    def _asked(self) -> list:
+        if self.methods is not None:
+            return list(self.methods)
+        return self._every_served() if self._credit is None else [self._credit]
+
+    def _every_served(self) -> list:
+        served = self.served[0]
+        return [*served.values(), *(parts for parts in COMBINED if all(name in served for name in parts))]
 
     @property
     def served(self) -> tuple[dict, dict[str, str]]:
@@ -226,9 +233,38 @@ class TrueConfig(ScoringConfig):
         return served, left_out
 
 
+@dataclass
+class AdviceConfig(TrueConfig):
+    """
+    Settings of `trl-credit advise`: those of `bench --true`, with values at the ends of steps, and every method that can be
+    scored beside the recipe's own.
+    """
+
+    every: str = field(default="step", metadata=TrueConfig.__dataclass_fields__["every"].metadata)
+    output_dir: str = field(
+        default="outputs/advise",
+        metadata={"help": "Folder for the advice, the samples and the scores. The same command continues there."},
+    )
+
+    def takes_every_method(self) -> bool:
+        return self.methods is None
+
+    def _asked(self) -> list:
+        if self.methods is not None or self._credit is None:
+            return super()._asked()
+        own = build_credit(self._credit)
+        asked = [self._credit]
+        for method in self._every_served():  # the recipe's parameters instead of the defaults
+            given = (
+                [self._credit if part == own.name else part for part in method] if isinstance(method, list) else method
+            )
+            if build_credit(given) != own and (isinstance(given, list) or build_credit(given).name != own.name):
+                asked.append(given)
+        return asked
+
+
 def _mapping(method: Any) -> Any:
     return build_credit(method).to_dict() if isinstance(method, list) else method
 
 
 _DEFAULTS = {"num_prompts": 64, "num_generations": 8, "stderr": 0.1, "most": 64, "sketch": 2**15}
-_UNSET = {name: spec.default for name, spec in TrueConfig.__dataclass_fields__.items()}

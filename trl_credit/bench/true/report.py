@@ -24,6 +24,8 @@ LEGEND = (
 
 # With fewer effective prompts than this, a cosine's interval is too narrow: it held 71 % of the time in simulations with 19
 FEW_EFFECTIVE = 25
+# A cosine that is certainly closer to uniform's than this is no different in effect
+HARDLY = 0.05
 # Larger numbers of completions are not told: they are noise
 MOST_TOLD = 1000
 
@@ -106,7 +108,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
                         label,
                         _with_error(row["cosine"]),
                         _p(row["cosine"]),
-                        worth(row["share"]) or "-",
+                        (row["cosine"]["mean"] is not None and worth(row["share"])) or "-",
                         _with_error(row["limit"]),
                     ]
                     for label, row in gradients["methods"].items()
@@ -139,6 +141,15 @@ def few_prompts(gradients: Mapping[str, Any]) -> str | None:
     )
 
 
+def headroom_verdict(gap: Mapping[str, Any]) -> str:
+    """The end of the sentence that tells the difference of the true advantages' cosine from uniform's."""
+    if gap["low"] is None:
+        return ": too few prompts have unequal rewards to say more."
+    if gap["low"] > 0:
+        return "."
+    return ", so true advantages hardly help here." if gap["high"] < HARDLY else ", which is within noise."
+
+
 def sentences_of(results: Mapping[str, Any]) -> list[str]:
     """What the results say."""
     samples, reliability = results["samples"], results["truth"]["reliability"]["mean"]
@@ -158,13 +169,14 @@ def sentences_of(results: Mapping[str, Any]) -> list[str]:
     gradients = results["gradients"]
     rows = gradients["methods"]
     true, uniform = rows[TRUE]["cosine"], rows["uniform"]["cosine"]
-    gap, times = true["difference"], worth(rows[TRUE]["share"])
+    gap = true["difference"]
+    times = worth(rows[TRUE]["share"]) if gap["low"] is not None else None
     sentences.append(
         f"Headroom: with the true advantages, the gradient of a batch of {gradients['batch']} groups "
         f"({gradients['completions']} completions) has a cosine of {_told(true)} with the true gradient of the same "
         f"prompts; with uniform credit {_told(uniform)}. The difference is {_told(gap)}"
         + (f", worth {times} times as many completions with uniform credit" if times else "")
-        + ("." if gap["low"] is not None and gap["low"] > 0 else ", so perfect credit may buy nothing here.")
+        + headroom_verdict(gap)
     )
     if concentrated := few_prompts(gradients):
         sentences.append(concentrated)

@@ -197,7 +197,7 @@ def _described(groups: Mapping[tuple[int, int], Sequence[_Scored]], prompts: int
 
 def _notes(config: TrueConfig, scorer: CreditScorer, scored: Sequence[_Scored]) -> list[str]:
     notes = []
-    if config.methods is None and config._credit is None:
+    if config.takes_every_method():
         notes += [f"No {name}: it {reason}." for name, reason in config.served[1].items()]
     for label, method in scorer.methods.items():
         if getattr(method, "reference", "") is None:

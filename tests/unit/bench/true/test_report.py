@@ -87,8 +87,15 @@ def test_what_is_said():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"gradients__methods__true": row(0.62, 0.02)}, "perfect credit may buy nothing here"),
-        ({"gradients__methods__true__cosine__difference": UNKNOWN}, "perfect credit may buy nothing here"),
+        ({"gradients__methods__true": row(0.62, 0.02)}, "with uniform credit, which is within noise."),
+        (
+            {"gradients__methods__true__cosine__difference": {"mean": 0.01, "low": -0.02, "high": 0.04}},
+            "with uniform credit, so true advantages hardly help here.",
+        ),
+        (
+            {"gradients__methods__true__cosine__difference": UNKNOWN},
+            "The difference is - [-, -]: too few prompts have unequal rewards to say more.",
+        ),
         ({"truth__reliability": entry(0.4)}, "More than half of the estimated true advantages' variance is error"),
         ({"truth__reliability": UNKNOWN}, "More than half of the estimated true advantages' variance is error"),
         ({"gradients__effective_prompts": 3.0}, "The true gradient is mostly that of 3 of 64 prompts"),

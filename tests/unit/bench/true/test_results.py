@@ -65,7 +65,9 @@ def valued(prompt, index, reward, values, halves=None):
 
 
 def made(rows, **settings):
-    config = SimpleNamespace(num_generations=2, batch=8, gradients=False, methods=["place"], _credit=None)
+    config = SimpleNamespace(
+        num_generations=2, batch=8, gradients=False, methods=["place"], takes_every_method=lambda: False
+    )
     vars(config).update(settings)
     return results_of(config, scorer := Scorer(), rows, lambda *_: None), scorer
 
