@@ -118,7 +118,7 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     """
     from ..methods.spec import check_spec, read_spec
     from ..recipe.early import check_names, known_fields, refuse_empty_credit, words_of
-    from .plan import check_overrides, listed_methods, parse_seeds, split_method, take_section
+    from .plan import check_overrides, check_own_fields, listed_methods, parse_seeds, split_method, take_section
     from .tuning import check_apart, check_tuned, parse_tuning
 
     words = ["--config", str(arguments.config), *overrides]
@@ -138,6 +138,7 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
         if own is not None and method == own:  # has the recipe's parameters
             continue
         credit, _, _ = split_method(method)
+        check_own_fields(credit, known_fields(fields) or ())
         check_spec(credit)
     seeds = parse_seeds(chosen("seeds", 1))
     tuning = parse_tuning(*map(chosen, ("tune", "tuning_seeds", "tune_by")))

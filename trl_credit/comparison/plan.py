@@ -10,7 +10,7 @@ comparison.json         statistics, shown in comparison.md, comparison.html, cur
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from .._util.settings import AtLeast1, Finite, Seed, check_output_dir, check_val
 from .._util.text import nearest, redact, redact_words
 from .._util.yaml import dump
 from ..methods.spec import read_spec
-from ..methods.table import MIX
+from ..methods.table import MIX, TABLE
 
 
 FORMAT = 1
@@ -201,6 +201,22 @@ def listed_methods(values: Any) -> list[Any]:
     if not isinstance(values, (list, tuple)) or not values:
         raise ValueError("No methods: give --methods NAME ..., or `compare: {methods: [...]}` in the recipe.")
     return list(values)
+
+
+def check_own_fields(credit: Any, known: Collection[str]) -> None:
+    """Raises `ValueError` if a field of the recipe, one of the `known`, stands among a registered method's parameters."""
+    from ..methods.cards import card_of
+
+    if not isinstance(credit, Mapping) or credit.get("method") not in TABLE:
+        return
+    parameters = {parameter.name for parameter in card_of(credit["method"]).parameters}
+    for name, value in credit.items():
+        if name in known and name not in parameters:
+            example = json.dumps({"method": credit["method"], "settings": {name: value}}, default=str)
+            raise ValueError(
+                f"`methods`: `{name}` is a field of the recipe, not a parameter of {credit['method']!r}. For this method "
+                f"only: {example}. To try several values: --tune {name}=VALUE,VALUE,..."
+            )
 
 
 def split_method(value: Any) -> tuple[Any, Any, Any]:

@@ -283,6 +283,11 @@ def test_a_single_seed_is_written_as_a_list(comparison_recipe, tmp_path):
         ([*CONFIG, "gcpoo"], "Unknown credit method 'gcpoo'. Did you mean 'gcpo'?"),
         ([*CONFIG, '{"method": "gcpo", "sharpnes": 3, "label": "x"}'], "has no parameter 'sharpnes'"),
         ([*CONFIG, '{"method": ["gcpo", "otb"], "sharpness": 3, "label": "x"}'], "`sharpness` stands beside a list"),
+        (
+            [*CONFIG, '{"method": "gcpo", "learning_rate": 2.0e-4}'],
+            "`learning_rate` is a field of the recipe, not a parameter of 'gcpo'. For this method only: "
+            '{"method": "gcpo", "settings": {"learning_rate": 0.0002}}. To try several values: --tune learning_rate=VALUE',
+        ),
         ([*CONFIG, "--learning_rat", "1"], "Unknown field `learning_rat` on the command line. Did you mean"),
         (
             [*CONFIG, "--tune", "learning_rat=1,2"],
