@@ -28,7 +28,7 @@ TRIED = (
     *("uniform", "mean_share share=0.5", "mean_share share=0.0", "whole_completion", "otb", "odds others=False"),
     *("odds others=True", "certainty", TRUE, "oracle", "gcpo", "gcpo + otb", "gcpo + certainty"),
 )
-_ELSEWHERE = {label for label in TRIED if label.startswith(("mean_share", "whole", "odds"))}
+_ELSEWHERE = {label for label in TRIED if label.startswith(("mean_share share=0.0", "whole", "odds"))}
 REGIMES = ("plain", "letters", "long", "drift")
 # A second look at what the first ten seeds of a regime showed
 AGAIN = "long_again"
@@ -108,7 +108,7 @@ def worth_rows(results: Path = RESULTS) -> list[str]:
         cells = []
         for methods in found.values():
             row = methods.get(label)
-            text = "\u2013" if row is None else worth(row["share"])
+            text = "\u2013" if row is None else worth(row["share"]) + " (not tested)" * (label == TRUE)
             sure = row is not None and row["cosine"].get("p_holm", 1) < 0.05
             cells.append(f"**{text}**" if sure else text)
         if label != "uniform" and label not in idle | _ELSEWHERE:
@@ -165,24 +165,31 @@ def _tuned_cell(comparison: dict, label: str) -> str:
 
 
 def target_rows(results: Path = RESULTS) -> list[str]:
-    """Updates to the target reward, and the mean reward of the last quarter of the updates."""
+    """Updates to the target reward, and the mean reward of the last quarter of the updates. Bold: different from uniform's
+    beyond noise."""
     found, labels = _tuned(results)
     titles = [
         f"{regime}: updates to {comparison['target_reward']:g} | last quarter" for regime, comparison in found.items()
     ]
     rows = [f"| method | {' | '.join(titles)} |", "|---" * (2 * len(found) + 1) + "|"]
     for label in labels:
-        cells = []
-        for comparison in found.values():
-            method = next((method for method in comparison["methods"] if method["label"] == label), None)
-            if method is None:
-                cells += ["\u2013"] * 2
-                continue
-            updates = method["quantities"]["updates_to_target"]
-            cells.append(f"{updates['mean']:.0f}" if updates["mean"] is not None else f"{updates['median']:.0f}*")
-            cells.append(f"{method['quantities']['last_reward']['mean']:.3f}")
+        cells = [
+            _quantity(comparison, label, quantity, digits)
+            for comparison in found.values()
+            for quantity, digits in (("updates_to_target", 0), ("last_reward", 3))
+        ]
         rows.append(f"| {label} | {' | '.join(cells)} |")
     return rows
+
+
+def _quantity(comparison: dict, label: str, quantity: str, digits: int) -> str:
+    method = next((method for method in comparison["methods"] if method["label"] == label), None)
+    if method is None:
+        return "\u2013"
+    value = method["quantities"][quantity]
+    text = f"{value['mean']:.{digits}f}" if value["mean"] is not None else f"{value['median']:.{digits}f}*"
+    rows = [row for row in comparison["differences"] if (row["label"], row["quantity"]) == (label, quantity)]
+    return f"**{text}**" if any(row["verdict"] != "noise" for row in rows) else text
 
 
 def learning_rows(results: Path = RESULTS) -> list[str]:

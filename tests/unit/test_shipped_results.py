@@ -31,6 +31,7 @@ from shipped import (
 
 from trl_credit.bench.baselines import baselines
 from trl_credit.bench.served import served_methods
+from trl_credit.bench.true.report import sentences_of
 from trl_credit.comparison.plan import parse_methods, read_recipe
 from trl_credit.statistics.paired import paired
 
@@ -134,7 +135,13 @@ def surely(regime: str, label: str) -> int:
 def test_claims_about_the_truth_hold():
     """The sentences about gradients in the summary and the two sections below it."""
     summary, words = (" ".join(part.split()) for part in (TEXT.partition("## Choosing")[0], TEXT))
-    assert all(times(regime, "oracle") > 20 for regime in TRUE_REGIMES)
+    oracle = [true_results(regime)["gradients"]["methods"]["oracle"]["share"] for regime in TRUE_REGIMES]
+    told = [f"{1 / share['mean']:.0f} ({1 / share['high']:.2g} or more)" for share in oracle]
+    assert (
+        f"worth {told[0]} times as many completions with irrelevant letters and {told[1]} times as many without"
+        in summary
+    )
+    assert all(share["low"] <= 0 for share in oracle)
     true = {regime: true_results(regime)["gradients"]["methods"][TRUE]["cosine"] for regime in TRUE_REGIMES}
     assert true["letters"]["difference"]["low"] > 0 > true["plain"]["difference"]["low"]
     assert f"worth {times('letters', TRUE):.1f} times as many where half of the tokens decide nothing" in summary
@@ -145,8 +152,13 @@ def test_claims_about_the_truth_hold():
     assert all(surely(r, label) == 1 for r in TRUE_REGIMES for label in ("certainty", "gcpo + certainty", "oracle"))
     assert f"worth {times('letters', 'gcpo'):.1f} times as many" in summary
     assert (surely("letters", "gcpo"), surely("plain", "gcpo")) == (1, 0)
-    assert f"**OTB helps where all tokens decide** ({times('plain', 'otb'):.0f}, and" in summary
-    assert f"little where half do not ({times('letters', 'otb'):.1f}, and none)" in summary
+    assert f"**OTB helps where all tokens decide**: it is worth {times('plain', 'otb'):.0f} times as many" in summary
+    assert f"decide nothing, it is worth {times('letters', 'otb'):.1f} times as many, and its" in summary
+    alike = [times("letters", label) for label in ("certainty", "mean_share share=0.5", TRUE)]
+    assert "are worth {:.1f}, {:.1f} and {:.1f} times as many completions; in training".format(*alike) in summary
+    for regime in TRUE_REGIMES:
+        found = true_results(regime)
+        assert sentences_of(found) == found["sentences"]
     worse = [times(regime, label) for regime in TRUE_REGIMES for label in ("rlsd", "delta")]
     assert all(surely(regime, label) == -1 for regime in TRUE_REGIMES for label in ("rlsd", "delta"))
     assert f"({min(worse):.2f} to {max(worse):.2f})" in summary
@@ -187,101 +199,162 @@ def test_tuned_results_are_of_the_recipes(regime):
     methods, _ = parse_methods(section["methods"])
     credit = {m["label"]: {k: v for k, v in m["credit"].items() if k != "settings"} for m in comparison["methods"]}
     assert credit == {method.label: method.credit for method in methods}
+    tuned = {m["label"]: m["credit"]["settings"] for m in comparison["methods"]}
+    assert all({*tuned[method.label]} == {*method.settings, "learning_rate"} for method in methods)
+    assert all(method.settings.items() <= tuned[method.label].items() for method in methods)
     assert all(len(m["seeds"]) >= 10 and not m["missing"] for m in comparison["methods"])
     tuning = comparison["tuning"]
     assert tuning["values"] == section["tune"]
+    assert len(tuning["seeds"]) == section["tuning_seeds"]
     assert not {*tuning["seeds"]} & {*comparison["seeds"]}
     assert comparison["ceiling"] == section["ceiling"] == "oracle"
+    assert comparison["target_reward"] == section["target_reward"]
     for name in ("max_steps", "num_generations", "per_device_train_batch_size", "generated_dataset_config"):
         assert comparison["settings"].get(name) == recipe.get(name), name
     command = shlex.split(comparison["command"])
     assert command[:4] == ["trl-credit", "compare", "--config", f"recipes/compare/headroom_{regime}.yaml"]
     assert not re.search(r"/(tmp|work|home|root)/", (RESULTS / f"headroom_{regime}" / "comparison.json").read_text())
+    head = (ROOT / "recipes" / "compare" / f"headroom_{regime}.yaml").read_text().partition("model_name")[0]
+    runs = len(methods) * (section["seeds"] + len(section["tune"]["learning_rate"]) * section["tuning_seeds"])
+    assert f"{runs} runs of about a minute" in head
+
+
+class Tuned:
+    """What one regime's comparison says."""
+
+    def __init__(self, regime: str):
+        self.comparison = tuned_results(regime)
+        self.methods = {m["label"]: m for m in self.comparison["methods"]}
+        self.shares = {row["label"]: row for row in self.comparison["shares"]}
+
+    def row(self, label: str, quantity: str = "mean_reward") -> dict:
+        rows = self.comparison["differences"]
+        (row,) = [row for row in rows if (row["label"], row["quantity"]) == (label, quantity)]
+        return row
+
+    def share(self, label: str, key: str = "share") -> str:
+        return f"{100 * self.shares[label][key]:.0f}"
+
+    def mean(self, label: str, quantity: str) -> float:
+        return self.methods[label]["quantities"][quantity]["mean"]
+
+    def pair(self, one: str, other: str, quantity: str = "mean_reward"):
+        """The paired comparison of a method with one before it."""
+        before, after = (self.methods[label]["quantities"][quantity]["by_seed"] for label in (one, other))
+        return paired([before[seed] for seed in before], [after[seed] for seed in before])
+
+
+def test_claims_about_tuned_methods_in_the_summary_hold():
+    summary = " ".join(TEXT.partition("## Choosing")[0].split())
+    both = letters, plain = Tuned("letters"), Tuned("plain")
+    ranges = ["{} % ({} to {} %)".format(*(r.share("certainty", k) for k in ("share", "low", "high"))) for r in both]
+    assert (
+        f"`certainty` had {ranges[0]} of the oracle's lead over uniform with letters and {ranges[1]} without" in summary
+    )
+    assert "`[gcpo, certainty]` {} % and {} %".format(*(r.share("gcpo + certainty") for r in both)) in summary
+    half = [r.share("half the mean") for r in both]
+    assert f"half the group's mean reward as the baseline of every token had {half[0]} % and {half[1]} %" in summary
+    for regime in both:  # not behind at the end
+        assert regime.pair("certainty", "half the mean", "last_reward").mean > 0
+    above = [f"{letters.row(label)['mean']:.3f}" for label in ("certainty", "half the mean", "true advantages")]
+    assert f"their mean rewards were {above[0]}, {above[1]} and {above[2]} above uniform's" in summary
+    gcpo = [r.row("gcpo") for r in both]
+    assert [row["verdict"] for row in gcpo] == ["noise", "worse"]
+    assert f"its mean reward was {-gcpo[0]['mean']:.3f} below uniform's with letters, which is noise" in summary
+    assert f"and {-gcpo[1]['mean']:.3f} below without (p = {gcpo[1]['p_holm']:.3f})" in summary
+    assert f"and had {plain.share('otb')} % of the oracle's lead" in summary
+    assert [r.row("otb")["verdict"] for r in both] == ["noise", "better"]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"as the baseline of every token, which costs nothing, with {half[0]} and {half[1]} %" in readme
+    assert "with about 60 % of what perfect credit gained" in readme
+    assert all(0.55 < r.shares["certainty"]["share"] < 0.67 for r in both)
 
 
 def test_claims_about_tuned_methods_hold():
     """Of learning with letters and with plain sums, in the page's order."""
-    summary, words = (" ".join(part.split()) for part in (TEXT.partition("## Choosing")[0], TEXT))
-    comparisons = [tuned_results(regime) for regime in ("letters", "plain")]
-
-    def differences(quantity: str) -> list[dict[str, dict]]:
-        rows = [[row for row in comparison["differences"] if row["quantity"] == quantity] for comparison in comparisons]
-        return [{row["label"]: row for row in of_regime} for of_regime in rows]
-
-    def mean(quantity: str, label: str) -> list[float]:
-        rows = [[m for m in comparison["methods"] if m["label"] == label] for comparison in comparisons]
-        return [method["quantities"][quantity]["mean"] for (method,) in rows]
-
-    shares = [{row["label"]: row for row in comparison["shares"]} for comparison in comparisons]
-
-    def percent(label: str, key: str = "share") -> tuple[str, str]:
-        return tuple(f"{100 * of_regime[label][key]:.0f}" for of_regime in shares)
-
-    own, both, half = percent("certainty"), percent("gcpo + certainty"), percent("half the mean")
-    ranges = [f"{own[i]} % ({percent('certainty', 'low')[i]} to {percent('certainty', 'high')[i]} %)" for i in (0, 1)]
-    assert (
-        f"`certainty` had {ranges[0]} of the oracle's lead over uniform with letters and {ranges[1]} without" in summary
-    )
-    assert f"`[gcpo, certainty]` {both[0]} % and {both[1]} %" in summary
-    assert f"as the baseline of every token, {half[0]} % and {half[1]} %" in summary
-    assert f"and {percent('otb')[1]} % of the oracle's lead), and little where half do not" in summary
-
-    found = differences("mean_reward")
-    lead = [f"{of_regime['oracle']['mean']:.3f}" for of_regime in found]
+    words = " ".join(TEXT.split())
+    both = letters, plain = Tuned("letters"), Tuned("plain")
+    lead = [f"{r.row('oracle')['mean']:.3f}" for r in both]
     assert f"the oracle's mean reward is {lead[0]} above uniform's with letters and {lead[1]} without" in words
-    assert f"has {own[0]} and {own[1]} % of it, `[gcpo, certainty]` {both[0]} and {both[1]} %**" in words
-    for label in ("certainty", "gcpo + certainty", "half the mean", "oracle"):
-        assert all(row[label]["verdict"] == "better" and row[label]["p_holm"] < 0.03 for row in found), label
-    assert f"the baseline of every token has {half[0]} and {half[1]} %" in words
-    seeds = [
-        {m["label"]: [*m["quantities"]["mean_reward"]["by_seed"].values()] for m in comparison["methods"]}
-        for comparison in comparisons
-    ]
-    over, same = (paired(of_regime["half the mean"], of_regime["certainty"]) for of_regime in seeds)
-    assert (
-        f"`certainty` is {over.mean:.3f} above it with letters (p = {over.p_value:.3f}, of this one comparison)"
-        in words
+    own, mixed, half = (
+        " and ".join(r.share(label) for r in both) for label in ("certainty", "gcpo + certainty", "half the mean")
     )
+    assert f"has {own} % of it, `[gcpo, certainty]` {mixed} %**, all beyond noise (p below 0.02)" in words
+    for regime in both:
+        rows = [regime.row(label) for label in ("certainty", "gcpo + certainty", "half the mean", "oracle")]
+        assert all(row["verdict"] == "better" and row["p_holm"] < 0.02 for row in rows)
+    assert f"the baseline of every token has {half} %" in words
+    over, same = (r.pair("half the mean", "certainty") for r in both)
+    assert f"`certainty` is {over.mean:.3f} above it, which is not established: p is {over.p_value:.3f}" in words
     assert abs(same.mean) < 0.001
     assert same.p_value > 0.5
-    assert [row["otb"]["verdict"] for row in found] == ["noise", "better"]
-    assert f"**OTB has {percent('otb')[1]} % where every token decides**" in words
-    none = [found[0]["gcpo"], *(row["true advantages"] for row in found)]
-    assert all(row["verdict"] == "noise" for row in none)
-    widths = [row["half_width"] for row in (*none, found[1]["gcpo"])]
-    assert f"which see differences from {min(widths):.3f} to {max(widths):.3f}." in words
-    assert found[1]["gcpo"]["verdict"] == "worse"
-    assert "{:.3f} below uniform (p = {:.3f})".format(-found[1]["gcpo"]["mean"], found[1]["gcpo"]["p_holm"]) in words
-    assert abs(found[1]["uniform unscaled"]["mean"]) < 0.002
+    assert f"**OTB has {plain.share('otb')} % where every token decides.**" in words
+    assert [r.row("otb")["verdict"] for r in both] == ["noise", "better"]
+    assert all(r.row("true advantages")["verdict"] == "noise" for r in both)
+    over = letters.pair("true advantages", "certainty")
+    assert f"`certainty` is {over.mean:.3f} better than they are with letters (p = {over.p_value:.3f})" in words
     lengths = []
-    for comparison in comparisons:
-        (note,) = [note for note in comparison["notes"] if note.startswith("Gradients, relative to uniform's")]
+    for regime in both:
+        (note,) = [n for n in regime.comparison["notes"] if n.startswith("Gradients, relative to uniform's")]
         lengths += re.findall(r"gcpo ([\d.]+) times as long, (\d+) % cut", note)
-        gcpo = next(m for m in comparison["methods"] if m["label"] == "gcpo")
-        assert gcpo["credit"]["settings"]["learning_rate"] == min(comparison["tuning"]["values"]["learning_rate"])
-    assert [length for length, _ in lengths] == ["2.3", "2.3"]
-    assert "so {} and {} % of its updates were cut".format(*(cut for _, cut in lengths)) in words
-
-    assert {comparison["window"] for comparison in comparisons} == {6}
-    updates = [mean("updates_to_target", label) for label in ("certainty", "uniform")]
-    fewer = [f"{100 * (1 - own / uniform):.0f}" for own, uniform in zip(*updates, strict=True)]
-    p = [f"{row['certainty']['p_holm']:.3f}" for row in differences("updates_to_target")]
-    assert f"`certainty` needs {fewer[0]} % fewer updates than uniform with letters and {fewer[1]} % fewer" in words
-    assert f"fewer without (p = {p[0]} and {p[1]})" in words
-    last = differences("last_reward")
-    assert [row["certainty"]["verdict"] for row in last] == ["better", "noise"]
+    assert {length for length, _ in lengths} == {"2.3"}
     assert (
-        "it is {:.3f} ahead with letters (p = {:.3f}); without, {:.3f}, which is noise".format(
-            last[0]["certainty"]["mean"], last[0]["certainty"]["p_holm"], last[1]["certainty"]["mean"]
+        "gradients are 2.3 times as long** as uniform's, so {} and {} % of its updates".format(
+            *(cut for _, cut in lengths)
         )
         in words
     )
-    assert "lead in the last quarter is {:.3f} and {:.3f}.".format(*(row["oracle"]["mean"] for row in last)) in words
+    gcpo = plain.row("gcpo")
+    assert f"it was {-gcpo['mean']:.3f} below uniform (p = {gcpo['p_holm']:.3f})" in words
+    assert abs(plain.row("uniform unscaled")["mean"]) < 0.002
+    least = [
+        {
+            label
+            for label, method in r.methods.items()
+            if method["credit"]["settings"]["learning_rate"] == min(r.comparison["tuning"]["values"]["learning_rate"])
+        }
+        for r in both
+    ]
+    assert least == [{"gcpo", "gcpo + certainty", "half the mean"}, {"gcpo"}]
+    assert "for GCPO in both regimes, and with letters for `[gcpo, certainty]` and half the mean" in words
 
+
+def test_claims_about_how_soon_and_how_far_hold():
+    words = " ".join(TEXT.split())
+    both = letters, plain = Tuned("letters"), Tuned("plain")
+    assert {r.comparison["window"] for r in both} == {6}
+
+    def fewer(regime: Tuned, label: str) -> str:
+        own, uniform = (regime.mean(name, "updates_to_target") for name in (label, "uniform"))
+        return f"{100 * (1 - own / uniform):.0f} %"
+
+    p = [f"{r.row('certainty', 'updates_to_target')['p_holm']:.3f}" for r in both]
+    assert (
+        f"`certainty` needs {fewer(letters, 'certainty')} fewer updates than uniform with letters and "
+        f"{fewer(plain, 'certainty')} fewer without (p = {p[0]} and {p[1]}), half the mean {fewer(plain, 'half the mean')} "
+        f"fewer without (p = {plain.row('half the mean', 'updates_to_target')['p_holm']:.3f})"
+    ) in words
+
+    def ahead(label: str) -> list[str]:
+        rows = [r.row(label, "last_reward") for r in both]
+        return ["{mean:.3f} ({low:.3f} to {high:.3f})".format(**row).replace("-", "\u2212") for row in rows]
+
+    own, half = ahead("certainty"), ahead("half the mean")
+    assert f"At the end, `certainty` is {own[0]} above uniform with letters and {own[1]} without" in words
+    assert f"half the mean {half[0]} and {half[1]}, the oracle" in words
+    assert "the oracle {:.3f} and {:.3f}.".format(*(r.row("oracle", "last_reward")["mean"] for r in both)) in words
+    assert all(r.pair("certainty", "half the mean", "last_reward").mean > 0 for r in both)
+
+
+def test_claims_of_the_page_of_certainty_hold():
     page = " ".join(CERTAINTY.split())
-    assert f"`certainty` has {own[0]} and {own[1]} % of the oracle's lead over uniform" in page
-    assert f"half the mean {half[0]} and {half[1]} %, and OTB {percent('otb')[1]} % without letters" in page
-    assert f"`[gcpo, certainty]` has {both[0]} and {both[1]} %" in page
+    both = _, plain = Tuned("letters"), Tuned("plain")
+    own, mixed, half = (
+        " and ".join(r.share(label) for r in both) for label in ("certainty", "gcpo + certainty", "half the mean")
+    )
+    assert f"`certainty` has {own} % of the oracle's lead over uniform" in page
+    assert f"half the mean {half} %, and OTB {plain.share('otb')} % without letters" in page
+    assert f"`[gcpo, certainty]` has {mixed} %" in page
 
 
 def test_claims_about_where_credit_goes_hold():

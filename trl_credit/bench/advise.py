@@ -11,6 +11,7 @@ true one. Recommends a method only if the data carry it. Options are those of `t
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from .true import cli
 
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.main(argv, PROGRAM, __doc__, show_advice, "AdviceConfig")
 
 
-def show_advice(results: dict, folder: Path) -> None:
+def show_advice(results: dict, config: Any) -> None:
     """Prints the advice, and writes it to advice.json and advice.md."""
     import json
 
@@ -39,9 +40,7 @@ def show_advice(results: dict, folder: Path) -> None:
     from .._util.text import safe, safe_text
     from .true.advice import advise
 
-    advice = advise(results)
-    if advice.method in (None, "uniform") and (folder / "values.parquet").is_file():
-        advice.next.append(f"Other methods on the same samples: `{PROGRAM} --values {folder} --methods ...`.")
+    advice, folder = advise(results, str(config.values or config.output_dir)), Path(config.output_dir)
     write_atomically(folder / "advice.json", [json.dumps(advice.to_dict(), indent=2) + "\n"])
     console = Console(highlight=False)
     console.print(safe_text(safe(advice.headline), "bold"))

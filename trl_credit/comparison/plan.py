@@ -207,11 +207,14 @@ def check_own_fields(credit: Any, known: Collection[str]) -> None:
     """Raises `ValueError` if a field of the recipe, one of the `known`, stands among a registered method's parameters."""
     from ..methods.cards import card_of
 
-    if not isinstance(credit, Mapping) or credit.get("method") not in TABLE:
+    if isinstance(credit, (list, tuple)):
+        for part in credit:
+            check_own_fields(part, known)
+    if not isinstance(credit, Mapping) or not isinstance(credit.get("method"), str) or credit["method"] not in TABLE:
         return
     parameters = {parameter.name for parameter in card_of(credit["method"]).parameters}
     for name, value in credit.items():
-        if name in known and name not in parameters:
+        if name in known and name not in (*parameters, *_VARIED, *_DECIDED, *_COMMON):
             example = json.dumps({"method": credit["method"], "settings": {name: value}}, default=str)
             raise ValueError(
                 f"`methods`: `{name}` is a field of the recipe, not a parameter of {credit['method']!r}. For this method "

@@ -79,6 +79,8 @@ class CreditMethod(ABC):
             regrouped nor left out.
         watches_length: True if the method is known to shorten completions; the run then warns if they shrink.
         on_its_own: The reason the method cannot be part of a list; empty if it can.
+        when_uniform, then_equals: What a warning says of a run in which the method had no effect ([`is_uniform`]), and what
+            such a run is.
         policies: Kinds of policy for which it makes sense, see [`Signal`].
         rollout_needs: What the rollout stage reads of the policy that generated: `"logps"`, `"sum_squared_probs"`,
             `"hidden_states"`. Any of them costs one forward per generation batch, of the completions that it reads
@@ -98,6 +100,8 @@ class CreditMethod(ABC):
     reads_batch: ClassVar[bool] = False
     watches_length: ClassVar[bool] = False
     on_its_own: ClassVar[str] = ""
+    when_uniform: ClassVar[str] = "weights were effectively uniform"
+    then_equals: ClassVar[str] = "plain GRPO"
     policies: ClassVar[tuple[str, ...]] = ("tokens", "steps")
     rollout_needs: ClassVar[tuple[str, ...]] = ()
 

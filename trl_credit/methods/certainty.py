@@ -104,6 +104,8 @@ class Certainty(TokenBaseline):
         "A completion with a NaN or infinite probability is in no regression and gets its sequence advantage.",
     )
     rollout_needs = ("logps", "sum_squared_probs")
+    when_uniform = "every token's baseline was the mean of its group"
+    then_equals = "GRPO without the division by the standard deviation"
 
     def validate(self) -> None:
         self.require(self.prior > 0 and math.isfinite(self.prior), "prior", "a finite number > 0")

@@ -18,6 +18,7 @@ PATIENCE = 20
 LENGTH_BATCHES, SHORT = 10, 0.5
 # What shows a collapse, and its name
 _MEASURES = {
+    "credit/baseline_change": "mean change of the baseline's share",
     "credit/effective_fraction": "effective token fraction",
     "credit/advantage_change": "mean change of the advantage",
 }
@@ -27,7 +28,9 @@ class CollapseWatches:
     """Watches each of the methods that a credit method is made of ([`~trl_credit.CreditMethod.components`])."""
 
     def __init__(self, method: CreditMethod):
-        self._watches = {label: CollapseWatch(part) for label, part in method.components().items()}
+        self._watches = {
+            label: CollapseWatch(part, part_of_list=bool(label)) for label, part in method.components().items()
+        }
 
     def see(self, update: int, metrics: Mapping[str, float], inputs: CreditInputs) -> None:
         """Records a micro-batch; see [`CollapseWatch.see`]."""
@@ -62,8 +65,9 @@ class CollapseWatch:
     counted when the next update starts.
     """
 
-    def __init__(self, method: CreditMethod, patience: int = PATIENCE):
+    def __init__(self, method: CreditMethod, patience: int = PATIENCE, part_of_list: bool = False):
         self.method = method
+        self._part_of_list = part_of_list
         self._patience = patience
         self._warned = False
         self._streak = 0
@@ -87,11 +91,8 @@ class CollapseWatch:
             self._end_update()
             self._update, self._uniform = update, True
         self._uniform &= uniform
-        self._measured = next(
-            f"{text} {metrics[name]:.4f}"
-            for name, text in _MEASURES.items()
-            if not math.isnan(metrics.get(name, math.nan))
-        )
+        measured = [name for name in _MEASURES if not math.isnan(metrics.get(name, math.nan))]
+        self._measured = f"{_MEASURES[measured[0]]} {metrics[measured[0]]:.4f}" if measured else "by its own metrics"
         if uniform and inputs.mask.any():  # not the placeholder of a process without completions
             self._inputs = inputs
 
@@ -102,14 +103,13 @@ class CollapseWatch:
         if self._streak < self._patience:
             return
         self._warned = True
-        own = self.method.own_advantages
         logger.warning(
-            "Credit method %r: %s for %d updates%s: this run is plain GRPO%s.%s",
+            "Credit method %r: %s for %d updates (%s): %s.%s",
             self.method.name,
-            "all tokens of a completion had one advantage" if own else "weights were effectively uniform",
+            self.method.when_uniform,
             self._patience,
-            "" if own else f" ({self._measured})",  # which measures the division by the standard deviation here
-            " without the division by the standard deviation" if own else "",
+            self._measured,
+            "this method of the list has no effect" if self._part_of_list else f"this run is {self.method.then_equals}",
             f" What to change: {self.method.remedy(self._inputs)}" if self._inputs is not None else "",
         )
         self._inputs = None

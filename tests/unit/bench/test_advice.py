@@ -66,13 +66,19 @@ NOBODY = {"gradients__methods__otb": row(0.9, 0.08, 0.06), "gradients__methods__
 
 
 def test_no_headroom_and_no_knowledge_are_told_apart():
-    none = advise(changed(RESULTS, gradients__methods__true=row(0.83, 0.01, half=0.02), **NOBODY))
+    small = row(0.83, 0.01, half=0.02) | {"share": {"mean": 0.93, "stderr": 0.02, "low": 0.88, "high": 1.02}}
+    none = advise(changed(RESULTS, gradients__methods__true=small, **NOBODY), "out put")
     assert none.method == "uniform"
     assert none.headline == (
         "Train with `uniform`: none of gcpo, otb, dgpo is better beyond noise, and even true advantages would hardly change "
         "the updates."
     )
+    assert "Other methods on the same samples: `trl-credit advise --values 'out put' --methods" in none.next[0]
     unknown = advise(changed(RESULTS, gradients__methods__true=row(0.92, 0.1, half=0.2), **NOBODY))
+    assert [text.split(":")[0] for text in unknown.next] == ["Raise `num_prompts`"]
+    # A cosine near 0 may be close to uniform's and worth several times as many completions
+    few = advise(changed(RESULTS, gradients__methods__true=row(0.08, 0.03, half=0.04), **NOBODY))
+    assert few.method is None
     assert unknown.method is None
     assert "none of gcpo, otb, dgpo is better beyond noise, nor are true advantages" in unknown.headline
     for advice in (none, unknown):
@@ -83,6 +89,21 @@ def test_no_headroom_and_no_knowledge_are_told_apart():
 def test_a_method_may_be_better_than_perfect_credit(headroom):
     """Whose baseline need not have the least variance."""
     assert advise(changed(RESULTS, gradients__methods__true=headroom)).method == "otb"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        (("gcpo", "otb", "dgpo"), "No recommendation: no method was scored beside the controls"),
+        (("otb", "dgpo"), "there is headroom, but gcpo is not better beyond noise"),
+    ],
+)
+def test_few_methods(left_out, said):
+    results = changed(RESULTS, **NOBODY)
+    results["gradients"]["methods"] = {
+        label: row for label, row in results["gradients"]["methods"].items() if label not in left_out
+    }
+    assert said in advise(results).headline
 
 
 def test_headroom_that_nobody_captures():

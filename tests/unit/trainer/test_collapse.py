@@ -114,15 +114,33 @@ def test_remedies():
     assert "trl-credit methods" in build_credit("uniform").remedy(seen)
 
 
-def test_advantages_that_are_one_for_all_tokens_are_told_without_weights(caplog):
-    """Their distance from the sequence's advantage is the division by its standard deviation, and says nothing."""
-    watcher = CollapseWatch(build_credit("certainty"), 2)
+@pytest.mark.parametrize(
+    ("part", "end"),
+    [
+        (False, "this run is GRPO without the division by the standard deviation."),
+        (True, "this method of the list has no effect."),
+    ],
+)
+def test_a_method_says_what_a_run_without_its_effect_is(part, end, caplog):
+    watcher = CollapseWatch(build_credit("certainty"), 2, part_of_list=part)
     for update in range(4):
-        seen = {"credit/advantage_change": 0.4, "credit/baseline_change": 0.0}
-        watcher.see(update, seen, inputs())
+        watcher.see(update, {"credit/advantage_change": 0.4, "credit/baseline_change": 0.0}, inputs())
     (message,) = [record.getMessage() for record in caplog.records]
     assert (
-        "'certainty': all tokens of a completion had one advantage for 2 updates: this run is plain GRPO without"
-        in message
-    )
-    assert "without the division by the standard deviation. What to change: theta comes from other groups" in message
+        "Credit method 'certainty': every token's baseline was the mean of its group for 2 updates (mean change of the "
+        f"baseline's share 0.0000): {end} What to change: theta comes from other groups"
+    ) in message
+
+
+def test_a_measure_need_not_be_known(caplog):
+    """A method of one's own may judge by a metric of its own."""
+
+    class Own(type(build_credit("certainty"))):
+        def is_uniform(self, metrics):
+            return metrics["credit/mine"] < 1
+
+    watcher = CollapseWatch(Own(), 1)
+    for update in range(3):
+        watcher.see(update, {"credit/mine": 0.0}, inputs())
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "(by its own metrics)" in message

@@ -1,12 +1,13 @@
 """What the true advantages say to somebody who has to choose a credit method: a recommendation, or why there is none."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .gradients import TRUE
-from .report import HARDLY, few_prompts, worth
+from .report import few_prompts, hardly, worth
 
 
 ALPHA = 0.05
@@ -41,8 +42,13 @@ class Advice:
         return asdict(self)
 
 
-def advise(results: Mapping[str, Any]) -> Advice:
-    """Makes a recommendation from the contents of bench_true.json."""
+def advise(results: Mapping[str, Any], samples_in: str | None = None) -> Advice:
+    """Makes a recommendation from the contents of bench_true.json.
+
+    Args:
+        results: The contents.
+        samples_in: The folder of the samples, on which other methods can be scored.
+    """
     samples, truth = results["samples"], results["truth"]
     mixed, prompts = samples["mixed_groups"], samples["prompts"]
     reasons = [
@@ -71,10 +77,12 @@ def advise(results: Mapping[str, Any]) -> Advice:
         lacking.append(f"the true gradient is mostly that of {effective:.0f} prompts (raise `num_prompts`)")
     if lacking:
         return Advice(None, f"No recommendation: {'; '.join(lacking)}.", reasons)
-    return _from_gradients(results, rows, reasons)
+    return _from_gradients(results, rows, reasons, samples_in)
 
 
-def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], reasons: list[str]) -> Advice:
+def _from_gradients(
+    results: Mapping[str, Any], rows: Mapping[str, Mapping], reasons: list[str], samples: str | None
+) -> Advice:
     gradients, collapsed = results["gradients"], results.get("uniform_in_effect", {})
     gap, uniform = rows[TRUE]["cosine"]["difference"], rows["uniform"]["cosine"]["mean"]
     perfect = worth(rows[TRUE]["share"])
@@ -94,7 +102,8 @@ def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], rea
     times = f", worth {perfect} times as many completions with uniform credit" if perfect else ""
     reasons.append(
         f"With true advantages, the gradient of {gradients['completions']} completions has a cosine with the true gradient "
-        f"that differs from uniform's ({uniform:.3f}) by {told}{times}. They are no bound: a better baseline may gain more."
+        f"that differs from uniform's ({uniform:.3f}) by {told}{times}. True advantages are no upper bound: a better "
+        "baseline may gain more."
     )
     tested = {label: row for label, row in rows.items() if row["cosine"].get("p_holm") is not None}
     candidates = {k: row for k, row in tested.items() if k not in results["baselines"]}
@@ -112,23 +121,29 @@ def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], rea
         )
     if worse:
         cautions.insert(0, f"Worse than uniform beyond noise: {_listed(worse)}.")
-    none = f"none of {_listed([*candidates])} is better beyond noise" if candidates else "no other method was scored"
+    if not candidates:
+        head = "No recommendation: no method was scored beside the controls (`methods`)."
+        return Advice(None, head, reasons, cautions)
     if not better:
+        none = f"none of {_listed([*candidates])} is" if len(candidates) > 1 else f"{_listed([*candidates])} is not"
+        none += " better beyond noise"
+        more = [] if samples is None else [_other_methods(samples)]
         if gap["low"] <= 0:
-            small = gap["high"] < HARDLY
+            small = hardly(rows[TRUE]["share"])
             head = (
                 f"Train with `uniform`: {none}, and even true advantages would hardly change the updates."
                 if small
                 else f"No recommendation: {none}, nor are true advantages. Until one is, train with `uniform`."
             )
-            more = [] if small else ["Raise `num_prompts`: the interval shrinks with its root."]
+            if not small:
+                more = ["Raise `num_prompts`: the interval shrinks with its root.", *more]
             return Advice("uniform" if small else None, head, reasons, cautions, more)
         return Advice(
             "uniform",
             f"Train with `uniform`: there is headroom, but {none}.",
             reasons,
             cautions,
-            ["Look at a page of `trl-credit inspect`: parameters may be off, such as GCPO's `negative_prompt`."],
+            ["Look at a page of `trl-credit inspect`: parameters may be off, such as GCPO's `negative_prompt`.", *more],
         )
     better.sort(key=lambda label: -rows[label]["cosine"]["mean"])
     best = better[0]
@@ -149,6 +164,14 @@ def _from_gradients(results: Mapping[str, Any], rows: Mapping[str, Mapping], rea
             f"Confirm it: `trl-credit compare RECIPE --methods uniform {_word(best, results)} --tune learning_rate=... "
             "--seeds 10`."
         ],
+    )
+
+
+def _other_methods(samples: str) -> str:
+    folder = shlex.quote(samples)
+    return (
+        f"Other methods on the same samples: `trl-credit advise --values {folder} --methods ... --output_dir ...`. "
+        "One that is found so has to be confirmed with another `seed`."
     )
 
 

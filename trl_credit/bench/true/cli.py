@@ -31,8 +31,8 @@ def main(
     argv: list[str],
     program: str = PROGRAM,
     description: str | None = __doc__,
-    then: Callable[[dict[str, Any], Path], None] = lambda results, folder: None,
-    config: str = "TrueConfig",
+    then: Callable[[dict[str, Any], Any], None] = lambda results, config: None,
+    settings_class: str = "TrueConfig",
 ) -> None:
     """Runs the command. Exits with 2 for bad settings, data or models, and with 1 if the backend cannot continue.
 
@@ -40,8 +40,8 @@ def main(
         argv: The command line's words.
         program: Name of the command.
         description: Its help.
-        then: Called with the results and their folder.
-        config: The class of its settings, in `config.py`, which is imported once the command is known to run.
+        then: Called with the results and the settings.
+        settings_class: Name of the settings' class in `config.py`, which is not imported for `--help`.
     """
     argv = with_file_named(argv)
     prepare_terminal()
@@ -53,7 +53,7 @@ def main(
     from ...evaluation.backends.base import BackendError
     from ...extras.reward_guard import reported
     from ...recipe.names import parameter_hint
-    from . import config as configs
+    from . import config as module
     from .report import show
     from .run import run
 
@@ -61,12 +61,12 @@ def main(
     start = time.perf_counter()
     try:
         # Every setting has a default
-        settings = getattr(configs, config)
+        settings = getattr(module, settings_class)
         argv = _with_recipe(argv) or ["--output_dir", settings.output_dir]
         (config,) = parse_arguments(
             argv, (settings,), program, description, hint=partial(parameter_hint, field="methods")
         )
-        if config.model == configs.EMBEDDED:
+        if config.model == module.EMBEDDED:
             import torch
 
             torch.set_num_threads(1)  # fastest for such a small model
@@ -82,7 +82,7 @@ def main(
         + ("" if config.values else "groups.parquet, values.parquet, ")
         + f"after {time.perf_counter() - start:.0f} s."
     )
-    then(results, Path(config.output_dir))
+    then(results, config)
 
 
 def _fail(error: BaseException, code: int, program: str) -> None:

@@ -31,7 +31,19 @@ _SAMPLED = (
     *("recipe", "dataset_name", "dataset_train_split", "generated_dataset_config", "problem_column", "answer_column"),
     *("answer_match", "system_prompt", "prompt_template", "plain_prompts", "reward_funcs", "reward_weights"),
     *("max_completion_length", "temperature", "chat_template_kwargs", "style", "num_prompts", "num_generations"),
-    *("every", "least", "most", "stderr", "certain", "base_url", "served_model", "batch_size", "quick"),
+    *(
+        "every",
+        "least",
+        "most",
+        "stderr",
+        "certain",
+        "bookkeeping",
+        "backend",
+        "base_url",
+        "served_model",
+        "batch_size",
+    ),
+    "quick",
 )
 # Settings that are stored beside the samples, for scoring them again
 KEPT = ("model", "temperature", "chat_template_kwargs", "max_completion_length", "dtype", "trust_remote_code", "seed")

@@ -24,8 +24,8 @@ LEGEND = (
 
 # With fewer effective prompts than this, a cosine's interval is too narrow: it held 71 % of the time in simulations with 19
 FEW_EFFECTIVE = 25
-# A cosine that is certainly closer to uniform's than this is no different in effect
-HARDLY = 0.05
+# Worth no more times as many completions than this, with its interval, is no gain that anybody would notice
+HARDLY = 1.2
 # Larger numbers of completions are not told: they are noise
 MOST_TOLD = 1000
 
@@ -141,13 +141,9 @@ def few_prompts(gradients: Mapping[str, Any]) -> str | None:
     )
 
 
-def headroom_verdict(gap: Mapping[str, Any]) -> str:
-    """The end of the sentence that tells the difference of the true advantages' cosine from uniform's."""
-    if gap["low"] is None:
-        return ": too few prompts have unequal rewards to say more."
-    if gap["low"] > 0:
-        return "."
-    return ", so true advantages hardly help here." if gap["high"] < HARDLY else ", which is within noise."
+def hardly(share: Mapping[str, Any]) -> bool:
+    """True if a method is worth hardly more completions than uniform credit ([`worth`]), whatever the noise."""
+    return share["low"] is not None and share["low"] * HARDLY > 1
 
 
 def sentences_of(results: Mapping[str, Any]) -> list[str]:
@@ -169,15 +165,18 @@ def sentences_of(results: Mapping[str, Any]) -> list[str]:
     gradients = results["gradients"]
     rows = gradients["methods"]
     true, uniform = rows[TRUE]["cosine"], rows["uniform"]["cosine"]
-    gap = true["difference"]
-    times = worth(rows[TRUE]["share"]) if gap["low"] is not None else None
-    sentences.append(
-        f"Headroom: with the true advantages, the gradient of a batch of {gradients['batch']} groups "
-        f"({gradients['completions']} completions) has a cosine of {_told(true)} with the true gradient of the same "
-        f"prompts; with uniform credit {_told(uniform)}. The difference is {_told(gap)}"
-        + (f", worth {times} times as many completions with uniform credit" if times else "")
-        + headroom_verdict(gap)
-    )
+    gap, share = true["difference"], rows[TRUE]["share"]
+    if gap["low"] is None:
+        sentences.append("Headroom: unknown, as too few prompts have unequal rewards.")
+    else:
+        times = worth(share)
+        sentences.append(
+            f"Headroom: with the true advantages, the gradient of a batch of {gradients['batch']} groups "
+            f"({gradients['completions']} completions) has a cosine of {_told(true)} with the true gradient of the same "
+            f"prompts; with uniform credit {_told(uniform)}. The difference is {_told(gap)}"
+            + (f", worth {times} times as many completions with uniform credit" if times else "")
+            + ("." if gap["low"] > 0 else ", which is hardly any." if hardly(share) else ", which is within noise.")
+        )
     if concentrated := few_prompts(gradients):
         sentences.append(concentrated)
     tested = {label: row["cosine"] for label, row in rows.items() if row["cosine"].get("p_holm") is not None}

@@ -50,7 +50,7 @@ def results_of(config: TrueConfig, scorer: CreditScorer, rows: Sequence[Valued],
         progress: Called with what is made, how many are done, and of how many.
     """
     progress("completions scored", 0, len(rows))
-    groups = _scored(scorer, _grouped(rows, config.num_generations), config.batch)
+    groups, uniform = _scored(scorer, _grouped(rows, config.num_generations), config.batch)
     scored = [one for group in groups.values() for one in group]
     prompts = {number: place for place, number in enumerate(dict.fromkeys(number for number, _ in groups))}
     labels = [label for label in scorer.methods if all(label in one.record.token_advantages for one in scored)]
@@ -70,7 +70,7 @@ def results_of(config: TrueConfig, scorer: CreditScorer, rows: Sequence[Valued],
         "methods": {label: scorer.methods[label].to_dict() for label in labels},
         "baselines": trivial,
         "uniform_in_effect": {
-            label: advice for label, advice in scorer.advice.items() if not is_trivial(scorer.methods[label])
+            label: advice for label, advice in uniform.items() if not is_trivial(scorer.methods[label])
         },
         "samples": _described(groups, len(prompts)),
         "truth": {name: interval_of(float(once[name]), without[name]) for name in _OF_TRUTH},
@@ -100,10 +100,10 @@ def _group(rows: Sequence[Valued | _Scored]) -> Group:
     )
 
 
-def _scored(scorer: CreditScorer, groups: _Groups, batch: int) -> _Groups:
+def _scored(scorer: CreditScorer, groups: _Groups, batch: int) -> tuple[_Groups, dict[str, str]]:
     """Scores batches of groups, the first ones of prompts and the second ones apart: some methods compare all completions of
-    a batch."""
-    records = {}
+    a batch. Also returns what to change of the methods that were uniform in effect in every batch with unequal rewards."""
+    records, advice = {}, []
     for side in sorted({side for _, side in groups}):
         keys = [key for key in groups if key[1] == side]
         for start in range(0, len(keys), batch):
@@ -111,13 +111,19 @@ def _scored(scorer: CreditScorer, groups: _Groups, batch: int) -> _Groups:
             records |= zip(
                 part, score_groups(scorer, [_group(groups[key]) for key in part], one_batch=True), strict=True
             )
-    return {
+            if any(len({row.sample.reward for row in groups[key]}) > 1 for key in part):
+                advice.append(dict(scorer.advice))
+    found = {
         key: [
             _Scored(*row, record, _known(row.values, record.mask))
             for row, record in zip(rows, records[key], strict=True)
         ]
         for key, rows in groups.items()
     }
+    always = (
+        {label: text for label, text in advice[-1].items() if all(label in each for each in advice)} if advice else {}
+    )
+    return found, always
 
 
 def _known(values: SampleValues, mask: np.ndarray) -> np.ndarray:
@@ -198,7 +204,8 @@ def _described(groups: Mapping[tuple[int, int], Sequence[_Scored]], prompts: int
 def _notes(config: TrueConfig, scorer: CreditScorer, scored: Sequence[_Scored]) -> list[str]:
     notes = []
     if config.takes_every_method():
-        notes += [f"No {name}: it {reason}." for name, reason in config.served[1].items()]
+        scored_names = {method.name for method in scorer.methods.values()}
+        notes += [f"No {name}: it {reason}." for name, reason in config.served[1].items() if name not in scored_names]
     for label, method in scorer.methods.items():
         if getattr(method, "reference", "") is None:
             notes.append(

@@ -17,12 +17,13 @@ class Scorer:
 
     def __init__(self):
         self.methods = {"place": build_credit("gcpo"), "uniform": Uniform()}
-        self.advice = {"place": "set it.", "uniform": "nothing"}
+        self.given = [{"place": "set it.", "uniform": "nothing"}]
         self.calls = []
 
     def score(self, completions, one_batch):
         assert one_batch
         self.calls.append(completions)
+        self.advice = dict(self.given[min(len(self.calls), len(self.given)) - 1])
         return [self.record(completion) for completion in completions]
 
     def record(self, completion):
@@ -64,12 +65,14 @@ def valued(prompt, index, reward, values, halves=None):
     )
 
 
-def made(rows, **settings):
+def made(rows, given=None, **settings):
     config = SimpleNamespace(
         num_generations=2, batch=8, gradients=False, methods=["place"], takes_every_method=lambda: False
     )
     vars(config).update(settings)
-    return results_of(config, scorer := Scorer(), rows, lambda *_: None), scorer
+    scorer = Scorer()
+    scorer.given = given or scorer.given
+    return results_of(config, scorer, rows, lambda *_: None), scorer
 
 
 ROWS = [
@@ -104,6 +107,21 @@ def test_groups_are_those_of_a_prompt_s_samples():
     assert samples["continuations"] == 40
     assert results["baselines"] == ["uniform"]
     assert results["uniform_in_effect"] == {"place": "set it."}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([{"place": "first"}, {}, {"place": "last"}], {"place": "first"}),  # the second batch has equal rewards
+        ([{}, {"place": "equal rewards"}, {}], {}),
+        ([{"place": "first"}, {"place": "last"}], {"place": "first"}),
+    ],
+)
+def test_a_method_is_uniform_in_effect_if_it_is_in_every_batch_that_counts(given, expected):
+    rows = [*ROWS[:2], *ROWS[2:4], valued(8, 0, 0.0, [0.5, 0.5, 0.0]), valued(8, 1, 0.0, [0.5, 0.5, 0.0])]
+    assert made(rows, given, batch=1)[0]["uniform_in_effect"] == expected
+    mixed = [*ROWS[:2], valued(8, 0, 0.0, [0.5, 0.5, 0.0]), valued(8, 1, 1.0, [0.5, 0.5, 1.0])]
+    assert made(mixed, [{"place": "first"}, {}], batch=1)[0]["uniform_in_effect"] == {}
 
 
 def test_tokens_that_count():
