@@ -252,9 +252,21 @@ def test_claims_about_tuned_methods_in_the_summary_hold():
         f"`certainty` had {ranges[0]} of the oracle's lead over uniform with letters and {ranges[1]} without" in summary
     )
     assert "`[gcpo, certainty]` {} % and {} %".format(*(r.share("gcpo + certainty") for r in both)) in summary
-    half = [r.share("half the mean") for r in both]
+    small = Tuned("small")
+    assert (
+        "In batches of two prompts they had {} % and {} %".format(
+            *(small.share(label) for label in ("certainty", "gcpo + certainty"))
+        )
+        in summary
+    )
+    half = [r.share("half the mean") for r in (*both, small)]
+    ahead = small.pair("certainty", "half the mean")
+    assert ahead.mean > 0
+    assert (
+        f"and {half[2]} % in small batches, where it was ahead of `certainty` (p = {ahead.p_value:.3f}). At the end of the runs"
+    ) in summary
     assert f"half the group's mean reward as the baseline of every token had {half[0]} % and {half[1]} %" in summary
-    for regime in both:  # not behind at the end
+    for regime in (*both, small):  # never behind at the end
         assert regime.pair("certainty", "half the mean", "last_reward").mean > 0
     above = [f"{letters.row(label)['mean']:.3f}" for label in ("certainty", "half the mean", "true advantages")]
     assert f"their mean rewards were {above[0]}, {above[1]} and {above[2]} above uniform's" in summary
@@ -262,12 +274,18 @@ def test_claims_about_tuned_methods_in_the_summary_hold():
     assert [row["verdict"] for row in gcpo] == ["noise", "worse"]
     assert f"its mean reward was {-gcpo[0]['mean']:.3f} below uniform's with letters, which is noise" in summary
     assert f"and {-gcpo[1]['mean']:.3f} below without (p = {gcpo[1]['p_holm']:.3f})" in summary
+    gcpo = small.row("gcpo")
+    assert gcpo["verdict"] == "noise"
+    assert f"In small batches it was {gcpo['mean']:.3f} above, which is noise" in summary
     assert f"and had {plain.share('otb')} % of the oracle's lead" in summary
     assert [r.row("otb")["verdict"] for r in both] == ["noise", "better"]
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"as the baseline of every token, which costs nothing, with {half[0]} and {half[1]} %" in readme
-    assert "with about 60 % of what perfect credit gained" in readme
-    assert all(0.55 < r.shares["certainty"]["share"] < 0.67 for r in both)
+    own = [r.share("certainty") for r in (*both, small)]
+    assert (
+        f"three regimes where it was trained, with {min(own)} to {max(own)} % of what perfect credit gained" in readme
+    )
+    assert f"as the baseline of every token, which costs nothing, with {min(half)} to {max(half)} %" in readme
+    assert len(TUNED_REGIMES) == 3
 
 
 def test_claims_about_tuned_methods_hold():
@@ -288,6 +306,18 @@ def test_claims_about_tuned_methods_hold():
     assert f"`certainty` is {over.mean:.3f} above it, which is not established: p is {over.p_value:.3f}" in words
     assert abs(same.mean) < 0.001
     assert same.p_value > 0.5
+    small = Tuned("small")
+    assert (
+        "In small batches, half the mean has {} %, `[gcpo, certainty]` {} % and `certainty` {} %.**".format(
+            *(small.share(label) for label in ("half the mean", "gcpo + certainty", "certainty"))
+        )
+        in words
+    )
+    rows = [small.row(label) for label in ("half the mean", "gcpo + certainty", "certainty", "oracle")]
+    assert all(row["verdict"] == "better" for row in rows)
+    over = small.pair("certainty", "half the mean")
+    assert f"Half the mean is {over.mean:.3f} above it (p = {over.p_value:.3f}, of this one comparison)" in words
+    assert small.row("otb")["verdict"] == "noise"
     assert f"**OTB has {plain.share('otb')} % where every token decides.**" in words
     assert [r.row("otb")["verdict"] for r in both] == ["noise", "better"]
     assert all(r.row("true advantages")["verdict"] == "noise" for r in both)
@@ -305,7 +335,10 @@ def test_claims_about_tuned_methods_hold():
         in words
     )
     gcpo = plain.row("gcpo")
-    assert f"it was {-gcpo['mean']:.3f} below uniform (p = {gcpo['p_holm']:.3f})" in words
+    assert (
+        f"it was {-gcpo['mean']:.3f} below uniform (p = {gcpo['p_holm']:.3f}), in small batches "
+        f"{small.row('gcpo')['mean']:.3f} above, which is noise"
+    ) in words
     assert abs(plain.row("uniform unscaled")["mean"]) < 0.002
     least = [
         {
@@ -313,16 +346,22 @@ def test_claims_about_tuned_methods_hold():
             for label, method in r.methods.items()
             if method["credit"]["settings"]["learning_rate"] == min(r.comparison["tuning"]["values"]["learning_rate"])
         }
-        for r in both
+        for r in (*both, small)
     ]
-    assert least == [{"gcpo", "gcpo + certainty", "half the mean"}, {"gcpo"}]
-    assert "for GCPO in both regimes, and with letters for `[gcpo, certainty]` and half the mean" in words
+    assert least == [{"gcpo", "gcpo + certainty", "half the mean"}, {"gcpo"}, {"gcpo", "certainty", "uniform"}]
+    assert (
+        "for GCPO everywhere, with letters for `[gcpo, certainty]` and half the mean, and in small batches for" in words
+    )
+    settings = small.comparison["settings"]
+    assert (settings["max_steps"], settings["per_device_train_batch_size"]) == (120, 16)
+    assert "`small`: with letters, 120 updates of 16 completions, which is two prompts" in words
 
 
 def test_claims_about_how_soon_and_how_far_hold():
     words = " ".join(TEXT.split())
     both = letters, plain = Tuned("letters"), Tuned("plain")
-    assert {r.comparison["window"] for r in both} == {6}
+    small = Tuned("small")
+    assert all(r.comparison["window"] * 10 == r.comparison["updates"] for r in (*both, small))
 
     def fewer(regime: Tuned, label: str) -> str:
         own, uniform = (regime.mean(name, "updates_to_target") for name in (label, "uniform"))
@@ -339,6 +378,14 @@ def test_claims_about_how_soon_and_how_far_hold():
         rows = [r.row(label, "last_reward") for r in both]
         return ["{mean:.3f} ({low:.3f} to {high:.3f})".format(**row).replace("-", "\u2212") for row in rows]
 
+    rows = [small.row(label, "updates_to_target") for label in ("gcpo + certainty", "half the mean")]
+    assert (
+        f"half the mean need {fewer(small, 'gcpo + certainty').split()[0]} and {fewer(small, 'half the mean')} fewer"
+        in words
+    )
+    assert {f"{row['p_holm']:.3f}" for row in rows} == {"0.023"}
+    last = {label: small.row(label, "last_reward")["verdict"] for label in small.methods if label != "uniform"}
+    assert {label for label, verdict in last.items() if verdict != "noise"} == {"oracle"}
     own, half = ahead("certainty"), ahead("half the mean")
     assert f"At the end, `certainty` is {own[0]} above uniform with letters and {own[1]} without" in words
     assert f"half the mean {half[0]} and {half[1]}, the oracle" in words
@@ -355,6 +402,8 @@ def test_claims_of_the_page_of_certainty_hold():
     assert f"`certainty` has {own} % of the oracle's lead over uniform" in page
     assert f"half the mean {half} %, and OTB {plain.share('otb')} % without letters" in page
     assert f"`[gcpo, certainty]` has {mixed} %" in page
+    small = Tuned("small")
+    assert f"`certainty` has {small.share('certainty')} % and half the mean {small.share('half the mean')} %" in page
 
 
 def test_claims_about_where_credit_goes_hold():
