@@ -263,7 +263,7 @@ def test_claims_about_tuned_methods_in_the_summary_hold():
     ahead = small.pair("certainty", "half the mean")
     assert ahead.mean > 0
     assert (
-        f"and {half[2]} % in small batches, where it was ahead of `certainty` (p = {ahead.p_value:.3f}). At the end of the runs"
+        f"and {half[2]} % in small batches, where it was ahead of `certainty` (p = {ahead.p_value:.3f}). At the end of the"
     ) in summary
     assert f"half the group's mean reward as the baseline of every token had {half[0]} % and {half[1]} %" in summary
     for regime in (*both, small):  # never behind at the end
