@@ -76,6 +76,9 @@ def test_no_headroom_and_no_knowledge_are_told_apart():
     assert "Other methods on the same samples: `trl-credit advise --values 'out put' --methods" in none.next[0]
     unknown = advise(changed(RESULTS, gradients__methods__true=row(0.92, 0.1, half=0.2), **NOBODY))
     assert [text.split(":")[0] for text in unknown.next] == ["Raise `num_prompts`"]
+    assert unknown.reasons[-1].startswith(
+        "The largest cosine is that of otb: +0.080 [+0.060, +0.100] against uniform, p = 0.06"
+    )
     # A cosine near 0 may be close to uniform's and worth several times as many completions
     few = advise(changed(RESULTS, gradients__methods__true=row(0.08, 0.03, half=0.04), **NOBODY))
     assert few.method is None

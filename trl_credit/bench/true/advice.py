@@ -121,12 +121,17 @@ def _from_gradients(
         )
     if worse:
         cautions.insert(0, f"Worse than uniform beyond noise: {_listed(worse)}.")
+
+    def _cosine(label: str) -> float:
+        return rows[label]["cosine"]["mean"]
+
     if not candidates:
         head = "No recommendation: no method was scored beside the controls (`methods`)."
         return Advice(None, head, reasons, cautions)
     if not better:
         none = f"none of {_listed([*candidates])} is" if len(candidates) > 1 else f"{_listed([*candidates])} is not"
         none += " better beyond noise"
+        reasons.append(f"The largest cosine is that of {_against(max(candidates, key=_cosine), rows)}")
         more = [] if samples is None else [_other_methods(samples)]
         if gap["low"] <= 0:
             small = hardly(rows[TRUE]["share"])
@@ -145,16 +150,9 @@ def _from_gradients(
             cautions,
             ["Look at a page of `trl-credit inspect`: parameters may be off, such as GCPO's `negative_prompt`.", *more],
         )
-    better.sort(key=lambda label: -rows[label]["cosine"]["mean"])
+    better.sort(key=_cosine, reverse=True)
     best = better[0]
-    for label in better:
-        row = rows[label]["cosine"]
-        own = worth(rows[label]["share"])
-        times = f", worth {own} times as many completions" if own else ""
-        reasons.append(
-            f"{label}: {row['difference']['mean']:+.3f} [{row['difference']['low']:+.3f}, "
-            f"{row['difference']['high']:+.3f}] against uniform, p {_p(row['p_holm'])} after Holm{times}."
-        )
+    reasons += [_against(label, rows) for label in better]
     return Advice(
         best,
         f"Try `{best}`: its updates point better than uniform's beyond noise.",
@@ -164,6 +162,16 @@ def _from_gradients(
             f"Confirm it: `trl-credit compare RECIPE --methods uniform {_word(best, results)} --tune learning_rate=... "
             "--seeds 10`."
         ],
+    )
+
+
+def _against(label: str, rows: Mapping[str, Mapping]) -> str:
+    """A method's difference from uniform, as a sentence."""
+    row, own = rows[label]["cosine"], worth(rows[label]["share"])
+    times = f", worth {own} times as many completions" if own else ""
+    return (
+        f"{label}: {row['difference']['mean']:+.3f} [{row['difference']['low']:+.3f}, "
+        f"{row['difference']['high']:+.3f}] against uniform, p {_p(row['p_holm'])} after Holm{times}."
     )
 
 
