@@ -185,3 +185,9 @@ def test_steps_of_a_recipe(tmp_path, capsys):
 def test_settings_are_checked(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         settings(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(("name", "value"), [("bookkeeping", "none"), ("backend", "transformers"), ("every", "2")])
+def test_settings_of_the_samples_have_no_effect_on_samples_that_are_there(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` has no effect with `values`"):
+        TrueConfig(values="x", **{name: value})

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from trl_credit.inspection import cli
+from trl_credit.inspection import cli, scoring
 from trl_credit.records.record import (
     read_parquet,
 )
@@ -52,3 +52,30 @@ def test_messages_where_the_tokenizer_has_a_template(tiny_model, tmp_path):
     records, _ = read_parquet(tmp_path / "credit.parquet")
     assert records[0].prompt == "user:hi;assistant:"
     assert records[0].info["source_prompt"] == [{"role": "user", "content": "hi"}]
+
+
+def test_all_completions_are_one_generation_batch(tiny_model, tmp_path, monkeypatch):
+    """However little fits in a forward: a baseline from other groups has them all."""
+    path = tmp_path / "x.jsonl"
+    rows = [
+        {
+            "prompt": f"{group}+1=",
+            "completion": "ab"[: 1 + place % 2],
+            "reward": float(place % 3 == 0),
+            "advantage": 1.0,
+        }
+        for group in range(4)
+        for place in range(4)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = []
+    for tokens in (scoring.TOKENS_PER_BATCH, 30):
+        monkeypatch.setattr(scoring, "TOKENS_PER_BATCH", tokens)
+        out = tmp_path / str(tokens)
+        words = ["--completions", str(path), "--model", tiny_model, "--methods", "certainty", "--output_dir", str(out)]
+        cli.main([*words, "--plain_prompts", "true", "--show", "0"])
+        found.append(read_parquet(out / "credit.parquet")[0])
+    for whole, small in zip(*found, strict=True):
+        np.testing.assert_allclose(
+            small.token_advantages["certainty"], whole.token_advantages["certainty"], rtol=1e-4, atol=1e-5
+        )

@@ -288,6 +288,14 @@ def test_a_single_seed_is_written_as_a_list(comparison_recipe, tmp_path):
             "`learning_rate` is a field of the recipe, not a parameter of 'gcpo'. For this method only: "
             '{"method": "gcpo", "settings": {"learning_rate": 0.0002}}. To try several values: --tune learning_rate=VALUE',
         ),
+        (
+            [*CONFIG, '["gcpo", {"method": "otb", "beta": 0.1}]'],
+            "`beta` is a field of the recipe, not a parameter of 'otb'",
+        ),
+        (
+            [*CONFIG, '{"method": "gcpo", "num_generations": 4}'],
+            "'gcpo' has no parameter 'num_generations'",
+        ),  # of all alike
         ([*CONFIG, "--learning_rat", "1"], "Unknown field `learning_rat` on the command line. Did you mean"),
         (
             [*CONFIG, "--tune", "learning_rat=1,2"],

@@ -107,7 +107,8 @@ def _from_gradients(
     )
     tested = {label: row for label, row in rows.items() if row["cosine"].get("p_holm") is not None}
     candidates = {k: row for k, row in tested.items() if k not in results["baselines"]}
-    better = [k for k, row in candidates.items() if _differs(row) and row["cosine"]["difference"]["mean"] > 0]
+    ranked = sorted(candidates, key=lambda label: -rows[label]["cosine"]["mean"])
+    better = [k for k in ranked if _differs(rows[k]) and rows[k]["cosine"]["difference"]["mean"] > 0]
     worse = [k for k, row in candidates.items() if _differs(row) and row["cosine"]["difference"]["mean"] < 0]
     beaten_by = [
         k
@@ -121,17 +122,13 @@ def _from_gradients(
         )
     if worse:
         cautions.insert(0, f"Worse than uniform beyond noise: {_listed(worse)}.")
-
-    def _cosine(label: str) -> float:
-        return rows[label]["cosine"]["mean"]
-
     if not candidates:
         head = "No recommendation: no method was scored beside the controls (`methods`)."
         return Advice(None, head, reasons, cautions)
     if not better:
         none = f"none of {_listed([*candidates])} is" if len(candidates) > 1 else f"{_listed([*candidates])} is not"
         none += " better beyond noise"
-        reasons.append(f"The largest cosine is that of {_against(max(candidates, key=_cosine), rows)}")
+        reasons.append(f"The largest cosine is that of {_against(ranked[0], rows)}")
         more = [] if samples is None else [_other_methods(samples)]
         if gap["low"] <= 0:
             small = hardly(rows[TRUE]["share"])
@@ -150,7 +147,6 @@ def _from_gradients(
             cautions,
             ["Look at a page of `trl-credit inspect`: parameters may be off, such as GCPO's `negative_prompt`.", *more],
         )
-    better.sort(key=_cosine, reverse=True)
     best = better[0]
     reasons += [_against(label, rows) for label in better]
     return Advice(

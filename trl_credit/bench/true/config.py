@@ -31,19 +31,8 @@ _SAMPLED = (
     *("recipe", "dataset_name", "dataset_train_split", "generated_dataset_config", "problem_column", "answer_column"),
     *("answer_match", "system_prompt", "prompt_template", "plain_prompts", "reward_funcs", "reward_weights"),
     *("max_completion_length", "temperature", "chat_template_kwargs", "style", "num_prompts", "num_generations"),
-    *(
-        "every",
-        "least",
-        "most",
-        "stderr",
-        "certain",
-        "bookkeeping",
-        "backend",
-        "base_url",
-        "served_model",
-        "batch_size",
-    ),
-    "quick",
+    *("every", "least", "most", "stderr", "certain", "bookkeeping", "backend", "base_url", "served_model"),
+    *("batch_size", "quick"),
 )
 # Settings that are stored beside the samples, for scoring them again
 KEPT = ("model", "temperature", "chat_template_kwargs", "max_completion_length", "dtype", "trust_remote_code", "seed")
@@ -266,12 +255,12 @@ class AdviceConfig(TrueConfig):
             return super()._asked()
         own = build_credit(self._credit)
         asked = [self._credit]
-        for method in self._every_served():  # the recipe's parameters instead of the defaults
-            given = (
-                [self._credit if part == own.name else part for part in method] if isinstance(method, list) else method
-            )
-            if build_credit(given) != own and (isinstance(given, list) or build_credit(given).name != own.name):
-                asked.append(given)
+        for method in self._every_served():  # with the recipe's parameters instead of the defaults
+            if isinstance(method, list):
+                method = [self._credit if part == own.name else part for part in method]
+            built = build_credit(method)
+            if built != own and (isinstance(method, list) or built.name != own.name):
+                asked.append(method)
         return asked
 
 

@@ -24,7 +24,7 @@ LEGEND = (
 
 # With fewer effective prompts than this, a cosine's interval is too narrow: it held 71 % of the time in simulations with 19
 FEW_EFFECTIVE = 25
-# Worth no more times as many completions than this, with its interval, is no gain that anybody would notice
+# Being worth fewer times as many completions than this is no gain that anybody would notice
 HARDLY = 1.2
 # Larger numbers of completions are not told: they are noise
 MOST_TOLD = 1000
@@ -142,7 +142,7 @@ def few_prompts(gradients: Mapping[str, Any]) -> str | None:
 
 
 def hardly(share: Mapping[str, Any]) -> bool:
-    """True if a method is worth hardly more completions than uniform credit ([`worth`]), whatever the noise."""
+    """True if a method is worth hardly more completions than uniform credit ([`worth`]) even at its interval's upper end."""
     return share["low"] is not None and share["low"] * HARDLY > 1
 
 

@@ -120,10 +120,8 @@ def _scored(scorer: CreditScorer, groups: _Groups, batch: int) -> tuple[_Groups,
         ]
         for key, rows in groups.items()
     }
-    always = (
-        {label: text for label, text in advice[-1].items() if all(label in each for each in advice)} if advice else {}
-    )
-    return found, always
+    always = set.intersection(*map(set, advice)) if advice else set()
+    return found, {label: advice[0][label] for label in scorer.methods if label in always}
 
 
 def _known(values: SampleValues, mask: np.ndarray) -> np.ndarray:

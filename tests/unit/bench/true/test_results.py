@@ -124,6 +124,12 @@ def test_a_method_is_uniform_in_effect_if_it_is_in_every_batch_that_counts(given
     assert made(mixed, [{"place": "first"}, {}], batch=1)[0]["uniform_in_effect"] == {}
 
 
+def test_methods_that_were_left_out_are_named_unless_they_are_scored_all_the_same():
+    served = ({}, {"gcpo": "needs a thing", "vine": "continues completions"})  # `place` is a gcpo
+    results, _ = made(ROWS, takes_every_method=lambda: True, served=served)
+    assert results["notes"] == ["No vine: it continues completions."]
+
+
 def test_tokens_that_count():
     """Those in the loss with a true advantage."""
     true = np.array([0.0, 0.25, -0.25, -0.25, 0.0, 0.5, -0.5, 0.0])
