@@ -60,7 +60,7 @@ def test_all_completions_are_one_generation_batch(tiny_model, tmp_path, monkeypa
     rows = [
         {
             "prompt": f"{group}+1=",
-            "completion": "ab"[: 1 + place % 2],
+            "completion": "ab1+" if place % 3 == 0 else "a",
             "reward": float(place % 3 == 0),
             "advantage": 1.0,
         }

@@ -121,7 +121,8 @@ def test_a_method_is_uniform_in_effect_if_it_is_in_every_batch_that_counts(given
     rows = [*ROWS[:2], *ROWS[2:4], valued(8, 0, 0.0, [0.5, 0.5, 0.0]), valued(8, 1, 0.0, [0.5, 0.5, 0.0])]
     assert made(rows, given, batch=1)[0]["uniform_in_effect"] == expected
     mixed = [*ROWS[:2], valued(8, 0, 0.0, [0.5, 0.5, 0.0]), valued(8, 1, 1.0, [0.5, 0.5, 1.0])]
-    assert made(mixed, [{"place": "first"}, {}], batch=1)[0]["uniform_in_effect"] == {}
+    for one in ([{"place": "first"}, {}], [{}, {"place": "last"}]):
+        assert made(mixed, one, batch=1)[0]["uniform_in_effect"] == {}
 
 
 def test_methods_that_were_left_out_are_named_unless_they_are_scored_all_the_same():
