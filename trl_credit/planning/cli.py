@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         show(plan)
         if config.output_file is not None:
             print(f"Written to {safe(config.output_file)}.")
-    if not plan["fits"]:
+    if not (plan["fits"] or plan["close"]):
         raise SystemExit(1)
 
 

@@ -110,8 +110,8 @@ def frozen_bytes(model: Model, weight_bytes: int, layout: Layout, gpus: int) -> 
 def layer_bytes(model: Model, trained: Trained, batch: Batch, residual: int) -> float:
     """Bytes that a layer keeps for its backward.
 
-    Of each token: both norms' input and output in float32 and as the matrices read it, queries, keys and values and what
-    attention makes of them, and the MLP's gate, its activation, the other branch and their product.
+    Of each token: both norms' input in float32 and what their weights multiply, the input of the matrices, queries, keys,
+    values and what attention makes of them, and the MLP's gate, its activation, the other branch and their product.
 
     Args:
         model: The model.
@@ -120,34 +120,46 @@ def layer_bytes(model: Model, trained: Trained, batch: Batch, residual: int) -> 
         residual: Bytes of a number in the residual stream.
     """
     c = trained.compute_bytes
-    # The norms' input in float32, the normalized input for their weights' gradients, and the matrices' input
-    norms = 2 * model.hidden * (4 + residual + c)
+    # Autocast casts the norms' output once for each of the five matrices that read it
+    inputs = (5 if residual > c else 2) * c
+    norms = model.hidden * (2 * (4 + residual) + inputs)
     queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    attention = c * 2 * (queries + keys) + 4 * model.heads
+    # With a mask, keys and values are repeated for all heads
+    attention = c * (2 * (queries + keys) if batch.attention == "flash" else 4 * queries) + 4 * model.heads
     mlp = 4 * c * model.intermediate
     tokens = batch.rows * batch.length
     scores = {"flash": 0, "sdpa": c, "eager": model.heads * (c + 4)}[batch.attention]  # the mask as the kernel takes it
     return tokens * (norms + attention + mlp) + scores * batch.rows * batch.length**2
 
 
-def activation_bytes(model: Model, trained: Trained, batch: Batch, master: bool = False) -> float:
-    """Bytes of a micro-batch's activations at their most, between forward and backward, without those of the head.
+def kept_bytes(model: Model, trained: Trained, batch: Batch, half: bool = False) -> float:
+    """Bytes of what the forward keeps for the backward, without the output head's.
 
     Args:
         model: The model.
         trained: Precisions.
         batch: Sizes.
-        master: Whether the layout casts the weights to half precision, and with them the residual stream.
+        half: Whether the layout casts the weights to the precision of the computation, and with them the residual stream.
     """
-    residual = trained.compute_bytes if master else trained.weight_bytes
+    residual = trained.compute_bytes if half else trained.weight_bytes
     tokens = batch.rows * batch.length
-    stream = tokens * model.hidden * residual
-    layer = layer_bytes(model, trained, batch, residual)
-    last = tokens * model.hidden * (4 + residual + trained.compute_bytes)  # the norm at the end
-    kept = model.layers * stream + layer if batch.checkpointing else model.layers * layer
-    # What the backward of a layer makes before it lets go: gradients of the MLP's branches and of the stream
+    last = tokens * model.hidden * (4 + residual)  # the norm at the end
+    layers = model.layers * (
+        tokens * model.hidden * residual if batch.checkpointing else layer_bytes(model, trained, batch, residual)
+    )
+    return layers + last
+
+
+def activation_bytes(model: Model, trained: Trained, batch: Batch, half: bool = False) -> float:
+    """Bytes of a micro-batch's activations at their most: [`kept_bytes`], with checkpointing those of one layer, which is
+    computed again, what a layer's backward makes before it lets go (gradients of the MLP's branches and of the stream), and
+    the mask of booleans."""
+    residual = trained.compute_bytes if half else trained.weight_bytes
+    again = layer_bytes(model, trained, batch, residual) if batch.checkpointing else 0.0
+    tokens = batch.rows * batch.length
     gradients = tokens * (3 * model.intermediate + 2 * model.hidden) * trained.compute_bytes
-    return kept + last + gradients
+    mask = 0 if batch.attention == "flash" else batch.rows * batch.length**2
+    return kept_bytes(model, trained, batch, half) + again + gradients + mask
 
 
 def head_bytes(model: Model, trained: Trained, batch: Batch) -> float:

@@ -33,6 +33,10 @@ from .sizes import Model, adapter_parameters, model_of
 from .work import Pass, Update, continued_tokens, rollout_seconds, update_seconds
 
 
+# Of the memory: nearer to the limit, an estimate cannot tell
+CLOSE = 0.05
+
+
 @dataclass(frozen=True)
 class Run:
     """A recipe in numbers.
@@ -110,6 +114,11 @@ class Held:
         return self.memory - sum(self.parts.values())
 
     @property
+    def close(self) -> bool:
+        """Whether what is left or lacks is less than an estimate can tell."""
+        return self.engine_fits and abs(self.left) < CLOSE * self.memory
+
+    @property
     def fits(self) -> bool:
         return self.left >= 0 and self.engine_fits
 
@@ -126,7 +135,7 @@ def held(run: Run, layout: Layout, gpus: int, card: Card) -> Held:
     engine = run.engine_share * card.memory if run.engine == "colocate" else 0.0
     compares = any(extra.compares for extra in run.passes)
     loss = {
-        "activations": activation_bytes(model, trained, batch, layout.master),
+        "activations": activation_bytes(model, trained, batch, not layout.casts),
         "logits and the head's gradient": head_bytes(model, trained, batch),
         "credit's hidden states": compared_bytes(model, compute, batch) if compares else 0.0,
     }
@@ -197,7 +206,8 @@ def remedies(run: Run, gpus: int, per_machine: int, card: Card, layouts: tuple[L
     for words, changed, number in changes(run, gpus, per_machine):
         kind = words.split()[0]
         among = layouts or candidates(number, run.trained.adapters, run.trained.bits is not None)
-        fitting = next((layout for layout in among if held(changed, layout, number, card).fits), None)
+        sizes = ((layout, held(changed, layout, number, card)) for layout in among)
+        fitting = next((layout for layout, size in sizes if size.fits and not size.close), None)
         if fitting is not None and kind not in found:
             found[kind] = f"{words} ({fitting.name})"
     return list(found.values())
@@ -355,25 +365,26 @@ def make_plan(recipe: Recipe, config: PlanConfig, file: str | None = None) -> di
     seconds = seconds_of(run, layout, gpus, engine_gpus, config.gpus_per_machine, card)
     trained = run.trained_in(layout)
     plan = {
-        "model": {"name": run.model.name, "parameters": run.model.parameters, "trained": run.trained.parameters},
+        "model": {"name": recipe.model.model_name_or_path, "parameters": run.model.parameters, "trained": run.trained.parameters},
         "gpus": gpus,
         "machines": machines,
         "card": {"name": card.name, "memory": card.memory},
         "layout": layout.name,
         "fits": size.fits,
+        "close": size.close,
         "memory": size.parts,
         "left": size.left,
         "engine_fits": size.engine_fits,
         "layouts": {name: {"left": each.left, "fits": each.fits} for name, each in others.items()},
         "activations": {
-            words: activation_bytes(run.model, trained, replace(run.batch, checkpointing=on), layout.master)
+            words: activation_bytes(run.model, trained, replace(run.batch, checkpointing=on), not layout.casts)
             for words, on in (("with checkpointing", True), ("without checkpointing", False))
         },
         "checkpointing": run.batch.checkpointing,
         "seconds": seconds,
         "updates_per_rollout": run.updates,
         "credit": {"method": build_credit(recipe.training.credit or "uniform").name, **credit_shares(seconds)},
-        "remedies": [] if size.fits else remedies(run, gpus, config.gpus_per_machine, card, forced and (forced,)),
+        "remedies": [] if size.fits and not size.close else remedies(run, gpus, config.gpus_per_machine, card, forced and (forced,)),
         "launch": launch_command(layout, run, gpus, machines, file),
         "notes": notes(run, config, card, engine_gpus, recipe),
     }

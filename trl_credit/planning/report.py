@@ -24,6 +24,9 @@ def verdict(plan: Mapping[str, Any]) -> str:
     """Whether the run fits, in a sentence."""
     name, memory = plan["card"]["name"], gigabytes(plan["card"]["memory"])
     gpus = f"{plan['gpus']} x {name} of {memory}"
+    if plan["close"]:
+        words = f"{gigabytes(abs(plan['left']))} of each GPU {'are left' if plan['fits'] else 'lack'}"
+        return f"Too close for an estimate on {gpus} with the layout {plan['layout']}: {words}."
     if plan["fits"]:
         return f"Fits on {gpus} with the layout {plan['layout']}: {gigabytes(plan['left'])} of each GPU are left."
     if plan["left"] >= 0:
@@ -66,15 +69,15 @@ def show(plan: Mapping[str, Any]) -> None:
         f"Credit ({credit['method']}) adds {credit['of_update']:.1%} to TRL's update and {credit['of_step']:.1%} to the whole "
         "step.\n"
     )
-    if plan["fits"]:
+    if plan["fits"] or plan["close"]:
         say("Launch:", "bold")
         say(f"  {plan['launch']}\n")
-    elif plan["remedies"]:
-        say("It would fit with one of:", "bold")
+    if plan["remedies"]:
+        say("It would fit with room to spare, with one of:" if plan["close"] else "It would fit with one of:", "bold")
         for remedy in plan["remedies"]:
             say(f"  {remedy}")
         say()
-    else:
+    elif not plan["fits"]:
         say("No single change makes it fit: combine LoRA (`use_peft`), more GPUs, smaller micro-batches, shorter lengths.\n")
     say("Assumed, not measured:", "bold")
     for note in plan["notes"]:
