@@ -78,8 +78,9 @@ def card_of(spec: str | Mapping[str, Any]) -> Card:
         return _of_numbers(spec)
     name = spec.strip().lower().replace("_", "-").replace(" ", "-")
     if name not in CARDS:
+        closest = min((known for known in CARDS if name and known.startswith(name)), key=len, default=name)
         raise ValueError(
-            f"`gpu`: there is no card {spec!r}. {nearest(name, CARDS)} For another one give its numbers: "
+            f"`gpu`: there is no card {spec!r}. {nearest(closest, CARDS)} For another one give its numbers: "
             "{memory: 80e9, flops: 989e12, bandwidth: 3.35e12, link: 900e9}."
         )
     return CARDS[name]
