@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 
 from trl_credit.planning.cards import CARDS
 from trl_credit.planning.sizes import Model
-from trl_credit.planning.work import Pass, Update, loss_flops, pass_flops, rollout_seconds, sharded_bytes, update_seconds
+from trl_credit.planning.work import (
+    Pass,
+    Update,
+    loss_flops,
+    pass_flops,
+    rollout_seconds,
+    sharded_bytes,
+    update_seconds,
+)
 
 
 # The achieved shares of its peaks, by trainers and engines, are assumptions stated in docs/scaling.md
@@ -46,7 +54,7 @@ class Second:
     siblings: int = 5
 
 
-def passes_of(model: Model, update: Update, method: str, second: Second = Second()) -> list[Pass]:  # noqa: B008
+def passes_of(model: Model, update: Update, method: str, second: Second = Second()) -> list[Pass]:
     """What a method adds to an update. The teacher is as large as the policy."""
     sibling = update.completion + 64 if second.sibling is None else second.sibling
     found = {
@@ -64,9 +72,13 @@ def passes_of(model: Model, update: Update, method: str, second: Second = Second
 
 
 def method_flops(
-    model: Model, update: Update, method: str, savings: bool = True, second: Second = Second()  # noqa: B008
+    model: Model,
+    update: Update,
+    method: str,
+    savings: bool = True,
+    second: Second = Second(),
 ) -> dict[str, float]:
-    """FLOPs of loss and credit. `savings` (`skip_zero_advantage`) leaves completions without an advantage out of the loss."""
+    """FLOPs of loss and credit. `savings` (`skip_zero_advantage`) leaves completions without advantage out of the loss."""
     update = replace(update, skipping=savings and method not in NEVER_SKIPPED)
     passes = passes_of(model, update, method, second)
     return {"loss": loss_flops(model, update), "credit": float(sum(pass_flops(model, update, p) for p in passes))}

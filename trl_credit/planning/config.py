@@ -26,11 +26,13 @@ class PlanConfig:
     )
     gpus_per_machine: AtLeast1 = field(default=8, metadata={"help": "GPUs of a machine."})
     layout: one_of("auto", *LAYOUTS) = field(
-        default="auto", metadata={"help": "The layout; by default the first that fits, those with little traffic first."}
+        default="auto",
+        metadata={"help": "The layout; by default the first that fits, those with little traffic first."},
     )
     prompt_tokens: AtLeast1 = field(default=512, metadata={"help": "Tokens of a prompt."})
     mean_completion_tokens: AtLeast1 | None = field(
-        default=None, metadata={"help": "Mean tokens of a completion, for the times; by default `max_completion_length`."}
+        default=None,
+        metadata={"help": "Mean tokens of a completion, for the times; by default `max_completion_length`."},
     )
     zero_advantage: Annotated[Finite, Ge(0), Lt(1)] = field(
         default=0.0, metadata={"help": "Share of the completions whose group is all right or all wrong, for the times."}

@@ -13,7 +13,13 @@ def gigabytes(size: float) -> str:
 def duration(seconds: float) -> str:
     if seconds < 1:
         return f"{seconds * 1e3:.2g} ms"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _count(parameters: int) -> str:
@@ -46,7 +52,9 @@ def show(plan: Mapping[str, Any]) -> None:
 
     model = plan["model"]
     trained = "" if model["trained"] == model["parameters"] else f", {_count(model['trained'])} of them trained"
-    say(f"{model['name']}: {_count(model['parameters'])} parameters{trained}. An estimate by formula; nothing was run.\n")
+    say(
+        f"{model['name']}: {_count(model['parameters'])} parameters{trained}. An estimate by formula; nothing was run.\n"
+    )
     say(verdict(plan), "bold")
     say()
     table = Table("each GPU holds", "size", show_footer=False)
@@ -56,7 +64,9 @@ def show(plan: Mapping[str, Any]) -> None:
     console.print(table)
     both = ", ".join(f"{gigabytes(size)} {words}" for words, size in plan["activations"].items())
     say(f"Activations: {both}; the recipe is {'with' if plan['checkpointing'] else 'without'} it.")
-    found = [f"{name} {gigabytes(each['left'])}{'' if each['fits'] else ' (no)'}" for name, each in plan["layouts"].items()]
+    found = [
+        f"{name} {gigabytes(each['left'])}{'' if each['fits'] else ' (no)'}" for name, each in plan["layouts"].items()
+    ]
     say(f"Left by layout: {', '.join(found)}.\n")
     seconds = {part: value for part, value in plan["seconds"].items() if value}
     total = sum(seconds.values())
@@ -66,19 +76,22 @@ def show(plan: Mapping[str, Any]) -> None:
     console.print(table)
     credit = plan["credit"]
     say(
-        f"Credit ({credit['method']}) adds {credit['of_update']:.1%} to TRL's update and {credit['of_step']:.1%} to the whole "
-        "step.\n"
+        f"Credit ({credit['method']}) adds {credit['of_update']:.1%} to TRL's update and {credit['of_step']:.1%} to the "
+        "whole step.\n"
     )
     if plan["fits"] or plan["close"]:
         say("Launch:", "bold")
         say(f"  {plan['launch']}\n")
     if plan["remedies"]:
-        say("It would fit with room to spare, with one of:" if plan["close"] else "It would fit with one of:", "bold")
+        words = "There is room to spare with" if plan["close"] else "It would fit with"
+        say(f"{words}{' one of' * (len(plan['remedies']) > 1)}:", "bold")
         for remedy in plan["remedies"]:
             say(f"  {remedy}")
         say()
     elif not plan["fits"]:
-        say("No single change makes it fit: combine LoRA (`use_peft`), more GPUs, smaller micro-batches, shorter lengths.\n")
+        say(
+            "No single change makes it fit: combine LoRA (`use_peft`), more GPUs, smaller micro-batches, shorter lengths.\n"
+        )
     say("Assumed, not measured:", "bold")
     for note in plan["notes"]:
         say(f"- {note}")

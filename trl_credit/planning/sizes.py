@@ -95,8 +95,8 @@ def model_of(config: Any, name: str, trust_remote_code: bool = False) -> Model:
     )
     if not (heads and layers and hidden):
         raise ValueError(
-            f"`model_name_or_path`: {name!r} ({config.model_type}) has no layers of attention in its config, and the formulas "
-            "are for decoders that have."
+            f"`model_name_or_path`: {name!r} ({config.model_type}) has no layers of attention in its config, and the "
+            "formulas are for decoders that have."
         )
     try:
         model = empty_model(config, trust_remote_code)
@@ -131,7 +131,9 @@ def model_of(config: Any, name: str, trust_remote_code: bool = False) -> Model:
 
 def _experts(text: Any) -> tuple[int, int]:
     """Experts of a layer, and how many of them a token meets."""
-    total = next(filter(None, (getattr(text, key, 0) for key in ("num_experts", "num_local_experts", "n_routed_experts"))), 1)
+    total = next(
+        filter(None, (getattr(text, key, 0) for key in ("num_experts", "num_local_experts", "n_routed_experts"))), 1
+    )
     return total, min(getattr(text, "num_experts_per_tok", None) or total, total)
 
 

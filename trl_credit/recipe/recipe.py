@@ -179,7 +179,7 @@ class Recipe(NamedTuple):
         return {f.name: getattr(part, f.name) for part in self for f in fields(part) if f.init}
 
     def peft_config(self, adapter: str | None = None) -> PeftConfig | None:
-        """The settings of the adapter that is trained, if one is: a new one, or the one at a path that training continues."""
+        """The settings of the adapter that is trained, if any: a new one, or the one at a path that training continues."""
         if adapter is not None:
             return PeftConfig.from_pretrained(adapter, revision=self.model.model_revision)
         return get_peft_config(self.model)

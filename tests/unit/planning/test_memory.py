@@ -62,7 +62,10 @@ def saved_bytes(dtype: torch.dtype, autocast: bool, checkpointing: bool, rows: i
     ids = torch.randint(0, 500, (rows, length))
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+    ):
         states = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     assert states.requires_grad
     return sum(seen.values())
@@ -85,7 +88,9 @@ def test_activations_in_a_layout_that_casts():
 
 
 def test_activations_grow_with_attention():
-    sizes = [activation_bytes(MODEL, full(2, 2), Batch(1, 100, 4000, attention=name)) for name in ("flash", "sdpa", "eager")]
+    sizes = [
+        activation_bytes(MODEL, full(2, 2), Batch(1, 100, 4000, attention=name)) for name in ("flash", "sdpa", "eager")
+    ]
     assert sizes == sorted(sizes)
     assert sizes[2] > 2 * sizes[1]
 
@@ -94,7 +99,11 @@ def test_accelerate_agrees():
     """On weights and optimizer; it counts gradients in both precisions with mixed precision, where torch has them in one."""
     theirs = estimate_training_usage(4 * MODEL.parameters, "float32")
     ours = state_bytes(MODEL, full(4, 4), LAYOUTS["one"], 1)
-    assert (ours["weights"], ours["gradients"], ours["optimizer"]) == (theirs["model"], theirs["gradients"], theirs["optimizer"])
+    assert (ours["weights"], ours["gradients"], ours["optimizer"]) == (
+        theirs["model"],
+        theirs["gradients"],
+        theirs["optimizer"],
+    )
     theirs = estimate_training_usage(4 * MODEL.parameters, "bfloat16")
     ours = state_bytes(MODEL, full(4, 2), LAYOUTS["one"], 1)
     assert (ours["weights"], ours["optimizer"]) == (theirs["model"], theirs["optimizer"])

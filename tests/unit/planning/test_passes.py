@@ -21,7 +21,9 @@ def found(credit, adapters=False, follows=False):
 
 
 def untitled(passes):
-    return [Pass("", each.added, each.repeated, each.compares, each.every_row, each.fused, each.model) for each in passes]
+    return [
+        Pass("", each.added, each.repeated, each.compares, each.every_row, each.fused, each.model) for each in passes
+    ]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,10 @@ def untitled(passes):
         *((name, [Pass("")]) for name in ("otb", "certainty", "delta")),
         ({"method": "shuffled", "of": "dgpo"}, [Pass("", compares=True, model=POLICY)]),
         (["gcpo", "otb"], [Pass("", 15, repeated=True, fused=True), Pass("")]),
-        (["otb", "gcpo", "dgpo"], [Pass("", 15, repeated=True, fused=True), Pass("", compares=True, model=POLICY), Pass("")]),
+        (
+            ["otb", "gcpo", "dgpo"],
+            [Pass("", 15, repeated=True, fused=True), Pass("", compares=True, model=POLICY), Pass("")],
+        ),
     ],
     ids=str,
 )

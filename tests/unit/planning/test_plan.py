@@ -8,9 +8,10 @@ from support.planning import CONFIGS, plan_of, read_recipe, words_for
 from support.recipes import settings_of
 
 from trl_credit.planning import cli
-from trl_credit.planning.plan import held, read_run
 from trl_credit.planning.cards import CARDS
+from trl_credit.planning.held import held
 from trl_credit.planning.layouts import LAYOUTS
+from trl_credit.planning.run import read_run
 
 
 RECIPES = sorted(
@@ -37,7 +38,7 @@ def test_every_recipe_gets_an_answer(recipe):
 
 def test_layouts_grow_with_the_model():
     names = [plan_of(f"qwen2.5-{size}/gcpo.yaml", "--gpus", "32")["layout"] for size in ("1.5b", "7b", "32b")]
-    assert names == ["zero2", "zero2", "zero3"]
+    assert names == ["zero2", "zero3", "zero3"]
     assert plan_of("qwen2.5-1.5b/gcpo_lora.yaml", "--gpus", "1")["layout"] == "one"
     assert plan_of("qwen2.5-1.5b/gcpo_lora.yaml", "--gpus", "8")["layout"] == "ddp"
 
@@ -62,17 +63,17 @@ def test_several_machines():
 def test_reference():
     reference = 2 * 1_543_714_304
     parts = plan_of(DGPO)["memory"]
-    assert [size for part, size in parts.items() if part.startswith("frozen")] == [reference]
+    assert [size for part, size in parts.items() if part.startswith("model beside the policy")] == [reference]
     both = plan_of(DGPO, "--beta", "0.01")["memory"]  # the penalty's reference is the method's
-    assert [size for part, size in both.items() if part.startswith("frozen")] == [reference]
+    assert [size for part, size in both.items() if part.startswith("model beside the policy")] == [reference]
     lora = plan_of(DGPO, "--beta", "0.01", "--use_peft", "true")["memory"]
-    assert not [part for part in lora if part.startswith("frozen")]
+    assert not [part for part in lora if part.startswith("model beside the policy")]
 
 
 def test_teacher():
     teacher = json.dumps({"method": "teacher", "model": str(CONFIGS / "qwen2.5-7b")})
     parts = plan_of(DGPO, "--credit", teacher)["memory"]
-    assert [size for part, size in parts.items() if part.startswith("frozen")] == [2 * 7_615_616_512]
+    assert [size for part, size in parts.items() if part.startswith("model beside the policy")] == [2 * 7_615_616_512]
 
 
 def test_engine():
@@ -88,11 +89,32 @@ def test_engine():
 
 
 def test_remedies():
-    plan = plan_of("qwen2.5-7b/dgpo.yaml", "--gpu", "a100-40gb")
+    """Each by itself; more GPUs are enough as soon as the plan for them says so."""
+    plan = plan_of(DGPO, "--gradient_checkpointing", "false")
     assert not plan["fits"]
-    assert plan["remedies"]
-    number = next(each for each in plan["remedies"] if each.startswith("--gpus")).split()[1]
-    assert plan_of("qwen2.5-7b/dgpo.yaml", "--gpu", "a100-40gb", "--gpus", number)["fits"]
+    assert plan["remedies"][0] == "--gradient_checkpointing true (zero2)"
+    assert plan["remedies"][1].startswith("--per_device_train_batch_size")
+    plan = plan_of("qwen2.5-32b/grpo.yaml", "--gpus", "8")
+    (more,) = plan["remedies"]
+    number = int(more.split()[1])
+    after, before = (plan_of("qwen2.5-32b/grpo.yaml", "--gpus", str(each)) for each in (number, number // 2))
+    assert after["fits"]
+    assert not after["close"]
+    assert not before["fits"] or before["close"]
+    assert more.endswith(f"({after['layout']})")
+
+
+def test_remedies_together():
+    """Where no change alone is enough."""
+    (remedy,) = plan_of("qwen2.5-7b/dgpo.yaml", "--gpu", "a100-40gb")["remedies"]
+    rows = "--per_device_train_batch_size 1 with 4 times the accumulation and steps per generation"
+    assert remedy == f"{rows}, --vllm_mode server with GPUs of its own (zero3)"
+    assert "--gradient_checkpointing" not in remedy  # it is on
+
+
+def test_no_remedy():
+    plan = plan_of("qwen2.5-7b/dgpo.yaml", "--gpu", "{memory: 2e9, flops: 1e12, bandwidth: 1e12, link: 1e10}")
+    assert plan["remedies"] == []
 
 
 def test_checkpointing_saves_memory():
@@ -142,7 +164,14 @@ def test_precision():
 
 def test_adapter_on_disk(tmp_path):
     (tmp_path / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(CONFIGS / "smollm2"), "r": 4, "target_modules": ["q_proj"]})
+        json.dumps(
+            {
+                "peft_type": "LORA",
+                "base_model_name_or_path": str(CONFIGS / "smollm2"),
+                "r": 4,
+                "target_modules": ["q_proj"],
+            }
+        )
     )
     plan = plan_of("smollm2.yaml", "--model_name_or_path", str(tmp_path))
     assert plan["model"]["trained"] == 30 * 4 * (576 + 576)
@@ -164,7 +193,13 @@ def test_command(capsys, tmp_path):
     file = tmp_path / "made" / "plan.json"
     assert run_command(*words_for(DGPO, "--gpu", "h200", "--output_file", str(file))) == 0
     printed = capsys.readouterr().out
-    for text in ("Fits on 8 x h200", "optimizer", "Assumed, not measured", "recipes/accelerate/zero2.yaml", "Credit (dgpo) adds"):
+    for text in (
+        "Fits on 8 x h200",
+        "optimizer",
+        "Assumed, not measured",
+        "recipes/accelerate/zero2.yaml",
+        "Credit (dgpo) adds",
+    ):
         assert text in printed
     written = json.loads(file.read_text())
     assert run_command(*words_for(DGPO, "--gpu", "h200", "--json")) == 0

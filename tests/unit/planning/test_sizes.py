@@ -9,7 +9,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, MixtralCo
 from trl_credit.planning.sizes import Model, adapter_parameters, model_of
 
 
-TINY = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 100}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -18,7 +24,11 @@ def test_counts(tied):
     model = AutoModelForCausalLM.from_config(config)
     found = model_of(config, "tiny")
     assert found.parameters == sum(p.numel() for p in model.parameters())
-    matrices = [m.weight.numel() for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in name]
+    matrices = [
+        m.weight.numel()
+        for name, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear) and "lm_head" not in name
+    ]
     assert found.backbone == found.linear == sum(matrices)
     assert found.head == model.get_output_embeddings().weight.numel()
     assert (found.layers, found.heads, found.kv_heads, found.head_dim) == (3, 4, 2, 16)
@@ -26,7 +36,12 @@ def test_counts(tied):
 
 @pytest.mark.parametrize(
     ("folder", "published"),
-    [("qwen2.5-1.5b", 1_543_714_304), ("qwen2.5-7b", 7_615_616_512), ("qwen2.5-32b", 32_763_876_352), ("smollm2", 134_515_008)],
+    [
+        ("qwen2.5-1.5b", 1_543_714_304),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("qwen2.5-32b", 32_763_876_352),
+        ("smollm2", 134_515_008),
+    ],
 )
 def test_published_counts(folder, published):
     """The numbers of parameters that the hub shows."""
@@ -49,7 +64,9 @@ def test_mixture_of_experts():
 
 
 def test_vision_language_model():
-    config = Qwen2VLConfig(text_config=TINY | {"num_key_value_heads": 2}, vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 64})
+    config = Qwen2VLConfig(
+        text_config=TINY | {"num_key_value_heads": 2}, vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 64}
+    )
     config.architectures = ["Qwen2VLForConditionalGeneration"]
     assert model_of(config, "vlm").layers == 3
 
@@ -69,5 +86,7 @@ def test_no_attention():
 def test_adapter(targets):
     config = Qwen2Config(**TINY, num_key_value_heads=2)
     peft_config = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
-    real = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+    real = get_peft_model(
+        AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
+    )
     assert adapter_parameters(config, peft_config) == sum(p.numel() for p in real.parameters() if p.requires_grad)
