@@ -29,14 +29,14 @@ def seconds_of(run: Run, layout: Layout, gpus: int, engine_gpus: int, per_machin
     return {part: value / run.updates for part, value in found.items()}
 
 
-def layout_for(run: Run, gpus: int, card: Card) -> tuple[Layout, bool]:
-    """The first layout that fits; if none does, the one with most left, and `False`."""
+def layout_for(run: Run, gpus: int, card: Card) -> Layout:
+    """The first layout that fits; if none does, the one with most left."""
     among = candidates(gpus, run.trained.adapters, run.trained.bits is not None)
     sizes = {layout: held(run, layout, gpus, card) for layout in among}
     for layout, size in sizes.items():
         if size.fits:
-            return layout, True
-    return max(sizes, key=lambda layout: sizes[layout].left), False
+            return layout
+    return max(sizes, key=lambda layout: sizes[layout].left)
 
 
 def make_plan(recipe: Recipe, config: PlanConfig, file: str | None = None) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def make_plan(recipe: Recipe, config: PlanConfig, file: str | None = None) -> di
         )
     quantized = run.trained.bits is not None
     forced = None if config.layout == "auto" else check_layout(config.layout, gpus, quantized)
-    layout, _ = (forced, True) if forced else layout_for(run, gpus, card)
+    layout = forced or layout_for(run, gpus, card)
     size = held(run, layout, gpus, card)
     others = {each.name: held(run, each, gpus, card) for each in candidates(gpus, run.trained.adapters, quantized)}
     machines = max(gpus // config.gpus_per_machine, 1)

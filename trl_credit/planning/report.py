@@ -80,7 +80,7 @@ def show(plan: Mapping[str, Any]) -> None:
         "whole step.\n"
     )
     if plan["fits"] or plan["close"]:
-        say("Launch:", "bold")
+        say("Launch, with the fields of the recipe that you gave as options:", "bold")
         say(f"  {plan['launch']}\n")
     if plan["remedies"]:
         words = "There is room to spare with" if plan["close"] else "It would fit with"
