@@ -8,168 +8,80 @@ Prints the tables of docs/scaling.md. `tests/trainer/test_scaling.py` checks the
 import argparse
 from dataclasses import dataclass, replace
 
+from trl_credit.planning.cards import CARDS
+from trl_credit.planning.sizes import Model
+from trl_credit.planning.work import (
+    Pass,
+    Update,
+    loss_flops,
+    pass_flops,
+    rollout_seconds,
+    sharded_bytes,
+    update_seconds,
+)
 
-# One H100 SXM. The achieved shares of its peaks, by trainers and engines, are assumptions stated in docs/scaling.md
-PEAK_FLOPS, UTILISATION = 989e12, 0.4
-MEMORY_BANDWIDTH, ENGINE_UTILISATION = 3.35e12, 0.6
-GPU_BYTES = 80e9
-# Bytes per second and GPU that collectives achieve within a machine of 8, and between machines
-NVLINK, NETWORK = 300e9, 40e9
-GPUS_PER_MACHINE = 8
 
+# The achieved shares of its peaks, by trainers and engines, are assumptions stated in docs/scaling.md
+CARD = CARDS["h100"]
 METHODS = (
     "trl", "trl_kl", "uniform", "gcpo", "gcpo_full", "dgpo", "forking", "random", "rlsd", "rlcsd", "teacher", "otb", "delta",
 )  # fmt: skip
 # Completions without an advantage stay in the loss
 NEVER_SKIPPED = ("trl", "trl_kl", "forking", "teacher")
 
-
-@dataclass(frozen=True)
-class Model:
-    """A decoder with gated MLPs, described by the sizes of its matrix products."""
-
-    name: str
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    vocab: int
-    head_dim: int = 128
-    tied: bool = False
-
-    @property
-    def head(self) -> int:
-        """Parameters of the output head."""
-        return self.hidden * self.vocab
-
-    @property
-    def backbone(self) -> int:
-        """Parameters of the layers' matrices."""
-        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
-
-    @property
-    def parameters(self) -> int:
-        return self.backbone + self.head * (1 if self.tied else 2)
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of one token in an engine's cache, in bf16."""
-        return 2 * 2 * self.layers * self.kv_heads * self.head_dim
-
-    def backbone_flops(self, tokens: int, attention: float) -> float:
-        """FLOPs of one sequence's forward. `attention` is the share of the (tokens, tokens) scores that is computed."""
-        return 2 * self.backbone * tokens + 4 * attention * self.layers * self.heads * self.head_dim * tokens**2
-
-    def head_flops(self, tokens: int) -> float:
-        return 2 * self.head * tokens
-
-
 MODELS = (
-    Model("Qwen2.5-1.5B", 28, 1536, 8960, 12, 2, 151936, tied=True),
-    Model("Qwen2.5-7B", 28, 3584, 18944, 28, 4, 152064),
-    Model("Qwen2.5-32B", 64, 5120, 27648, 40, 8, 152064),
-    Model("Qwen2.5-72B", 80, 8192, 29568, 64, 8, 152064),
+    Model.dense("Qwen2.5-1.5B", 28, 1536, 8960, 12, 2, 151936, tied=True),
+    Model.dense("Qwen2.5-7B", 28, 3584, 18944, 28, 4, 152064),
+    Model.dense("Qwen2.5-32B", 64, 5120, 27648, 40, 8, 152064),
+    Model.dense("Qwen2.5-72B", 80, 8192, 29568, 64, 8, 152064),
 )
 
 
 @dataclass(frozen=True)
-class Update:
-    """One optimizer step on one generation batch.
+class Second:
+    """Tokens that second prompts add.
 
     Args:
-        prompt: Tokens of a prompt.
-        note: Tokens that the negative prompt adds.
-        hint: Tokens that the reference answer adds to RLSD's prompt.
-        sibling: Tokens that a sibling adds to RLCSD's prompt. By default a completion's and 64 around it.
+        note: Of the negative prompt.
+        hint: The reference answer in RLSD's prompt.
+        sibling: A sibling in RLCSD's prompt. By default a completion's and 64 around it.
         siblings: RLCSD's siblings, the right one included.
-        completion: Tokens of a completion.
-        completions: Completions over all processes.
-        zero_advantage: Share of completions without an advantage.
-        iterations: TRL's `num_iterations`.
-        checkpointing: The backward recomputes the layers' forward.
-        attention: Share of the attention scores that is computed: 0.5 for causal kernels, 1 if a mask is applied.
-        old_logps: TRL computes the sampling policy's log-probs: with `num_iterations > 1`, with vLLM, or if a
-            generation batch spans several optimizer steps.
-        scored: Positions that TRL's fused head projects. By default the completion's (on a CPU, all).
     """
 
-    prompt: int = 256
     note: int = 15
     hint: int = 256
     sibling: int | None = None
     siblings: int = 5
-    completion: int = 2048
-    completions: int = 512
-    zero_advantage: float = 0.0
-    iterations: int = 1
-    checkpointing: bool = False
-    attention: float = 0.5
-    old_logps: bool = False
-    scored: int | None = None
 
 
-def update_flops(model: Model, update: Update, method: str, savings: bool = True) -> dict[str, float]:
-    """FLOPs of an update's matrix products, for the loss and for credit (or TRL's KL penalty). Excludes generation.
-
-    A forward costs 2 FLOPs per parameter and token, a backward twice that. TRL's fused head recomputes its logits in
-    the backward, so it takes 4 products instead of 3. Checkpointing recomputes all of a layer but its last matrix.
-    Credit is never computed for completions without an advantage, except by methods that give them one (a teacher);
-    `savings` (`skip_zero_advantage`) leaves them out of the loss too. The teacher is as large as the policy.
-    """
-    length, rows = update.prompt + update.completion, update.completions
-    live = rows * (1 - update.zero_advantage)
-    scored = update.completion if update.scored is None else update.scored
-    forward = model.backbone_flops(length, update.attention)
-    again = forward - 2 * length * model.layers * model.hidden * model.intermediate if update.checkpointing else 0.0
-    loss = 3 * forward + again + 4 * model.head_flops(scored)
-    rows_in_loss = rows if method in NEVER_SKIPPED or not savings else live
-
-    def second_prompt(added: int) -> float:
-        """Of one completion, after a prompt that is longer."""
-        return model.backbone_flops(length + added, update.attention) + model.head_flops(
-            scored + (added if update.scored else 0)
-        )
-
-    once = forward + model.head_flops(update.completion)
-    sibling = update.completion + 64 if update.sibling is None else update.sibling
-    credit = {
-        # once per generation batch, for all completions
-        "trl_kl": rows * (forward + model.head_flops(scored)),
-        "gcpo": update.iterations * live * second_prompt(update.note),
-        "gcpo_full": update.iterations
-        * live
-        * (model.backbone_flops(length + update.note, update.attention) + 2 * model.head_flops(update.completion)),
-        # iterations share the reference's hidden states
-        "dgpo": live * (forward + update.iterations * 2 * model.head_flops(update.completion)),
-        "rlsd": update.iterations * live * second_prompt(update.hint),
-        "rlcsd": update.iterations * live * update.siblings * second_prompt(sibling),
-        # iterations share the teacher's log-probs
-        "teacher": rows * once,
-        # once per generation batch
-        "otb": live * once,
-        "delta": live * once,
+def passes_of(model: Model, update: Update, method: str, second: Second = Second()) -> list[Pass]:
+    """What a method adds to an update. The teacher is as large as the policy."""
+    sibling = update.completion + 64 if second.sibling is None else second.sibling
+    found = {
+        "trl_kl": [Pass("KL", every_row=True, fused=True, model=model)],
+        "gcpo": [Pass("negative prompt", second.note, repeated=True, fused=True)],
+        "gcpo_full": [Pass("negative prompt", second.note, repeated=True, compares=True)],
+        "dgpo": [Pass("reference", compares=True, model=model)],
+        "rlsd": [Pass("hint", second.hint, repeated=True, fused=True)],
+        "rlcsd": [Pass("sibling", sibling, repeated=True, fused=True)] * second.siblings,
+        "teacher": [Pass("teacher", every_row=True, model=model)],
+        "otb": [Pass("rollout stage")],
+        "delta": [Pass("rollout stage")],
     }
-    old = rows * (forward + model.head_flops(scored)) if update.old_logps or update.iterations > 1 else 0.0
-    return {"loss": update.iterations * rows_in_loss * loss + old, "credit": credit.get(method, 0.0)}
+    return found.get(method, [])
 
 
-def sharded_bytes(model: Model, method: str, micro_batches: int, gpus: int, forwards: int = 1) -> dict[str, float]:
-    """Bytes that each GPU receives in an update under ZeRO-3 or FSDP2 (bf16), for the loss and for credit.
-
-    The loss gathers the parameters in forward and backward and scatters gradients. Each further forward gathers once.
-    """
-    share = 2 * (gpus - 1) / gpus
-    loss = 3 * share * model.parameters
-    head = share * model.head
-    credit = {
-        "trl_kl": share * model.parameters,
-        "gcpo": forwards * share * model.parameters,
-        "gcpo_full": forwards * share * model.parameters + head,
-        "dgpo": forwards * share * model.parameters + 2 * head,
-    }
-    return {"loss": micro_batches * loss, "credit": micro_batches * credit.get(method, 0.0)}
+def method_flops(
+    model: Model,
+    update: Update,
+    method: str,
+    savings: bool = True,
+    second: Second = Second(),
+) -> dict[str, float]:
+    """FLOPs of loss and credit. `savings` (`skip_zero_advantage`) leaves completions without advantage out of the loss."""
+    update = replace(update, skipping=savings and method not in NEVER_SKIPPED)
+    passes = passes_of(model, update, method, second)
+    return {"loss": loss_flops(model, update), "credit": float(sum(pass_flops(model, update, p) for p in passes))}
 
 
 def held_bytes(model: Model, method: str, gpus: int) -> float:
@@ -177,32 +89,6 @@ def held_bytes(model: Model, method: str, gpus: int) -> float:
     the reference's weights."""
     reference = 2 if method in ("trl_kl", "dgpo") else 0
     return (2 + 2 + 12 + reference) * model.parameters / gpus
-
-
-def update_seconds(model: Model, update: Update, method: str, gpus: int, rows_per_gpu: int = 8, savings: bool = True):
-    """Seconds of loss and credit. Each is the longer of computation and communication, since they overlap."""
-    flops = update_flops(model, update, method, savings)
-    micro_batches = max(update.completions // (gpus * rows_per_gpu), 1) * update.iterations
-    traffic = sharded_bytes(model, method, micro_batches, gpus)
-    bandwidth = NVLINK if gpus <= GPUS_PER_MACHINE else NETWORK
-    return {
-        part: max(flops[part] / (gpus * PEAK_FLOPS * UTILISATION), traffic[part] / bandwidth)
-        for part in ("loss", "credit")
-    }
-
-
-def rollout_seconds(model: Model, update: Update, gpus: int, concurrent: int = 256) -> float:
-    """Seconds of decoding on the same number of GPUs, bound by reading weights and cache. Each group of GPUs that holds
-    one copy of the model decodes up to `concurrent` completions at a time."""
-    per_engine = 1
-    while 2 * model.parameters / per_engine > 0.6 * GPU_BYTES:
-        per_engine *= 2
-    engines = max(gpus // per_engine, 1)
-    rows = update.completions / engines
-    waves = max(rows / concurrent, 1)
-    context = update.prompt + update.completion / 2
-    read = 2 * model.parameters + min(rows, concurrent) * context * model.kv_bytes
-    return waves * update.completion * read / (per_engine * MEMORY_BANDWIDTH * ENGINE_UTILISATION)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -230,7 +116,7 @@ def main() -> None:
     )
 
     def ratio(model: Model, update: Update, method: str, base: str) -> str:
-        ours, theirs = (sum(update_flops(model, update, name).values()) for name in (method, base))
+        ours, theirs = (sum(method_flops(model, update, name).values()) for name in (method, base))
         return f"{ours / theirs:.3f}"
 
     print("FLOPs of an update, all advantages non-zero, relative to TRL with a KL penalty\n")
@@ -251,22 +137,23 @@ def main() -> None:
     rows = []
     for model in MODELS:
         for gpus in (1, 8, 64, 256):
-            if held_bytes(model, "trl", gpus) > 0.7 * GPU_BYTES:
+            if held_bytes(model, "trl", gpus) > 0.7 * CARD.memory:
                 rows.append([model.name, str(gpus), *["does not fit"] * len(names), ""])
                 continue
             cells = []
             for name in names:
-                seconds = update_seconds(model, update, name, gpus)
-                fits = held_bytes(model, name, gpus) <= 0.7 * GPU_BYTES
+                seconds = update_seconds(model, update, passes_of(model, update, name), CARD, gpus)
+                fits = held_bytes(model, name, gpus) <= 0.7 * CARD.memory
                 cells.append(f"{seconds['credit'] / seconds['loss']:.0%}" if fits else "does not fit")
-            seconds = sum(update_seconds(model, update, "trl", gpus).values())
-            rows.append([model.name, str(gpus), *cells, f"{rollout_seconds(model, update, gpus) / seconds:.1f}"])
+            seconds = sum(update_seconds(model, update, [], CARD, gpus).values())
+            rows.append([model.name, str(gpus), *cells, f"{rollout_seconds(model, update, CARD, gpus) / seconds:.1f}"])
     print(table(["model", "GPUs", *names, "rollout / update"], rows))
 
     print("\nBytes a GPU receives in one micro-batch under ZeRO-3 or FSDP2 on 64 GPUs, and holds\n")
     rows = []
     for model in MODELS:
-        traffic = {name: sharded_bytes(model, name, 1, 64) for name in ("trl_kl", "gcpo", "gcpo_full", "dgpo")}
+        names = ("trl_kl", "gcpo", "gcpo_full", "dgpo")
+        traffic = {name: sharded_bytes(model, passes_of(model, update, name), 1, 64) for name in names}
         rows.append(
             [
                 model.name,

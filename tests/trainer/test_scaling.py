@@ -98,17 +98,17 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize("name", scaling.METHODS)
 def test_flops(name, settings, model, tmp_path):
     config_ = AutoModelForCausalLM.from_pretrained(model).config
-    shape = scaling.Model(
+    shape = scaling.Model.dense(
         "tiny", config_.num_hidden_layers, config_.hidden_size, config_.intermediate_size, config_.num_attention_heads,
         config_.num_key_value_heads, config_.vocab_size, config_.hidden_size // config_.num_attention_heads, tied=True,
     )  # fmt: skip
     iterations = settings.get("num_iterations", 1)
     update = scaling.Update(
-        prompt=PROMPT, note=4, hint=4, completion=COMPLETION, completions=8, zero_advantage=0.5, iterations=iterations,
+        prompt=PROMPT, completion=COMPLETION, completions=8, zero_advantage=0.5, iterations=iterations,
         checkpointing=settings.get("gradient_checkpointing", False), attention=1.0, scored=PROMPT + COMPLETION - 1,
-        sibling=COMPLETION, siblings=2,
     )  # fmt: skip
-    expected = sum(scaling.update_flops(shape, update, name, savings=name != "uniform").values())
+    second = scaling.Second(note=4, hint=4, sibling=COMPLETION, siblings=2)
+    expected = sum(scaling.method_flops(shape, update, name, savings=name != "uniform", second=second).values())
     assert shape.parameters == pytest.approx(
         sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(model).parameters()), rel=0.02
     )

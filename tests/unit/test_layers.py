@@ -49,6 +49,8 @@ def command(*words: str) -> str:
         command("train", "--config", "recipes/quickstart.yaml", "--learning_rat", "1"),
         command("inspect", "recipes/quickstart.yaml", "--methods", "gcpoo"),
         command("compare", "recipes/quickstart.yaml", "--methods", "gcpoo"),
+        command("plan", "recipes/quickstart.yaml", "--gpu", "h10"),
+        command("plan", "recipes/quickstart.yaml", "--gpuz", "8"),
         command("compare", "recipes/quickstart.yaml", "--methods", "gcpo", "--tune", "learning_rat=1,2"),
         command("compare", "--config", "recipes/quickstart.yaml", "--methods", "gcpo", "--seedz", "1"),
     ],

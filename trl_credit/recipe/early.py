@@ -1,6 +1,6 @@
 """Finds what is wrong with a command line before torch and TRL are imported, which takes seconds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ def words_of(argv: Sequence[str], file: str = "recipe") -> dict[str, Any]:
     return fields | values
 
 
-def check_early(argv: Sequence[str], file: str = "recipe") -> None:
+def check_early(argv: Sequence[str], file: str = "recipe", also: Collection[str] = ()) -> None:
     """Checks that the file of `--config` can be read, that its fields and those of the command line exist, and that `credit`
     names methods and parameters that exist. The rest is checked later.
 
     Args:
         argv: Words of the command line.
         file: Name of the file in messages.
+        also: Fields of the command itself, besides the recipe's.
 
     Raises:
         ValueError, TypeError: The error that would come later.
@@ -43,7 +44,7 @@ def check_early(argv: Sequence[str], file: str = "recipe") -> None:
     values = words_of(argv, file)
     if {"--help", "-h"} & set(argv):
         return
-    check_names(argv, values)
+    check_names(argv, values, file, also)
     refuse_empty_credit(values)
     if "credit" in values:
         check_spec(values["credit"])
@@ -55,23 +56,29 @@ def known_fields(values: Mapping[str, Any]) -> frozenset[str] | None:
     return recipe_field_names(trainer) if isinstance(trainer, str) else None
 
 
-def check_names(argv: Sequence[str], values: Mapping[str, Any], file: str = "recipe") -> None:
+def check_names(
+    argv: Sequence[str], values: Mapping[str, Any], file: str = "recipe", also: Collection[str] = ()
+) -> None:
     """Raises `ValueError` if a field does not exist.
 
     Args:
         argv: Words of the command line.
         values: Its fields and those of its file, as of [`words_of`].
         file: Name of the file in messages.
+        also: Fields that the command line may have, besides the recipe's.
     """
     known = known_fields(values)
     if known is None:
         return
     on_line = [word.removeprefix("--").partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
     known = known | {"config", "env"}
-    unknown = [name for name in on_line if name.removeprefix("no_") not in known]
+    unknown = [name for name in on_line if name.removeprefix("no_") not in known | set(also)]
     in_file = {name: value for name, value in values.items() if name not in on_line}
-    for found, where in ((dict.fromkeys(unknown), "on the command line"), (in_file, f"in the {file}")):
-        if problem := unknown_fields(found, known, where, parameter_hint):
+    for found, where, fields in (
+        (dict.fromkeys(unknown), "on the command line", known | set(also)),
+        (in_file, f"in the {file}", known),
+    ):
+        if problem := unknown_fields(found, fields, where, parameter_hint):
             raise ValueError(problem)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, NamedTuple
 
 from datasets import IterableDataset
+from peft import PeftConfig
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from trl import (
     DatasetMixtureConfig,
@@ -176,6 +177,12 @@ class Recipe(NamedTuple):
     def fields(self) -> dict[str, Any]:
         """Every field and its value."""
         return {f.name: getattr(part, f.name) for part in self for f in fields(part) if f.init}
+
+    def peft_config(self, adapter: str | None = None) -> PeftConfig | None:
+        """The settings of the adapter that is trained, if any: a new one, or the one at a path that training continues."""
+        if adapter is not None:
+            return PeftConfig.from_pretrained(adapter, revision=self.model.model_revision)
+        return get_peft_config(self.model)
 
     def trainer_arguments(self) -> dict[str, Any]:
         """The trainer's arguments; loads no model yet. See [`trainer_arguments`]."""

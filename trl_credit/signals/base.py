@@ -83,6 +83,24 @@ class SignalSource:
     # True if prompts must have images
     needs_images = False
 
+    # For `trl-credit plan`
+
+    def frozen_model(self, policy: str, adapters: bool) -> str | None:
+        """Path or hub id of the model that `forward` runs beside the policy and that is not trained; `None` if it runs the
+        policy.
+
+        Args:
+            policy: Path or hub id of the policy's initial weights.
+            adapters: Whether only adapters are trained.
+        """
+        return None
+
+    def added_tokens(self, completion: int) -> int:
+        """About how many tokens `forward` reads besides prompt and completion, for completions of this length."""
+        return 0
+
+    # In training
+
     def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
         """Runs before TRL's `__init__` with its arguments, which may be changed in place."""
 

@@ -85,6 +85,9 @@ class _HintSource(SecondPromptSource):
         self.columns = (column,)
         self.way_out = "Name the column of the answers: `column` is a parameter of the credit method."
 
+    def added_tokens(self, completion: int) -> int:
+        return 256  # a short solution; a bare answer has fewer
+
     def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
         check_column(arguments, self.column, f"A hint with `column: {self.column}`", f" {self.way_out}")
 

@@ -46,6 +46,8 @@ TEMPLATES = {
     "empty": "Answer the question.",
 }
 PAD = "pad"
+# Tokens of the first with Qwen's tokenizer
+_NOTE = 15
 BUILT_IN = (*TEMPLATES, "blank_image", PAD, "column")
 _BLANK_IMAGE = "`negative_prompt: blank_image`"  # for messages
 
@@ -154,6 +156,9 @@ class _NegativePromptSource(SecondPromptSource):
         self.negative_prompt = negative_prompt
         if negative_prompt == "column":
             self.columns = (COLUMN,)
+
+    def added_tokens(self, completion: int) -> int:
+        return 0 if self.negative_prompt in ("blank_image", PAD) else _NOTE
 
     def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
         if self.negative_prompt == "blank_image":

@@ -46,6 +46,9 @@ class _OtherModelSource(SignalSource):
         self.name = name
         self.model: nn.Module | None = None
 
+    def frozen_model(self, policy: str, adapters: bool) -> str | None:
+        return self.name
+
     def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
         self._quantization_config = arguments.get("quantization_config")
         trust = arguments["args"].trust_remote_code

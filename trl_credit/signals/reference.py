@@ -89,6 +89,9 @@ class _ReferenceSource(SignalSource):
         self.reference = reference
         self.model: nn.Module | None = None  # None: the policy with its adapters off (or on `ref`)
 
+    def frozen_model(self, policy: str, adapters: bool) -> str | None:
+        return self.reference or (None if adapters else policy)
+
     def before_trainer_init(self, context: PolicyContext, arguments: dict[str, Any]) -> None:
         policy, args = arguments["model"], arguments["args"]
         self._quantization_config = arguments.get("quantization_config")

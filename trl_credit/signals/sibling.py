@@ -141,6 +141,9 @@ class _SiblingSource(SecondPromptSource):
         super().__init__(f"sibling/{signal.kind}/{signal.place}/{signal.threshold}/{signal.template}")
         self.signal = signal
 
+    def added_tokens(self, completion: int) -> int:
+        return completion + 64  # and the template's text
+
     def second_prompts(
         self, context: PolicyContext, examples: list[dict], prompts: list[Prompt], batch: dict[str, Any]
     ) -> list[Prompt | None]:

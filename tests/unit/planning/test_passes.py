@@ -1,0 +1,102 @@
+"""The forwards that methods add, from the registry, against the list by name of benchmarks/scaling.py."""
+
+import pytest
+
+from trl_credit import build_credit
+from trl_credit.methods.base import CreditMethod, Paper
+from trl_credit.methods.registry import METHODS, methods_for
+from trl_credit.planning.passes import passes_of
+from trl_credit.planning.sizes import Model
+from trl_credit.planning.work import Pass, Update, pass_flops, sharded_bytes
+
+
+POLICY = Model.dense("policy", 4, 64, 160, 4, 2, 1000, 16)
+OTHER = Model.dense("other", 8, 128, 320, 8, 2, 1000, 16)
+COMPLETION = 100
+
+
+def found(credit, adapters=False, follows=False):
+    models = {"policy": POLICY, "other": OTHER}
+    return passes_of(build_credit(credit), "policy", adapters, COMPLETION, models.__getitem__, follows)
+
+
+def untitled(passes):
+    return [
+        Pass("", each.added, each.repeated, each.compares, each.every_row, each.fused, each.model) for each in passes
+    ]
+
+
+@pytest.mark.parametrize(
+    ("credit", "expected"),
+    [
+        *((name, []) for name in ("uniform", "random", "fipo", "forking", "turn", "gigpo", "vine")),
+        ("gcpo", [Pass("", 15, repeated=True, fused=True)]),
+        ({"method": "gcpo", "negative_prompt": "pad"}, [Pass("", repeated=True, fused=True)]),
+        ({"method": "gcpo", "divergence": "full"}, [Pass("", 15, repeated=True, compares=True)]),
+        ("dgpo", [Pass("", compares=True, model=POLICY)]),
+        ({"method": "dgpo", "reference": "other"}, [Pass("", compares=True, model=OTHER)]),
+        ("rlsd", [Pass("", 256, repeated=True, fused=True)]),
+        ("rlcsd", [Pass("", COMPLETION + 64, repeated=True, fused=True)] * 5),
+        ({"method": "teacher", "model": "other"}, [Pass("", every_row=True, model=OTHER)]),
+        *((name, [Pass("")]) for name in ("otb", "certainty", "delta")),
+        ({"method": "shuffled", "of": "dgpo"}, [Pass("", compares=True, model=POLICY)]),
+        (["gcpo", "otb"], [Pass("", 15, repeated=True, fused=True), Pass("")]),
+        (
+            ["otb", "gcpo", "dgpo"],
+            [Pass("", 15, repeated=True, fused=True), Pass("", compares=True, model=POLICY), Pass("")],
+        ),
+    ],
+    ids=str,
+)
+def test_methods(credit, expected):
+    assert untitled(found(credit)) == expected
+
+
+def test_a_reference_is_the_policy_with_adapters_off():
+    (one,) = found("dgpo", adapters=True)
+    assert one.model is None
+    assert not one.repeated
+    (named,) = found({"method": "dgpo", "reference": "other"}, adapters=True)
+    assert named.model is OTHER
+
+
+def test_a_reference_that_follows_the_policy_is_computed_again():
+    assert found("dgpo", follows=True)[0].repeated
+    assert not found({"method": "teacher", "model": "other"}, follows=True)[0].repeated
+
+
+REQUIRED = {"teacher": {"model": "other"}, "shuffled": {"of": "gcpo"}}
+
+
+@pytest.mark.parametrize("name", methods_for("tokens"))
+def test_every_registered_method_is_known(name):
+    for each in found({"method": name, **REQUIRED.get(name, {})}):
+        assert each.title
+        assert each.added >= 0
+
+
+def test_own_method_has_nothing_to_add():
+    class Own(CreditMethod):
+        name = "own"
+        paper = Paper("", "", "")
+
+        def signals(self):
+            return METHODS["gcpo"]().signals()
+
+    assert len(passes_of(Own(), "policy", False, COMPLETION, {}.__getitem__)) == 1
+
+
+def test_flops_of_iterations_and_rows():
+    """By hand: a kept reference runs once, its products in each iteration; a repeated pass runs in each."""
+    update = Update(prompt=50, completion=100, completions=8, zero_advantage=0.25, iterations=3)
+    forward, head = POLICY.backbone_flops(150, 0.5), 2 * 64 * 1000 * 100
+    assert pass_flops(POLICY, update, Pass("", compares=True, model=POLICY)) == 6 * (forward + 3 * 2 * head)
+    assert pass_flops(POLICY, update, Pass("", repeated=True)) == 6 * 3 * (forward + head)
+    assert pass_flops(POLICY, update, Pass("", every_row=True)) == 8 * (forward + head)
+
+
+def test_bytes_of_iterations():
+    both = [sharded_bytes(POLICY, [Pass("", repeated=on)], 2, 4, iterations=3)["credit"] for on in (True, False)]
+    assert both[0] == 3 * both[1] == 3 * 2 * 1.5 * POLICY.parameters
+    adapters = sharded_bytes(POLICY, [], 1, 4, trained=0)["loss"]
+    assert adapters == 2 / 3 * sharded_bytes(POLICY, [], 1, 4)["loss"]

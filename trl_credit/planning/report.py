@@ -1,0 +1,97 @@
+"""Shows a plan in the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .._util.text import safe_text
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if abs(size) >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1e3:.2g} ms"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"
+
+
+def verdict(plan: Mapping[str, Any]) -> str:
+    """Whether the run fits, in a sentence."""
+    name, memory = plan["card"]["name"], gigabytes(plan["card"]["memory"])
+    gpus = f"{plan['gpus']} x {name} of {memory}"
+    if plan["close"]:
+        words = f"{gigabytes(abs(plan['left']))} of each GPU {'are left' if plan['fits'] else 'lack'}"
+        return f"Too close for an estimate on {gpus} with the layout {plan['layout']}: {words}."
+    if plan["fits"]:
+        return f"Fits on {gpus} with the layout {plan['layout']}: {gigabytes(plan['left'])} of each GPU are left."
+    if plan["left"] >= 0:
+        return f"Does not fit on {gpus}: vLLM's share does not hold the model. Raise `vllm_gpu_memory_utilization`."
+    return f"Does not fit on {gpus} with the layout {plan['layout']}: each GPU lacks {gigabytes(-plan['left'])}."
+
+
+def show(plan: Mapping[str, Any]) -> None:
+    """Prints a plan."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+
+    def say(line: str = "", style: str = "") -> None:
+        console.print(safe_text(line, style), soft_wrap=True)
+
+    model = plan["model"]
+    trained = "" if model["trained"] == model["parameters"] else f", {_count(model['trained'])} of them trained"
+    say(
+        f"{model['name']}: {_count(model['parameters'])} parameters{trained}. An estimate by formula; nothing was run.\n"
+    )
+    say(verdict(plan), "bold")
+    say()
+    table = Table("each GPU holds", "size", show_footer=False)
+    for part, size in plan["memory"].items():
+        table.add_row(safe_text(part), safe_text(gigabytes(size)))
+    table.add_row(safe_text("left", "bold"), safe_text(gigabytes(plan["left"]), "bold"))
+    console.print(table)
+    both = ", ".join(f"{gigabytes(size)} {words}" for words, size in plan["activations"].items())
+    say(f"Activations: {both}; the recipe is {'with' if plan['checkpointing'] else 'without'} it.")
+    found = [
+        f"{name} {gigabytes(each['left'])}{'' if each['fits'] else ' (no)'}" for name, each in plan["layouts"].items()
+    ]
+    say(f"Left by layout: {', '.join(found)}.\n")
+    seconds = {part: value for part, value in plan["seconds"].items() if value}
+    total = sum(seconds.values())
+    table = Table("an update and its share of the rollout", "time", "share")
+    for part, value in seconds.items():
+        table.add_row(safe_text(part), duration(value), f"{value / total:.1%}")
+    console.print(table)
+    credit = plan["credit"]
+    say(
+        f"Credit ({credit['method']}) adds {credit['of_update']:.1%} to TRL's update and {credit['of_step']:.1%} to the "
+        "whole step.\n"
+    )
+    if plan["fits"] or plan["close"]:
+        say("Launch, with the fields of the recipe that you gave as options:", "bold")
+        say(f"  {plan['launch']}\n")
+    if plan["remedies"]:
+        words = "There is room to spare with" if plan["close"] else "It would fit with"
+        say(f"{words}{' one of' * (len(plan['remedies']) > 1)}:", "bold")
+        for remedy in plan["remedies"]:
+            say(f"  {remedy}")
+        say()
+    elif not plan["fits"]:
+        say(
+            "No single change makes it fit: combine LoRA (`use_peft`), more GPUs, smaller micro-batches, shorter lengths.\n"
+        )
+    say("Assumed, not measured:", "bold")
+    for note in plan["notes"]:
+        say(f"- {note}")
