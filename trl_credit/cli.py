@@ -81,6 +81,11 @@ def main(argv: list[str] | None = None) -> None:
     commands.add_parser("bench", add_help=False, help="CreditBench: does credit land on the tokens that decided?")
     commands.add_parser("advise", add_help=False, help="would token credit help this recipe, and which? minutes")
     commands.add_parser(
+        "doctor",
+        add_help=False,
+        help="what is installed here, what is wrong with it, and what mends it; `doctor RECIPE`",
+    )
+    commands.add_parser(
         "quickstart",
         add_help=False,
         help="train the embedded model with several methods and compare; `--images`: the embedded image model",
@@ -97,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         "compare": ".comparison.cli",
         "bench": ".bench.cli",
         "advise": ".bench.advise",
+        "doctor": ".doctor.cli",
         "quickstart": ".quickstart",
     }
     if argv and argv[0] in in_process:
