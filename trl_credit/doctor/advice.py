@@ -104,6 +104,11 @@ def install(package: Package) -> str:
     return f"pip install '{package.name}{package.supported}'" if package.supported else f"pip install {package.name}"
 
 
+def _capitalized(text: str) -> str:
+    """The text as the start of a sentence; paths and code stay as they are."""
+    return text if "/" in text.split()[0] else text[0].upper() + text[1:]
+
+
 def _packages(facts: Facts, needs: Needs) -> Iterator[Problem]:
     for name, package in facts.packages.items():
         asked = needs.packages.get(name)
@@ -150,7 +155,7 @@ def _conflicts(facts: Facts, needs: Needs) -> Iterator[Problem]:
 
 def _use(package: Package, needs: Needs) -> str:
     text = needs.packages.get(package.name) or package.use
-    return f"{text[0].upper()}{text[1:]}: it may not start." if text else ""
+    return f"{_capitalized(text)}: it may not start." if text else ""
 
 
 def _imports(facts: Facts, needs: Needs) -> Iterator[Problem]:
@@ -175,7 +180,7 @@ def _broken(name: str, names: Sequence[str], answer: Answer, facts: Facts, neede
     for pattern, cause, command in _KNOWN:
         if match := re.search(pattern, text):
             missing = match[1].partition(".")[0].replace("_", "-") if match.lastindex and "{missing}" in command else ""
-            why, mend = f"{cause[0].upper()}{cause[1:]}.", command.format(missing=missing, **filled)
+            why, mend = f"{_capitalized(cause)}.", command.format(missing=missing, **filled)
             break
     who = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     used = [facts.packages[n].use for n in names if n in facts.packages and facts.packages[n].use]
@@ -258,7 +263,7 @@ def _too_few(usable: int, needs: Needs) -> Problem:
     else:
         times = needs.gpus // usable
         mend = f"accelerate launch --num_processes {usable} ...   ({times} times the gradient_accumulation_steps)"
-    return Problem(what, f"{needs.gpus_why[0].upper()}{needs.gpus_why[1:]}.", mend, True)
+    return Problem(what, f"{_capitalized(needs.gpus_why)}.", mend, True)
 
 
 def _communication(facts: Facts, needs: Needs) -> Iterator[Problem]:

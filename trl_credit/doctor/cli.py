@@ -37,8 +37,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--accelerate_config", help="the launcher's configuration, a file or a name, as of `train`")
     parser.add_argument("--hub", action="store_true", help="ask the hub whether it answers and gives what is not here")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    known, rest = parser.parse_known_args(argv)
-    if known.recipe is None and rest:
+    known, rest = parser.parse_known_args([word for word in argv if word != "--config"])
+    is_recipe = known.recipe is not None and (known.recipe == argv[0] or known.recipe.endswith((".yaml", ".yml")))
+    if rest and not is_recipe:
         parser.error(f"{rest[0]} belongs to no recipe: name one first.")
     return known, rest
 

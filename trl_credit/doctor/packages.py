@@ -8,6 +8,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 
 US = "trl-credit"
@@ -85,7 +86,7 @@ def written(specifier: SpecifierSet) -> str:
 def fits(version: str, supported: str) -> bool:
     """True if a version is in a range. A version that cannot be read is."""
     try:
-        return SpecifierSet(supported).contains(version, prereleases=True)
+        return SpecifierSet(supported).contains(Version(version), prereleases=True)
     except ValueError:
         return True
 
