@@ -78,7 +78,9 @@ def advise(capsys, tmp_path, monkeypatch):
 
 
 def doctor(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("trl_credit.doctor.facts._IMPORTS", {"math-verify": ("math_verify",)})  # all of them take longer
+    monkeypatch.setattr(
+        "trl_credit.doctor.facts._IMPORTS", {"math-verify": ("math_verify",)}
+    )  # all of them take longer
     said = run(capsys, "doctor", ROOT / "recipes" / "quickstart.yaml", "--output_dir", tmp_path, "--json")
     assert json.loads(said)["works"]
 
