@@ -85,7 +85,8 @@ def _overview(parts: dict) -> str:
 
 def _kernel(found: dict) -> str:
     rows, columns = found["tile"]
-    text = f"The kernel on {rows} x {columns} logits of each side; a copy on this device reaches {found['copy_gb_per_s']:.4g} GB/s:"
+    copied = f"{found['copy_gb_per_s']:.4g} GB/s"
+    text = f"The kernel on {rows} x {columns} logits of each side; a copy on this device reaches {copied}:"
     header = ["output", "ms", "torch, ms", "GB/s", "of a copy", "largest relative difference from torch"]
     lines = [
         [name, f"{1e3 * r['seconds']:.3f}", f"{1e3 * r['torch_seconds']:.3f}", f"{r['gb_per_s']:.4g}", f"{r['of_copy']:.0%}",
