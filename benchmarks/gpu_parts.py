@@ -5,6 +5,7 @@ small, so that a CPU runs the same lines.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -118,18 +119,26 @@ def layout(free_gib: float, model: dict, variants: tuple[str, ...] = UPDATE) -> 
 
 
 def build_tokenizer(size: int):
-    """A tokenizer of `size` words, `w0 w1 ...`, which decodes and encodes any ids to themselves."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast
+    """Qwen2's tokenizer with `size` tokens: the bytes, and all words of two, three and four small letters, as many as fit.
 
-    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, size)}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
+    It must be of Qwen2's class: whatever the files say, transformers loads that for a Qwen2 model.
+    """
+    from string import ascii_lowercase as letters
+
+    from transformers import Qwen2Tokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    pairs = [(a, b) for a in letters for b in letters]
+    merges = itertools.chain(
+        pairs,
+        ((a + b, c) for a, b in pairs for c in letters),
+        ((a + b, c + d) for a, b in pairs for c, d in pairs),
     )
+    tokens = ["<pad>", "<eos>", "<unk>", *bytes_to_unicode().values()]
+    merges = list(itertools.islice(merges, size - len(tokens)))
+    vocabulary = {token: i for i, token in enumerate([*tokens, *(a + b for a, b in merges)])}
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    return Qwen2Tokenizer(vocab=vocabulary, merges=merges, padding_side="left", **special)
 
 
 def free_gib() -> float:
