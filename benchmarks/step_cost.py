@@ -86,6 +86,7 @@ class Variant:
             "max_completion_length": max(lengths),
             "beta": 0.001 if name == "trl_kl" else 0.0,
             "bf16": arguments.bf16,
+            "use_cpu": not torch.accelerator.is_available(),  # where bfloat16 must be asked for so
             "gradient_checkpointing": False,
             "report_to": "none",
             "save_strategy": "no",
