@@ -12,13 +12,13 @@ def markdown(results: dict) -> str:
     """The tables of a run."""
     parts = {name: result for name, result in results["parts"].items() if name != "environment"}
     found = {name: result["found"] for name, result in parts.items() if "found" in result}
-    blocks = [_heading(results), _overview(parts)]
+    blocks = [_heading(results), _overview(parts, results["rehearsal"])]
     if "kernel" in found:
         blocks.append(_kernel(found["kernel"]))
     for name, title in (("update", "One update"), ("step", "The whole step, generated with transformers")):
         if name in found:
             blocks.append(_times(title, name, found[name], found.get("model", {}), results["rehearsal"]))
-    blocks += [_engine(name, found[name]) for name in ("colocate", "server") if name in found]
+    blocks += [_engine(name, found[name], results["rehearsal"]) for name in ("colocate", "server") if name in found]
     blocks += [
         f"`{name}` failed:\n\n```text\n{_fenced(result['error'])}\n```"
         for name, result in parts.items()
@@ -61,7 +61,7 @@ def _table(header: list[str], rows: Iterator[list[str]] | list[list[str]]) -> st
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
-def _overview(parts: dict) -> str:
+def _overview(parts: dict, rehearsal: bool) -> str:
     def say(name: str, result: dict) -> str:
         if result["status"] == "skipped":
             return result["reason"]
@@ -77,7 +77,7 @@ def _overview(parts: dict) -> str:
                 else f", {found['layers']} of {found['of_layers']} layers fit"
             )
             return f"{found['parameters'] / 1e9:.2f}B parameters, {found['dtype']}{fewer}"
-        return ""
+        return "without vLLM" if rehearsal and name in ("colocate", "server") else ""
 
     rows = [[f"`{name}`", r["status"], str(r.get("seconds", "")), say(name, r)] for name, r in parts.items()]
     return _table(["part", "", "seconds", ""], rows)
@@ -125,9 +125,11 @@ def _times(title: str, part: str, found: dict, model: dict, rehearsal: bool) -> 
     ])  # fmt: skip
 
 
-def _engine(name: str, found: dict) -> str:
+def _engine(name: str, found: dict, rehearsal: bool) -> str:
     gap = "sampling/sampling_logp_difference/mean"
     place = {"colocate": "vLLM in the trainer's process", "server": "vLLM as a server, weights by NCCL"}[name]
+    if rehearsal:
+        place = f"In the place of {place}: transformers, without vLLM"
     start = f" The server started in {found['server_start_seconds']:.0f} s." if "server_start_seconds" in found else ""
     rows = [
         [

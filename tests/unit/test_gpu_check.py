@@ -256,6 +256,9 @@ def test_the_table_of_a_rehearsal_and_of_a_failure():
     assert "rehearsal" in text
     assert "not finished" in text
     assert "1.05 (not judged)" in text
+    assert "| `colocate` | ok | 1.5 | without vLLM |" in text
+    assert "In the place of vLLM in the trainer's process: transformers, without vLLM, three updates" in text
+    assert "without vLLM" not in markdown(results())
     broken = results()
     broken["parts"]["kernel"] = {
         "status": "failed",
