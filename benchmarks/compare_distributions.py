@@ -65,6 +65,38 @@ def products(sides: list[tuple[torch.Tensor, torch.Tensor]], out: torch.Tensor) 
                     torch.mm(some_rows, some_columns.t(), out_dtype=out.dtype, out=place)
 
 
+def measure(
+    tokens: int, vocab: int, hidden: int, dtype: torch.dtype, device: torch.device, repeats: int
+) -> tuple[float, dict[tuple[str, ...], tuple[float, float]]]:
+    """Seconds of the two bare products, and seconds and MB of each set of outputs."""
+    torch.manual_seed(0)
+    sides = [
+        (
+            torch.randn(tokens, hidden, device=device, dtype=dtype),
+            torch.randn(vocab, hidden, device=device, dtype=dtype).mul_(hidden**-0.5),
+        )
+        for _ in range(2)
+    ]
+    mask = torch.ones(1, tokens, dtype=torch.bool, device=device)
+    (hidden_p, head_p), (hidden_q, head_q) = ((states.unsqueeze(0), Head(weight)) for states, weight in sides)
+
+    def compare(outputs: tuple[str, ...], mask: torch.Tensor = mask) -> None:
+        compare_distributions(hidden_p, head_p, hidden_q, head_q, mask, outputs, dtype=dtype)
+
+    # First calls load libraries and compile kernels
+    compare(OUTPUTS[-1], mask & (mask.cumsum(1) == 1))
+    memory = [added_memory(lambda outputs=outputs: compare(outputs), device) for outputs in OUTPUTS]
+    if device.type == "cpu":
+        sides = [(states.float(), weight.float()) for states, weight in sides]
+    out = torch.empty(1024 if device.type == "cpu" else 4096, 8192, device=device)
+    # Interleaved, so that other load on the machine affects all alike
+    runs = [lambda: products(sides, out), *(lambda outputs=outputs: compare(outputs) for outputs in OUTPUTS)]
+    runs[0]()
+    times = [[seconds(run, device) for run in runs] for _ in range(repeats)]
+    bare, *ours = (min(column) for column in zip(*times, strict=True))
+    return bare, dict(zip(OUTPUTS, zip(ours, memory, strict=True), strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=1024)
@@ -75,36 +107,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
-    torch.manual_seed(0)
-    sides = [
-        (
-            torch.randn(arguments.tokens, arguments.hidden, device=device, dtype=dtype),
-            torch.randn(arguments.vocab, arguments.hidden, device=device, dtype=dtype).mul_(arguments.hidden**-0.5),
-        )
-        for _ in range(2)
-    ]
-    mask = torch.ones(1, arguments.tokens, dtype=torch.bool, device=device)
-    (hidden_p, head_p), (hidden_q, head_q) = ((hidden.unsqueeze(0), Head(weight)) for hidden, weight in sides)
-
-    def compare(outputs: tuple[str, ...], mask: torch.Tensor = mask) -> None:
-        compare_distributions(hidden_p, head_p, hidden_q, head_q, mask, outputs, dtype=dtype)
-
-    # First calls load libraries and compile kernels
-    compare(OUTPUTS[-1], mask & (mask.cumsum(1) == 1))
-    memory = [added_memory(lambda outputs=outputs: compare(outputs), device) for outputs in OUTPUTS]
-    if device.type == "cpu":
-        sides = [(hidden.float(), weight.float()) for hidden, weight in sides]
-    out = torch.empty(1024 if device.type == "cpu" else 4096, 8192, device=device)
-    # Interleaved, so that other load on the machine affects all alike
-    runs = [lambda: products(sides, out), *(lambda outputs=outputs: compare(outputs) for outputs in OUTPUTS)]
-    runs[0]()
-    times = [[seconds(run, device) for run in runs] for _ in range(arguments.repeats)]
-    bare, *ours = (min(column) for column in zip(*times, strict=True))
+    sizes = (arguments.tokens, arguments.vocab, arguments.hidden)
+    bare, ours = measure(*sizes, dtype, device, arguments.repeats)
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     print(f"{arguments.tokens} tokens, vocabulary {arguments.vocab}, hidden {arguments.hidden}, ", end="")
     print(f"{arguments.dtype} on {device}{threads}")
     print(f"{'two matrix products':40} {bare:8.4f} s")
-    for outputs, fastest, megabytes in zip(OUTPUTS, ours, memory, strict=True):
+    for outputs, (fastest, megabytes) in ours.items():
         print(f"{', '.join(outputs):40} {fastest:8.4f} s   {fastest / bare:.2f} x   {megabytes:6.0f} MB")
 
 

@@ -32,11 +32,12 @@ from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
 
 
 GROUP = 8
+PHASES = ("rollout", "credit", "loss", "total")
 SAVE_NOTHING = {"skip_zero_advantage": False, "trim_padding": False}
 SAVE_ALL = {"skip_zero_advantage": True, "trim_padding": True}
 
 
-def parse_arguments():
+def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", help="path or hub id; `python examples/convert_smollm2.py DIR` makes one")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each variant, after one that warms up")
@@ -51,7 +52,7 @@ def parse_arguments():
         help="trl, trl_kl, or names of credit methods; by default trl, trl_kl, uniform, gcpo, dgpo",
     )
     parser.add_argument("--bf16", action="store_true")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def text_of(tokenizer, tokens, rng):
@@ -85,6 +86,7 @@ class Variant:
             "max_completion_length": max(lengths),
             "beta": 0.001 if name == "trl_kl" else 0.0,
             "bf16": arguments.bf16,
+            "use_cpu": not torch.accelerator.is_available(),  # where bfloat16 must be asked for so
             "gradient_checkpointing": False,
             "report_to": "none",
             "save_strategy": "no",
@@ -95,7 +97,7 @@ class Variant:
             savings = SAVE_ALL if arguments.realistic else SAVE_NOTHING
             trainer_class, config = CreditGRPOTrainer, CreditGRPOConfig(**settings, credit=credit, **savings)
         self.trainer = trainer_class(
-            model=copy.deepcopy(model) if name != "trl_kl" else arguments.model,
+            model=copy.deepcopy(model),  # the KL penalty's reference is then built in its dtype
             reward_funcs=self._reward,
             rollout_func=None if arguments.generate else self._rollout,
             args=config,
@@ -180,8 +182,8 @@ def peak():
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process_memory("VmHWM")
 
 
-def main():
-    arguments = parse_arguments()
+def make_variants(arguments):
+    """The variants, all on the same completions."""
     rng = random.Random(0)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     groups = 8 if arguments.realistic else 1
@@ -201,28 +203,57 @@ def main():
     names = arguments.variants or ["trl", "trl_kl", "uniform", "gcpo", "dgpo"]
     variants = [Variant(name, arguments, model, tokenizer, data, lengths, rewards) for name in names]
     print(f"completions: {len(lengths)}, mean {statistics.mean(lengths):.0f} tokens, longest {max(lengths)}")
-    for turn in range(arguments.rounds + 1):  # the first round warms up
+    return variants
+
+
+def run_in_turn(variants, rounds):
+    """Runs a step of every variant in each round, in another order. The round before the first warms up."""
+    for turn in range(rounds + 1):
         for variant in variants[turn % len(variants) :] + variants[: turn % len(variants)]:
             variant.step()
             print(f"{variant.name} {variant.seconds['total'][-1]:.1f} s", end="  ", file=sys.stderr, flush=True)
-    phases = ("rollout", "credit", "loss", "total")
-    print(f"{'seconds (fastest)':18}" + "".join(f"{phase:>10}" for phase in phases) + f"{'peak MB':>10}")
-    for variant in variants:
-        fastest = [min(variant.seconds.get(phase, [0.0])[1:] or [0.0]) for phase in phases]
-        print(f"{variant.name:18}" + "".join(f"{value:10.2f}" for value in fastest), end="")
-        print(f"{statistics.median(variant.megabytes[1:]):10.0f}")
+
+
+def summary(variant):
+    """Seconds of the fastest step, by phase, and its peak memory."""
+    fastest = {phase: min(variant.seconds.get(phase, [0.0])[1:] or [0.0]) for phase in PHASES}
+    return fastest | {"peak_mb": statistics.median(variant.megabytes[1:])}
+
+
+def ratios_to(base, variants, same_loss=True):
+    """Each other variant's time relative to `base`: of the fastest steps, the median and range within rounds, and, if the
+    loss is the same work for all, with the fastest loss of any for all."""
     loss = min(seconds for variant in variants for seconds in variant.seconds["loss"][1:])
+    found = {}
+    for variant in variants:
+        if variant is not base:
+            rounds = [a / b for a, b in zip(variant.seconds["total"][1:], base.seconds["total"][1:], strict=True)]
+            found[variant.name] = {
+                "fastest": min(variant.seconds["total"][1:]) / min(base.seconds["total"][1:]),
+                "median": statistics.median(rounds),
+                "range": [min(rounds), max(rounds)],
+            }
+            if same_loss:
+                found[variant.name]["one_loss"] = (loss + variant.apart()) / (loss + base.apart())
+    return found
+
+
+def main():
+    arguments = parse_arguments()
+    variants = make_variants(arguments)
+    run_in_turn(variants, arguments.rounds)
+    print(f"{'seconds (fastest)':18}" + "".join(f"{phase:>10}" for phase in PHASES) + f"{'peak MB':>10}")
+    for variant in variants:
+        found = summary(variant)
+        print(f"{variant.name:18}" + "".join(f"{found[phase]:10.2f}" for phase in PHASES) + f"{found['peak_mb']:10.0f}")
     for base in (variant for variant in variants if variant.name.startswith("trl")):
-        for variant in variants:
-            if variant is not base:
-                ratios = [a / b for a, b in zip(variant.seconds["total"][1:], base.seconds["total"][1:], strict=True)]
-                fastest = min(variant.seconds["total"][1:]) / min(base.seconds["total"][1:])
-                one_loss = (loss + variant.apart()) / (loss + base.apart())
-                print(
-                    f"{variant.name} / {base.name}: fastest {fastest:.3f}, median {statistics.median(ratios):.3f} "
-                    f"({min(ratios):.3f} to {max(ratios):.3f})"
-                    + ("" if arguments.realistic else f", one loss for all {one_loss:.3f}")
-                )
+        for name, found in ratios_to(base, variants, same_loss=not arguments.realistic).items():
+            low, high = found["range"]
+            print(
+                f"{name} / {base.name}: fastest {found['fastest']:.3f}, median {found['median']:.3f} "
+                f"({low:.3f} to {high:.3f})"
+                + ("" if arguments.realistic else f", one loss for all {found['one_loss']:.3f}")
+            )
 
 
 if __name__ == "__main__":

@@ -84,6 +84,11 @@ def main(argv: list[str] | None = None) -> None:
         "plan", add_help=False, help="does a recipe fit N GPUs, in which layout, and what does credit cost? by formula"
     )
     commands.add_parser(
+        "doctor",
+        add_help=False,
+        help="what is installed here, what is wrong with it, and what mends it; `doctor RECIPE`",
+    )
+    commands.add_parser(
         "quickstart",
         add_help=False,
         help="train the embedded model with several methods and compare; `--images`: the embedded image model",
@@ -101,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         "bench": ".bench.cli",
         "advise": ".bench.advise",
         "plan": ".planning.cli",
+        "doctor": ".doctor.cli",
         "quickstart": ".quickstart",
     }
     if argv and argv[0] in in_process:

@@ -80,13 +80,22 @@ def advise(capsys, tmp_path, monkeypatch):
     assert "No recommendation" in (tmp_path / "advice.md").read_text()
 
 
+def doctor(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "trl_credit.doctor.facts._IMPORTS", {"math-verify": ("math_verify",)}
+    )  # all of them take longer
+    said = run(capsys, "doctor", ROOT / "recipes" / "quickstart.yaml", "--output_dir", tmp_path, "--json")
+    assert json.loads(said)["works"]
+
+
 def quickstart(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("trl_credit.quickstart.EVAL_PROBLEMS", 8)
     run(capsys, "quickstart", "--max_steps", 1, "--methods", "gcpo", "--output_dir", tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())
 
 
-COMMANDS = {"eval": evaluate} | {f.__name__: f for f in (train, methods, inspect, compare, bench, advise, quickstart)}
+_NAMED = (train, methods, inspect, compare, bench, advise, doctor, quickstart)
+COMMANDS = {"eval": evaluate} | {command.__name__: command for command in _NAMED}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
