@@ -123,7 +123,10 @@ class EvalConfig:
         "`transformers`, `vllm` (in process), `server` (an OpenAI-compatible endpoint), or `auto`: the server where "
         "`base_url` is set, vLLM where it is installed and there is a GPU, else transformers.",
     )
-    dtype: str = _option("auto", "Weights' dtype (transformers, vllm); `auto` is the checkpoint's, float32 on a CPU.")
+    dtype: str = _option(
+        "auto",
+        "Weights' dtype (transformers, vllm); `auto` is the checkpoint's, and float32 on a CPU with transformers.",
+    )
     revision: str | None = _option(None, "Revision of a hub model.")
     trust_remote_code: bool = _option(False, "Run code that comes with the model.")
     attn_implementation: str | None = _option(None, "Attention of transformers.")
