@@ -93,10 +93,11 @@ class TrueConfig(ScoringConfig):
             "help": "`transformers`, `vllm` or `server`; `auto` takes the server of `base_url`, else vLLM on a GPU."
         },
     )
-    base_url: str | None = field(
+    base_url: list[str] | None = field(
         default=None,
         metadata={
-            "help": "A server of the same weights that completes token ids and tells the sampled ones, as `vllm serve` does."
+            "help": "A server of the same weights, or several, that completes token ids and tells the sampled ones, as "
+            "`vllm serve` does."
         },
     )
     served_model: str | None = field(default=None, metadata={"help": "The model's name there; by default `model`."})
