@@ -620,8 +620,8 @@ def test_one_of_several_comes_back(monkeypatch):
         made = run([failing.url, other.url], requests(300), concurrency=4)
     assert len(made) == 300
     before = len(failing.requests) + len(other.requests) - 300
-    assert 1 <= before < 30  # failures
-    assert len(failing.requests) - before > 20
+    assert before >= 1  # failures
+    assert len(failing.requests) - before >= 10
     assert failing.worst <= 2
 
 
