@@ -53,14 +53,16 @@ QUICK = ("unit", "smoke")
 
 
 def pytest_collection_modifyitems(items):
-    """Marks everything outside `QUICK` as slow, and jobs of several processes as alone."""
+    """Marks everything outside `QUICK` as slow, jobs of several processes as alone, and what needs vLLM."""
     here = Path(__file__).parent
     for item in items:
         folder = item.path.relative_to(here).parts[0]
         if folder not in QUICK:
             item.add_marker("slow")
-        if folder == "distributed":
+        if folder in ("distributed", "with_vllm"):
             item.add_marker("alone")
+        if folder == "with_vllm":
+            item.add_marker("vllm")
 
 
 @pytest.fixture(scope="session", autouse=True)
