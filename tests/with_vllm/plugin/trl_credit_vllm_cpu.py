@@ -1,8 +1,10 @@
 """What vLLM's CPU build lacks for training with TRL. vLLM calls `register` in each of its processes.
 
 Weights of linear layers stay loadable: the CPU build packs them for its own kernels and drops the parameter, after which
-TRL's weight sync fails ("Parameter has no attribute weight_loader"). And a file carries the weights to a server, in the place
-of NCCL, which needs GPUs: `{"backend": "file"}` as the server's `--weight-transfer-config`, and `send_by_file` in the trainer.
+TRL's weight sync fails ("Parameter has no attribute weight_loader").
+
+And a file carries the weights to a server, in the place of NCCL, which needs GPUs: `{"backend": "file"}` as the server's
+`--weight-transfer-config`, and `send_by_file` in the trainer.
 """
 
 from dataclasses import dataclass
