@@ -52,7 +52,7 @@ def make_trainer(folder, method, lora=False, **settings):
         "per_device_train_batch_size": 16,
         "num_generations": 8,
         "max_completion_length": 40,
-        "learning_rate": 1e-3,  # at which weights that are not synchronized show
+        "learning_rate": 3e-4,  # weights that are not synchronized show, and the policy does not collapse
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "save_strategy": "no",
@@ -100,7 +100,7 @@ def colocate(folder):
     sync, VLLMGeneration.sync_weights = VLLMGeneration.sync_weights, lambda self: None
     found["stale"] = train(folder, "uniform", vllm_mode="colocate")
     VLLMGeneration.sync_weights = sync
-    more = {"vllm_mode": "colocate", "evaluated": True, "learning_rate": 2e-4, **DYNAMIC}
+    more = {"vllm_mode": "colocate", "evaluated": True, **DYNAMIC}
     found["gcpo"] = train(folder, "gcpo", lora=True, num_iterations=2, max_steps=4, **more)
     return found
 
@@ -111,7 +111,7 @@ def with_server(folder, port):
     send_by_file(folder / "weights.pt")
     server = {"vllm_mode": "server", "vllm_server_host": "127.0.0.1", "vllm_server_port": port}
     found = {"uniform": train(folder, "uniform", **server)}
-    more = {"evaluated": True, "learning_rate": 2e-4, **DYNAMIC}
+    more = {"evaluated": True, **DYNAMIC}
     found["dgpo"] = train(folder, "dgpo", num_iterations=2, max_steps=4, **server, **more)
     return found
 
