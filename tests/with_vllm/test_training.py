@@ -48,7 +48,7 @@ def test_in_the_trainer_s_process(tmp_path):
 def test_at_a_server(tmp_path, port):
     """Weights go by a file, in the place of NCCL."""
     found = run_worker("with_server", tmp_path, port=port)
-    assert max(row[GAP] for row in updates(found["uniform"])) < 0.005  # float32 on both sides
+    assert max(row[GAP] for row in updates(found["uniform"])) < 1e-4  # float32 on both sides
     check(found["dgpo"], steps=4, iterations=2)
 
 

@@ -136,6 +136,8 @@ class TrueConfig(ScoringConfig):
     )
 
     def __post_init__(self):
+        if isinstance(self.base_url, str):
+            self.base_url = [self.base_url]
         check_output_dir(self.output_dir)
         check_every(self.every)
         if self.values is not None:

@@ -309,7 +309,7 @@ class ServerBackend(Backend):
             except _AbsentError as error:
                 absent.append((endpoint, error))
         if not found:
-            raise absent[0][1]
+            raise BackendError(str(absent[0][1]))
         for endpoint, error in absent:
             endpoint.rest(self.settings.backoff, 0.0)
             logger.warning("%s The other addresses get its share until it answers.", error)
