@@ -137,6 +137,7 @@ class _Endpoint:
         self.address = redact_url(base_url)
         # The client would append its paths after the query
         self.url, self.query = split_url(base_url)
+        self.context: int | None = None
         self.client = None  # within a call of `generate`
         self.busy = self.failures = 0
         self.rests_until = 0.0
@@ -245,8 +246,9 @@ class ServerBackend(Backend):
     def prepare(self, requests: Sequence[Request], sampling: SamplingSettings) -> SamplingSettings:
         """Cuts `max_tokens` to the context that the endpoint states, if it counts tokens (vLLM's `/tokenize`) or the
         prompts are token ids."""
-        context = self.identity().get("max_model_len")
-        if not isinstance(context, int):
+        self.identity()
+        context = min((one.context for one in self._endpoints if one.context is not None), default=None)
+        if context is None:
             return sampling
         first = {json.dumps(request.prompt): request for request in requests}  # samples of a problem share their prompt
         ids = self._tokenized([request.prompt for request in first.values()])
@@ -358,6 +360,10 @@ class ServerBackend(Backend):
         if card is None:
             card = {}
             logger.warning("%s does not list %r; trying anyway.", endpoint.address, settings.model)
+        # vLLM states an adapter's context in its base model's entry only
+        for found in (card, cards.get(str(card.get("parent")), {})):
+            if endpoint.context is None and isinstance(found.get("max_model_len"), int):
+                endpoint.context = found["max_model_len"]
         known = {key: card.get(key) for key in ("root", "parent", "max_model_len")}
         return {key: value for key, value in known.items() if isinstance(value, (str, int))}
 

@@ -691,6 +691,15 @@ def test_max_tokens_is_cut_to_the_server_s_context(chat, caplog):
         backend(endpoint.url).prepare([Request("task", 0, 0, 1, "a " * 4096)], sampling)
 
 
+def test_an_adapter_has_the_context_of_its_base_model():
+    """vLLM's entry of an adapter states none."""
+    mine = {"id": "mine", "root": "folder", "parent": "tiny", "max_model_len": None}
+    with Endpoint(models={"data": [CARD, mine]}, tokenize=words_of) as endpoint:
+        served = backend(endpoint.url, model="mine")
+        assert served.prepare(requests(1), SamplingSettings(1.0, max_tokens=5000)).max_tokens == 4095
+        assert served.identity() == {"model": "mine", "root": "folder", "parent": "tiny"}
+
+
 def test_token_ids_are_counted_without_the_server():
     with Endpoint() as endpoint:
         cut = backend(endpoint.url).prepare([Request("task", 0, 0, 1, (5, 6))], SamplingSettings(1.0, max_tokens=5000))
