@@ -567,18 +567,23 @@ def test_without_the_package(monkeypatch):
 
 
 def test_the_endpoint_with_the_fewest_requests_gets_the_next():
-    def after(seconds):
-        def script(body, attempt):
-            time.sleep(seconds)
-            return answer()
+    """One that holds the three that it got at first gets no other."""
+    rest = threading.Event()
 
-        return script
+    def slow(body, attempt):
+        rest.wait(60)
+        return answer()
 
-    with Endpoint(after(0.1)) as slow, Endpoint(after(0.01)) as fast:
-        assert len(run([slow.url, fast.url], requests(60), concurrency=6)) == 60
-    assert slow.busiest + fast.busiest >= 6
-    assert slow.busiest <= 5
-    assert 3 <= len(slow.requests) < 20 < len(fast.requests)
+    def fast(body, attempt):
+        if len(second.requests) == 57:
+            rest.set()
+        return answer()
+
+    with Endpoint(slow) as first, Endpoint(fast) as second:
+        assert len(run([first.url, second.url], requests(60), concurrency=6, request_timeout=100.0)) == 60
+    assert len(first.requests) == first.busiest == 3
+    assert len(second.requests) == 57
+    assert second.busiest <= 3
 
 
 def test_one_of_several_dies():
