@@ -5,6 +5,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("alone")
         if folder == "with_vllm":
             item.add_marker("vllm")
+            if find_spec("vllm") is None:
+                item.add_marker(pytest.mark.skip(reason="needs vLLM: `make test-vllm`"))
 
 
 @pytest.fixture(scope="session", autouse=True)
