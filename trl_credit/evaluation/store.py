@@ -1,6 +1,6 @@
 """A run on disk. Each finished sample is written at once, by one writer, and runs with other settings are refused.
 
-run.json                settings and fingerprints that determine the samples
+run.json                settings and fingerprints that determine the samples; binding once there is a sample
 samples.jsonl           one sample a line, with a checksum, as they finish; at the end sorted, with verdicts
 samples.rankR.jsonl     samples of process R while it runs
 problems.jsonl          questions, prompts and answers
@@ -93,7 +93,8 @@ class RunFolder:
             left.unlink(missing_ok=True)
 
     def check(self, identity: dict[str, Any], extend: bool = False, replace: bool = False) -> None:
-        """Records what determines the samples, or compares it with the run that the folder already holds.
+        """Records what determines the samples, or compares it with the run that the folder already holds. A run that
+        made no sample, because its engine did not start, leaves the folder free for other settings.
 
         Args:
             identity: JSON values, among them `n` and `tasks`.
@@ -104,7 +105,7 @@ class RunFolder:
             RunFolderError: The folder holds a different run. The message lists the differences.
         """
         path = self.path / "run.json"
-        identity = json.loads(json.dumps(identity))
+        identity, notes = json.loads(json.dumps(identity)), None
         if path.exists():
             old = read_json(path)
             old = old.get("identity") if isinstance(old, dict) else None
@@ -112,7 +113,9 @@ class RunFolder:
                 raise RunFolderError(f"{path} was not written by a run: set another `output_dir`.")
             found = differences(redact(old), redact(identity))
             growth = [item for item in found if _grows(item, old, identity)]
-            if found and replace:
+            if found and not self._holds_samples():
+                notes = []  # of a server or engine that was asked for other samples
+            elif found and replace:
                 logger.warning("%s: the samples of an earlier run are replaced.", self.path)
                 for other in [*self.path.glob("samples*.jsonl"), self.path / "results.json", self.path / "report.html"]:
                     other.unlink(missing_ok=True)
@@ -123,7 +126,11 @@ class RunFolder:
                 raise RunFolderError(f"{self.path} holds a run with other settings or data:\n{shown}\n{way}")
         elif any(self.path.glob("samples*.jsonl")):
             raise RunFolderError(f"{self.path} holds samples but no run.json: set another `output_dir`.")
-        self._write_run(identity, self.notes())
+        self._write_run(identity, self.notes() if notes is None else notes)
+
+    def _holds_samples(self) -> bool:
+        files = [*self.path.glob("samples*.jsonl"), self.path / "results.json"]
+        return any(file.exists() and file.stat().st_size for file in files)
 
     def _write_run(self, identity: dict[str, Any], notes: list[str]) -> None:
         text = json.dumps({"format": 1, "identity": identity, "notes": notes}, indent=2) + "\n"

@@ -209,7 +209,7 @@ def test_no_file_has_the_keys_of_an_address(sums, tmp_path):
     later = FakeBackend()
     results = evaluate(given("SECRET-2"), later)
     assert len(later.made) == 25
-    assert results["settings"]["config"]["base_url"] == "http://host/v1?api_key=***"
+    assert results["settings"]["config"]["base_url"] == ["http://host/v1?api_key=***"]
     folder = tmp_path / "run"
 
     def text():

@@ -155,6 +155,25 @@ def test_other_settings_are_refused(sums, tmp_path, change, shown):
     assert (tmp_path / "run" / "samples.jsonl").read_bytes() == before
 
 
+def test_a_run_that_did_not_start_leaves_its_folder_free(sums, tmp_path):
+    """An engine that does not start asks for other settings."""
+    FakeBackend.notes = lambda self: ["of the failed start"]
+    try:
+        interrupted(config(sums, tmp_path), fail, after=0)
+    finally:
+        del FakeBackend.notes
+    assert read_lines(tmp_path / "run" / "samples.jsonl") == []
+    interrupted(config(sums, tmp_path, temperature=0.5), fail, after=1)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["identity"]["sampling"]["temperature"] == 0.5
+    assert run["notes"] == []
+    with pytest.raises(RunFolderError, match=r"sampling.temperature: 0.5 -> 1.0"):
+        evaluate(config(sums, tmp_path), FakeBackend())
+    (tmp_path / "run" / "samples.jsonl").rename(tmp_path / "run" / "samples.rank1.jsonl")
+    with pytest.raises(RunFolderError, match=r"sampling.temperature: 0.5 -> 1.0"):
+        evaluate(config(sums, tmp_path), FakeBackend())
+
+
 def test_another_model_and_other_data_are_refused(sums, tmp_path):
     evaluate(config(sums, tmp_path), FakeBackend())
     with pytest.raises(RunFolderError, match=r'backend.model: "A" -> "B"'):
@@ -278,6 +297,7 @@ def test_a_run_written_with_a_key_goes_on(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"format": 1, "identity": identity, "notes": []}))
     folder.check({**identity, "backend": {"vllm_kwargs": {"hf_token": "***"}}})
     assert "SECRET" not in (tmp_path / "run.json").read_text()
+    (tmp_path / "samples.jsonl").write_text("{}\n")
     with pytest.raises(RunFolderError, match="n: 1 -> 2"):
         folder.check({**identity, "n": 2})
 

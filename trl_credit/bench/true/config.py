@@ -94,10 +94,11 @@ class TrueConfig(ScoringConfig):
             "help": "`transformers`, `vllm` or `server`; `auto` takes the server of `base_url`, else vLLM on a GPU."
         },
     )
-    base_url: str | None = field(
+    base_url: list[str] | None = field(
         default=None,
         metadata={
-            "help": "A server of the same weights that completes token ids and tells the sampled ones, as `vllm serve` does."
+            "help": "A server of the same weights, or several, that completes token ids and tells the sampled ones, as "
+            "`vllm serve` does."
         },
     )
     served_model: str | None = field(default=None, metadata={"help": "The model's name there; by default `model`."})
@@ -136,6 +137,8 @@ class TrueConfig(ScoringConfig):
     )
 
     def __post_init__(self):
+        if isinstance(self.base_url, str):
+            self.base_url = [self.base_url]
         check_output_dir(self.output_dir)
         check_every(self.every)
         if self.values is not None:

@@ -1,20 +1,23 @@
 """The `server` backend: completions from any OpenAI-compatible endpoint, such as `vllm serve` or SGLang, on one machine
-or on many behind a load balancer."""
+or on many, by their addresses or behind a load balancer."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
 import os
 import random
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from ..._util.text import HIDDEN, nearest, redact_url, safe, secrets_of, split_url
 from .base import Backend, BackendError, Emit, Generation, Request, SamplingSettings
-from .prompts import limit_of
+from .prompts import Rendered, fit, limit_of
 
 
 logger = logging.getLogger(__name__)
@@ -29,13 +32,16 @@ class ServerSettings:
     """An endpoint and how patiently to call it.
 
     Args:
-        base_url: Address of the API, such as `http://localhost:8000/v1`. A query (`?api-version=2025-01`) is sent with
-            every request. Messages do not show its values.
+        base_url: Address of the API, such as `http://localhost:8000/v1`, or several, of servers of the same model: each
+            request goes to the one with the fewest in flight, and if one dies, what it owed to the others. A query
+            (`?api-version=2025-01`) is sent with every request. Messages do not show its values.
         model: Name of the served model. With `vllm serve --lora-modules name=path`, an adapter's name.
         api_key: By default the environment variable `OPENAI_API_KEY`, else "none".
-        concurrency: Maximum number of requests in flight. For throughput, as many as all replicas together can batch.
+        concurrency: Maximum number of requests in flight, at all addresses together. For throughput, as many as all
+            replicas can batch.
         max_retries: Retries of a request after a 408, 409, 425, 429 or 5xx, a lost connection, a timeout or a malformed
-            answer. The waits double, so 6 retries outlast an outage of about a minute.
+            answer. The waits double, so 6 retries outlast an outage of about a minute. Other addresses are tried first,
+            at once, which is no retry.
         request_timeout: Seconds for one attempt, from sending to the last byte of the answer. Answers are not streamed,
             so a load balancer's idle timeout must be at least as long.
         connect_timeout: Seconds to connect.
@@ -47,7 +53,7 @@ class ServerSettings:
         ValueError: A value is out of range.
     """
 
-    base_url: str = field(repr=False)
+    base_url: str | Sequence[str] = field(repr=False)
     model: str
     api_key: str | None = field(default=None, repr=False)
     concurrency: int = 64
@@ -58,15 +64,8 @@ class ServerSettings:
     backoff: float = 1.0
 
     def __post_init__(self):
-        if "@" in str(self.base_url):  # messages show the address
-            raise ValueError("`base_url` must not hold a user or a password: set OPENAI_API_KEY.")
-        try:
-            url = urlsplit(self.base_url)
-            valid = url.scheme in ("http", "https") and url.hostname and url.port != 0
-        except (ValueError, TypeError, AttributeError):  # for example, the port is not a number
-            valid = False
-        if not valid:
-            raise ValueError(f"`base_url` must look like http://localhost:8000/v1, got {self.address!r}.")
+        for url in self.addresses or (None,):
+            self._check_address(url)
         if not isinstance(self.model, str) or not self.model:
             raise ValueError(f"`model` must be the name of a served model, got {self.model!r}.")
         for name, kind, least in (
@@ -90,10 +89,29 @@ class ServerSettings:
                 rule = "a positive number" if timeout else f"at least {least}"
                 raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
 
+    @staticmethod
+    def _check_address(address: Any) -> None:
+        if "@" in str(address):  # messages show the address
+            raise ValueError("`base_url` must not hold a user or a password: set OPENAI_API_KEY.")
+        try:
+            url = urlsplit(address)
+            valid = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        except (ValueError, TypeError, AttributeError):  # for example, the port is not a number
+            valid = False
+        if not valid:
+            shown = redact_url(address) if isinstance(address, str) else address
+            raise ValueError(f"`base_url` must look like http://localhost:8000/v1, got {shown!r}.")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The base URLs, one or several."""
+        several = isinstance(self.base_url, list | tuple)
+        return tuple(self.base_url) if several else (self.base_url,)
+
     @property
     def address(self) -> str:
-        """The base URL without its secrets, for messages."""
-        return redact_url(self.base_url) if isinstance(self.base_url, str) else repr(self.base_url)
+        """The base URLs without their secrets, for messages."""
+        return ", ".join(map(redact_url, self.addresses))
 
 
 class _TransientError(Exception):
@@ -106,6 +124,43 @@ class _TransientError(Exception):
 
 class _ExhaustedError(Exception):
     """A request used up its retries."""
+
+
+class _AbsentError(BackendError):
+    """An endpoint does not answer at the start. Others may."""
+
+
+class _Endpoint:
+    """One address, and how it fares. After a failure it rests, and then gets one request at a time until one succeeds."""
+
+    def __init__(self, base_url: str):
+        self.address = redact_url(base_url)
+        # The client would append its paths after the query
+        self.url, self.query = split_url(base_url)
+        self.context: int | None = None
+        self.client = None  # within a call of `generate`
+        self.busy = self.failures = 0
+        self.rests_until = 0.0
+
+    def is_available(self) -> bool:
+        return not self.failures or (not self.busy and time.monotonic() >= self.rests_until)
+
+    def load(self) -> tuple[int, int]:
+        """Orders endpoints: those available by their requests in flight, then the others by their failures."""
+        return (0, self.busy) if self.is_available() else (self.failures, self.busy)
+
+    def rest(self, backoff: float, asked: float) -> None:
+        """Counts a failure, but of those that were in flight together only the first."""
+        now = time.monotonic()
+        if now >= self.rests_until:
+            self.rests_until = now + _pause(backoff, self.failures, asked)
+            self.failures += 1
+
+
+def _pause(backoff: float, failures: int, asked: float) -> float:
+    """Seconds to wait after so many earlier failures. `asked` is what the server asked for."""
+    wait = min(backoff * 2 ** min(failures, 30), _LONGEST_WAIT) * random.uniform(0.5, 1)
+    return max(wait, min(asked, 2 * _LONGEST_WAIT))
 
 
 class ServerBackend(Backend):
@@ -146,9 +201,9 @@ class ServerBackend(Backend):
         self._key = (settings.api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or "none"
         if not (self._key.isascii() and self._key.isprintable()):
             raise ValueError("The API key (OPENAI_API_KEY) has characters that an HTTP header cannot hold.")
-        # The client would append its paths after the query
-        self._endpoint, self._query = split_url(settings.base_url)
-        self._secrets = secrets_of(settings.base_url) + ([self._key] if self._key != "none" else [])
+        self._endpoints = [_Endpoint(url) for url in settings.addresses]
+        self._secrets = [secret for url in settings.addresses for secret in secrets_of(url)]
+        self._secrets += [self._key] if self._key != "none" else []
         self._identity = None
         self._send_neutral = True  # also send the fields that are not part of OpenAI's API at neutral values
 
@@ -157,7 +212,8 @@ class ServerBackend(Backend):
         number of replicas may continue a run.
 
         Raises:
-            BackendError: The endpoint cannot be reached, refuses the key, or does not serve the model.
+            BackendError: No endpoint can be reached; one refuses the key, does not serve the model, or serves another one
+                than the others do.
         """
         if self._identity is None:
             self._identity = {"model": self.settings.model, **self._described()}
@@ -187,48 +243,127 @@ class ServerBackend(Backend):
     def close(self) -> None:
         """Does nothing: connections are closed at the end of every call."""
 
-    def _described(self) -> dict[str, Any]:
-        """Looks up the model's entry in the endpoint's list of models, and checks that it is served."""
+    def prepare(self, requests: Sequence[Request], sampling: SamplingSettings) -> SamplingSettings:
+        """Cuts `max_tokens` to the context that the endpoint states, if it counts tokens (vLLM's `/tokenize`) or the
+        prompts are token ids."""
+        self.identity()
+        context = min((one.context for one in self._endpoints if one.context is not None), default=None)
+        if context is None:
+            return sampling
+        first = {json.dumps(request.prompt): request for request in requests}  # samples of a problem share their prompt
+        ids = self._tokenized([request.prompt for request in first.values()])
+        if ids is None:
+            if sampling.max_tokens >= context:
+                logger.warning(
+                    "`max_tokens` is %d, and the server's context %d: it cannot be cut to what the prompts leave, because "
+                    "the server does not count tokens (`/tokenize`). Requests that do not fit are refused.",
+                    sampling.max_tokens,
+                    context,
+                )
+            return sampling
+        return fit(sampling, [Rendered(r, i) for r, i in zip(first.values(), ids, strict=True)], context)
+
+    def _tokenized(self, prompts: Sequence[Any]) -> list[list[int]] | None:
+        """The prompts' token ids, counted by the first endpoint that answers; `None` if it does not count them."""
+        endpoint = min(self._endpoints, key=_Endpoint.load)
+        with self._client(endpoint) as client:
+
+            def ids_of(prompt: Any) -> list[int]:
+                if not isinstance(prompt, str) and isinstance(prompt[0], int):
+                    return list(prompt)
+                body = {"model": self.settings.model}
+                if isinstance(prompt, str):
+                    body["prompt"] = prompt
+                else:
+                    body["messages"] = [dict(message) for message in prompt]
+                    body |= {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
+                address = endpoint.url.rstrip("/").removesuffix("/v1") + "/tokenize"  # not part of OpenAI's API
+                ids = json.loads(client.post(address, cast_to=str, body=body))["tokens"]
+                if not isinstance(ids, list):
+                    raise TypeError("the token ids are no list")
+                return ids
+
+            try:
+                with ThreadPoolExecutor(min(self.settings.concurrency, 32)) as pool:
+                    return [*map(ids_of, prompts[:1]), *pool.map(ids_of, prompts[1:])]
+            except (self._openai.APIError, ValueError, TypeError, KeyError) as error:
+                reason = self._reason(error) if isinstance(error, self._openai.APIError) else type(error).__name__
+                logger.info("%s does not count tokens: %s", endpoint.address, reason)
+                return None
+
+    def _client(self, endpoint: _Endpoint) -> Any:
+        """A client for questions before the first sample."""
         settings, openai = self.settings, self._openai
-        timeout = openai.Timeout(max(30.0, settings.connect_timeout), connect=settings.connect_timeout)
+        return openai.OpenAI(
+            api_key=self._key,
+            base_url=endpoint.url,
+            default_query=endpoint.query,
+            timeout=openai.Timeout(max(30.0, settings.connect_timeout), connect=settings.connect_timeout),
+            max_retries=min(2, settings.max_retries),
+        )
+
+    def _described(self) -> dict[str, Any]:
+        """What the endpoints report of the model. Those that do not answer are left for later, unless none does."""
+        found, absent = {}, []
+        for endpoint in self._endpoints:
+            try:
+                found[endpoint.address] = self._card(endpoint)
+            except _AbsentError as error:
+                absent.append((endpoint, error))
+        if not found:
+            raise BackendError(str(absent[0][1]))
+        for endpoint, error in absent:
+            endpoint.rest(self.settings.backoff, 0.0)
+            logger.warning("%s The other addresses get its share until it answers.", error)
+        known = {address: card for address, card in found.items() if card}
+        if any(card != next(iter(known.values())) for card in known.values()):
+            cards = "; ".join(f"{address}: {self._shown(json.dumps(card))}" for address, card in known.items())
+            raise BackendError(
+                f"The addresses of `base_url` do not serve the same model as {self.settings.model!r}: {cards}. Serve one "
+                "model with one context length at all of them."
+            )
+        return next(iter(known.values()), {})
+
+    def _card(self, endpoint: _Endpoint) -> dict[str, Any]:
+        """Looks up the model's entry in an endpoint's list of models, and checks that it is served."""
+        settings, openai = self.settings, self._openai
         try:
-            with openai.OpenAI(
-                api_key=self._key,
-                base_url=self._endpoint,
-                default_query=self._query,
-                timeout=timeout,
-                max_retries=min(2, settings.max_retries),
-            ) as client:
+            with self._client(endpoint) as client:
                 content = client.models.with_raw_response.list().content
         except openai.APIStatusError as error:
             if error.status_code not in (404, 405, 500, 501):
-                raise BackendError(self._refusal(error)) from None
+                kind = _AbsentError if error.status_code > 501 else BackendError
+                raise kind(self._refusal(endpoint, error)) from None
             logger.warning(
                 "%s/models answered %d: only the first request will show that the model is served.",
-                redact_url(self._endpoint.rstrip("/")),
+                redact_url(endpoint.url.rstrip("/")),
                 error.status_code,
             )
             return {}
         except openai.APIConnectionError as error:
-            raise BackendError(
-                f"{settings.address} cannot be reached: {self._reason(error)}. Is the server up (`vllm serve` takes "
+            raise _AbsentError(
+                f"{endpoint.address} cannot be reached: {self._reason(error)}. Is the server up (`vllm serve` takes "
                 "minutes to load a model), and is this its address, with /v1 at the end?"
             ) from None
         try:
             cards = {str(card["id"]): card for card in json.loads(content)["data"]}
         except (ValueError, TypeError, KeyError):
             raise BackendError(
-                f"{settings.address} is not an OpenAI-compatible endpoint: its list of models is {self._shown(content)}. "
+                f"{endpoint.address} is not an OpenAI-compatible endpoint: its list of models is {self._shown(content)}. "
                 "Does the address end with /v1?"
             ) from None
         card = cards.get(settings.model)
         # `transformers serve` lists the hub's cache, which may lack what it serves, and refuses unknown names itself
         if card is None and any(c.get("owned_by") != "".join(i.split("/", 1)[:-1]) for i, c in cards.items()):
             hint = nearest(settings.model, cards)
-            raise BackendError(f"{settings.address} does not serve {settings.model!r}. {hint}")
+            raise BackendError(f"{endpoint.address} does not serve {settings.model!r}. {hint}")
         if card is None:
             card = {}
-            logger.warning("%s does not list %r; trying anyway.", settings.address, settings.model)
+            logger.warning("%s does not list %r; trying anyway.", endpoint.address, settings.model)
+        # vLLM states an adapter's context in its base model's entry only
+        for found in (card, cards.get(str(card.get("parent")), {})):
+            if endpoint.context is None and isinstance(found.get("max_model_len"), int):
+                endpoint.context = found["max_model_len"]
         known = {key: card.get(key) for key in ("root", "parent", "max_model_len")}
         return {key: value for key, value in known.items() if isinstance(value, (str, int))}
 
@@ -239,18 +374,22 @@ class ServerBackend(Backend):
         failed = in_a_row = 0
         # The client's own retries do not cover malformed answers, and it allows only 1000 connections
         limits = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=None, max_keepalive_connections=None)
-        async with openai.AsyncOpenAI(
-            api_key=self._key,
-            base_url=self._endpoint,
-            default_query=self._query,
-            timeout=openai.Timeout(None, connect=settings.connect_timeout),
-            max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(limits=limits),
-        ) as client:
+        async with contextlib.AsyncExitStack() as clients:
+            for endpoint in self._endpoints:
+                endpoint.client = await clients.enter_async_context(
+                    openai.AsyncOpenAI(
+                        api_key=self._key,
+                        base_url=endpoint.url,
+                        default_query=endpoint.query,
+                        timeout=openai.Timeout(None, connect=settings.connect_timeout),
+                        max_retries=0,
+                        http_client=openai.DefaultAsyncHttpxClient(limits=limits),
+                    )
+                )
             try:
                 while True:
                     for request in itertools.islice(todo, settings.concurrency - len(running)):
-                        running[asyncio.create_task(self._complete(client, request, sampling))] = request
+                        running[asyncio.create_task(self._complete(request, sampling))] = request
                     if not running:
                         break
                     done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -278,24 +417,34 @@ class ServerBackend(Backend):
         if failed:
             raise BackendError(f"{failed} of {len(requests)} samples could not be made, the last {last}. {_KEPT}")
 
-    async def _complete(self, client: Any, request: Request, sampling: SamplingSettings) -> Generation:
-        """Generates one completion, with retries."""
-        settings = self.settings
-        for attempt in itertools.count():
-            try:
-                return await asyncio.wait_for(self._attempt(client, request, sampling), settings.request_timeout)
-            except TimeoutError:
-                failure = _TransientError(f"No answer in {settings.request_timeout:g} s (`request_timeout`)")
-            except _TransientError as error:
-                failure = error
-            if attempt == settings.max_retries:
-                raise _ExhaustedError(f"after {attempt + 1} attempts: {failure}")
-            wait = min(settings.backoff * 2**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1)
-            wait = max(wait, min(failure.wait, 2 * _LONGEST_WAIT))
-            logger.info("Sample %s is tried again in %.1f s: %s", request.key, wait, failure)
-            await asyncio.sleep(wait)
+    async def _complete(self, request: Request, sampling: SamplingSettings) -> Generation:
+        """Generates one completion, with retries. Before each wait, every address that is available has its turn."""
+        settings, attempts = self.settings, 0
+        for waits in itertools.count():
+            left = list(self._endpoints)
+            while left == self._endpoints or any(endpoint.is_available() for endpoint in left):
+                endpoint = min(left, key=_Endpoint.load)
+                left.remove(endpoint)
+                attempts += 1
+                endpoint.busy += 1
+                try:
+                    made = await asyncio.wait_for(self._attempt(endpoint, request, sampling), settings.request_timeout)
+                except TimeoutError:
+                    failure = _TransientError(f"No answer in {settings.request_timeout:g} s (`request_timeout`)")
+                except _TransientError as error:
+                    failure = error
+                else:
+                    endpoint.failures = 0
+                    return made
+                finally:
+                    endpoint.busy -= 1
+                endpoint.rest(settings.backoff, failure.wait)
+                logger.info("Sample %s failed at %s: %s", request.key, endpoint.address, failure)
+            if waits == settings.max_retries:
+                raise _ExhaustedError(f"after {attempts} attempts: {failure}")
+            await asyncio.sleep(_pause(settings.backoff, waits, failure.wait))
 
-    async def _attempt(self, client: Any, request: Request, sampling: SamplingSettings) -> Generation:
+    async def _attempt(self, endpoint: _Endpoint, request: Request, sampling: SamplingSettings) -> Generation:
         openai = self._openai
         fields = {
             "model": self.settings.model,
@@ -307,17 +456,17 @@ class ServerBackend(Backend):
         }
         extra = self._extra(sampling)
         if isinstance(request.prompt, str) or request.has_token_ids:
-            endpoint = client.completions
+            api = endpoint.client.completions
             fields["prompt"] = request.prompt if isinstance(request.prompt, str) else list(request.prompt)
             if request.has_token_ids:
                 extra["return_token_ids"] = True
         else:
-            endpoint = client.chat.completions
+            api = endpoint.client.chat.completions
             fields["messages"] = [dict(message) for message in request.prompt]
             if self.chat_template_kwargs:
                 extra["chat_template_kwargs"] = self.chat_template_kwargs
         try:
-            answer = await endpoint.with_raw_response.create(**fields, extra_body=extra)
+            answer = await api.with_raw_response.create(**fields, extra_body=extra)
         except openai.APIStatusError as error:
             if error.status_code in (408, 409, 425, 429) or error.status_code >= 500:
                 raise _TransientError(self._reason(error), _retry_after(error.response.headers)) from None
@@ -329,13 +478,13 @@ class ServerBackend(Backend):
                 if self._send_neutral:
                     logger.warning(
                         "%s does not know %s: they are left out, and the model's own defaults may hold. It said: %s",
-                        self.settings.address,
+                        endpoint.address,
                         ", ".join(sorted(neutral)),
                         said,
                     )
                 self._send_neutral = False
-                return await self._attempt(client, request, sampling)
-            raise BackendError(f"{self._refusal(error)} What is finished is kept.") from None
+                return await self._attempt(endpoint, request, sampling)
+            raise BackendError(f"{self._refusal(endpoint, error)} What is finished is kept.") from None
         except openai.APIConnectionError as error:
             raise _TransientError(self._reason(error)) from None
         try:
@@ -354,7 +503,7 @@ class ServerBackend(Backend):
         keep = self._send_neutral if neutral is None else neutral
         return {name: value for name, (value, none) in values.items() if keep or value != none}
 
-    def _refusal(self, error: Any) -> str:
+    def _refusal(self, endpoint: _Endpoint, error: Any) -> str:
         """Message for a status that no retry will fix."""
         status, said = error.status_code, self._said(error)
         if status in (401, 403):
@@ -369,7 +518,7 @@ class ServerBackend(Backend):
             hint = f" Leave out {', '.join(f'`{name}`' for name in named)}, or use another server."
         else:
             hint = ""
-        return f"{self.settings.address} refuses: {status} {said}.{hint}"
+        return f"{endpoint.address} refuses: {status} {said}.{hint}"
 
     def _reason(self, error: Any) -> str:
         if isinstance(error, self._openai.APIStatusError):

@@ -5,14 +5,25 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
+from ..._util.text import safe
 from ...model_files import LocalModel
 from .base import Backend, BackendError, Emit, Generation, Request, SamplingSettings, process_state
 from .prompts import fit, limit_of, render
 
 
 logger = logging.getLogger(__name__)
+
+# Arguments of `vllm.LLM` that change speed and memory only. A run may continue with others.
+_THROUGHPUT = {
+    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
+    *("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "cpu_offload_gb", "swap_space"),
+    *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "enforce_eager", "block_size", "max_lora_rank"),
+    *("enable_prefix_caching", "enable_chunked_prefill", "async_scheduling", "disable_custom_all_reduce"),
+    *("disable_log_stats", "max_parallel_loading_workers", "download_dir"),
+}
 
 # Values that vLLM 0.31 accepts for `max_lora_rank` (vllm/config/lora.py)
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -26,7 +37,8 @@ class VLLMBackend(Backend):
 
     Args:
         model: The model's files. An adapter is applied as a vLLM LoRA request, without merging.
-        dtype: Dtype of the weights.
+        dtype: Dtype of the weights. `auto` is the checkpoint's. vLLM's own `auto` would make a float32 checkpoint
+            bfloat16 or float16.
         chat_template_kwargs: Arguments of the chat template.
         vllm_kwargs: Arguments of `vllm.LLM`, such as `tensor_parallel_size`.
 
@@ -54,7 +66,8 @@ class VLLMBackend(Backend):
                 "`backend: vllm` runs in one process: set the number of GPUs by `vllm_kwargs` (tensor_parallel_size), or "
                 "start servers and use `backend: server`."
             )
-        self.files, self.dtype = model, dtype
+        self.files = model
+        self.dtype = checkpoint_dtype(model) if dtype == "auto" else dtype
         self.chat_template_kwargs, self.vllm_kwargs = chat_template_kwargs or {}, vllm_kwargs or {}
         self.llm = None
 
@@ -63,12 +76,11 @@ class VLLMBackend(Backend):
         return self.files.tokenizer()
 
     def identity(self) -> dict[str, Any]:
-        # The layout over GPUs is not part of the model's identity
-        layout = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpu_memory_utilization")
+        # What `max_model_len` does to the samples is in the sampling settings: `prepare` cuts `max_tokens`
         return {
             **self.files.fingerprint(),
-            "dtype": self.dtype,
-            "vllm_kwargs": {name: value for name, value in self.vllm_kwargs.items() if name not in layout},
+            "dtype": self.vllm_kwargs.get("dtype", self.dtype),
+            "vllm_kwargs": {n: v for n, v in self.vllm_kwargs.items() if n not in _THROUGHPUT | {"dtype"}},
         }
 
     def prepare(self, requests: Sequence[Request], sampling: SamplingSettings) -> SamplingSettings:
@@ -102,9 +114,8 @@ class VLLMBackend(Backend):
         try:
             return LLM(**{**arguments, **self.vllm_kwargs})
         except Exception as error:  # vLLM raises many kinds: no GPU, no memory, an unknown argument
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BackendError(
-                f"vLLM cannot be started: {reason}. See `vllm_kwargs` (max_model_len, gpu_memory_utilization, "
+                f"vLLM cannot be started: {_cause(error)}. See `vllm_kwargs` (max_model_len, gpu_memory_utilization, "
                 "tensor_parallel_size), or use `backend: transformers`."
             ) from error
 
@@ -148,3 +159,24 @@ class VLLMBackend(Backend):
 
     def close(self) -> None:
         self.llm = None
+
+
+def checkpoint_dtype(files: LocalModel) -> str:
+    """The dtype that a model's config states, or `auto` if it states none."""
+    config = files.config()
+    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return "auto" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, on one line of at most 800 characters. The first line of pydantic's messages is only a count."""
+    if isinstance(error, ValidationError):
+        parts = []
+        for found in error.errors(include_url=False, include_context=False, include_input=False):
+            place, said = ".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ")
+            parts.append(f"{place}: {said}" if place else said)
+        text = "; ".join(parts)
+    else:
+        text = str(error)
+    text = safe(" ".join(text.split())).rstrip(".") or type(error).__name__
+    return text if len(text) <= 800 else f"{text[:800]} ..."

@@ -45,7 +45,8 @@ def answer(text="4", *, finish="stop", tokens=2, chat=False, **message) -> dict:
 class Endpoint:
     """Answers requests by `script(body, attempt)`, the attempts of a seed counted from 0, with a `Reply` or a body."""
 
-    def __init__(self, script=None, models=None):
+    def __init__(self, script=None, models=None, tokenize=None):
+        self.tokenize, self.counted = tokenize, []
         self.script = script or (lambda body, attempt: answer(str(body["seed"]), chat="messages" in body))
         self.models = models if models is not None else {"object": "list", "data": [CARD]}
         self.requests, self.keys, self.times = [], [], []
@@ -65,6 +66,11 @@ class Endpoint:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path.partition("?")[0] == "/tokenize":
+                    with endpoint.lock:
+                        endpoint.counted.append(body)
+                        endpoint.keys.append(self.headers["Authorization"])
+                    return self.reply(endpoint.tokenize(body) if endpoint.tokenize else Reply("no such page", 404))
                 with endpoint.lock:
                     attempt = sum(seen["seed"] == body["seed"] for _, seen in endpoint.requests)
                     endpoint.requests.append((self.path, body))
@@ -555,6 +561,177 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ValueError, match=r"pip install 'trl-credit\[eval\]'"):
         backend("http://localhost/v1")
+
+
+# --- several ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_endpoint_with_the_fewest_requests_gets_the_next():
+    """One that holds the three that it got at first gets no other."""
+    rest = threading.Event()
+
+    def slow(body, attempt):
+        rest.wait(60)
+        return answer()
+
+    def fast(body, attempt):
+        if len(second.requests) == 57:
+            rest.set()
+        return answer()
+
+    with Endpoint(slow) as first, Endpoint(fast) as second:
+        assert len(run([first.url, second.url], requests(60), concurrency=6, request_timeout=100.0)) == 60
+    assert len(first.requests) == first.busiest == 3
+    assert len(second.requests) == 57
+    assert second.busiest <= 3
+
+
+def test_one_of_several_dies():
+    """What it owed goes to the others at once: a wait would take a quarter of an hour here."""
+
+    def script(body, attempt):
+        if len(dying.requests) <= 10:
+            return answer()
+        dying.die()
+
+    made = Made()
+    with Endpoint(script) as dying, Endpoint() as other:
+        several = backend([dying.url, other.url], concurrency=8, backoff=1000.0)
+        several.generate(requests(100), SAMPLING, made)
+    assert len(made) == 100
+    assert 10 < len(dying.requests) <= 10 + 8
+    assert len(other.requests) == 90
+
+
+def test_one_of_several_comes_back(monkeypatch):
+    """It gets one request at a time until it answers."""
+    monkeypatch.setattr("trl_credit.evaluation.backends.server._LONGEST_WAIT", 0.02)
+    back = threading.Event()
+
+    def script(body, attempt):
+        if back.is_set():
+            return answer()
+        failing.worst = max(failing.worst, failing.busy)
+        return Reply({}, 503)
+
+    def steady(body, attempt):
+        time.sleep(0.005)
+        if len(other.requests) == 60:
+            back.set()
+        return answer()
+
+    with Endpoint(script) as failing, Endpoint(steady) as other:
+        failing.worst = 0
+        made = run([failing.url, other.url], requests(300), concurrency=4)
+    assert len(made) == 300
+    before = len(failing.requests) + len(other.requests) - 300
+    assert before >= 1  # failures
+    assert len(failing.requests) - before >= 10
+    assert failing.worst <= 2
+
+
+def test_all_of_several_die():
+    def script(body, attempt):
+        first.die()
+        second.die()
+
+    with (
+        Endpoint(script) as first,
+        Endpoint(script) as second,
+        pytest.raises(BackendError, match="the last 8 requests failed") as error,
+    ):
+        run([first.url, second.url], requests(2000), concurrency=4)
+    assert f"{first.url}, {second.url} is not responding" in str(error.value)
+
+
+def test_several_at_the_start(caplog):
+    secret = "abcdef-0123"
+    with Endpoint() as endpoint, Endpoint(models={"data": [CARD | {"root": "org/other"}]}) as other:
+        two = backend([f"http://127.0.0.1:1/v1?key={secret}", endpoint.url], max_retries=0)
+        assert two.identity() == backend(endpoint.url).identity()
+        assert "127.0.0.1:1/v1?key=*** cannot be reached" in caplog.text
+        assert "get its share until it answers" in caplog.text
+        made = Made()
+        two.generate(requests(20), SAMPLING, made)
+        assert len(made) == 20
+        with pytest.raises(BackendError, match=r"do not serve the same model as 'tiny': .*org/tiny.*org/other"):
+            backend([endpoint.url, other.url]).identity()
+        with pytest.raises(BackendError, match="does not serve 'tinny'"):
+            backend([endpoint.url, other.url], model="tinny").identity()
+    with pytest.raises(BackendError, match=r"127.0.0.1:1/v1\?key=\*\*\* cannot be reached"):
+        backend([f"http://127.0.0.1:1/v1?key={secret}", "http://127.0.0.1:2/v1"], max_retries=0).identity()
+    assert "0123" not in caplog.text
+    for wrong in ([], ["http://localhost/v1", "localhost:8000"]):
+        with pytest.raises(ValueError, match="`base_url` must look like"):
+            ServerSettings(wrong, "tiny")
+
+
+# --- the context ----------------------------------------------------------------------------------------------------
+
+
+def words_of(body):
+    """As many tokens as words."""
+    text = body["prompt"] if "prompt" in body else " ".join(message["content"] for message in body["messages"])
+    return {"tokens": list(range(len(text.split())))}
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_max_tokens_is_cut_to_the_server_s_context(chat, caplog):
+    texts = ["a b c", "a b c d e", "a"]
+    prompts = [({"role": "user", "content": text},) if chat else text for text in texts]
+    todo = [Request("task", number, index, 1, prompt) for number, prompt in enumerate(prompts) for index in range(4)]
+    sampling = SamplingSettings(1.0, max_tokens=5000)
+    with Endpoint(tokenize=words_of) as endpoint:
+        assert backend(endpoint.url).prepare(todo, SAMPLING) == SAMPLING
+        assert not caplog.records
+        cut = backend(endpoint.url, chat_template_kwargs={"x": 1}).prepare(todo, sampling)
+    assert cut.max_tokens == 4096 - 5
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["`max_tokens` is cut from 5000 to 4091"]
+    assert len(endpoint.counted) == 2 * 3  # once for each prompt
+    body = endpoint.counted[-1]
+    assert body["model"] == "tiny"
+    assert body.get("chat_template_kwargs") == ({"x": 1} if chat else None)
+    assert set(endpoint.keys) == {f"Bearer {KEY}"}
+    with Endpoint(tokenize=words_of) as endpoint, pytest.raises(ValueError, match="nothing is left for an answer"):
+        backend(endpoint.url).prepare([Request("task", 0, 0, 1, "a " * 4096)], sampling)
+
+
+def test_an_adapter_has_the_context_of_its_base_model():
+    """vLLM's entry of an adapter states none."""
+    mine = {"id": "mine", "root": "folder", "parent": "tiny", "max_model_len": None}
+    with Endpoint(models={"data": [CARD, mine]}, tokenize=words_of) as endpoint:
+        served = backend(endpoint.url, model="mine")
+        assert served.prepare(requests(1), SamplingSettings(1.0, max_tokens=5000)).max_tokens == 4095
+        assert served.identity() == {"model": "mine", "root": "folder", "parent": "tiny"}
+
+
+def test_token_ids_are_counted_without_the_server():
+    with Endpoint() as endpoint:
+        cut = backend(endpoint.url).prepare([Request("task", 0, 0, 1, (5, 6))], SamplingSettings(1.0, max_tokens=5000))
+    assert cut.max_tokens == 4094
+    assert endpoint.counted == []
+
+
+@pytest.mark.parametrize(
+    "tokenize",
+    [None, lambda body: {"count": 3}, lambda body: [1], lambda body: {"tokens": 3}, lambda body: Reply(b"<")],
+)
+def test_a_server_that_does_not_count_tokens(tokenize, caplog):
+    sampling = SamplingSettings(1.0, max_tokens=4096)
+    with Endpoint(tokenize=tokenize) as endpoint:
+        assert backend(endpoint.url).prepare(requests(9), sampling) == sampling
+        assert len(caplog.records) == 1
+        assert "`max_tokens` is 4096, and the server's context 4096: it cannot be cut" in caplog.text
+        assert backend(endpoint.url).prepare(requests(9), SAMPLING) == SAMPLING
+        assert len(caplog.records) == 1
+    assert len(endpoint.counted) == 2
+
+
+def test_a_server_that_states_no_context():
+    sampling = SamplingSettings(1.0, max_tokens=50_000)
+    with Endpoint(models={"data": [{"id": "tiny", "owned_by": "x"}]}) as endpoint:
+        assert backend(endpoint.url).prepare(requests(9), sampling) == sampling
+    assert endpoint.counted == []
 
 
 # --- a real one -----------------------------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
 """Requests to vLLM, with a fake in its place."""
 
+import json
+
 import pytest
 from peft import LoraConfig, get_peft_model
+from pydantic import BaseModel, field_validator, model_validator
 from support.generation import requests_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_credit.evaluation.backends.base import BackendError, SamplingSettings
-from trl_credit.evaluation.backends.vllm import VLLMBackend
+from trl_credit.evaluation.backends.vllm import VLLMBackend, checkpoint_dtype
 from trl_credit.model_files import LocalModel
 
 
@@ -44,7 +47,6 @@ def test_what_vllm_is_asked(tiny_model, fake_vllm):
     asked = {name: getattr(params, name) for name in sampling.as_dict()}
     assert asked == {**sampling.as_dict(), "stop": ["x"]}
     assert params.seed == requests[-1].seed
-    assert backend.identity()["vllm_kwargs"] == {"max_model_len": 30}
 
 
 def test_vllm_takes_an_adapter(fake_vllm, lora_adapter):
@@ -55,7 +57,70 @@ def test_vllm_takes_an_adapter(fake_vllm, lora_adapter):
     assert fake_vllm.engine.added[0][3] == ("adapter", 1, lora_adapter[0])
 
 
+def test_what_changes_speed_only_is_not_part_of_a_run(tiny_model, fake_vllm):
+    """So that a start that failed for want of memory may be tried with other settings, and a run go on with them."""
+
+    def identity(**kwargs):
+        return VLLMBackend(LocalModel.find(tiny_model), "auto", None, kwargs).identity()
+
+    faster = {"max_model_len": 30, "max_num_seqs": 4, "max_num_batched_tokens": 64, "enforce_eager": True}
+    layout = {"kv_cache_memory_bytes": 2**30, "gpu_memory_utilization": 0.5, "tensor_parallel_size": 2}
+    assert identity() == identity(**faster, **layout)
+    assert identity(quantization="fp8")["vllm_kwargs"] == {"quantization": "fp8"}
+    assert identity(dtype="bfloat16")["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_auto_is_the_checkpoint_s_dtype(tmp_path, tiny_model, fake_vllm, dtype):
+    """By itself, vLLM makes a float32 checkpoint bfloat16."""
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    backend = VLLMBackend(LocalModel.find(str(tmp_path)))
+    assert backend.identity()["dtype"] == dtype
+    backend.generate(requests_for(["1="]), SAMPLING, lambda *_: None)
+    assert fake_vllm.made[0]["dtype"] == dtype
+
+
+def test_a_checkpoint_that_states_no_dtype(tmp_path, tiny_model):
+    files = LocalModel.find(tiny_model)
+    files.config().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("dtype", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert checkpoint_dtype(LocalModel(str(tmp_path))) == "auto"
+
+
 def test_vllm_that_does_not_start(tiny_model, fake_vllm):
     backend = VLLMBackend(LocalModel.find(tiny_model), vllm_kwargs={"gpu_memory_utilization": 2})
-    with pytest.raises(BackendError, match=r"vLLM cannot be started: Failed to infer device type. See `vllm_kwargs`"):
+    with pytest.raises(BackendError, match=r"started: Failed to infer device type more. See `vllm_kwargs`"):
         backend.generate(requests_for(["1="]), SAMPLING, lambda *_: None)
+
+
+def test_the_cause_of_a_setting_that_vllm_refuses(tiny_model, fake_vllm, monkeypatch):
+    """Its first line is `1 validation error for ModelConfig`."""
+
+    class Fields(BaseModel):
+        seed: int
+        max_model_len: int
+
+        @field_validator("max_model_len")
+        @classmethod
+        def fits(cls, value):
+            raise ValueError(f"{value} is greater than the derived one\n(128). " + "x" * 900)
+
+    class Whole(BaseModel):
+        @model_validator(mode="after")
+        def fits(self):
+            raise ValueError("no room\nfor it")
+
+    def message(engine):
+        monkeypatch.setattr(fake_vllm, "LLM", engine)
+        with pytest.raises(BackendError, match="vLLM cannot be started") as error:
+            VLLMBackend(LocalModel.find(tiny_model)).generate(requests_for(["1="]), SAMPLING, lambda *_: None)
+        return str(error.value)
+
+    said = message(lambda **_: Fields(max_model_len=4096, seed="x"))
+    assert "started: seed: Input should be a valid integer" in said
+    assert "; max_model_len: 4096 is greater than the derived one (128). x" in said
+    assert len(said) < 1100
+    assert "vLLM cannot be started: no room for it. See" in message(lambda **_: Whole())
