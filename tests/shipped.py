@@ -11,7 +11,7 @@ from trl_credit.bench.true.report import worth
 RESULTS = ROOT / "docs" / "results"
 # Regimes measured against true advantages, and those trained with every method at its own learning rate
 TRUE_REGIMES = ("letters", "plain")
-TUNED_REGIMES = ("letters", "plain", "small")
+TUNED_REGIMES = ("letters", "plain", "small", "long")
 TRUE = "true"
 # How labels are shown, of those that differ
 SHOWN = {

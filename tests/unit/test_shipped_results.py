@@ -244,6 +244,45 @@ class Tuned:
         return paired([before[seed] for seed in before], [after[seed] for seed in before])
 
 
+def gcpo_beats() -> set[str]:
+    """The regimes in which GCPO is above uniform beyond noise, each at its own learning rate."""
+    return {regime for regime in TUNED_REGIMES if Tuned(regime).row("gcpo")["verdict"] == "better"}
+
+
+def test_claims_about_long_chains_hold():
+    words = " ".join(TEXT.split())
+    regime = Tuned("long")
+    labels = own, half, mixed = "certainty", "half the mean", "gcpo + certainty"
+    assert (
+        "`certainty` has {} %, half the mean {} % and `[gcpo, certainty]` {} %.** The three do not differ".format(
+            *(regime.share(label) for label in labels)
+        )
+        in words
+    )
+    pairs = [(own, half), (mixed, half), (own, mixed)]
+    assert all(regime.pair(*pair).p_value > 0.5 for pair in pairs)
+    assert all(regime.row(label)["verdict"] == "better" for label in (*labels, "oracle"))
+    gcpo, (note,) = regime.row("gcpo"), [n for n in regime.comparison["notes"] if n.startswith("Gradients, relative")]
+    times = re.search(r"gcpo ([\d.]+) times as long", note).group(1)
+    lead = "{} % ({} to {} %) of the oracle's lead".format(*(regime.share("gcpo", k) for k in ("share", "low", "high")))
+    assert f"by {gcpo['mean']:.3f} (p = {gcpo['p_holm']:.3f}), with {lead} and {times} times" in words
+    assert f"and on long chains {gcpo['mean']:.3f} above (p = {gcpo['p_holm']:.3f}), with {lead}" in words
+    assert gcpo_beats() == {"long"}
+    settings = regime.comparison["settings"]
+    assert settings["generated_dataset_config"] == {"num_terms": 5}
+    assert (settings["max_steps"], settings["per_device_train_batch_size"]) == (40, 64)
+    rates = {label: method["credit"]["settings"]["learning_rate"] for label, method in regime.methods.items()}
+    assert {label for label, rate in rates.items() if rate == 5e-5} == {"uniform"}
+    sooner = regime.row(half, "updates_to_target")
+    fewer = 100 * (1 - regime.mean(half, "updates_to_target") / regime.mean("uniform", "updates_to_target"))
+    ends = [f"{regime.row(label, 'last_reward')['mean']:.3f}" for label in labels]
+    assert (
+        f"On long chains, half the mean needs {fewer:.0f} % fewer (p = {sooner['p_holm']:.3f}), and `certainty`, half the "
+        "mean and `[gcpo, certainty]` are {}, {} and {} above uniform at the end.".format(*ends)
+    ) in words
+    assert all(regime.row(label, "last_reward")["verdict"] == "better" for label in labels)
+
+
 def test_claims_about_tuned_methods_in_the_summary_hold():
     summary = " ".join(TEXT.partition("## Choosing")[0].split())
     both = letters, plain = Tuned("letters"), Tuned("plain")
@@ -263,11 +302,12 @@ def test_claims_about_tuned_methods_in_the_summary_hold():
     ahead = small.pair("certainty", "half the mean")
     assert ahead.mean > 0
     assert (
-        f"and {half[2]} % in small batches, where it was ahead of `certainty` (p = {ahead.p_value:.3f}). At the end of the"
+        f"{half[2]} % in small batches, where it was ahead of `certainty` (p = {ahead.p_value:.3f}), and"
     ) in summary
     assert f"half the group's mean reward as the baseline of every token had {half[0]} % and {half[1]} %" in summary
-    for regime in (*both, small):  # never behind at the end
-        assert regime.pair("certainty", "half the mean", "last_reward").mean > 0
+    assert "At the end of the runs it was nowhere behind by more than 0.001." in summary
+    for regime in map(Tuned, TUNED_REGIMES):
+        assert regime.pair("certainty", "half the mean", "last_reward").mean > -0.001
     above = [f"{letters.row(label)['mean']:.3f}" for label in ("certainty", "half the mean", "true advantages")]
     assert f"their mean rewards were {above[0]}, {above[1]} and {above[2]} above uniform's" in summary
     gcpo = [r.row("gcpo") for r in both]
@@ -280,12 +320,20 @@ def test_claims_about_tuned_methods_in_the_summary_hold():
     assert f"and had {plain.share('otb')} % of the oracle's lead" in summary
     assert [r.row("otb")["verdict"] for r in both] == ["noise", "better"]
     readme = " ".join((ROOT / "README.md").read_text().split())
-    own = [r.share("certainty") for r in (*both, small)]
+    chains = Tuned("long")
     assert (
-        f"three regimes where it was trained, with {min(own)} to {max(own)} % of what perfect credit gained" in readme
+        "on long chains, where success is rare, {} % and {} %".format(
+            *(chains.share(label) for label in ("certainty", "gcpo + certainty"))
+        )
+        in summary
     )
+    half.append(chains.share("half the mean"))
+    assert f"and {half[-1]} % on long chains." in summary
+    own = [r.share("certainty") for r in (*both, small, chains)]
+    assert f"in all four of these, with {min(own)} to {max(own)} % of what perfect credit gained" in readme
     assert f"as the baseline of every token, which costs nothing, with {min(half)} to {max(half)} %" in readme
-    assert len(TUNED_REGIMES) == 3
+    assert len(TUNED_REGIMES) == 4
+    assert gcpo_beats() == {"long"}
 
 
 def test_claims_about_tuned_methods_hold():
@@ -350,8 +398,9 @@ def test_claims_about_tuned_methods_hold():
     ]
     assert least == [{"gcpo", "gcpo + certainty", "half the mean"}, {"gcpo"}, {"gcpo", "certainty", "uniform"}]
     assert (
-        "for GCPO everywhere, with letters for `[gcpo, certainty]` and half the mean, and in small batches for" in words
-    )
+        "for GCPO everywhere but on long chains, with letters for `[gcpo, certainty]` and half the mean, in small batches "
+        "for `certainty` and uniform, and on long chains for uniform."
+    ) in words
     settings = small.comparison["settings"]
     assert (settings["max_steps"], settings["per_device_train_batch_size"]) == (120, 16)
     assert "`small`: with letters, 120 updates of 16 completions, which is two prompts" in words
