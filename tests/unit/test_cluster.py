@@ -222,7 +222,14 @@ def container(job: str) -> tuple[list[str], dict[str, str]]:
 def test_the_jobs_have_the_fields_of_a_job(job):
     """Those of batch/v1 that the files use. Unknown ones would be refused by the API."""
     spec = JOBS[job]
-    assert spec.keys() <= {"completionMode", "completions", "parallelism", "backoffLimit", "podFailurePolicy", "template"}
+    assert spec.keys() <= {
+        "completionMode",
+        "completions",
+        "parallelism",
+        "backoffLimit",
+        "podFailurePolicy",
+        "template",
+    }
     assert spec["completionMode"] == "Indexed"  # gives each pod its number and its name
     assert spec["completions"] == spec["parallelism"]
     assert spec["backoffLimit"] == 0  # the JobSet starts again, not the pod alone
