@@ -319,6 +319,7 @@ def test_the_task_has_the_fields_of_a_task():
     assert path == SKYPILOT["envs"]["SHARED"]
     assert SKYPILOT["file_mounts"][path]["mode"] == "MOUNT_CACHED"
     assert SKYPILOT["num_nodes"] == 1
+    assert "exec " not in SKYPILOT["run"]  # SkyPilot's wait for the uploads comes after it in the same shell
 
 
 @pytest.mark.parametrize("part", ["setup", "run"])
