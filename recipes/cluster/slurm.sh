@@ -4,7 +4,7 @@
 #   sbatch --nodes=5 recipes/cluster/slurm.sh recipes/qwen2.5-32b/gcpo.yaml  # four that train, one with vLLM
 # Fields of the recipe may follow: --max_steps 100. README.md beside this file says what happens when.
 
-# What depends on the site; options of sbatch go before these, and so do variables before the defaults below.
+# What depends on the site. Without a change here: SHARED=/scratch/me sbatch --partition=a100 --nodes=1 ...
 #SBATCH --job-name=trl-credit
 #SBATCH --partition=gpu
 #SBATCH --gpus-per-node=8
@@ -22,12 +22,12 @@
 #SBATCH --signal=B:USR1@1800
 set -euo pipefail
 
-: "${ENVIRONMENT:=$PWD/.venv}" # the virtual environment: pip install '.[deepspeed,vllm]' -c constraints.txt
-: "${SHARED:=$PWD}"            # where output_dir goes
-: "${GPUS:=${SLURM_GPUS_ON_NODE:-8}}" # of each node
-: "${GRACE:=1800}"             # seconds that the update in progress may take after SIGTERM
-: "${LAST:=900}"               # seconds for the other nodes once one has ended, to save a model or after a crash
-: "${SRUN_OPTIONS:=}"          # such as --container-image=... --container-mounts=...
+: "${ENVIRONMENT:=$PWD/.venv}"         # the virtual environment: pip install '.[deepspeed,vllm]' -c constraints.txt
+: "${SHARED:=$PWD}"                    # where output_dir goes
+: "${GPUS:=${SLURM_GPUS_ON_NODE:-8}}"  # of each node
+: "${GRACE:=1800}"                     # seconds that the update in progress may take after SIGTERM
+: "${LAST:=900}"                       # seconds for the other nodes once one has ended, to save a model or after a crash
+: "${SRUN_OPTIONS:=}"                  # such as --container-image=... --container-mounts=...
 
 fail() {
     echo "slurm.sh: error: $*" >&2
