@@ -21,7 +21,7 @@ def test_two_nodes_go_on_after_a_preemption(tmp_path):
     settings = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text())
     del settings["eval"]
     settings |= {
-        "generated_dataset_size": 64, "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 8,
+        "generated_dataset_size": 64, "per_device_train_batch_size": 8,
         "max_steps": 12, "save_strategy": "steps", "save_steps": 100, "logging_steps": 1, "enable_jit_checkpoint": True,
         "output_dir": "run",
     }  # fmt: skip
