@@ -13,7 +13,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 WITH_LINKS = {".md", ".ipynb"}
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".cff": "yaml"}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".cff": "yaml", ".sh": "bash"}
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)")
 REFERENCE = re.compile(r"\[`~?([\w.]+)`\](?!\()")
 PARAMETER = re.compile(r"^(\s+\w+) \((\[?`[^\n]*?)(?:, \*optional\*)?(?:, defaults to [^\n]+)?\):$", re.MULTILINE)

@@ -3,11 +3,16 @@
 from pathlib import Path
 
 import yaml
+from helpers import ROOT
 
 from trl_credit.recipe.recipe import Recipe
 
 
 NO_GPU = ["--use_cpu", "true", "--bf16", "false"]
+
+
+# All but the configurations of launchers and clusters
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if not {"accelerate", "cluster"} & set(path.parts))
 
 
 def settings_of(path: Path) -> dict:

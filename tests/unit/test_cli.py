@@ -83,3 +83,10 @@ def test_no_processes(command, capsys):
         main([command, "--num_processes", "0"])
     assert exit_.value.code == 2
     assert "`--num_processes` must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_machines_need_a_launcher_configuration(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "recipes/quickstart.yaml", "--machine_rank", "1"])
+    assert exit_.value.code == 2
+    assert "`--machine_rank` needs `--accelerate_config`" in capsys.readouterr().err

@@ -1,17 +1,15 @@
 """The shipped recipes of diffusion models."""
 
 import pytest
+import support.recipes
 from datasets import Dataset
-from helpers import ROOT
 from support.recipes import parsed, settings_of
 
 from trl_credit import DiffusionGRPOConfig, DiffusionGRPOTrainer, build_credit
 from trl_credit.recipe.recipe import trainer_arguments
 
 
-RECIPES = [
-    path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if settings_of(path).get("trainer") == "diffusion"
-]
+RECIPES = [path for path in support.recipes.RECIPES if settings_of(path).get("trainer") == "diffusion"]
 every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
 

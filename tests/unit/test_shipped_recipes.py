@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import support.recipes
 import torch
 import torch.distributed.launcher.api
 from accelerate.commands.config.config_args import load_config_from_file
@@ -34,9 +35,7 @@ from trl_credit.toy.arithmetic import NEGATIVE_MARK
 ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 
 # Those of image models have a file of their own, test_image_recipes.py
-RECIPES = sorted(
-    path for path in set((ROOT / "recipes").rglob("*.yaml")) - set(ACCELERATE) if "trainer" not in settings_of(path)
-)
+RECIPES = [path for path in support.recipes.RECIPES if "trainer" not in settings_of(path)]
 
 NO_GPU = ["--use_cpu", "true", "--bf16", "false"]
 

@@ -12,16 +12,35 @@ from .._util.words import with_file_named
 from .early import check_early
 
 
+# accelerate's options for one of several machines
+_MACHINES = ("num_machines", "machine_rank", "main_process_ip", "main_process_port")
+
+
 def launch(argv: list[str], command: str, module: str) -> None:
-    """Runs a command's module in this process, or on several if launcher options are given."""
+    """Runs a command's module in this process, or on several, also of several machines, if launcher options say so.
+
+    Unlike `accelerate launch`, it ends with the status of the process that failed first: 143 after SIGTERM.
+    """
     launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     launcher.add_argument("--accelerate_config")
     launcher.add_argument("--num_processes", type=int)
+    launcher.add_argument("--num_machines", type=int)
+    launcher.add_argument("--machine_rank", type=int)
+    launcher.add_argument("--main_process_ip")
+    launcher.add_argument("--main_process_port", type=int)
     asked, rest = launcher.parse_known_args(argv)
     rest = with_file_named(rest)
     if asked.num_processes is not None and asked.num_processes < 1:
         print(
             f"trl-credit {command}: error: `--num_processes` must be at least 1, got {asked.num_processes}.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    machines = {name: value for name, value in vars(asked).items() if name in _MACHINES and value is not None}
+    if machines and asked.accelerate_config is None:
+        print(
+            f"trl-credit {command}: error: `--{next(iter(machines))}` needs `--accelerate_config`, such as "
+            "recipes/accelerate/zero3_multinode.yaml.",
             file=sys.stderr,
         )
         raise SystemExit(2)
@@ -50,6 +69,8 @@ def launch(argv: list[str], command: str, module: str) -> None:
             raise SystemExit(2) from error
     if asked.num_processes is not None:
         options += ["--num_processes", str(asked.num_processes)]
+    for name, value in machines.items():
+        options += [f"--{name}", str(value)]
     with exit_code():
         if asked.accelerate_config is None and not torch.accelerator.is_available():
             # accelerate would start a single process unless MPI is available

@@ -2,11 +2,9 @@
 
 import pytest
 from helpers import ROOT
+from support.recipes import RECIPES
 
 from trl_credit.doctor.needs import NAMED, Needs, needs_of
-
-
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if "accelerate" not in path.parts)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: "/".join(path.parts[-2:]))

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import support.recipes
 from helpers import ROOT
 from support.planning import CONFIGS, plan_of, read_recipe, words_for
 from support.recipes import settings_of
@@ -14,11 +15,7 @@ from trl_credit.planning.layouts import LAYOUTS
 from trl_credit.planning.run import read_run
 
 
-RECIPES = sorted(
-    str(path.relative_to(ROOT / "recipes"))
-    for path in (ROOT / "recipes").rglob("*.yaml")
-    if "accelerate" not in path.parts
-)
+RECIPES = [str(path.relative_to(ROOT / "recipes")) for path in support.recipes.RECIPES]
 DGPO = "qwen2.5-1.5b/dgpo.yaml"
 
 
