@@ -14,9 +14,9 @@ from .._version import __version__
 if TYPE_CHECKING:
     from .recipe import Recipe
 
-# Fields that may differ between machines: where files lie, what is shown, and how a server or hub is reached
+# Fields that may differ between processes: where files lie, what is shown, and how a server or hub is reached
 _OWN = {
-    *("output_dir", "logging_dir", "resume_from_checkpoint", "run_name", "hub_token", "hf_token", "project"),
+    *("output_dir", "resume_from_checkpoint", "run_name", "hub_token", "project", "local_rank"),
     *("disable_tqdm", "log_level", "log_level_replica", "report_to", "dataloader_num_workers"),
     *("vllm_server_host", "vllm_server_port", "vllm_server_base_url", "vllm_group_port"),
     *("model_name_or_path", "dataset_name", "eval_dataset_name", "reward_model_name_or_path", "compare"),
