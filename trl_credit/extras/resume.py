@@ -127,6 +127,18 @@ class ResumeMixin:
             write_manifest(folder, self.args.world_size)
         self._saved_step = self.state.global_step
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # transformers lets only the first process of all write weights, also with `save_on_each_node`. DeepSpeed and FSDP
+        # gather them there, and DeepSpeed resumes from its own files
+        each = self.args.save_on_each_node and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        if each:
+            self.model.should_save_on_this_rank = lambda is_main_process: is_main_process
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            if each:
+                del self.model.should_save_on_this_rank
+
     def _warn_of_own_disks(self, folder: Path) -> None:
         """Warns once if other processes' files are not in the first one's checkpoint, as each machine keeps its own."""
         if self.args.save_on_each_node or self._warned_of_own_disks:
