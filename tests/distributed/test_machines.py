@@ -138,6 +138,6 @@ def test_machines_with_different_settings(two):
     own = (("--credit", "uniform"), ("--learning_rate", "0.1"))
     failed = on_both(two, "different", "ddp_cpu.yaml", own=own)
     assert_failed(
-        failed, "`credit` is 'uniform' on process 0, but", "'method': 'gcpo'", "`learning_rate` is 5e-05 on process 0",
+        failed, "`credit` is {'method': 'uniform'} on process 0, but {'method': 'gcpo'", "`learning_rate` is 5e-05 on process 0",
         "on process 1", "on every machine",
     )  # fmt: skip

@@ -76,7 +76,7 @@ class Launched:
 
     def wait(self) -> None:
         """Until it ends. One that never does fails the test."""
-        self.process.wait(timeout=420)
+        self.process.wait(timeout=900)
 
     @property
     def code(self) -> int:
