@@ -83,12 +83,12 @@ def assert_failed(runs, *messages):
             assert message in run.text, run.text[-6000:]
 
 
-def stops_and_resumes(two, name, config, *words, disks=((), ()), launchers=(RANKS, RANKS), saving=()):
-    """A run whose second machine stops in update 3, and the same resumed on both."""
+def stops_and_resumes(two, name, config, *words, disks, launchers=(RANKS, RANKS)):
+    """A run whose second machine stops in update 3, after a checkpoint, and the same resumed on both."""
     stopped = on_both(two, f"{name}-stopped", config, *words, launcher=launchers[0], own=disks, DIES_AT="3")
     assert all(run.code != 0 for run in stopped)
-    folders = [two.folder / mine[1] for mine in disks if mine] or [two.folder / words[words.index("--output_dir") + 1]]
-    assert all(sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-2"] for folder in folders)
+    for _, disk in disks:
+        assert [path.name for path in (two.folder / disk).glob("checkpoint-*")] == ["checkpoint-2"]
     again = (*words, "--resume_from_checkpoint", "auto")
     resumed = on_both(two, f"{name}-resumed", config, *again, launcher=launchers[1], own=disks)
     assert all(run.code == 0 for run in resumed), "\n".join(run.text[-6000:] for run in resumed)
@@ -111,8 +111,8 @@ def test_zero3_with_a_shared_disk(two):
     itself = ("--rdzv_backend", "c10d", *precision)
     # On the host's loopback address the second launcher would find the head's port in use
     themselves = [itself, itself if two.networks else (*itself, "--machine_rank", "1")]
-    shared = ("--output_dir", "shared")
-    stops_and_resumes(two, "shared", "zero3_multinode.yaml", *shared, launchers=(ranks, themselves))
+    shared = (("--output_dir", "shared"),) * 2
+    stops_and_resumes(two, "shared", "zero3_multinode.yaml", disks=shared, launchers=(ranks, themselves))
     assert_same_end(two.folder / "shared", two.folder / "zero3")
 
 
@@ -138,6 +138,8 @@ def test_machines_with_different_settings(two):
     own = (("--credit", "uniform"), ("--learning_rate", "0.1"))
     failed = on_both(two, "different", "ddp_cpu.yaml", own=own)
     assert_failed(
-        failed, "`credit` is {'method': 'uniform'} on process 0, but {'method': 'gcpo'", "`learning_rate` is 5e-05 on process 0",
-        "on process 1", "on every machine",
-    )  # fmt: skip
+        failed,
+        "`credit` is {'method': 'uniform'} on process 0, but {'method': 'gcpo'",
+        "`learning_rate` is 5e-05 on process 0, but 0.1 on process 1",
+        "on every machine",
+    )
