@@ -1,7 +1,7 @@
 """Resuming on several machines: one process chooses the checkpoint, and each must find there what it reads.
 
-Machines share a disk, or each keeps checkpoints of its own (`save_on_each_node`). If they do neither, the others have
-only the files of their own processes, and would fail while the first machine waits for them.
+Machines share a disk, or under DDP each keeps checkpoints of its own (`save_on_each_node`). If they do neither, the
+others have only the files of their own processes, and would fail while the first machine waits for them.
 """
 
 import json
@@ -22,7 +22,10 @@ from .checkpoints import (
 )
 
 
-WAY_OUT = "Let them share `output_dir`, or set `save_on_each_node: true` (then each machine must keep its rank)"
+WAY_OUT = (
+    "Let them share `output_dir`, or, except with DeepSpeed and FSDP, set `save_on_each_node: true` (then each machine must "
+    "keep its rank)"
+)
 
 
 def agreed_checkpoint(asked: str | bool | None, output_dir: str) -> tuple[str | None, bool]:

@@ -127,10 +127,14 @@ class ResumeMixin:
             write_manifest(folder, self.args.world_size)
         self._saved_step = self.state.global_step
 
+    @property
+    def _saves_on_each_node(self) -> bool:
+        """True if each machine keeps whole checkpoints. DeepSpeed and FSDP write some files on the first one only."""
+        return self.args.save_on_each_node and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # transformers lets only the first process of all write weights, also with `save_on_each_node`. DeepSpeed and FSDP
-        # gather them there, and DeepSpeed resumes from its own files
-        each = self.args.save_on_each_node and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        # transformers lets only the first process of all write weights, also with `save_on_each_node`
+        each = self._saves_on_each_node
         if each:
             self.model.should_save_on_this_rank = lambda is_main_process: is_main_process
         try:
@@ -141,7 +145,7 @@ class ResumeMixin:
 
     def _warn_of_own_disks(self, folder: Path) -> None:
         """Warns once if other processes' files are not in the first one's checkpoint, as each machine keeps its own."""
-        if self.args.save_on_each_node or self._warned_of_own_disks:
+        if self._saves_on_each_node or self._warned_of_own_disks:
             return
         count = self.args.world_size
         missing = [name for rank in range(count) for name in own_names(rank, count) if not (folder / name).exists()]
