@@ -161,6 +161,11 @@ LEANED_ON: dict[str, Leaned] = {
         ),
     ),
     "_save_checkpoint": Leaned("The manifest is written last.", _SAME, ("model", "trial")),
+    "_save": Leaned(
+        "With `save_on_each_node`, weights are written on every machine, which `should_save_on_this_rank` prevents.",
+        "Find who decides which process writes weights.",
+        ("output_dir", "state_dict"),
+    ),
     "_get_output_dir": Leaned("Where checkpoints go.", _SAME, ("trial",)),
     "_save_rng_state": Leaned("The rest of a resumed run's state is saved beside it.", _SAME, ("output_dir",)),
     "_load_rng_state": Leaned("Restores state once the run is back at its position.", _SAME, ("checkpoint",)),

@@ -13,10 +13,12 @@ from accelerate import PartialState
 
 from ._util.moved import moved_names
 from ._util.text import log_to_terminal, prepare_terminal, safe, safe_lines
-from .extras.checkpoints import ResumeError, checkpoint_to_resume
+from .extras.checkpoints import ResumeError
 from .extras.effect import NothingTrainedError
+from .extras.machines import agreed_checkpoint
 from .extras.reward_guard import RewardError, reported
 from .recipe.adapters import continue_adapter
+from .recipe.agreement import check_agreement, together
 from .recipe.recipe import Recipe
 from .samplers.pipelines import PipelineError
 
@@ -43,10 +45,10 @@ def main(argv: list[str] | None = None) -> "CreditGRPOTrainer":
     try:
         recipe = Recipe.read(sys.argv[1:] if argv is None else argv, description=__doc__)
         script_args, training_args, model_args, _ = recipe
+        check_agreement(recipe)
         trainer_class = recipe.trainer
-        arguments, evaluation = recipe.prepare()
-        if PartialState().is_main_process:  # the trainer checks again, for all processes
-            checkpoint_to_resume(training_args.resume_from_checkpoint, training_args.output_dir)
+        arguments, evaluation = together(recipe.prepare)
+        agreed_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)  # as the trainer will
         trainer = trainer_class(
             **continue_adapter(arguments, model_args, script_args.reward_model_name_or_path is not None)
         )
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> "CreditGRPOTrainer":
             evaluation.attach(trainer)
     except (ValueError, TypeError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
-        if PartialState().is_main_process:
+        if PartialState().is_local_main_process:  # on every machine
             print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)
         raise SystemExit(2) from error
     with reported("trl-credit train"):
@@ -96,7 +98,7 @@ def _train(trainer: "CreditGRPOTrainer", checkpoint: str | None) -> None:
         raise
     except (ResumeError, NothingTrainedError, FloatingPointError) as error:
         logger.debug("", exc_info=True)
-        if PartialState().is_main_process:
+        if PartialState().is_local_main_process:  # on every machine
             print(f"trl-credit train: error: {safe_lines(error)} No model is saved.", file=sys.stderr)
         _close(trainer)
         raise SystemExit(2 if isinstance(error, ResumeError) else 1) from error
@@ -107,7 +109,7 @@ def _train(trainer: "CreditGRPOTrainer", checkpoint: str | None) -> None:
         raise
     except (ImportError, PipelineError) as error:  # transformers looks for an optimizer's or kernel's package only now
         logger.debug("", exc_info=True)
-        if PartialState().is_main_process:
+        if PartialState().is_local_main_process:  # on every machine
             print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)
         _close(trainer)
         raise SystemExit(2) from error

@@ -14,11 +14,11 @@ STOPPED = {"max_steps": 6, "save_steps": 2, "credit": GCPO}
 
 
 def start(script, path, *arguments):
-    """Runs this file as a script in a process of its own; returns it."""
+    """Runs this file as a module, to its end. As a script it would take vllm.py, which is beside it, for vLLM."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(ROOT), environment.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, __file__, script, str(path), *arguments],
+        [sys.executable, "-m", "support.stopped", script, str(path), *arguments],
         env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 

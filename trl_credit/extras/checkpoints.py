@@ -40,21 +40,38 @@ STATE_NAME = "credit_state_{}.safetensors"
 _INCOMPLETE_NAME = "checkpoint-is-incomplete.txt"
 # Bytes at each end of a file that its checksum covers
 _END = 1 << 16
+# The model's weights, except DeepSpeed's
+_WEIGHTS = (
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    WEIGHTS_INDEX_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    f"*/{ADAPTER_SAFE_WEIGHTS_NAME}",
+    f"*/{ADAPTER_WEIGHTS_NAME}",
+    f"{FSDP_MODEL_NAME}*",
+)
 
 
 class DamagedError(ValueError):
     """A checkpoint cannot be resumed from; the message names the file."""
 
 
-def write_manifest(checkpoint: Path) -> None:
-    """Atomically records the files of a finished checkpoint, except the model card, which may be edited later."""
+def write_manifest(checkpoint: Path, processes: int = 1) -> None:
+    """Atomically records the files of a finished checkpoint, except the model card, which may be edited later.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+        processes: How many processes wrote it.
+    """
     files = {
         path.relative_to(checkpoint).as_posix(): [path.stat().st_size, _checksum(path)]
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name not in (MANIFEST_NAME, "README.md") and path.suffix != ".tmp"
     }
     temporary = checkpoint / f"{MANIFEST_NAME}.tmp"
-    temporary.write_text(json.dumps({"files": files}, indent=0))
+    temporary.write_text(json.dumps({"files": files, "processes": processes}, indent=0))
     os.replace(temporary, checkpoint / MANIFEST_NAME)
 
 
@@ -91,6 +108,13 @@ def _check_files(checkpoint: Path) -> None:
 def is_model_only(checkpoint: Path) -> bool:
     """True if a complete checkpoint was saved with `save_only_model`: no optimizer, schedule or random state."""
     return not (_deepspeed(checkpoint) or _optimizer(checkpoint) or (checkpoint / SCHEDULER_NAME).exists())
+
+
+def names_read_by_all(checkpoint: Path) -> list[str]:
+    """Names in a complete checkpoint, of files and folders, that every process reads to resume."""
+    patterns = (TRAINER_STATE_NAME, "latest", *(() if _deepspeed(checkpoint) else _WEIGHTS))
+    patterns += (SCHEDULER_NAME, f"{OPTIMIZER_NAME}.*", f"{OPTIMIZER_NAME}_*")
+    return sorted({path.relative_to(checkpoint).as_posix() for name in patterns for path in checkpoint.glob(name)})
 
 
 def _checksum(path: Path) -> int:
@@ -132,18 +156,7 @@ def _check_recorded(checkpoint: Path) -> list[str]:
 
 def _check_needed(checkpoint: Path) -> None:
     deepspeed = _deepspeed(checkpoint)
-    weights = [
-        SAFE_WEIGHTS_NAME,
-        WEIGHTS_NAME,
-        SAFE_WEIGHTS_INDEX_NAME,
-        WEIGHTS_INDEX_NAME,
-        ADAPTER_SAFE_WEIGHTS_NAME,
-        ADAPTER_WEIGHTS_NAME,
-        f"*/{ADAPTER_SAFE_WEIGHTS_NAME}",
-        f"*/{ADAPTER_WEIGHTS_NAME}",
-        f"{FSDP_MODEL_NAME}*",
-    ]
-    if not deepspeed and not any(any(checkpoint.glob(pattern)) for pattern in weights):
+    if not deepspeed and not any(any(checkpoint.glob(pattern)) for pattern in _WEIGHTS):
         raise DamagedError(f"is damaged: the model's weights ({SAFE_WEIGHTS_NAME}) are missing")
     for name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
         _check_shards(checkpoint, name)
@@ -340,6 +353,11 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
     return None
 
 
+def asks_for_last(asked: str | bool | None) -> bool:
+    """True if `resume_from_checkpoint` asks for the last complete checkpoint and not for one by its path."""
+    return str(asked).lower() in ("true", "auto")
+
+
 def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | None:
     """Resolves `resume_from_checkpoint` to the path of a checkpoint, or `None` to start from the beginning.
 
@@ -353,7 +371,7 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
     word = str(asked).lower()
     if asked is None or word in ("false", "none"):
         return None
-    if word in ("true", "auto"):
+    if asks_for_last(asked):
         found = last_complete_checkpoint(output_dir)
         if found is None and word == "true":
             raise ResumeError(

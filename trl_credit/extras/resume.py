@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import IterableDataset
 from transformers.optimization import GreedyLR
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -28,12 +27,11 @@ from .checkpoints import (
     MANIFEST_NAME,
     STATE_NAME,
     ResumeError,
-    checkpoint_to_resume,
-    is_model_only,
     load_tree,
     save_tree,
     write_manifest,
 )
+from .machines import WAY_OUT, agreed_checkpoint, own_names
 from .preemption import PREEMPTED, PreemptionCallback
 from .shards import local_part
 
@@ -60,6 +58,7 @@ class ResumeMixin:
     _checkpoint_state: dict[str, Any] | None = None  # state of the checkpoint being resumed
     _saved_step: int | None = None
     _train_sampler = None
+    _warned_of_own_disks = False
 
     def __init__(self, *args, **kwargs):
         training_args = kwargs["args"]
@@ -87,22 +86,13 @@ class ResumeMixin:
                 FSDP cannot resume.
             SystemExit: With code 143, after SIGTERM with `enable_jit_checkpoint`, once the checkpoint is written.
         """
-        checkpoint, model_only, error = None, False, None
-        if self.accelerator.is_main_process:  # other processes may see a shared folder's files later
-            try:
-                checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-                model_only = checkpoint is not None and is_model_only(Path(checkpoint))
-                if model_only and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-                    raise ResumeError(
-                        f"`resume_from_checkpoint`: {checkpoint!r} holds only the model (`save_only_model`), which "
-                        f"{'DeepSpeed' if self.is_deepspeed_enabled else 'FSDP'} cannot resume. Start a new run from it: "
-                        "pass it as `model_name_or_path`, with another `output_dir` and without `save_only_model`."
-                    )
-            except Exception as caught:  # any error: the other processes must not wait forever
-                error = str(caught) or type(caught).__name__
-        checkpoint, model_only, error = broadcast_object_list([checkpoint, model_only, error])
-        if error is not None:
-            raise ResumeError(error)
+        checkpoint, model_only = agreed_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if model_only and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ResumeError(
+                f"`resume_from_checkpoint`: {checkpoint!r} holds only the model (`save_only_model`), which "
+                f"{'DeepSpeed' if self.is_deepspeed_enabled else 'FSDP'} cannot resume. Start a new run from it: "
+                "pass it as `model_name_or_path`, with another `output_dir` and without `save_only_model`."
+            )
         if model_only:
             logger.warning(
                 "%s holds only the model (`save_only_model`). The run continues from its update, with that update's "
@@ -133,8 +123,38 @@ class ResumeMixin:
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         if self.args.should_save and folder.is_dir():  # unless rotation removed it
-            write_manifest(folder)
+            self._warn_of_own_disks(folder)
+            write_manifest(folder, self.args.world_size)
         self._saved_step = self.state.global_step
+
+    @property
+    def _saves_on_each_node(self) -> bool:
+        """True if each machine keeps whole checkpoints. DeepSpeed and FSDP write some files on the first one only."""
+        return self.args.save_on_each_node and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # transformers lets only the first process of all write weights, also with `save_on_each_node`
+        each = self._saves_on_each_node
+        if each:
+            self.model.should_save_on_this_rank = lambda is_main_process: is_main_process
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            if each:
+                del self.model.should_save_on_this_rank
+
+    def _warn_of_own_disks(self, folder: Path) -> None:
+        """Warns once if other processes' files are not in the first one's checkpoint, as each machine keeps its own."""
+        if self._saves_on_each_node or self._warned_of_own_disks:
+            return
+        count = self.args.world_size
+        missing = [name for rank in range(count) for name in own_names(rank, count) if not (folder / name).exists()]
+        if missing:
+            self._warned_of_own_disks = True
+            logger.warning(
+                "%s has no %s: the machines do not share a disk, and no run can resume from what each has. %s.",
+                folder, ", ".join(missing), WAY_OUT,
+            )  # fmt: skip
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
         if self.control.should_evaluate and self._saved_step == self.state.global_step:
