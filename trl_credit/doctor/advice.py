@@ -125,9 +125,9 @@ def _packages(facts: Facts, needs: Needs) -> Iterator[Problem]:
                 yield Problem(
                     f"{name} is not installed", "trl-credit does not work without it.", install(package), True
                 )
-            elif asked and not (
-                name == "flash-attn" and facts.installed("kernels")
-            ):  # transformers then takes the hub's
+            elif name == "flash-attn" and facts.installed("kernels"):
+                continue  # transformers takes the hub's
+            elif asked:
                 yield _missing(package, asked)
         elif not package.fits:
             yield Problem(
