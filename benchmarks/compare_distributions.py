@@ -36,23 +36,23 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 
 def added_memory(function: Callable[[], object], device: torch.device) -> float:
     """Peak memory in MB while `function` runs, above what was held before."""
-    before = reset_peak(device.type == "cuda")
+    before = reset_peak(device)
     function()
-    return peak(device.type == "cuda") - before
+    return peak(device) - before
 
 
-def reset_peak(cuda: bool) -> float:
-    """Resets the peak of the GPU's memory, or of the process's. Returns the MB held now."""
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / 2**20
+def reset_peak(device: torch.device) -> float:
+    """Resets the peak of the device's memory, on a CPU the process's. Returns the MB held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / 2**20
     Path("/proc/self/clear_refs").write_text("5")
     return _process_memory("VmRSS")
 
 
-def peak(cuda: bool) -> float:
+def peak(device: torch.device) -> float:
     """The MB held at most since `reset_peak`."""
-    return torch.cuda.max_memory_allocated() / 2**20 if cuda else _process_memory("VmHWM")
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else _process_memory("VmHWM")
 
 
 def _process_memory(field: str) -> float:

@@ -88,7 +88,14 @@ def visible(environment: dict | None) -> list[str]:
 def command_of(part: str, folder: Path, rehearse: bool) -> list[str]:
     """The command that runs a part."""
     if part == "environment":
-        return [sys.executable, "-m", "trl_credit.cli", "doctor", "--json"]
+        return [
+            sys.executable,
+            "-m",
+            "trl_credit.cli",
+            "doctor",
+            "--json",
+            *(["--needs", "gpu", "bf16"] * (not rehearse)),
+        ]
     if part == "tests":
         files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
         chosen = ["-k", "interpreted"] if rehearse else ["-m", "gpu"]
@@ -164,7 +171,8 @@ def answer_of(part: str, folder: Path, log: Path) -> dict:
     if part == "environment":
         from trl_credit._util.text import without_folders
 
-        return without_folders(json.loads(log.read_text()))
+        # Its commands name this Python, by a folder
+        return without_folders(json.loads(log.read_text().replace(sys.executable, "python")))
     if part == "tests":
         return read_junit(folder / "tests.xml")
     return json.loads((folder / f"{part}.json").read_text())
@@ -223,9 +231,7 @@ def check(folder: Path, rehearse: bool, parts: list[str], minutes: float) -> dic
                       file=sys.stderr)  # fmt: skip
                 raise SystemExit(2)
             gpus = visible(environment)
-            for problem in (environment or {}).get("problems", []):
-                print(f"{'Wrong' if problem['needed'] else 'Note'}: {problem['what']}\n  mend: {problem['mend']}",
-                      file=sys.stderr)  # fmt: skip
+            _show_problems(folder / "environment.txt")
         print(f"{part}: {done[part]['status']}{_detail(done[part])}", file=sys.stderr, flush=True)
         results["complete"] = part == parts[-1]
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -236,6 +242,14 @@ def check(folder: Path, rehearse: bool, parts: list[str], minutes: float) -> dic
         (folder / "table.md").write_text(table)
     shutil.rmtree(folder / "model", ignore_errors=True)  # 3 GB
     return results
+
+
+def _show_problems(report: Path) -> None:
+    """Prints the problems in doctor's report, with commands as they are."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        for problem in json.loads(report.read_text())["problems"]:
+            what = f"{'Wrong' if problem['needed'] else 'Note'}: {problem['what']}"
+            print(f"{what}\n  mend: {problem['mend']}", file=sys.stderr)
 
 
 def _detail(result: dict) -> str:

@@ -140,7 +140,7 @@ class Variant:
     def step(self):
         trainer, self._marks, phases = self.trainer, [], defaultdict(float)
         torch.manual_seed(0)
-        held = reset_peak(torch.cuda.is_available())
+        held = reset_peak(trainer.accelerator.device)
         started = now()
         for micro_batch in range(self._accumulation):
             trainer.accelerator.gradient_state._set_sync_gradients(micro_batch == self._accumulation - 1)
@@ -151,7 +151,7 @@ class Variant:
         for phase, start, end in self._marks:
             phases[phase] += start.elapsed_time(end) / 1000 if torch.cuda.is_available() else end - start
         phases["loss"] = total - sum(phases.values())
-        self.megabytes.append(peak(torch.cuda.is_available()) - held)
+        self.megabytes.append(peak(trainer.accelerator.device) - held)
         for phase, seconds in {**phases, "total": total}.items():
             self.seconds[phase].append(seconds)
 

@@ -24,7 +24,14 @@ def environment(*gpus, vllm=None, told="ok"):
         "packages": {"torch": {"installed": "2.13.0"}, "vllm": {"installed": vllm}},
         "imports": {"vllm": told},
         "machine": {"driver": "580.95"},
-        "problems": [{"what": "ninja is missing", "why": "", "mend": "pip install ninja", "needed": False}],
+        "problems": [
+            {
+                "what": "ninja is missing",
+                "why": "",
+                "mend": f"{sys.executable} -m pip install ninja --index-url a/b",
+                "needed": False,
+            }
+        ],
     }
 
 
@@ -102,6 +109,8 @@ def test_the_tests_that_run_are_those_marked(tmp_path):
     assert "test_triton.py" in named
     assert named >= marked
     assert "interpreted" in command_of("tests", tmp_path, True)
+    assert command_of("environment", tmp_path, False)[-3:] == ["--needs", "gpu", "bf16"]
+    assert "--needs" not in command_of("environment", tmp_path, True)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +186,10 @@ def test_a_part_that_fails_does_not_stop_the_rest(parts, tmp_path, capsys):
     assert "FileNotFoundError" in found["parts"]["update"]["error"]
     said = capsys.readouterr().err
     assert "kernel: failed" in said
-    assert "Note: ninja is missing\n  mend: pip install ninja" in said
+    assert f"Note: ninja is missing\n  mend: {sys.executable} -m pip install ninja" in said
+    assert (
+        found["parts"]["environment"]["found"]["problems"][0]["mend"] == "python -m pip install ninja --index-url a/b"
+    )
 
 
 def test_what_a_part_found_before_it_failed_stays(parts, tmp_path):
@@ -402,6 +414,9 @@ def test_the_rehearsal(tmp_path):
     assert {name: result["status"] for name, result in found["parts"].items()} == dict.fromkeys(
         ("environment", "tests", "model", "kernel", "update", "step", "colocate", "server"), "ok"
     )
+    together = {part: found["parts"][part]["found"]["together"] for part in ("update", "step")}
+    assert together["update"] == [["trl_kl", "uniform", "gcpo", "dgpo"]]  # both ways that memory may ask for
+    assert together["step"] == [["trl_kl", "gcpo"], ["trl_kl", "dgpo"]]
     text = (tmp_path / "table.md").read_text()
     for part in ("gcpo", "dgpo"):
         assert text.count(f"| `{part}` / `trl_kl` |") == 2  # the update and the step
