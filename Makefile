@@ -38,7 +38,6 @@ test-nightly: $(VENV)/.dev
 # With a GPU, in ten minutes: the tests marked gpu, the kernel, updates of a 1.5B model, vLLM where it is installed. Figures for
 # benchmarks/README.md, in outputs/gpu_check. Without one: make gpu-check GPU_CHECK=--rehearse
 gpu-check: $(VENV)/.dev
-	$(VENV)/bin/trl-credit doctor $(if $(findstring --rehearse,$(GPU_CHECK)),,--needs gpu bf16)
 	$(VENV)/bin/python benchmarks/gpu_check.py $(GPU_CHECK)
 
 # Evaluation and training with a real vLLM, on a CPU, in an environment of its own (3.8 GB)

@@ -36,19 +36,28 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 
 def added_memory(function: Callable[[], object], device: torch.device) -> float:
     """Peak memory in MB while `function` runs, above what was held before."""
+    before = reset_peak(device)
+    function()
+    return peak(device) - before
+
+
+def reset_peak(device: torch.device) -> float:
+    """Resets the peak of the device's memory, on a CPU the process's. Returns the MB held now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        function()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        return torch.cuda.memory_allocated(device) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")
+    return _process_memory("VmRSS")
 
-    def status(field: str) -> int:
-        return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
 
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is held now
-    before = status("VmRSS")
-    function()
-    return (status("VmHWM") - before) / 2**10
+def peak(device: torch.device) -> float:
+    """The MB held at most since `reset_peak`."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else _process_memory("VmHWM")
+
+
+def _process_memory(field: str) -> float:
+    """Memory in MB (Linux only)."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 2**10
 
 
 def products(sides: list[tuple[torch.Tensor, torch.Tensor]], out: torch.Tensor) -> None:

@@ -18,6 +18,7 @@ import datetime
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,9 +34,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 # Seconds that each part may take. All of them together may not take longer than `--minutes`
 BUDGETS = {
-    "environment": 120, "tests": 150, "model": 90, "kernel": 90, "update": 200, "step": 150, "colocate": 200, "server": 240,
+    "environment": 240, "tests": 150, "model": 90, "kernel": 90, "update": 200, "step": 150, "colocate": 200, "server": 240,
 }  # fmt: skip
 _SLOWER = 5  # a rehearsal, on a CPU with other work
+# What a launcher leaves in its processes, and in a shell that one of them opened
+_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+_LATE = "it took longer than"
 
 
 def gpus_of(environment: dict | None) -> list[dict]:
@@ -60,27 +64,38 @@ def reason_to_skip(part: str, environment: dict | None, results: dict, rehearse:
     if rehearse:
         return None
     if part in ("colocate", "server"):
-        package = ((environment or {}).get("packages") or {}).get("vllm") or {}
-        if package.get("installed") is None:
-            return "vllm is not installed (pip install -c constraints.txt '.[vllm]')"
+        if importlib.util.find_spec("vllm") is None:
+            return "vllm is not installed (.venv/bin/python -m pip install -c constraints.txt -e '.[vllm]')"
         told = ((environment or {}).get("imports") or {}).get("vllm", "ok")
-        if told != "ok":
+        if told != "ok" and not told.startswith("no answer after"):
             return f"vllm cannot be imported: {told}"
-    if part == "server" and len(gpus_of(environment)) < 2:
+    if part == "server" and environment is not None and len(gpus_of(environment)) < 2:
         return "NCCL takes the weights from one GPU to another, and there is one"
     return None
 
 
-def visible(count: int) -> list[str]:
-    """The first GPUs, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return ([part for part in named.split(",") if part] if named else [str(i) for i in range(count)])[:2]
+def visible(environment: dict | None) -> list[str]:
+    """The two GPUs with the most free memory among those that compute, as CUDA_VISIBLE_DEVICES names them.
+
+    Without doctor's report, the first two.
+    """
+    free = sorted(gpus_of(environment), key=lambda gpu: -gpu["free_gib"])
+    places = [gpu["index"] for gpu in free] or [0, 1]
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return [named[place] if named else str(place) for place in places if not named or place < len(named)][:2]
 
 
 def command_of(part: str, folder: Path, rehearse: bool) -> list[str]:
     """The command that runs a part."""
     if part == "environment":
-        return [sys.executable, "-m", "trl_credit.cli", "doctor", "--json"]
+        return [
+            sys.executable,
+            "-m",
+            "trl_credit.cli",
+            "doctor",
+            "--json",
+            *(["--needs", "gpu", "bf16"] * (not rehearse)),
+        ]
     if part == "tests":
         files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
         chosen = ["-k", "interpreted"] if rehearse else ["-m", "gpu"]
@@ -91,7 +106,15 @@ def command_of(part: str, folder: Path, rehearse: bool) -> list[str]:
 
 def environment_of(part: str, gpus: list[str], rehearse: bool) -> dict[str, str]:
     """Variables of a part's process. It sees one GPU: with several, transformers would spread each batch over them."""
-    found = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    left = {
+        name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_") and name not in _LAUNCH
+    }
+    found = left | {
+        "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
+        # The server is on this machine: not through a proxy, nor under a name of it that does not resolve
+        "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }  # fmt: skip
     found["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     if part == "environment":
         return found
@@ -110,11 +133,12 @@ def run(command: list[str], environment: dict[str, str], log: Path, seconds: flo
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            return f"it took longer than {seconds:.0f} s\n{_end(log)}"
+            return f"{_LATE} {seconds:.0f} s\n{_end(log)}"
         finally:
             with contextlib.suppress(OSError):  # what is left of its group, such as vLLM's engine
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a process that waits for a driver cannot be killed
+                process.wait(10)
     return None if code == 0 else f"it ended with status {code}\n{_end(log)}"
 
 
@@ -147,22 +171,27 @@ def answer_of(part: str, folder: Path, log: Path) -> dict:
     if part == "environment":
         from trl_credit._util.text import without_folders
 
-        return without_folders(json.loads(log.read_text()))
+        # Its commands name this Python, by a folder
+        return without_folders(json.loads(log.read_text().replace(sys.executable, "python")))
     if part == "tests":
         return read_junit(folder / "tests.xml")
     return json.loads((folder / f"{part}.json").read_text())
 
 
 def run_part(part: str, folder: Path, gpus: list[str], rehearse: bool, seconds: float) -> dict:
-    """Runs a part. Never raises: what went wrong is in the result."""
+    """Runs a part. Never raises: what went wrong is in the result, with what was found until then."""
     started, log, result = time.perf_counter(), folder / f"{part}.txt", {"status": "ok"}
     try:
+        for stale in (f"{part}.json", f"{part}.xml"):
+            (folder / stale).unlink(missing_ok=True)
         problem = run(command_of(part, folder, rehearse), environment_of(part, gpus, rehearse), log, seconds)
         # Doctor ends with 1 if it found something wrong, and has reported it all the same
         if problem is None or (part == "environment" and "status 1" in problem.splitlines()[0]):
             result["found"] = answer_of(part, folder, log)
         else:
             result = {"status": "failed", "error": problem}
+            with contextlib.suppress(Exception):
+                result["found"] = answer_of(part, folder, log)
     except Exception:
         result = {"status": "failed", "error": f"{traceback.format_exc()}\n{_end(log) if log.exists() else ''}"}
     return result | {"seconds": round(time.perf_counter() - started, 1)}
@@ -178,17 +207,22 @@ def check(folder: Path, rehearse: bool, parts: list[str], minutes: float) -> dic
         "complete": False,
         "parts": {},
     }
-    done, environment, gpus = results["parts"], None, ["", ""]
+    done, environment, gpus = results["parts"], None, visible(None)
+    over = f"the {minutes:g} minutes are over"
     for part in parts:
         left = ends - time.perf_counter()
         reason = reason_to_skip(part, environment, done, rehearse)
-        if reason is None and left < 10:
-            reason = f"the {minutes:g} minutes are over"
+        limit = BUDGETS[part] * slower
+        if reason is None and part != "environment" and left < limit / 2:
+            reason = over
         if reason is not None:
             done[part] = {"status": "skipped", "reason": reason}
         else:
             print(f"{part} ...", file=sys.stderr, flush=True)
-            done[part] = run_part(part, folder, gpus, rehearse, min(BUDGETS[part] * slower, left))
+            done[part] = run_part(part, folder, gpus, rehearse, min(limit, left))
+            if left < limit and done[part].get("error", "").startswith(_LATE):
+                done[part] |= {"status": "skipped", "reason": over}
+                del done[part]["error"]
         if part == "environment":
             environment = done[part].get("found")
             found = gpus_of(environment)
@@ -196,12 +230,26 @@ def check(folder: Path, rehearse: bool, parts: list[str], minutes: float) -> dic
                 print("gpu_check: error: there is no GPU. `trl-credit doctor --needs gpu` says why; --rehearse needs none.",
                       file=sys.stderr)  # fmt: skip
                 raise SystemExit(2)
-            gpus = visible(max(1, len(found))) or ["0"]
+            gpus = visible(environment)
+            _show_problems(folder / "environment.txt")
         print(f"{part}: {done[part]['status']}{_detail(done[part])}", file=sys.stderr, flush=True)
         results["complete"] = part == parts[-1]
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        (folder / "table.md").write_text(markdown(results))
+        try:
+            table = markdown(results)
+        except Exception:  # results of a part that ended in between; they are in results.json
+            table = f"```text\n{traceback.format_exc()}```\n"
+        (folder / "table.md").write_text(table)
+    shutil.rmtree(folder / "model", ignore_errors=True)  # 3 GB
     return results
+
+
+def _show_problems(report: Path) -> None:
+    """Prints the problems in doctor's report, with commands as they are."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        for problem in json.loads(report.read_text())["problems"]:
+            what = f"{'Wrong' if problem['needed'] else 'Note'}: {problem['what']}"
+            print(f"{what}\n  mend: {problem['mend']}", file=sys.stderr)
 
 
 def _detail(result: dict) -> str:

@@ -1,7 +1,8 @@
 """The parts of gpu_check.py, each run in a process of its own: `python gpu_parts.py PART FOLDER [--rehearse]`.
 
-A part reads the model that the part `model` left in FOLDER, and writes FOLDER/PART.json. With `--rehearse` all sizes are
-small, so that a CPU runs the same lines.
+A part reads the model that the part `model` left in FOLDER, and writes FOLDER/PART.json, again after each thing that it
+measured: what comes later may fail, or the time be over. With `--rehearse` all sizes are small, so that a CPU runs the same
+lines.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -73,8 +75,9 @@ REHEARSAL = Sizes(
 )  # fmt: skip
 # Whole layers are left out of the model until it fits: shares of them
 _SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
-# Not counted by `bytes_needed`: activations, tiles, the allocator's own
-_ROOM_GIB = 12
+# Not counted by `bytes_needed`: what an update of 8 completions keeps for its backward pass, in bytes per token and layer at
+# these sizes, and a fixed rest: tiles, the head's gradient in float32, CUDA's and the allocator's own
+_ACTIVATIONS, _REST_GIB = 118e3, 4
 BASE = "trl_kl"
 UPDATE, STEP = ("trl_kl", "uniform", "gcpo", "dgpo"), ("trl_kl", "gcpo", "dgpo")
 _WITH_REFERENCE = ("trl_kl", "dgpo")
@@ -97,25 +100,38 @@ def bytes_needed(variants: tuple[str, ...], parameters: int, width: int = 2) -> 
     return copies * width * parameters
 
 
-def layout(free_gib: float, model: dict, variants: tuple[str, ...] = UPDATE) -> tuple[int, list[tuple[str, ...]]]:
+def layout(free_gib: float, sizes: Sizes, variants: tuple[str, ...] = UPDATE) -> tuple[int, list[tuple[str, ...]]]:
     """How much of the update fits: the number of layers, and the variants that run together, each group with the base.
 
     Args:
         free_gib: Free memory of the GPU.
-        model: Fields of the model's config.
+        sizes: What is run.
         variants: All variants, the base first.
     """
-    pairs = [(BASE, name) for name in variants if name != BASE]
+    pairs = pairs_of(variants)
     largest = max(pairs, key=lambda pair: bytes_needed(pair, 1))
-    room = (free_gib - _ROOM_GIB) * 2**30
+    tokens = 8 * (sizes.prompt_tokens + sizes.note_tokens + sizes.completion_tokens)
     for share in _SHARES:
-        layers = max(1, round(share * model["num_hidden_layers"]))
-        parameters = parameters_of(model | {"num_hidden_layers": layers})
+        layers = max(1, round(share * sizes.model["num_hidden_layers"]))
+        room = (free_gib - _REST_GIB) * 2**30 - _ACTIVATIONS * tokens * layers
+        parameters = parameters_of(sizes.model | {"num_hidden_layers": layers})
         if share == 1.0 and bytes_needed(variants, parameters) <= room:
             return layers, [variants]
         if bytes_needed(largest, parameters) <= room:
             return layers, pairs
     return layers, pairs  # the smallest; if it does not fit either, the part says so
+
+
+def pairs_of(variants: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Each variant with the base."""
+    return [(BASE, name) for name in variants if name != BASE]
+
+
+def keep(folder: Path, part: str, found: dict) -> None:
+    """Writes what a part has found so far, whole or not at all."""
+    file = folder / f"{part}.json"
+    file.with_suffix(".part").write_text(json.dumps(found))
+    file.with_suffix(".part").replace(file)
 
 
 def build_tokenizer(size: int):
@@ -142,7 +158,7 @@ def build_tokenizer(size: int):
 
 
 def free_gib() -> float:
-    """Free memory of the GPU; without one, too little for more than a pair."""
+    """Free memory of the GPU; 0 without one."""
     import torch
 
     return torch.cuda.mem_get_info()[0] / 2**30 if torch.cuda.is_available() else 0.0
@@ -154,7 +170,10 @@ def model(folder: Path, sizes: Sizes) -> dict:
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     free = free_gib()
-    layers, groups = layout(free, sizes.model)
+    layers, groups = layout(free, sizes)
+    together = {"update": groups, "step": groups}
+    if sizes is REHEARSAL:  # both ways to run them
+        layers, together = sizes.model["num_hidden_layers"], {"update": [UPDATE], "step": pairs_of(STEP)}
     tokenizer = build_tokenizer(sizes.model["vocab_size"])
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = Qwen2Config(**sizes.model | {"num_hidden_layers": layers}, **ids)
@@ -169,7 +188,7 @@ def model(folder: Path, sizes: Sizes) -> dict:
         "of_layers": sizes.model["num_hidden_layers"],
         "dtype": sizes.dtype,
         "free_gib": round(free, 1),
-        "together": groups,
+        "together": together,
     }
 
 
@@ -180,7 +199,7 @@ def kernel(folder: Path, sizes: Sizes) -> dict:
     from compare_distributions import measure
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = _folds(sizes, device)
+    found = _folds(folder, sizes, device)
     bare, ours = measure(*sizes.head, getattr(torch, sizes.dtype), device, 3)
     found["products_seconds"] = bare
     found["comparison"] = {
@@ -190,7 +209,7 @@ def kernel(folder: Path, sizes: Sizes) -> dict:
     return found
 
 
-def _folds(sizes: Sizes, device) -> dict:
+def _folds(folder: Path, sizes: Sizes, device) -> dict:
     import torch
     from compare_distributions import seconds
 
@@ -233,52 +252,72 @@ def _folds(sizes: Sizes, device) -> dict:
             "of_copy": copied / taken,
             "largest_relative_difference": difference,
         }
+        keep(folder, "kernel", found)
         if not difference < 1e-3:
             raise AssertionError(f"{outputs}: kernel and torch differ by {difference:.1e}")
     return found
 
 
-def _in_turn(folder: Path, sizes: Sizes, variants: tuple[str, ...], more: list[str], rounds: int, tokens: int) -> dict:
-    """Runs step_cost.py on variants, in groups that fit the memory together."""
+def _in_turn(folder: Path, part: str, sizes: Sizes, variants: tuple[str, ...], more: list[str]) -> dict:
+    """Runs step_cost.py on variants, in groups that fit the memory together. A group that fails does not stop the others."""
+    import gc
+
     import torch
-    from step_cost import make_variants, parse_arguments, ratios_to, run_in_turn, summary
 
-    together = json.loads((folder / "model.json").read_text())["together"]
-    groups = [tuple(name for name in group if name in variants) for group in together]
-    found = {"variants": {}, "ratios": {}, "together": [list(group) for group in groups if len(group) > 1]}
+    together = json.loads((folder / "model.json").read_text())["together"][part]
+    groups = [[name for name in group if name in variants] for group in together]
+    found = {"variants": {}, "ratios": {}, "together": [group for group in groups if len(group) > 1]}
+    errors = []
     for group in found["together"]:
-        words = [
-            str(folder / "model"), "--rounds", str(rounds), "--prompt-tokens", str(sizes.prompt_tokens),
-            "--note-tokens", str(sizes.note_tokens), "--completion-tokens", str(tokens), *more,
-        ]  # fmt: skip
-        words += ["--bf16"] * (sizes.dtype == "bfloat16") + ["--variants", *group]
-        made = make_variants(parse_arguments(words))
-        run_in_turn(made, rounds)
-        found["variants"] |= {variant.name: summary(variant) for variant in made}
-        found["ratios"] |= ratios_to(made[group.index(BASE)], made)
-        del made
+        try:
+            measured = _group(folder, part, sizes, group, more)
+            for name, values in measured.items():
+                found[name] |= values
+        except Exception:
+            errors.append(f"{', '.join(group)}:\n{traceback.format_exc()}")
+        keep(folder, part, found)
+        gc.collect()
         if torch.cuda.is_available():
-            import gc
-
-            gc.collect()
             torch.cuda.empty_cache()
+    if errors:
+        raise RuntimeError("\n".join(errors))
     bad = [name for name, ratio in found["ratios"].items() if not math.isfinite(ratio["median"])]
     if bad or set(found["variants"]) != set(variants):
         raise AssertionError(f"not measured: {bad or set(variants) - set(found['variants'])}")
     return found
 
 
+def _group(folder: Path, part: str, sizes: Sizes, group: list[str], more: list[str]) -> dict:
+    """Runs variants side by side: their times, and ratios to the base."""
+    from step_cost import make_variants, parse_arguments, ratios_to, run_in_turn, summary
+
+    rounds, tokens = {
+        "update": (sizes.rounds, sizes.completion_tokens), "step": (sizes.step_rounds, sizes.step_tokens)
+    }[part]  # fmt: skip
+    words = [
+        str(folder / "model"), "--rounds", str(rounds), "--prompt-tokens", str(sizes.prompt_tokens),
+        "--note-tokens", str(sizes.note_tokens), "--completion-tokens", str(tokens), *more,
+    ]  # fmt: skip
+    words += ["--bf16"] * (sizes.dtype == "bfloat16") + ["--variants", *group]
+    made = make_variants(parse_arguments(words))
+    run_in_turn(made, rounds)
+    return {
+        "variants": {variant.name: summary(variant) for variant in made},
+        "ratios": ratios_to(made[group.index(BASE)], made),
+    }
+
+
 def update(folder: Path, sizes: Sizes) -> dict:
     """An update of TRL with a KL penalty, `uniform`, GCPO and DGPO, in turn."""
-    return _in_turn(folder, sizes, UPDATE, [], sizes.rounds, sizes.completion_tokens)
+    return _in_turn(folder, "update", sizes, UPDATE, [])
 
 
 def step(folder: Path, sizes: Sizes) -> dict:
     """The whole step, which also generates with transformers."""
-    return _in_turn(folder, sizes, STEP, ["--generate"], sizes.step_rounds, sizes.step_tokens)
+    return _in_turn(folder, "step", sizes, STEP, ["--generate"])
 
 
-def three_updates(folder: Path, sizes: Sizes, **engine) -> dict:
+def three_updates(folder: Path, part: str, sizes: Sizes, **engine) -> dict:
     """Three updates of GCPO with vLLM; raises if one is not finite, weights do not move, or vLLM's do not follow."""
     import torch
     from datasets import Dataset
@@ -329,6 +368,7 @@ def three_updates(folder: Path, sizes: Sizes, **engine) -> dict:
         "updates": [{name: row.get(name) for name in ("loss", "grad_norm", "step_time", gap)} for row in rows],
         "peak_mb": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None,
     }
+    keep(folder, part, found)
     for row in found["updates"]:
         if not all(value is None or math.isfinite(value) for value in row.values()):
             raise AssertionError(f"not finite: {row}")
@@ -348,10 +388,9 @@ def _by_place(completions, **kwargs) -> list[float]:
 def colocate(folder: Path, sizes: Sizes) -> dict:
     """vLLM in the trainer's process. The rehearsal generates with transformers."""
     if sizes is REHEARSAL:
-        return three_updates(folder, sizes)
-    return three_updates(
-        folder, sizes, vllm_mode="colocate", vllm_gpu_memory_utilization=0.3, vllm_max_model_length=sizes.engine_context
-    )
+        return three_updates(folder, "colocate", sizes)
+    engine = {"vllm_gpu_memory_utilization": 0.3, "vllm_max_model_length": sizes.engine_context}
+    return three_updates(folder, "colocate", sizes, vllm_mode="colocate", **engine)
 
 
 def server(folder: Path, sizes: Sizes) -> dict:
@@ -368,7 +407,7 @@ def server(folder: Path, sizes: Sizes) -> dict:
             sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "model"),
             "--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(sizes.engine_context), "--dtype", sizes.dtype,
             "--gpu-memory-utilization", "0.5", "--weight-transfer-config", '{"backend": "nccl"}',
-            "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1",
+            "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--enforce-eager",
         ]  # fmt: skip
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": os.environ.get("SECOND_GPU", ""), "VLLM_SERVER_DEV_MODE": "1"}
     with open(folder / "server.txt", "w") as log:
@@ -378,7 +417,8 @@ def server(folder: Path, sizes: Sizes) -> dict:
         wait_for(address, process, folder / "server.txt")
         waited = time.perf_counter() - started
         engine = {"vllm_mode": "server", "vllm_server_host": "127.0.0.1", "vllm_server_port": port}
-        found = three_updates(folder, sizes, **({} if rehearsed else engine | {"vllm_group_port": group_port}))
+        engine = {} if rehearsed else engine | {"vllm_group_port": group_port}
+        found = three_updates(folder, "server", sizes, **engine)
     finally:
         process.terminate()
         try:
@@ -420,7 +460,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true")
     arguments = parser.parse_args()
     found = PARTS[arguments.part](arguments.folder, REHEARSAL if arguments.rehearse else FULL)
-    (arguments.folder / f"{arguments.part}.json").write_text(json.dumps(found))
+    keep(arguments.folder, arguments.part, found)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from pathlib import Path
 
 import torch
+from compare_distributions import peak, reset_peak
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
@@ -121,9 +121,9 @@ class Variant:
         original = getattr(owner, method)
 
         def timed(*args, **kwargs):
-            started = now()
+            started = mark()
             result = original(*args, **kwargs)
-            self.phases[phase] += now() - started
+            self._marks.append((phase, started, mark()))
             return result
 
         setattr(owner, method, timed)
@@ -138,9 +138,9 @@ class Variant:
         return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
 
     def step(self):
-        trainer, self.phases = self.trainer, defaultdict(float)
+        trainer, self._marks, phases = self.trainer, [], defaultdict(float)
         torch.manual_seed(0)
-        held = reset_peak()
+        held = reset_peak(trainer.accelerator.device)
         started = now()
         for micro_batch in range(self._accumulation):
             trainer.accelerator.gradient_state._set_sync_gradients(micro_batch == self._accumulation - 1)
@@ -148,9 +148,11 @@ class Variant:
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         total = now() - started
-        self.phases["loss"] = total - sum(self.phases.values())
-        self.megabytes.append(peak() - held)
-        for phase, seconds in {**self.phases, "total": total}.items():
+        for phase, start, end in self._marks:
+            phases[phase] += start.elapsed_time(end) / 1000 if torch.cuda.is_available() else end - start
+        phases["loss"] = total - sum(phases.values())
+        self.megabytes.append(peak(trainer.accelerator.device) - held)
+        for phase, seconds in {**phases, "total": total}.items():
             self.seconds[phase].append(seconds)
 
     def apart(self):
@@ -158,28 +160,19 @@ class Variant:
         return sum(min(self.seconds[phase][1:]) for phase in ("rollout", "credit") if phase in self.seconds)
 
 
+def mark():
+    """A point in the work of a GPU, or in time. Unlike [`now`], it does not wait for the GPU."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
 def now():
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def process_memory(field):
-    """Memory in MB (Linux only)."""
-    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
-
-
-def reset_peak():
-    """Resets the peak. Returns the MB held now."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / 2**20
-    Path("/proc/self/clear_refs").write_text("5")
-    return process_memory("VmRSS")
-
-
-def peak():
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process_memory("VmHWM")
 
 
 def make_variants(arguments):

@@ -35,7 +35,6 @@ def torch_facts():
         "cuda": torch.version.cuda,
         "hip": getattr(torch.version, "hip", None),
         "gpus": [],
-        "threads": torch.get_num_threads(),
         "distributed": torch.distributed.is_available(),
     }
     with warnings.catch_warnings(record=True) as caught:  # of a driver that is too old, for example
@@ -57,10 +56,26 @@ def torch_facts():
 
         facts["cuda_home"] = cpp_extension.CUDA_HOME
         facts["ninja"] = cpp_extension.is_ninja_available()
-    except Exception as error:
+    except Exception:
         facts["cuda_home"], facts["ninja"] = None, None
-        facts["said"].append(f"torch.utils.cpp_extension: {type(error).__name__}: {error}")
     return facts
+
+
+def deepspeed_ops():
+    """DeepSpeed's compiled operations by name: whether they are installed, can be compiled here, or neither."""
+    from deepspeed.git_version_info import installed_ops
+    from deepspeed.ops.op_builder.all_ops import ALL_OPS
+
+    found = {}
+    for name, builder in sorted(ALL_OPS.items()):
+        if name == "deepspeed_not_implemented":  # its stand-in where an accelerator lacks one
+            continue
+        try:
+            usable = builder.is_compatible(verbose=False)
+        except Exception:  # it looks for a CUDA toolkit, for example
+            usable = False
+        found[name] = "installed" if installed_ops.get(name) else "can be compiled" if usable else "not here"
+    return found
 
 
 def _available(torch, name):

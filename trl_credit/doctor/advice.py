@@ -1,8 +1,12 @@
 """From facts and needs to problems: what is wrong, why it matters, and the command that mends it."""
 
+import os
 import re
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from .children import Answer
@@ -35,7 +39,7 @@ _KNOWN = (
     (
         r"torchvision::nms|torchvision.*(undefined symbol|does not exist)|partially initialized module 'torchvision'",
         "torchvision was built for another torch, and transformers imports it",
-        "pip uninstall -y torchvision torchaudio torchcodec   (text models need none), or: pip install --force-reinstall "
+        "pip uninstall torchvision torchaudio torchcodec   (text models need none), or: pip install --force-reinstall "
         "torchvision 'torch=={torch}'",
     ),
     (
@@ -50,7 +54,7 @@ _KNOWN = (
     ),
     (
         r"lib(cudart|cublas|cudnn|nccl|cusparse|nvrtc)[\w-]*\.so",
-        "it was compiled for another CUDA than torch brings",
+        "the CUDA libraries that it was compiled for are not there",
         "pip install --force-reinstall --no-cache-dir {name}",
     ),
     (
@@ -68,11 +72,6 @@ _KNOWN = (
         r"SIG(ILL|SEGV|ABRT|BUS)",
         "its compiled part does not run on this machine",
         "pip install --force-reinstall {name}",
-    ),
-    (
-        r"no answer after",
-        "it waits for something: a driver, a disk or a lock",
-        "python -X importtime -c 'import {module}'",
     ),
     (r"No module named '([\w.]+)'", "a package that it needs is missing", "pip install {missing}"),
 )
@@ -92,7 +91,16 @@ def problems(facts: Facts, needs: Needs, places: Sequence[Place] = ()) -> list[P
     """
     found = [problem for rule in _RULES for problem in rule(facts, needs)]
     found += [problem for place in places for problem in _place(place, facts)]
+    found = [replace(problem, mend=_of_this_python(problem.mend)) for problem in found]
     return sorted(found, key=lambda problem: not problem.needed)
+
+
+def _of_this_python(mend: str) -> str:
+    """A command of `pip` as one that installs into this environment, whatever is on the path."""
+    python = shlex.quote(sys.executable)
+    if find_spec("pip") is not None:
+        return re.sub(r"\bpip (install|uninstall)\b", lambda match: f"{python} -m {match[0]}", mend)
+    return re.sub(r"\bpip (install|uninstall)\b", lambda match: f"uv {match[0]} --python {python}", mend)
 
 
 def install(package: Package) -> str:
@@ -105,8 +113,8 @@ def install(package: Package) -> str:
 
 
 def _capitalized(text: str) -> str:
-    """The text as the start of a sentence; paths and code stay as they are."""
-    return text if "/" in text.split()[0] else text[0].upper() + text[1:]
+    """The text as the start of a sentence; paths, code and names such as vLLM stay as they are."""
+    return text if re.match(r"\S*[/A-Z]", text) else text[0].upper() + text[1:]
 
 
 def _packages(facts: Facts, needs: Needs) -> Iterator[Problem]:
@@ -117,6 +125,8 @@ def _packages(facts: Facts, needs: Needs) -> Iterator[Problem]:
                 yield Problem(
                     f"{name} is not installed", "trl-credit does not work without it.", install(package), True
                 )
+            elif name == "flash-attn" and facts.installed("kernels"):
+                continue  # transformers takes the hub's
             elif asked:
                 yield _missing(package, asked)
         elif not package.fits:
@@ -141,7 +151,10 @@ def _missing(package: Package, asked: str) -> Problem:
 
 def _conflicts(facts: Facts, needs: Needs) -> Iterator[Problem]:
     for name, package in facts.packages.items():
+        broken = name in facts.imports and facts.imports[name].error is not None and not facts.imports[name].late
         for conflict in package.conflicts:
+            if not broken and re.match("torch(vision|audio).* not installed", conflict):
+                continue  # needed for images and sound alone
             other = re.match(r"[\w.-]+?(?=[=<>!~]|,|$)", conflict)[0]
             beside = facts.packages[other].installed if other in facts.packages else None
             held = f" '{other}=={beside.partition('+')[0]}'" if beside else f" {other}"
@@ -149,7 +162,7 @@ def _conflicts(facts: Facts, needs: Needs) -> Iterator[Problem]:
                 f"{name} {package.installed} needs {conflict}",
                 _use(package, needs) or "They were not built for each other: imports may fail, or results be wrong.",
                 f"pip install --upgrade {name}{held}   (versions that go together)",
-                needed=name in needs.packages,
+                needed=broken and name in needs.packages,
             )
 
 
@@ -160,16 +173,29 @@ def _use(package: Package, needs: Needs) -> str:
 
 def _imports(facts: Facts, needs: Needs) -> Iterator[Problem]:
     """One problem for each cause: what breaks torch or transformers breaks all that import them."""
-    if facts.torch.error is not None and facts.installed("torch"):
+    if facts.torch.late:
+        yield _late("torch", facts.torch, needs.gpus > 0)
+    elif facts.torch.error is not None and facts.installed("torch"):
         yield _broken("torch", ["torch"], facts.torch, facts, True)
         return
     causes: dict[str, list[str]] = {}
     for name, answer in facts.imports.items():
-        if answer.error is not None:
+        if answer.late:
+            yield _late(name, answer, False)
+        elif answer.error is not None:
             causes.setdefault(answer.causes[-1] if answer.causes else f"{name}: {answer.error}", []).append(name)
     for names in causes.values():
         needed = any(facts.packages[name].required or name in needs.packages for name in names)
         yield _broken(names[0], names, facts.imports[names[0]], facts, needed)
+
+
+def _late(name: str, answer: Answer, needed: bool) -> Problem:
+    return Problem(
+        f"{name} could not be checked: {answer.error}",
+        "Its import is slow, or waits for something: a driver, a disk or a lock.",
+        f"python -X importtime -c 'import {name.replace('-', '_')}'",
+        needed,
+    )
 
 
 def _broken(name: str, names: Sequence[str], answer: Answer, facts: Facts, needed: bool) -> Problem:
@@ -217,6 +243,10 @@ def _gpus(facts: Facts, needs: Needs) -> Iterator[Problem]:
                 f"nvidia-smi   (shows them), or leave it out by CUDA_VISIBLE_DEVICES (it is number {gpu['index']})",
             )
     hidden = machine.variables.get("CUDA_VISIBLE_DEVICES")
+    complaint = machine.driver_error or next(iter(torch["said"]), None)
+    unusable = bool(torch["cuda"]) and not torch["available"] and complaint is not None
+    if not machine.cards and unusable:
+        yield Problem(f"torch cannot use the GPU: {complaint}", "", _driver_mend(complaint), asked)
     if machine.cards and not torch["available"]:
         cards = f"{len(machine.cards)} NVIDIA card{'s' * (len(machine.cards) > 1)} (driver {machine.driver})"
         if torch["cuda"] is None and torch["hip"] is None:
@@ -236,16 +266,14 @@ def _gpus(facts: Facts, needs: Needs) -> Iterator[Problem]:
                 asked,
             )
         else:
-            said = f": {torch['said'][0]}" if torch["said"] else ""
             yield Problem(
-                f"torch cannot use {cards}{said}",
+                f"torch cannot use {cards}" + (f": {complaint}" if complaint else ""),
                 f"This torch is built for CUDA {torch['cuda']}; the driver must be new enough for it.",
-                "update the driver, or install a build for an older CUDA: pip install --force-reinstall torch --index-url "
-                "https://download.pytorch.org/whl/cu126",
+                _driver_mend(complaint or "too old"),
                 asked,
             )
     usable = found or int(torch["other"] is not None)
-    if usable < needs.gpus and not (machine.cards and not torch["available"]):
+    if usable < needs.gpus and not unusable and not (machine.cards and not torch["available"]):
         yield _too_few(usable, needs)
     without = [gpu for gpu in facts.gpus if not gpu["bf16"]]
     if needs.bf16 and without:
@@ -253,7 +281,19 @@ def _gpus(facts: Facts, needs: Needs) -> Iterator[Problem]:
             f"{without[0]['name']} (compute capability {without[0]['capability']}) has no bfloat16",
             "Torch emulates it, several times slower.",
             "--bf16 false --fp16 true, or --bf16 false",
+            needed="bf16" in needs.named,
         )
+
+
+def _driver_mend(complaint: str) -> str:
+    if "mismatch" in complaint:  # the driver was updated, and the old one still runs
+        return "reboot, or: sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia && sudo modprobe nvidia"
+    if "too old" in complaint:
+        return (
+            "update the driver, or install a build for an older CUDA: pip install --force-reinstall torch --index-url "
+            "https://download.pytorch.org/whl/cu126"
+        )
+    return "nvidia-smi   (until it shows the card: install or load the driver), or in a container: docker run --gpus all ..."
 
 
 def _too_few(usable: int, needs: Needs) -> Problem:
@@ -261,8 +301,10 @@ def _too_few(usable: int, needs: Needs) -> Problem:
     if usable == 0:
         mend = "a machine with a GPU, or to try it on a CPU: --use_cpu true --bf16 false --use_vllm false"
     else:
-        times = needs.gpus // usable
-        mend = f"accelerate launch --num_processes {usable} ...   ({times} times the gradient_accumulation_steps)"
+        times = f"{needs.gpus / usable:.2f}".rstrip("0").rstrip(".")
+        mend = (
+            f"--num_processes {usable}   (of the launcher and of doctor; {times} times the gradient_accumulation_steps)"
+        )
     return Problem(what, f"{_capitalized(needs.gpus_why)}.", mend, True)
 
 
@@ -289,14 +331,16 @@ def _communication(facts: Facts, needs: Needs) -> Iterator[Problem]:
 
 def _compilers(facts: Facts, needs: Needs) -> Iterator[Problem]:
     machine, torch = facts.machine, facts.torch.value or {}
-    vllm = "vllm" in needs.packages
+    needed = "vllm" in needs.packages or (needs.gpus > 0 and facts.installed("triton"))
     if facts.gpus and is_linux():
-        use = "Triton compiles its launcher with it: the kernel behind `dgpo`, vLLM and torch.compile need it."
+        use = "Triton compiles its launcher with it: TRL's loss, the kernel behind `dgpo`, vLLM and torch.compile need it."
         if machine.c_compiler is None:
-            yield Problem("there is no C compiler", use, "apt-get install -y build-essential", vllm)
+            yield Problem(
+                "there is no C compiler", use, "apt-get install -y gcc, or set CC to the one there is", needed
+            )
         elif not machine.headers:
             version = ".".join(machine.python.split(".")[:2])
-            yield Problem("Python's headers are missing", use, f"apt-get install -y python{version}-dev", vllm)
+            yield Problem("Python's headers are missing", use, f"apt-get install -y python{version}-dev", needed)
     if needs.compiles is None:
         return
     if machine.compiler is None:
@@ -340,7 +384,7 @@ def _variables(facts: Facts, needs: Needs) -> Iterator[Problem]:
 
 def _files(facts: Facts, needs: Needs) -> Iterator[Problem]:
     for name, path in needs.code:
-        if not Path(path).expanduser().is_file():
+        if not os.path.isfile(os.path.expanduser(path)):
             yield Problem(
                 f"`{name}`: there is no file {path!r}",
                 f"Looked from {Path.cwd()}.",

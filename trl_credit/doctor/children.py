@@ -22,24 +22,25 @@ class Answer:
         value: The answer.
         error: Why there is none, in one line; `None` if there is one.
         causes: The error that showed first, and then its causes.
+        late: Whether it took too long, which says nothing of what was asked.
     """
 
     value: Any = None
     error: str | None = None
     causes: tuple[str, ...] = ()
+    late: bool = False
 
 
-def ask(question: str, *arguments: str, seconds: float = 60, script: Path = CHILD) -> Answer:
+def ask(question: str, *arguments: str, seconds: float = 60) -> Answer:
     """Asks `_child.py`.
 
     Args:
         question: Name of its function.
         arguments: Its arguments.
         seconds: After so many the child is killed.
-        script: Another script in its place.
     """
     # -P: a folder `datasets` or a file `torch.py` in the working directory is not what is meant
-    command = [sys.executable, "-P", str(script), question, *arguments]
+    command = [sys.executable, "-P", str(CHILD), question, *arguments]
     done = run(command, seconds)
     if done.error is not None:
         return done
@@ -71,7 +72,7 @@ def run(command: list[str], seconds: float) -> Answer:
         said, complained = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         _kill(process)
-        return Answer(error=f"no answer after {seconds:.0f} s")
+        return Answer(error=f"no answer after {seconds:.0f} s", late=True)
     except BaseException:  # Ctrl-C
         _kill(process)
         raise
@@ -83,13 +84,16 @@ def run(command: list[str], seconds: float) -> Answer:
         return Answer(error=f"the process was ended by {name}")
     if process.returncode:
         lines = (complained or said).strip().splitlines()
-        return Answer(error=(lines[-1] if lines else f"it ended with status {process.returncode}")[:300])
+        return Answer(error=(" ".join(lines[-3:]) or f"it ended with status {process.returncode}")[:300])
     return Answer(said)
 
 
 def _kill(process: subprocess.Popen) -> None:
     with contextlib.suppress(OSError):
-        os.killpg(process.pid, signal.SIGKILL)
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:  # Windows
+            process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):  # a process that waits for a driver cannot be killed
         process.communicate(timeout=5)
 

@@ -29,16 +29,26 @@ PROGRAM = "trl-credit doctor"
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the words that belong to the recipe."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, formatter_class=Paragraphs, allow_abbrev=False)
+    # The recipe first: after `--needs` it would be one more of its names
+    options = "[--needs NAME ...] [--accelerate_config FILE] [--num_processes N] [--hub] [--json]"
+    usage = f"{PROGRAM} [RECIPE [--FIELD VALUE ...]] {options}"
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, usage=usage, description=__doc__, formatter_class=Paragraphs, allow_abbrev=False
+    )
     parser.add_argument("recipe", nargs="?", help="a training recipe; its fields may follow: --use_vllm false")
     parser.add_argument(
         "--needs", nargs="+", choices=NAMED, default=[], metavar="NAME", help=f"what must work: {', '.join(NAMED)}"
     )
     parser.add_argument("--accelerate_config", help="the launcher's configuration, a file or a name, as of `train`")
+    parser.add_argument(
+        "--num_processes", type=int, help="processes of the launcher, in the place of its configuration's"
+    )
     parser.add_argument("--hub", action="store_true", help="ask the hub whether it answers and gives what is not here")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     known, rest = parser.parse_known_args([word for word in argv if word != "--config"])
     is_recipe = known.recipe is not None and (known.recipe == argv[0] or known.recipe.endswith((".yaml", ".yml")))
+    if known.num_processes is not None and known.num_processes < 1:
+        parser.error(f"--num_processes must be at least 1, and is {known.num_processes}.")
     if rest and not is_recipe:
         parser.error(f"{rest[0]} belongs to no recipe: name one first.")
     return known, rest
@@ -53,11 +63,13 @@ def main(argv: list[str] | None = None) -> None:
         needs += NAMED[name]
     try:
         if options.recipe is not None:
-            needs = needs_of(["--config", options.recipe, *rest], options.accelerate_config) + needs
+            needs = (
+                needs_of(["--config", options.recipe, *rest], options.accelerate_config, options.num_processes) + needs
+            )
     except (ValueError, TypeError, OSError) as error:
         print(f"{PROGRAM}: error: {safe_lines(error)}", file=sys.stderr)
         raise SystemExit(2) from error
-    facts = collect()
+    facts = collect(needs.packages)
     asked = options.hub and not facts.machine.hub.get("offline")
     reached = hub_.reachable() if asked else None
     places = [

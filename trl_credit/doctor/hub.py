@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 HERE, CACHED, REMOTE, MISSING, PARTIAL = "here", "in the cache", "not here yet", "missing", "in the cache in part"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*/*.safetensors")
 _SECONDS = 10
+_PORTS = {"https": 443}
 
 
 @dataclass(frozen=True)
@@ -48,21 +50,35 @@ def find(field: str, name: str, kind: str, ask: bool = False) -> Place:
     """
     if name.startswith("trl_credit:"):
         return Place(field, name, HERE, kind)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.exists():
         return Place(field, name, HERE, kind)
     is_file = kind == "dataset" and path.suffix in (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".gz")
-    if is_file or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if is_file or not _is_hub_id(name):
         return Place(field, name, MISSING, kind)
     state = _cached_model(name) if kind == "model" else _cached_data(name)
     return Place(field, name, state, kind, _told(name, kind) if ask and state != CACHED else "")
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+    except ImportError:  # it is broken, which `hub_state` tells
+        return name.count("/") < 2
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def answers(address: str) -> bool:
     """True if something listens at an address."""
     parts = urlsplit(address if "://" in address else f"http://{address}")
     try:
-        with socket.create_connection((parts.hostname or "localhost", parts.port or 80), timeout=2):
+        with socket.create_connection(
+            (parts.hostname or "localhost", parts.port or _PORTS.get(parts.scheme, 80)), timeout=2
+        ):
             return True
     except (OSError, ValueError):
         return False

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.text import redact, redact_url
-from .children import Answer, run
+from .children import run
 
 
 GIB = 2**30
@@ -37,11 +37,12 @@ class Machine:
         cores: Cores that this process may use.
         memory_gib: Memory, or the container's limit; `None` if not known.
         compiler: The C++ compiler and its version, or `None`.
-        c_compiler: Path of the C compiler, or `None`.
+        c_compiler: Path of the C compiler that Triton takes, or `None`.
         headers: Whether Python's headers are installed.
         nvcc: Version of the CUDA compiler, or `None`.
         driver: Version of the NVIDIA driver, or `None`.
-        cards: NVIDIA cards as the driver counts them: name, GiB in all and in use.
+        cards: Names of the NVIDIA cards that the driver counts.
+        driver_error: What `nvidia-smi` complains of, or `None`.
         shm_gib: Size of the shared memory (/dev/shm); `None` where there is none.
         disks: Free GiB by what is kept there.
         hub: The hub's cache: folder, offline, address, and whether there is a token.
@@ -57,7 +58,8 @@ class Machine:
     headers: bool = True
     nvcc: str | None = None
     driver: str | None = None
-    cards: tuple[dict[str, Any], ...] = ()
+    cards: tuple[str, ...] = ()
+    driver_error: str | None = None
     shm_gib: float | None = None
     disks: dict[str, float] = field(default_factory=dict)
     hub: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class Machine:
 
 def survey() -> Machine:
     """Looks at this machine. What cannot be found out is left out."""
-    driver, cards = nvidia()
+    driver, cards, driver_error = nvidia()
     hub = hub_state()
     return Machine(
         python=platform.python_version(),
@@ -74,11 +76,12 @@ def survey() -> Machine:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_gib=memory_gib(),
         compiler=_compiler("CXX", "c++", "g++", "clang++"),
-        c_compiler=_which("CC", "cc", "gcc", "clang"),
+        c_compiler=_which("CC", "gcc", "clang"),
         headers=Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
         nvcc=nvcc_version(),
         driver=driver,
         cards=cards,
+        driver_error=driver_error,
         shm_gib=_size("/dev/shm"),
         disks={
             name: free
@@ -90,30 +93,22 @@ def survey() -> Machine:
     )
 
 
-def nvidia() -> tuple[str | None, tuple[dict[str, Any], ...]]:
-    """Version of the driver and the cards, by `nvidia-smi`."""
+def nvidia() -> tuple[str | None, tuple[str, ...], str | None]:
+    """Version of the driver, names of the cards, and what is wrong with them, by `nvidia-smi`."""
     if shutil.which("nvidia-smi") is None:
-        return None, ()
-    query = "--query-gpu=driver_version,name,memory.total,memory.used"
-    return read_nvidia(run(["nvidia-smi", query, "--format=csv,noheader,nounits"], 15))
+        return None, (), None
+    answer = run(["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"], 15)
+    lines = [line.split(",", 1) for line in (answer.value or "").splitlines() if "," in line]
+    return lines[0][0].strip() if lines else None, tuple(name.strip() for _, name in lines), answer.error
 
 
-def read_nvidia(answer: Answer) -> tuple[str | None, tuple[dict[str, Any], ...]]:
-    """Reads the answer of `nvidia-smi`. Memory that it does not tell (`[N/A]`) is `None`."""
-    driver, cards = None, []
-    for line in (answer.value or "").splitlines():
-        parts = [part.strip() for part in line.split(",")]
-        if len(parts) != 4:
-            continue
-        driver = parts[0]
-        total, used = (round(float(text) / 1024, 1) if re.fullmatch(r"[\d.]+", text) else None for text in parts[2:])
-        cards.append({"name": parts[1], "gib": total, "used_gib": used})
-    return driver, tuple(cards)
+def nvcc_version(home: str | None = None) -> str | None:
+    """The version of the CUDA toolkit's compiler, such as `13.0`.
 
-
-def nvcc_version() -> str | None:
-    """The version of the CUDA toolkit's compiler, such as `13.0`."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    Args:
+        home: The toolkit's folder; by default the one that variables name, or that of the first `nvcc` that is found.
+    """
+    home = home or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     path = str(Path(home, "bin", "nvcc")) if home else shutil.which("nvcc")
     if path is None:
         return None
@@ -124,7 +119,7 @@ def nvcc_version() -> str | None:
 def memory_gib() -> float | None:
     """Memory of the machine, or of its container if that has less."""
     sizes = []
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no `sysconf`
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with contextlib.suppress(OSError, ValueError):  # "max" without a limit
         sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
@@ -158,8 +153,8 @@ def is_linux() -> bool:
 
 def _which(variable: str, *names: str) -> str | None:
     """The program of a variable, or the first that is installed."""
-    asked = os.environ.get(variable, "").split()
-    return next(filter(None, map(shutil.which, asked[:1] or names)), None)
+    asked = os.environ.get(variable)
+    return next(filter(None, map(shutil.which, names if asked is None else (asked,))), None)
 
 
 def _compiler(variable: str, *names: str) -> str | None:
@@ -179,7 +174,7 @@ def _size(place: str) -> float | None:
 
 def _free(place: str) -> float | None:
     """Free space at a folder, or at the nearest one above that exists."""
-    path = Path(place).expanduser().absolute()
+    path = Path(os.path.expanduser(place)).absolute()
     for folder in (path, *path.parents):
         try:
             return round(shutil.disk_usage(folder).free / GIB, 1)

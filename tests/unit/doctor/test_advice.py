@@ -2,6 +2,7 @@
 
 import dataclasses
 import socket
+import sys
 
 import pytest
 
@@ -16,7 +17,8 @@ from trl_credit.doctor.packages import Package
 
 
 H100 = {"index": 0, "name": "H100", "gib": 80.0, "free_gib": 79.0, "capability": "9.0", "bf16": True, "error": None}
-CARD = {"name": "H100", "gib": 80.0, "used_gib": 0.0}
+CARD = "H100"
+PIP = f"{sys.executable} -m pip"
 
 
 def packages(**changed):
@@ -27,6 +29,8 @@ def packages(**changed):
         "vllm": Package("vllm", None, ">=0.22.0,<=0.31.0", extra="vllm", use="`use_vllm`"),
         "deepspeed": Package("deepspeed", None, ">=0.19,<1", extra="deepspeed", use="zero*.yaml"),
         "flash-attn": Package("flash-attn", None, use="attention"),
+        "kernels": Package("kernels", None, use="kernels of the hub"),
+        "triton": Package("triton", "3.7.1", use="the kernel behind `dgpo`"),
         "torchvision": Package("torchvision", None, use="images"),
         "wandb": Package("wandb", None, use="`report_to: wandb`"),
     }
@@ -73,14 +77,23 @@ def test_nothing_is_wrong():
 def test_a_package_that_is_missing():
     problem = the_one(problems(facts(found=packages(trl={"installed": None})), Needs()))
     assert problem.needed
-    assert problem.mend == "pip install 'trl>=1.16,<1.17'"
+    assert problem.mend == f"{PIP} install 'trl>=1.16,<1.17'"
     problem = the_one(problems(facts(), Needs("r", {"deepspeed": "zero3.yaml starts DeepSpeed"})))
     assert problem.needed
     assert problem.why == "zero3.yaml starts DeepSpeed."
     assert "trl-credit[deepspeed]" in problem.mend
     assert "fsdp2.yaml" in problem.mend
     assert "sdpa" in the_one(problems(facts(), Needs("r", {"flash-attn": "it is set"}))).mend
-    assert the_one(problems(facts(), Needs("r", {"wandb": "it is set"}))).mend == "pip install wandb"
+    with_kernels = facts(found=packages(kernels={"installed": "0.18.2"}))
+    assert problems(with_kernels, Needs("r", {"flash-attn": "it is set"})) == []
+    assert the_one(problems(facts(), Needs("r", {"wandb": "it is set"}))).mend == f"{PIP} install wandb"
+
+
+def test_an_environment_without_pip(monkeypatch):
+    monkeypatch.setattr(advice, "find_spec", lambda name: None)
+    monkeypatch.setattr(advice.sys, "executable", "/my folder/python")
+    problem = the_one(problems(facts(), Needs("r", {"wandb": "it is set"})))
+    assert problem.mend == "uv pip install --python '/my folder/python' wandb"
 
 
 def test_vllm_elsewhere(monkeypatch):
@@ -101,9 +114,23 @@ def test_packages_that_do_not_go_together():
     found = packages(vllm={"installed": "0.30.0", "conflicts": ("torch==2.11.0, and 2.13.0 is installed",)})
     problem = the_one(problems(facts(found=found), Needs()))
     assert problem.what == "vllm 0.30.0 needs torch==2.11.0, and 2.13.0 is installed"
-    assert problem.mend.startswith("pip install --upgrade vllm 'torch==2.13.0'")
+    assert problem.mend.startswith(f"{PIP} install --upgrade vllm 'torch==2.13.0'")
+    assert "`use_vllm`: it may" in problem.why
     assert not problem.needed
-    assert the_one(problems(facts(found=found), NAMED["vllm"])).needed
+    ok, broken = Answer("0.30.0"), Answer(error="ImportError: x", causes=("ImportError: x",))
+    assert not the_one(
+        problems(facts(found=found, imports={"vllm": ok}), NAMED["vllm"])
+    ).needed  # it works all the same
+    both = problems(facts(found=found, imports={"vllm": broken}), NAMED["vllm"])
+    assert [problem.needed for problem in both] == [True, True]
+
+
+def test_what_only_images_and_sound_need():
+    found = packages(vllm={"installed": "0.30.0", "conflicts": ("torchaudio==2.11.0, which is not installed",)})
+    ok, broken = Answer("0.30.0"), Answer(error="ImportError: x", causes=("ImportError: x",))
+    assert problems(facts(found=found, imports={"vllm": ok}), NAMED["vllm"]) == []
+    told = {problem.what for problem in problems(facts(found=found, imports={"vllm": broken}), NAMED["vllm"])}
+    assert "vllm 0.30.0 needs torchaudio==2.11.0, which is not installed" in told
 
 
 NMS = "RuntimeError: operator torchvision::nms does not exist"
@@ -130,8 +157,7 @@ def test_one_cause_is_one_problem():
         ("MissingCUDAException: CUDA_HOME does not exist", "export CUDA_HOME"),
         ("ModuleNotFoundError: No module named 'einops.layers'", "pip install einops"),
         ("the process was ended by SIGILL", "pip install --force-reinstall flash-attn"),
-        ("no answer after 120 s", "importtime -c 'import flash_attn'"),
-        ("KeyError: 'x'", "pip install --force-reinstall flash-attn"),
+        ("KeyError: 'x'", f"{PIP} install --force-reinstall flash-attn"),
     ],
 )
 def test_causes_that_are_known(error, mend):
@@ -147,7 +173,18 @@ def test_torch_that_does_not_start():
     found = problems(facts(broken, {"trl": Answer(error="ImportError: torch")}), NAMED["gpu"])
     problem = the_one(found)  # all others follow from it
     assert problem.what.startswith("torch cannot be imported")
+    assert "than torch" not in problem.why
     assert problem.needed
+
+
+def test_a_slow_import_says_nothing():
+    late = Answer(error="no answer after 120 s", late=True)
+    problem = the_one(problems(facts(imports={"trl": late}), Needs()))
+    assert problem.what == "trl could not be checked: no answer after 120 s"
+    assert problem.mend == "python -X importtime -c 'import trl'"
+    assert not problem.needed
+    assert not the_one(problems(facts(torch=late), Needs())).needed
+    assert the_one(problems(facts(torch=late), NAMED["gpu"])).needed  # nothing is known of a GPU
 
 
 def test_no_gpu():
@@ -165,6 +202,10 @@ def test_fewer_gpus_than_processes():
     assert problem.what == "There are 2 of 8 GPUs"
     assert "--num_processes 2" in problem.mend
     assert "4 times" in problem.mend
+    three = [H100 | {"index": place} for place in range(3)]
+    assert "2.67 times" in the_one(problems(facts(torch_says(*three)), Needs("r", gpus=8, gpus_why=why))).mend
+    vllm = Needs("r", gpus=1, gpus_why="vLLM runs beside the trainer")
+    assert the_one(problems(facts(), vllm)).why == "vLLM runs beside the trainer."
 
 
 def test_a_torch_without_cuda():
@@ -190,6 +231,25 @@ def test_an_old_driver():
     assert problem.needed
 
 
+@pytest.mark.parametrize(
+    ("complaint", "mend"),
+    [("Failed to initialize NVML: Driver/library version mismatch", "reboot"),
+     ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver", "--gpus all"),
+     ("CUDA initialization: The NVIDIA driver on your system is too old", "update the driver")],
+)  # fmt: skip
+def test_what_the_driver_complains_of(complaint, mend):
+    """Of nvidia-smi or of torch, where no card is counted."""
+    for found in (facts(driver_error=complaint), facts(torch_says(said=[complaint]))):
+        assert not the_one(problems(found, Needs())).needed
+        problem = the_one(problems(found, NAMED["gpu"]))
+        assert problem.what == f"torch cannot use the GPU: {complaint}"
+        assert mend in problem.mend
+        assert problem.needed
+    assert problems(facts(torch_says(H100), driver_error=complaint), NAMED["gpu"]) == []  # it works all the same
+    without = facts(torch_says(cuda=None), driver_error=complaint)
+    assert the_one(problems(without, NAMED["gpu"])).what == "There is no GPU"
+
+
 def test_a_gpu_that_does_not_compute():
     broken = {"index": 1, "name": "B200", "error": "RuntimeError: no kernel image is available"}
     found = facts(torch_says(H100, broken))
@@ -207,6 +267,8 @@ def test_a_gpu_in_use_and_one_without_bfloat16():
     t4 = H100 | {"name": "T4", "bf16": False, "capability": "7.5"}
     assert problems(facts(torch_says(t4)), NAMED["gpu"]) == []
     assert "--fp16 true" in the_one(problems(facts(torch_says(t4)), NAMED["bf16"])).mend
+    assert the_one(problems(facts(torch_says(t4)), NAMED["bf16"])).needed
+    assert not the_one(problems(facts(torch_says(t4)), Needs("r", gpus=1, gpus_why="x", bf16=True))).needed  # emulated
 
 
 def test_communication():
@@ -222,13 +284,17 @@ def test_compilers():
     found = facts(torch_says(H100), found=packages(vllm={"installed": "0.30.0"}), c_compiler=None)
     assert not the_one(problems(found, Needs())).needed
     assert the_one(problems(found, NAMED["vllm"])).needed
+    assert the_one(problems(found, NAMED["gpu"])).needed  # TRL's loss is a kernel of Triton
+    without = dataclasses.replace(found, packages=packages(triton={"installed": None}))
+    assert not the_one(problems(without, NAMED["gpu"])).needed
+    assert the_one(problems(facts(torch_says(H100), headers=False), NAMED["gpu"])).needed
     assert "python3.11-dev" in the_one(problems(facts(torch_says(H100), headers=False), Needs())).mend
     assert problems(facts(c_compiler=None), Needs()) == []  # nothing is compiled without a GPU
     offload = Needs("r", compiles="DeepSpeed's CPU optimizer")
     assert problems(facts(nvcc="13.1"), offload) == []
     assert "cuda-13.0" in the_one(problems(facts(nvcc="12.6"), offload)).mend
     assert the_one(problems(facts(compiler=None), offload)).needed
-    assert the_one(problems(facts(torch_says(ninja=False)), offload)).mend == "pip install ninja"
+    assert the_one(problems(facts(torch_says(ninja=False)), offload)).mend == f"{PIP} install ninja"
 
 
 def test_variables_and_disks():

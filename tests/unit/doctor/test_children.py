@@ -64,7 +64,9 @@ def test_a_hang_with_a_child_of_its_own(module, tmp_path):
     code = f"import time, pathlib\\nwhile True:\\n    pathlib.Path({str(mark)!r}).touch()\\n    time.sleep(0.05)"
     name = module(f'import subprocess, sys\nsubprocess.run([sys.executable, "-c", "{code}"])')
     started = time.monotonic()
-    assert ask("imported", name, seconds=3).error == "no answer after 3 s"
+    answer = ask("imported", name, seconds=3)
+    assert answer.error == "no answer after 3 s"
+    assert answer.late
     assert time.monotonic() - started < 9
     assert mark.exists()
     mark.unlink()
@@ -81,5 +83,6 @@ def test_a_folder_in_the_working_directory_is_not_a_package(tmp_path, monkeypatc
 def test_programs():
     assert run(["no-such-program-anywhere"], 5).error
     assert run(["sh", "-c", "echo first; echo broken >&2; exit 3"], 5).error == "broken"
+    assert run(["sh", "-c", "echo broken; echo badly; exit 3"], 5).error == "broken badly"
     assert run(["sh", "-c", "exit 3"], 5).error == "it ended with status 3"
     assert run(["echo", "13.0"], 5).value == "13.0\n"

@@ -20,12 +20,12 @@ TORCH = {
 @pytest.fixture
 def here(monkeypatch):
     """This machine, whose torch and imports answer what a test says."""
-    answers = {"torch_facts": Answer(TORCH)}
+    answers = {"torch_facts": Answer(TORCH), "deepspeed_ops": Answer({})}
 
     def ask(question, *arguments, seconds):
         return answers.get(question) or answers.get(arguments[0].partition(":")[0], Answer("1.0"))
 
-    monkeypatch.setattr(cli, "collect", lambda: facts.collect(ask))
+    monkeypatch.setattr(cli, "collect", lambda needed=(): facts.collect(needed, ask))
     return answers
 
 
@@ -80,6 +80,9 @@ def test_a_recipe_for_gpus(here, capsys, monkeypatch):
     assert "There is no GPU" in said.out
     code, said = run(capsys, recipe, "--accelerate_config", "fsdp2", "--json")
     assert json.loads(said.out)["needs"]["packages"].keys() == {"vllm"}
+    found = json.loads(run(capsys, recipe, "--num_processes", "2", "--json")[1].out)
+    assert found["needs"]["gpus"] == 2
+    assert "`--num_processes 2` starts 2 processes" in found["needs"]["gpus_why"]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +93,8 @@ def test_a_recipe_for_gpus(here, capsys, monkeypatch):
         (["recipes/quickstart.yaml", "--accelerate_config", "zero33"], "zero3"),
         (["--use_vllm", "true"], "name one first"),
         (["--needs", "gpus"], "gpu"),
+        (["--needs", "gpu", "recipes/quickstart.yaml"], "doctor [RECIPE"),
+        (["recipes/quickstart.yaml", "--num_processes", "0"], "at least 1"),
     ],
 )
 def test_mistakes(here, capsys, monkeypatch, words, message):
@@ -122,6 +127,38 @@ def test_what_is_below_trl_is_asked_only_if_trl_fails(here):
     assert found.imports["peft"].error is None
 
 
+def test_what_few_need_is_imported_only_if_it_is_asked_for(here, capsys):
+    assert "matplotlib" not in cli.collect().imports
+    here["deepspeed_ops"] = Answer({"cpu_adam": "can be compiled", "fused_adam": "not here"})
+    assert cli.collect().ops == {}
+    found = cli.collect({"deepspeed", "matplotlib"})
+    assert {"deepspeed", "matplotlib"} <= found.imports.keys()
+    assert (
+        dict(report.lines(found, Needs(), [], None))["DeepSpeed ops"]
+        == "can be compiled: cpu_adam; not here: fused_adam"
+    )
+
+
+def test_nvcc_is_that_of_torch(here, monkeypatch):
+    asked = []
+    monkeypatch.setattr(machine, "nvcc_version", lambda home=None: asked.append(home) or str(home))
+    here["torch_facts"] = Answer(TORCH | {"cuda_home": "/usr/local/cuda"})
+    assert cli.collect().machine.nvcc == "/usr/local/cuda"
+
+
+def test_the_driver():
+    def told(torch=TORCH, **changed):
+        plain = dataclasses.replace(machine.survey(), driver=None, cards=(), driver_error=None)
+        found = facts.Facts(dataclasses.replace(plain, **changed), packages.survey(), Answer(torch))
+        return dict(report.lines(found, Needs(), [], None))["driver"]
+
+    gpu = {"index": 0, "name": "H200", "gib": 1.0, "free_gib": 1.0, "capability": "9.0", "bf16": True, "error": None}
+    assert told() == "no NVIDIA driver"
+    assert told(TORCH | {"gpus": [gpu]}) == "not known (no nvidia-smi)"
+    assert told(driver="580", cards=("H200",)) == "NVIDIA 580, 1 card"
+    assert told(driver_error="version mismatch") == "nvidia-smi: version mismatch"
+
+
 def test_a_torch_that_does_not_start(here, capsys):
     here["torch_facts"] = Answer(error="the process was ended by SIGILL")
     code, said = run(capsys)
@@ -131,7 +168,7 @@ def test_a_torch_that_does_not_start(here, capsys):
 
 
 def test_text_that_steers_a_terminal(here, capsys):
-    here["matplotlib.pyplot"] = Answer(error="ImportError: \x1b[31m[bold]x", causes=("ImportError: \x1b[31m[bold]x",))
+    here["triton"] = Answer(error="ImportError: \x1b[31m[bold]x", causes=("ImportError: \x1b[31m[bold]x",))
     _, said = run(capsys)
     assert "\x1b[31m" not in said.out
     assert r"\x1b[31m[bold]x" in said.out
@@ -148,7 +185,7 @@ def test_lines_name_gpus():
         "error": None,
     }
     torch = Answer(TORCH | {"gpus": [gpu, {"index": 1, "error": "broken"}], "cuda": "13.0", "nccl": "2.29"})
-    found = facts.Facts(dataclasses.replace(machine.survey(), driver="580", cards=({},)), packages.survey(), torch)
+    found = facts.Facts(dataclasses.replace(machine.survey(), driver="580", cards=("H200",)), packages.survey(), torch)
     lines = dict(report.lines(found, Needs(), [], None))
     assert lines["GPU 0"] == "H200, 139.0 GiB (138.0 free), compute capability 9.0, bfloat16"
     assert lines["GPU 1"] == "does not compute: broken"

@@ -5,7 +5,7 @@ import json
 import huggingface_hub
 import pytest
 
-from trl_credit.doctor.hub import CACHED, HERE, MISSING, PARTIAL, REMOTE, find
+from trl_credit.doctor.hub import CACHED, HERE, MISSING, PARTIAL, REMOTE, answers, find
 
 
 @pytest.fixture
@@ -34,10 +34,26 @@ def test_on_disk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     assert state("model") == state("./model") == state("trl_credit:quickstart") == HERE
-    assert state("./other") == state("/no/such/model") == state("a/b/c") == MISSING
+    assert state("./other") == state("/no/such/model") == state("a/b/c") == state("a b c") == MISSING
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}["uid"])
+    assert state("~/model") == MISSING
     assert state("data.jsonl", "dataset") == MISSING
     (tmp_path / "data.jsonl").touch()
     assert state("data.jsonl", "dataset") == HERE
+
+
+def test_ports(monkeypatch):
+    asked = []
+
+    def connect(address, timeout):
+        asked.append(address)
+        raise OSError
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    for address in ("https://a", "http://a", "a:9", "https://a:8443/v1"):
+        assert not answers(address)
+    assert asked == [("a", 443), ("a", 80), ("a", 9), ("a", 8443)]
 
 
 def test_a_model_in_the_cache(cache):

@@ -1,28 +1,63 @@
 """What the machine tells."""
 
+import os
+import shutil
+
+import huggingface_hub
 import pytest
 
 from trl_credit.doctor import machine
-from trl_credit.doctor.children import Answer
 
 
-def test_nvidia():
-    said = "580.95.05, NVIDIA H200, 143771, 512\n580.95.05, NVIDIA GB10, [N/A], [N/A]\n\nFailed to initialize\n"
-    driver, cards = machine.read_nvidia(Answer(said))
-    assert driver == "580.95.05"
-    assert cards == (
-        {"name": "NVIDIA H200", "gib": 140.4, "used_gib": 0.5},
-        {"name": "NVIDIA GB10", "gib": None, "used_gib": None},
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Writes a program, to a folder that alone is on the path."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+    def write(name, script=""):
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    return write
+
+
+def test_nvidia(program):
+    assert machine.nvidia() == (None, (), None)
+    program("nvidia-smi", "echo '580.95.05, NVIDIA H200'; echo '580.95.05, NVIDIA GB10'")
+    assert machine.nvidia() == ("580.95.05", ("NVIDIA H200", "NVIDIA GB10"), None)
+    program(
+        "nvidia-smi", "echo 'Failed to initialize NVML: Driver/library version mismatch'; echo 'NVML 580.95'; exit 18"
     )
-    assert machine.read_nvidia(Answer(error="it has failed")) == (None, ())
+    complaint = "Failed to initialize NVML: Driver/library version mismatch NVML 580.95"
+    assert machine.nvidia() == (None, (), complaint)
+    assert machine.survey().driver_error == complaint
 
 
-def test_survey():
+def test_survey(monkeypatch):
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: {0, 3})
     here = machine.survey()
-    assert here.cores >= 1
-    assert here.memory_gib > 0
-    assert here.disks["this folder"] > 0
-    assert here.hub["token"] in (True, False)
+    assert here.cores == 2
+    assert 0 < here.memory_gib <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 + 0.1
+    assert abs(here.disks["this folder"] - shutil.disk_usage(".").free / 2**30) < 5
+    assert here.hub["cache"] == huggingface_hub.constants.HF_HUB_CACHE
+
+
+def test_the_c_compiler_is_one_that_triton_takes(program, monkeypatch):
+    """It looks for `gcc` and `clang` only, and takes CC as one word."""
+    monkeypatch.delenv("CC", raising=False)
+    cc = program("cc")
+    assert machine.survey().c_compiler is None
+    clang = program("clang")
+    assert machine.survey().c_compiler == clang
+    gcc = program("gcc")
+    assert machine.survey().c_compiler == gcc
+    monkeypatch.setenv("CC", cc)
+    assert machine.survey().c_compiler == cc
+    monkeypatch.setenv("CC", "gcc -m64")
+    assert machine.survey().c_compiler is None
 
 
 def test_nvcc(tmp_path, monkeypatch):
@@ -35,6 +70,10 @@ def test_nvcc(tmp_path, monkeypatch):
     assert machine.nvcc_version() is None
     program.chmod(0o755)
     assert machine.nvcc_version() == "12.6"
+    monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.setenv("PATH", "")
+    assert machine.nvcc_version() is None
+    assert machine.nvcc_version(str(home)) == "12.6"
 
 
 def test_variables_are_told_and_secrets_are_not(monkeypatch):
@@ -56,3 +95,10 @@ def test_a_hub_that_cannot_be_imported(monkeypatch):
 @pytest.mark.parametrize("place", ["no/such/folder/here", "/proc/1/nothing"])
 def test_free_space_of_a_folder_that_is_not_there_yet(place):
     assert machine._free(place) is not None
+
+
+def test_a_user_without_a_home(monkeypatch):
+    """A container's numeric user: `expanduser` of pathlib raises."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}["uid"])
+    assert machine._free("~/cache") is not None

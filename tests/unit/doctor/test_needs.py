@@ -40,6 +40,11 @@ def test_packages(tmp_path):
     assert needs.data == (("dataset_name", "data.jsonl"),)
 
 
+def test_attention_of_the_hub(tmp_path):
+    needs = needs_of([recipe(tmp_path, "attn_implementation: kernels-community/flash-attn3\n")])
+    assert needs.packages == {"kernels": "`attn_implementation` is 'kernels-community/flash-attn3'"}
+
+
 def test_the_command_line_comes_last(tmp_path):
     path = recipe(tmp_path, "use_vllm: true\n")
     for words in (["--use_vllm", "false"], ["--use_vllm=false"], ["--no_use_vllm"], ["--no_use_vllm", "--seed", "1"]):
@@ -98,6 +103,9 @@ def test_launchers(tmp_path):
     needs = needs_of([path], str(own))
     assert "optimizer" in needs.compiles
     assert needs.gpus == 2
+    assert needs_of([path], str(own), 8).gpus == 8
+    assert needs_of([path], None, 4).gpus == 4
+    assert needs_of([path, "--use_cpu", "true"], None, 4).gpus == 0
     own.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\nuse_cpu: true\n")
     assert needs_of([path], str(own)).gpus == 0
     with pytest.raises(ValueError, match=r"no configuration 'zero33'. .*zero3"):
@@ -121,4 +129,5 @@ def test_sums():
         "a and b", {"vllm": "first"}, 4, "four", True,
     )  # fmt: skip
     assert total.models == (("m", "x"),)
+    assert (NAMED["gpu"] + NAMED["bf16"]).named == ("bf16",)
     assert all(named.of == f"`--needs {name}`" for name, named in NAMED.items())
