@@ -26,6 +26,11 @@ class Given:
     fields: dict[str, Any] = field(default_factory=dict)
     launch: str = "--config RECIPE"
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the recipe trains on a CPU."""
+        return str(self.fields.get("use_cpu", False)).lower() in ("true", "yes", "on", "1")
+
 
 def read(argv: list[str], description: str | None = None) -> tuple[Recipe, PlanConfig, Given]:
     """The recipe, the command's settings and what the user wrote.

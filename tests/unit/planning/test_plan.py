@@ -11,7 +11,7 @@ from trl_credit.planning import cli
 from trl_credit.planning.cards import CARDS
 from trl_credit.planning.held import held
 from trl_credit.planning.layouts import LAYOUTS
-from trl_credit.planning.run import read_run
+from trl_credit.planning.from_recipe import read_run
 
 
 RECIPES = sorted(
