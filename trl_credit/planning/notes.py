@@ -21,7 +21,7 @@ def notes(run: Run, layout: Layout, config: PlanConfig, card: Card, recipe: Reci
         f"{config.prompt_tokens} tokens per prompt (`--prompt_tokens`). For memory, every completion has "
         f"{run.batch.completion} tokens; for the times, {run.update.completion} (`--mean_completion_tokens`), and "
         f"{100 * run.update.zero_advantage:g} % of them have no advantage (`--zero_advantage`).",
-        f"A {card.name} has {card.memory / 2**30:.1f} GiB for torch. {CONTEXT / 1e9:g} GB of it are for CUDA's libraries and "
+        f"torch finds {card.memory / 2**30:.1f} GiB on {card.name}: {CONTEXT / 1e9:g} GB of it for CUDA's libraries and "
         f"{FRAGMENTS:.0%} for fragments. AdamW; data, rewards and a reward model are not counted.",
     ]
     engine = run.engine_on(card, config.gpus)

@@ -49,7 +49,7 @@ def read(argv: list[str], description: str | None = None) -> tuple[Recipe, PlanC
     for name in ("deepspeed", "fsdp"):
         if words.get(name) and str(words[name]).lower() != "false":
             raise ValueError(
-                f"`{name}` ({words[name]!r}) chooses a layout, and the plan chooses one of recipes/accelerate. Remove it, or "
+                f"`{name}` ({words[name]!r}) chooses a layout, and so does the plan, among recipes/accelerate. Remove it, or "
                 "name the plan's with `--layout`."
             )
     given = Given(words, launch_words(argv))

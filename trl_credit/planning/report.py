@@ -89,7 +89,7 @@ def show(plan: Mapping[str, Any]) -> None:
         say()
     elif not plan["fits"]:
         say(
-            "Nor does it with all that the options can change. Take LoRA (`use_peft`), shorter completions or a smaller model.\n"
+            "No options that are tried here make it fit. Take LoRA (`use_peft`), shorter completions or a smaller model.\n"
         )
     say("Assumed, not measured:", "bold")
     for note in plan["notes"]:
