@@ -49,8 +49,8 @@ def read(argv: list[str], description: str | None = None) -> tuple[Recipe, PlanC
     for name in ("deepspeed", "fsdp"):
         if words.get(name) and str(words[name]).lower() != "false":
             raise ValueError(
-                f"`{name}` ({words[name]!r}) chooses a layout, as the plan does in recipes/accelerate. Remove it, or name the "
-                "plan's with `--layout`."
+                f"`{name}` ({words[name]!r}) chooses a layout, as the plan does in recipes/accelerate. Remove it, or name "
+                "the plan's with `--layout`."
             )
     given = Given(words, launch_words(argv))
     if not torch.cuda.is_available():

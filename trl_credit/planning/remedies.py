@@ -78,9 +78,10 @@ def _more_gpus(gpus: int, per_machine: int) -> Iterator[int]:
         yield more
         more *= 2
     more = math.lcm(gpus, per_machine)
+    while more <= max(gpus, per_machine):
+        more *= 2
     while more <= _MOST_GPUS:
-        if more > gpus:
-            yield more
+        yield more
         more *= 2
 
 
