@@ -70,7 +70,8 @@ def make_plan(recipe: Recipe, config: PlanConfig, given: Given | None = None) ->
     size = held(run, layout, gpus, card)
     others = {each.name: held(run, each, gpus, card) for each in candidates(gpus, run.trained.adapters, quantized)}
     machines = max(gpus // per_machine, 1)
-    seconds = seconds_of(run, layout, gpus, per_machine, card)
+    # Without an engine there is no rollout
+    seconds = seconds_of(run, layout, gpus, per_machine, card) if size.engine_fits else {}
     trained, engine = run.trained_in(layout), run.engine_on(card, gpus)
     sized = "generation_batch_size" in given.fields
     return {
@@ -107,7 +108,7 @@ def make_plan(recipe: Recipe, config: PlanConfig, given: Given | None = None) ->
         },
         "seconds": seconds,
         "updates_per_rollout": run.updates,
-        "credit": {"method": run.method, **credit_shares(seconds)},
+        "credit": {"method": run.method} | (credit_shares(seconds) if seconds else {}),
         "remedies": [] if size.roomy else remedies(run, gpus, per_machine, card, forced, sized),
         "launch": launch_command(layout, run, gpus, machines, given),
         "notes": notes(run, layout, config, card, recipe, given),

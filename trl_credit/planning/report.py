@@ -1,10 +1,14 @@
 """Shows a plan in the terminal."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._util.text import safe_text
 from ..report import page as pages
+
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def gigabytes(size: float) -> str:
@@ -67,17 +71,8 @@ def show(plan: Mapping[str, Any]) -> None:
     say(f"Activations: {both}; the recipe is {'with' if plan['checkpointing'] else 'without'} it.")
     found = [f"{name} {gigabytes(each['left'])}{_words(each)}" for name, each in plan["layouts"].items()]
     say(f"Left by layout: {', '.join(found)}.\n")
-    seconds = {part: value for part, value in plan["seconds"].items() if value}
-    total = sum(seconds.values())
-    table = Table("an update and its share of the rollout", "time", "share")
-    for part, value in seconds.items():
-        table.add_row(safe_text(part), duration(value), f"{value / total:.1%}")
-    console.print(table)
-    credit = plan["credit"]
-    say(
-        f"Credit ({credit['method']}) adds {credit['of_update']:.1%} to TRL's update and {credit['of_step']:.1%} to the "
-        "whole step.\n"
-    )
+    if plan["seconds"]:
+        _show_times(plan, console)
     if plan["fits"] or plan["close"]:
         say("Launch:", "bold")
         say(f"  {plan['launch']}\n")
@@ -94,3 +89,17 @@ def show(plan: Mapping[str, Any]) -> None:
     say("Assumed, not measured:", "bold")
     for note in plan["notes"]:
         say(f"- {note}")
+
+
+def _show_times(plan: Mapping[str, Any], console: "Console") -> None:
+    from rich.table import Table
+
+    seconds = {part: value for part, value in plan["seconds"].items() if value}
+    total = sum(seconds.values())
+    table = Table("an update and its share of the rollout", "time", "share")
+    for part, value in seconds.items():
+        table.add_row(safe_text(part), duration(value), f"{value / total:.1%}")
+    console.print(table)
+    credit = plan["credit"]
+    words = f"adds {credit['of_update']:.1%} to TRL's update and {credit['of_step']:.1%} to the whole step"
+    console.print(safe_text(f"Credit ({credit['method']}) {words}.\n"), soft_wrap=True)
