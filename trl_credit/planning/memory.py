@@ -10,8 +10,8 @@ from .sizes import Model
 CONTEXT, FRAGMENTS = 1.5e9, 0.05
 # DeepSpeed's defaults, in parameters: the bucket in which gradients are reduced; those that ZeRO-3 keeps gathered
 BUCKET, GATHERED = int(5e8), int(1e9)
-# TRL's fused head: logits of so many tokens and columns at once
-_HEAD_TILE = 4096 * 32768
+# TRL's fused head: logits of so many tokens and columns at once. It takes all columns, also for a smaller vocabulary
+_TILE_TOKENS, TILE_COLUMNS = 4096, 32768
 # Two tiles of float32 logits, to compare distributions
 _COMPARED_TILES = 2 * 2048 * 4096 * 4
 _PACKED = {4: 0.5 + 4 / 64, 8: 1.0}  # bytes of a parameter in 4 bits, with a float32 scale for 64 of them, or in 8
@@ -183,7 +183,7 @@ def head_bytes(model: Model, trained: Trained, batch: Batch) -> float:
     """Bytes of TRL's fused output head in the backward: a tile of logits, the float32 gradients of the hidden states and, if
     it is trained, of the head."""
     tokens = batch.rows * batch.completion
-    tile = min(_HEAD_TILE, tokens * model.vocab) * trained.compute_bytes
+    tile = min(tokens, _TILE_TOKENS) * TILE_COLUMNS * trained.compute_bytes
     return tile + tokens * model.hidden * (4 + trained.compute_bytes) + (0 if trained.adapters else 4 * model.head)
 
 
