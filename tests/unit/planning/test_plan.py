@@ -156,18 +156,10 @@ def test_a_share_is_raised_only_where_it_leaves_room():
 
 
 def test_a_server_that_does_not_hold_the_model():
-    words = (
-        "qwen2.5-32b/gcpo.yaml",
-        "--gpus",
-        "64",
-        "--vllm_mode",
-        "server",
-        "--per_device_train_batch_size",
-        "1",
-        "--engine_gpus",
-    )
-    plan = plan_of(*words, "1", "--gpu", "a100-40gb")
-    assert (plan["fits"], plan["engine_fits"]) == (False, False)
+    rows = ("--per_device_train_batch_size", "1")
+    words = ("qwen2.5-32b/gcpo.yaml", "--gpus", "64", "--vllm_mode", "server", *rows, "--engine_gpus")
+    plan = plan_of(*words, "1")
+    assert (plan["fits"], plan["engine_fits"], plan["seconds"]) == (False, False, {})
     number = next(int(each.split()[1].rstrip(",")) for each in plan["remedies"] if each.startswith("--engine_gpus"))
     assert plan_of(*words, str(number))["engine_fits"]
 
