@@ -15,6 +15,8 @@ from .run import Run
 _MOST_GPUS = 512
 # Those that are taken together, if none is enough by itself
 _TOGETHER = ("--gradient_checkpointing", "--per_device_train_batch_size", "--vllm_mode", "--gpus")
+# Gradients travel in each micro-batch, quoted for a shell
+_AT_ONCE = """'{"gradient_accumulation_kwargs":{"sync_each_batch":true}}'"""
 # Options to write, with their values; the run that they make, and its GPUs
 Change = tuple[dict[str, Any], Run, int]
 
@@ -34,10 +36,12 @@ def changes(run: Run, gpus: int, per_machine: int, sized: bool) -> Iterator[Chan
 
     if not run.batch.checkpointing:
         yield {"--gradient_checkpointing": "true"}, replace(run, batch=replace(run.batch, checkpointing=True)), gpus
+    if run.trained.accumulates:
+        yield {"--accelerator_config": _AT_ONCE}, replace(run, trained=replace(run.trained, accumulates=False)), gpus
     factor = 2
     while run.batch.rows % factor == 0:
         rows, accumulation, steps = run.batch.rows // factor, run.accumulation * factor, run.steps * factor
-        trained = replace(run.trained, accumulates=True)
+        trained = replace(run.trained, accumulates=run.trained.accumulates or run.accumulation == 1)
         changed = replace(
             run, batch=replace(run.batch, rows=rows), accumulation=accumulation, steps=steps, trained=trained
         )

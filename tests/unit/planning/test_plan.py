@@ -232,7 +232,13 @@ def test_remedies():
 
 
 @pytest.mark.parametrize(
-    "words", [("--gpu", "h100"), ("--gpu", "a100-40gb"), ("--gpus", "3", "--gpus_per_machine", "4")]
+    "words",
+    [
+        ("--gpu", "h100"),
+        ("--gpu", "h100", "--layout", "fsdp2"),
+        ("--gpu", "a100-40gb"),
+        ("--gpus", "3", "--gpus_per_machine", "4"),
+    ],
 )
 def test_remedies_can_be_pasted(words):
     """Each is a plan that fits, of as many completions."""
@@ -243,7 +249,7 @@ def test_remedies_can_be_pasted(words):
     assert plan["remedies"]
     for remedy in plan["remedies"]:
         options, _, layout = remedy.partition(", with the layout ")
-        after = plan_of(recipe, *words, *options.split())
+        after = plan_of(recipe, *words, *shlex.split(options))
         assert after["fits"]
         assert not after["close"]
         assert after["layout"] == layout
@@ -275,7 +281,7 @@ def test_a_recipe_with_a_size_of_its_generation_batch(tmp_path):
     plan = make_plan(*read(words))
     assert plan["completions"]["per_rollout"] == 2048
     for remedy in plan["remedies"]:
-        assert make_plan(*read([*words, *remedy.split(",")[0].split()]))["fits"]
+        assert make_plan(*read([*words, *shlex.split(remedy.partition(", with")[0])]))["fits"]
 
 
 def test_no_remedy():
