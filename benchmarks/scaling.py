@@ -9,20 +9,22 @@ import argparse
 from dataclasses import dataclass, replace
 
 from trl_credit.planning.cards import CARDS
+from trl_credit.planning.engine import own_engine
+from trl_credit.planning.layouts import LAYOUTS
 from trl_credit.planning.sizes import Model
 from trl_credit.planning.work import (
     Pass,
     Update,
     loss_flops,
     pass_flops,
+    received_bytes,
     rollout_seconds,
-    sharded_bytes,
     update_seconds,
 )
 
 
 # The achieved shares of its peaks, by trainers and engines, are assumptions stated in docs/scaling.md
-CARD = CARDS["h100"]
+CARD, LAYOUT = CARDS["h100"], LAYOUTS["zero3"]
 METHODS = (
     "trl", "trl_kl", "uniform", "gcpo", "gcpo_full", "dgpo", "forking", "random", "rlsd", "rlcsd", "teacher", "otb", "delta",
 )  # fmt: skip
@@ -85,7 +87,7 @@ def method_flops(
 
 
 def held_bytes(model: Model, method: str, gpus: int) -> float:
-    """Bytes that a GPU holds under ZeRO-3 or FSDP2: weights and gradients in bf16, master weights and Adam in fp32, and
+    """Bytes that a GPU holds under ZeRO-3: weights and gradients in bf16, master weights and Adam in fp32, and
     the reference's weights."""
     reference = 2 if method in ("trl_kl", "dgpo") else 0
     return (2 + 2 + 12 + reference) * model.parameters / gpus
@@ -130,9 +132,7 @@ def main() -> None:
     names = ["trl_kl", "uniform", "gcpo", "gcpo_full", "dgpo", "rlsd", "rlcsd", "otb"]
     print(table(["model", *names], [[m.name, *(ratio(m, skipping, n, "trl") for n in names)] for m in MODELS]))
 
-    print(
-        "\nWhat credit adds to an update's time under ZeRO-3 or FSDP2, all advantages non-zero; and rollout / update\n"
-    )
+    print("\nWhat credit adds to an update's time under ZeRO-3, all advantages non-zero; and rollout / update\n")
     names = ["trl_kl", "gcpo", "gcpo_full", "dgpo"]
     rows = []
     for model in MODELS:
@@ -142,18 +142,21 @@ def main() -> None:
                 continue
             cells = []
             for name in names:
-                seconds = update_seconds(model, update, passes_of(model, update, name), CARD, gpus)
+                seconds = update_seconds(model, update, passes_of(model, update, name), CARD, LAYOUT, gpus)
                 fits = held_bytes(model, name, gpus) <= 0.7 * CARD.memory
                 cells.append(f"{seconds['credit'] / seconds['loss']:.0%}" if fits else "does not fit")
-            seconds = sum(update_seconds(model, update, [], CARD, gpus).values())
-            rows.append([model.name, str(gpus), *cells, f"{rollout_seconds(model, update, CARD, gpus) / seconds:.1f}"])
+            seconds = sum(update_seconds(model, update, [], CARD, LAYOUT, gpus).values())
+            engine = own_engine(model, CARD, gpus, update.length)
+            rows.append(
+                [model.name, str(gpus), *cells, f"{rollout_seconds(model, update, CARD, engine) / seconds:.1f}"]
+            )
     print(table(["model", "GPUs", *names, "rollout / update"], rows))
 
-    print("\nBytes a GPU receives in one micro-batch under ZeRO-3 or FSDP2 on 64 GPUs, and holds\n")
+    print("\nBytes a GPU receives in one micro-batch under ZeRO-3 on 64 GPUs, and holds\n")
     rows = []
     for model in MODELS:
         names = ("trl_kl", "gcpo", "gcpo_full", "dgpo")
-        traffic = {name: sharded_bytes(model, passes_of(model, update, name), 1, 64) for name in names}
+        traffic = {name: received_bytes(model, update, passes_of(model, update, name), LAYOUT, 64, 1) for name in names}
         rows.append(
             [
                 model.name,

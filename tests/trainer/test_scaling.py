@@ -6,11 +6,13 @@ import sys
 import pytest
 import torch
 from helpers import ROOT, config, prompts, save_tiny_model
+from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_credit import CreditGRPOConfig, CreditGRPOTrainer
+from trl_credit.planning.sizes import model_of
 
 
 path = ROOT / "benchmarks" / "scaling.py"
@@ -52,7 +54,7 @@ def half_constant(prompts, **kwargs):
     return [1.0 if i < len(prompts) // 2 else float(i) for i in range(len(prompts))]
 
 
-def counted(name, model, output_dir, **settings):
+def counted(name, model, output_dir, peft_config=None, **settings):
     """Matrix products' FLOPs of one optimizer step, without those of a generation."""
     theirs = name.startswith("trl")
     credit = CREDIT.get(name)
@@ -70,6 +72,7 @@ def counted(name, model, output_dir, **settings):
         reward_funcs=half_constant,
         rollout_func=rollout,
         args=args,
+        peft_config=peft_config,
         train_dataset=prompts(4).map(lambda row: {"prompt": ("abcdef" + row["prompt"])[:PROMPT], "letter": "x"}),
     )
     in_place = {torch.ops.aten.addmm_: lambda acc, a, b, **kwargs: 2 * a[0] * a[1] * b[1]}  # torch does not count it
@@ -113,6 +116,23 @@ def test_flops(name, settings, model, tmp_path):
         sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(model).parameters()), rel=0.02
     )
     assert counted(name, model, tmp_path, max_steps=iterations, **settings) == pytest.approx(expected, rel=0.01)
+
+
+def test_flops_of_adapters(model, tmp_path):
+    """The backward leaves the gradients of the weights out, and none of attention's products."""
+    rank = 2
+    peft_config = LoraConfig(r=rank, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    config_ = AutoModelForCausalLM.from_pretrained(model).config
+    shape = model_of(config_, "tiny")
+    tokens = 8 * (PROMPT + COMPLETION)
+    update = scaling.Update(
+        prompt=PROMPT, completion=COMPLETION, completions=8, checkpointing=True, attention=1.0,
+        scored=PROMPT + COMPLETION - 1, adapters=True,
+    )  # fmt: skip
+    # The adapters' own products: forward twice, gradients of inputs and of weights
+    own = 4 * 2 * rank * (shape.hidden + shape.heads * shape.head_dim) * shape.layers * tokens
+    found = counted("uniform", model, tmp_path, max_steps=1, gradient_checkpointing=True, peft_config=peft_config)
+    assert found == pytest.approx(scaling.loss_flops(shape, update) + own, rel=0.02)
 
 
 def test_tables(capsys, monkeypatch):

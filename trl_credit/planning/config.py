@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 
-from .._util.settings import AtLeast1, Finite, Unchecked, check_fields, one_of
+from .._util.settings import AtLeast1, Finite, Unchecked, Whole, check_fields, one_of
 from .cards import CARDS
 from .layouts import LAYOUTS
 
@@ -16,7 +16,10 @@ class PlanConfig:
     Settings of `trl-credit plan`, besides the fields of the recipe.
     """
 
-    gpus: AtLeast1 = field(default=8, metadata={"help": "GPUs that train, on all machines together."})
+    gpus: Annotated[Whole, Ge(1), Le(100_000)] = field(
+        default=8,
+        metadata={"help": "GPUs that train, on all machines together. The batch grows with them, as in the run."},
+    )
     gpu: Annotated[str, Unchecked] = field(
         default="h100",
         metadata={
@@ -37,8 +40,9 @@ class PlanConfig:
     zero_advantage: Annotated[Finite, Ge(0), Lt(1)] = field(
         default=0.0, metadata={"help": "Share of the completions whose group is all right or all wrong, for the times."}
     )
-    steps: AtLeast1 = field(
-        default=10, metadata={"help": "Steps of a completion, for methods that continue it from each of them."}
+    steps: AtLeast1 | None = field(
+        default=None,
+        metadata={"help": "Steps of a completion, for methods that continue it from each of them; by default 10."},
     )
     engine_gpus: AtLeast1 | None = field(
         default=None, metadata={"help": "GPUs of the vLLM server, if there is one; by default one machine's."}

@@ -15,8 +15,9 @@ from .memory import (
     head_bytes,
     state_bytes,
     step_bytes,
+    waiting_bytes,
 )
-from .run import Run
+from .run import Run, kept_signals
 
 
 # Of the memory: nearer to the limit, an estimate cannot tell
@@ -30,8 +31,8 @@ class Held:
     Args:
         parts: Bytes by part.
         memory: Bytes of the GPU.
-        peak: When the peak is: `loss`, `step` or `rollout`.
-        engine_fits: Whether vLLM's share holds the weights and the cache of one completion.
+        peak: When the peak is: `loss`, `step`, `rollout` or `rollout's credit`.
+        engine_fits: Whether vLLM has room for the weights and the cache of one completion.
     """
 
     parts: dict[str, float]
@@ -52,47 +53,54 @@ class Held:
     def fits(self) -> bool:
         return self.left >= 0 and self.engine_fits
 
+    @property
+    def roomy(self) -> bool:
+        return self.fits and not self.close
+
 
 def held(run: Run, layout: Layout, gpus: int, card: Card) -> Held:
     """What each GPU holds, at its peak."""
+    model, trained = run.model, run.trained_in(layout)
+    always = state_bytes(model, trained, layout, gpus)
+    width = trained.compute_bytes if layout.master else run.trained.weight_bytes
+    if not layout.splits_weights and not layout.master:
+        width = trained.weight_bytes
+    for title, other in run.frozen().items():
+        always[f"model beside the policy: {title}"] = frozen_bytes(other, width, layout, gpus, trained.bits)
+    always["communication and casts"] = buffer_bytes(model, trained, layout, gpus)
+    if run.update.iterations > 1:
+        wanted = kept_signals(run.passes, model, trained.compute_bytes, run.rows * run.batch.completion)
+        always["signals kept for later iterations"] = min(run.cache, wanted)
+    phases = _phases(run, layout, gpus, card)
+    peak = max(phases, key=lambda phase: sum(phases[phase].values()))
+    parts = always | phases[peak] | {"CUDA and fragments": CONTEXT + FRAGMENTS * card.memory}
+    engine_fits = run.engine is None or run.engine_on(card, gpus).fits(model, card, run.context)
+    return Held({name: size for name, size in parts.items() if size}, card.memory, peak, engine_fits)
+
+
+def _phases(run: Run, layout: Layout, gpus: int, card: Card) -> dict[str, dict[str, float]]:
+    """Bytes that a GPU holds in one phase only, by phase."""
     model, trained, batch = run.model, run.trained_in(layout), run.batch
     compute = trained.compute_bytes
-    frozen_width = (
-        compute if layout.master else run.trained.weight_bytes if layout.splits_weights else trained.weight_bytes
-    )
-    parts = state_bytes(model, trained, layout, gpus)
-    for title, other in run.frozen().items():
-        parts[f"model beside the policy: {title}"] = frozen_bytes(other, frozen_width, layout, gpus)
-    parts["communication and casts"] = buffer_bytes(model, trained, layout, gpus)
     engine = run.engine_share * card.memory if run.engine == "colocate" else 0.0
+    awake = {"vLLM": engine if not run.sleeps else 0.0}
     compares = any(extra.compares for extra in run.passes)
-    loss = {
-        "activations": activation_bytes(model, trained, batch, not layout.casts),
-        "logits and the head's gradient": head_bytes(model, trained, batch),
-        "credit's hidden states": compared_bytes(model, compute, batch) if compares else 0.0,
-    }
-    kept = 0.0
-    if run.update.iterations > 1 and any(extra.compares and not extra.repeated for extra in run.passes):
-        kept = min(run.cache, compute * model.hidden * run.rows * batch.completion)
-    gathers = layout.splits_weights and gpus > 1 and (run.trained.adapters if run.engine else run.gathers)
-    rollout = compute * model.parameters if gathers else 0.0
-    if run.engine is None:
-        rollout += generation_bytes(model, compute, run.rows, batch.length)
+    # DeepSpeed gathers the whole model to merge adapters for vLLM, and for transformers to generate
+    whole = layout.master and layout.splits_weights and (trained.adapters if run.engine else run.gathers)
     states = compute * model.hidden * run.rows * batch.completion if run.rollout_states else 0.0
-    asleep = 0.0 if run.sleeps else engine
-    phases = {
-        "loss": sum(loss.values()) + asleep,
-        "step": step_bytes(trained, layout, gpus) + asleep,
-        "rollout": max(rollout + engine, states + asleep),
+    return {
+        "loss": {
+            "activations": activation_bytes(model, trained, batch, not layout.casts),
+            "logits and the head's gradient": head_bytes(model, trained, batch),
+            "credit's hidden states": compared_bytes(model, compute, batch) if compares else 0.0,
+            "gradients that wait for the last micro-batch": waiting_bytes(trained, layout, gpus),
+            **awake,
+        },
+        "step": {"float32 copy of the gradients": step_bytes(trained, layout, gpus), **awake},
+        "rollout": {
+            "gathered weights": compute * model.parameters if whole else 0.0,
+            "keys and values": 0.0 if run.engine else generation_bytes(model, compute, run.rows, batch.length),
+            "vLLM": engine,
+        },
+        "rollout's credit": {"hidden states of the generation batch": states, **awake},
     }
-    peak = max(phases, key=phases.get)
-    parts |= {
-        **loss,
-        "signals kept for later iterations": kept,
-        "vLLM": asleep,
-        f"more at the peak, in the {peak}": phases[peak] - phases["loss"],
-        "CUDA and fragments": CONTEXT + FRAGMENTS * card.memory,
-    }
-    one = 2 * model.parameters / run.engine_split + model.kv_bytes * batch.length / run.engine_split
-    engine_fits = run.engine != "colocate" or one <= 0.9 * engine
-    return Held({name: size for name, size in parts.items() if size}, card.memory, peak, engine_fits)

@@ -13,6 +13,7 @@ class Layout:
         splits_weights: Weights are partitioned, too, and so are frozen models.
         splits_state: Gradients and optimizer state are partitioned.
         master: Weights are in half precision, beside partitioned float32 master weights. Else the weights are the master.
+        defers: Gradients travel once per optimizer step; else in each micro-batch.
         casts: With the weights in float32, autocast keeps a half-precision copy of each matrix until the backward.
     """
 
@@ -21,6 +22,7 @@ class Layout:
     splits_weights: bool = False
     splits_state: bool = False
     master: bool = False
+    defers: bool = False
     casts: bool = False
 
     def file_for(self, machines: int) -> str:
@@ -32,10 +34,10 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout("one", "one_gpu.yaml", casts=True),
-        Layout("ddp", "ddp.yaml", casts=True),
+        Layout("ddp", "ddp.yaml", defers=True, casts=True),
         Layout("zero2", "zero2.yaml", splits_state=True, master=True),
         Layout("zero3", "zero3.yaml", splits_weights=True, splits_state=True, master=True),
-        Layout("fsdp2", "fsdp2.yaml", splits_weights=True, splits_state=True),
+        Layout("fsdp2", "fsdp2.yaml", splits_weights=True, splits_state=True, defers=True),
     )
 }
 

@@ -10,8 +10,8 @@ from .sizes import Model
 CONTEXT, FRAGMENTS = 1.5e9, 0.05
 # DeepSpeed's defaults, in parameters: the bucket in which gradients are reduced; those that ZeRO-3 keeps gathered
 BUCKET, GATHERED = int(5e8), int(1e9)
-# TRL's fused head: logits of so many tokens and columns at once
-_HEAD_TILE = 4096 * 32768
+# TRL's fused head: logits of so many tokens and columns at once. It takes all columns, also for a smaller vocabulary
+_TILE_TOKENS, TILE_COLUMNS = 4096, 32768
 # Two tiles of float32 logits, to compare distributions
 _COMPARED_TILES = 2 * 2048 * 4096 * 4
 _PACKED = {4: 0.5 + 4 / 64, 8: 1.0}  # bytes of a parameter in 4 bits, with a float32 scale for 64 of them, or in 8
@@ -27,6 +27,8 @@ class Trained:
         compute_bytes: Bytes of a number in forward and backward.
         adapters: Whether only adapters are trained.
         bits: 4 or 8 if the frozen matrices are quantized.
+        accumulates: Whether an optimizer step has several micro-batches and only the last one's gradients travel, where the
+            layout can wait.
     """
 
     parameters: int
@@ -34,6 +36,13 @@ class Trained:
     compute_bytes: int
     adapters: bool = False
     bits: int | None = None
+    accumulates: bool = False
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of a trained parameter without DeepSpeed. PEFT keeps adapters in float32; TRL those of quantized models in
+        bfloat16."""
+        return (2 if self.bits else 4) if self.adapters else self.weight_bytes
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,12 @@ class Batch:
         return self.prompt + self.completion
 
 
+def packed_bytes(model: Model, width: int, bits: int | None) -> float:
+    """Bytes of a model's weights, of which bitsandbytes packs the layers' matrices if there are `bits`."""
+    packed = model.linear if bits else 0
+    return width * (model.parameters - packed) + (_PACKED[bits] * packed if bits else 0)
+
+
 def state_bytes(model: Model, trained: Trained, layout: Layout, gpus: int) -> dict[str, float]:
     """Bytes of weights, gradients and optimizer (Adam's two moments and master weights)."""
     weights_over = gpus if layout.splits_weights else 1
@@ -66,12 +81,8 @@ def state_bytes(model: Model, trained: Trained, layout: Layout, gpus: int) -> di
     adapters = trained.parameters if trained.adapters else 0
     half = layout.master and trained.compute_bytes == 2
     weight = trained.compute_bytes if half else trained.weight_bytes
-    frozen = weight * model.parameters
-    if trained.bits:
-        frozen = weight * (model.parameters - model.linear) + _PACKED[trained.bits] * model.linear
-    # PEFT keeps adapters in float32, except that DeepSpeed casts them, too
-    own = trained.compute_bytes if half else 4 if trained.adapters else weight
-    weights = (frozen + own * adapters) / weights_over
+    own = trained.compute_bytes if half else trained.own_bytes  # DeepSpeed casts adapters, too
+    weights = (packed_bytes(model, weight, trained.bits) + own * adapters) / weights_over
     optimizer = (8 if layout.master or own == 4 else 2 * own) + (4 if layout.master else 0)
     return {
         "weights": weights,
@@ -85,9 +96,9 @@ def buffer_bytes(model: Model, trained: Trained, layout: Layout, gpus: int) -> f
     compute = trained.compute_bytes
     found = 0.0
     if layout.casts and trained.weight_bytes > compute:
-        found += compute * model.parameters  # autocast's copies
+        found += compute * (model.parameters - (model.linear if trained.bits else 0))  # autocast's copies
     if layout.name == "ddp":
-        found += (4 if trained.adapters else trained.weight_bytes) * trained.parameters  # buckets
+        found += trained.own_bytes * trained.parameters  # buckets
     if layout.master:
         found += compute * min(BUCKET, trained.parameters)
     if layout.splits_weights and gpus > 1:
@@ -97,14 +108,20 @@ def buffer_bytes(model: Model, trained: Trained, layout: Layout, gpus: int) -> f
     return found
 
 
+def waiting_bytes(trained: Trained, layout: Layout, gpus: int) -> float:
+    """Bytes of gradients that wait for the last micro-batch: FSDP2 then keeps them whole on each GPU."""
+    waits = layout.splits_state and layout.defers and trained.accumulates and gpus > 1
+    return trained.compute_bytes * trained.parameters if waits else 0.0
+
+
 def step_bytes(trained: Trained, layout: Layout, gpus: int) -> float:
     """Bytes that the optimizer's step needs besides: DeepSpeed's float32 copy of the process's gradients."""
     return 4 * trained.parameters / gpus if layout.master and trained.compute_bytes == 2 else 0.0
 
 
-def frozen_bytes(model: Model, weight_bytes: int, layout: Layout, gpus: int) -> float:
-    """Bytes of a model that is not trained, such as a reference or teacher."""
-    return weight_bytes * model.parameters / (gpus if layout.splits_weights else 1)
+def frozen_bytes(model: Model, weight_bytes: int, layout: Layout, gpus: int, bits: int | None = None) -> float:
+    """Bytes of a model that is not trained, such as a reference or teacher: quantized as the policy is."""
+    return packed_bytes(model, weight_bytes, bits) / (gpus if layout.splits_weights else 1)
 
 
 def layer_bytes(model: Model, trained: Trained, batch: Batch, residual: int) -> float:
@@ -166,7 +183,7 @@ def head_bytes(model: Model, trained: Trained, batch: Batch) -> float:
     """Bytes of TRL's fused output head in the backward: a tile of logits, the float32 gradients of the hidden states and, if
     it is trained, of the head."""
     tokens = batch.rows * batch.completion
-    tile = min(_HEAD_TILE, tokens * model.vocab) * trained.compute_bytes
+    tile = min(tokens, _TILE_TOKENS) * TILE_COLUMNS * trained.compute_bytes
     return tile + tokens * model.hidden * (4 + trained.compute_bytes) + (0 if trained.adapters else 4 * model.head)
 
 

@@ -1,6 +1,7 @@
 """What a credit method asks for, from what its signals and stages say about themselves: no method is known by name."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from ..methods.base import CreditMethod
 from ..signals.base import Signal, SignalSource
@@ -55,7 +56,7 @@ def _pass_of(
     frozen = source.frozen_model(policy, adapters)
     kept = type(source).bytes_per_token is not SignalSource.bytes_per_token and not (follows and source.follows_policy)
     return Pass(
-        title=signal.title,
+        title=signal.title if frozen is None else "reference" if frozen == policy else Path(frozen).name,
         added=source.added_tokens(completion),
         repeated=not kept,
         compares=source.needs_hidden_states,

@@ -19,7 +19,9 @@ class Model:
         head_dim: Size of a head.
         backbone: Parameters of the layers' matrices that each token meets.
         parameters: All parameters.
-        linear: Parameters of the layers' matrices, which quantization packs.
+        linear: Parameters of the layers' matrices that quantization packs.
+        context: Tokens of the longest sequence that its positions allow.
+        odd: What the formulas do not see of it, in words.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Model:
     backbone: int
     parameters: int
     linear: int
+    context: int = 0
+    odd: tuple[str, ...] = ()
 
     @classmethod
     def dense(
@@ -89,6 +93,9 @@ def model_of(config: Any, name: str, trust_remote_code: bool = False) -> Model:
     Raises:
         ValueError: The config is not one of a decoder with attention, or no model can be made of it.
     """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
     text = config.get_text_config()
     heads, layers, hidden = (
         getattr(text, key, None) for key in ("num_attention_heads", "num_hidden_layers", "hidden_size")
@@ -103,14 +110,21 @@ def model_of(config: Any, name: str, trust_remote_code: bool = False) -> Model:
     except Exception as error:  # a model's code may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"`model_name_or_path`: no model can be made of the config of {name!r}: {reason}") from error
-    outside = {
-        id(module.weight)
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
-        if getattr(module, "weight", None) is not None
-    }
-    matrices = [(key, p) for key, p in model.named_parameters() if p.dim() > 1 and id(p) not in outside]
+    head = model.get_output_embeddings()
     experts, chosen = _experts(text)
-    met = sum(p.numel() * (chosen / experts if ".experts." in key else 1) for key, p in matrices)
+    decoder = model.get_decoder() or model  # without an image tower, which text tokens do not meet
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    met = sum(
+        p.numel() * (chosen / experts if ".experts." in key else 1)
+        for key, p in decoder.named_parameters()
+        if p.dim() > 1 and id(p) not in embeddings and (head is None or p is not head.weight)
+    )
+    # What bitsandbytes replaces; experts are parameters without a module of their own
+    linear = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if module is not head and (type(module) is torch.nn.Linear or isinstance(module, Conv1D))
+    )
     width = getattr(text, "intermediate_size", None) or 4 * hidden
     if experts > 1:
         width = (getattr(text, "moe_intermediate_size", None) or width) * chosen
@@ -125,8 +139,20 @@ def model_of(config: Any, name: str, trust_remote_code: bool = False) -> Model:
         head_dim=getattr(text, "head_dim", None) or hidden // heads,
         backbone=round(met),
         parameters=sum(p.numel() for p in model.parameters()),
-        linear=sum(p.numel() for _, p in matrices),
+        linear=linear,
+        context=getattr(text, "max_position_embeddings", None) or 0,
+        odd=_odd(config, text),
     )
+
+
+def _odd(config: Any, text: Any) -> tuple[str, ...]:
+    """What the formulas do not see of a model."""
+    found = {
+        "images, their tower's work and activations": hasattr(config, "vision_config"),
+        "that keys and values are compressed": getattr(text, "kv_lora_rank", None),
+        "that some layers see a sliding window": "sliding_attention" in (getattr(text, "layer_types", None) or ()),
+    }
+    return tuple(words for words, true in found.items() if true)
 
 
 def _experts(text: Any) -> tuple[int, int]:
@@ -140,8 +166,13 @@ def _experts(text: Any) -> tuple[int, int]:
 def adapter_parameters(config: Any, peft_config: Any, trust_remote_code: bool = False) -> int:
     """Parameters that an adapter trains, counted by PEFT on the meta device."""
     import copy
+    import warnings
 
     from peft import get_peft_model
 
-    model = get_peft_model(empty_model(config, trust_remote_code), copy.deepcopy(peft_config), low_cpu_mem_usage=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of shapes that the meta device cannot check
+        model = get_peft_model(
+            empty_model(config, trust_remote_code), copy.deepcopy(peft_config), low_cpu_mem_usage=True
+        )
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .cards import DECODING_SHARE, TRAINING_SHARE, Card
+from .engine import Engine
+from .layouts import Layout
+from .memory import packed_bytes
 from .sizes import Model
 
 
@@ -20,6 +23,8 @@ class Update:
         completions: Completions over all processes.
         zero_advantage: Share of completions without an advantage.
         iterations: TRL's `num_iterations`.
+        steps: Optimizer steps of an iteration.
+        kept: Share of the tokens whose signals are kept for later iterations, of those that can be.
         checkpointing: The backward recomputes the layers' forward.
         attention: Share of the attention scores that is computed: 0.5 for causal kernels, 1 if a mask is applied.
         old_logps: TRL computes the sampling policy's log-probs: with `num_iterations > 1`, with vLLM, or if a
@@ -34,6 +39,8 @@ class Update:
     completions: int = 512
     zero_advantage: float = 0.0
     iterations: int = 1
+    steps: float = 1.0
+    kept: float = 1.0
     checkpointing: bool = False
     attention: float = 0.5
     old_logps: bool = False
@@ -45,6 +52,16 @@ class Update:
     def length(self) -> int:
         return self.prompt + self.completion
 
+    @property
+    def recomputes_old_logps(self) -> bool:
+        return self.old_logps or self.iterations > 1
+
+    def times(self, extra: "Pass") -> float:
+        """How often a pass runs over the generation batch."""
+        if extra.repeated:
+            return self.iterations
+        return 1 + (self.iterations - 1) * (1 - self.kept) if extra.compares else 1
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -53,7 +70,7 @@ class Pass:
     Args:
         title: What it computes.
         added: Tokens that it reads besides prompt and completion.
-        repeated: Each iteration runs it; else once per generation batch.
+        repeated: Each iteration runs it; else once per generation batch, if its result can be kept.
         compares: The next-token distributions of two sides are compared at each iteration: two products with the output
             head. Else one, with the forward.
         every_row: Completions without an advantage have it, too.
@@ -74,7 +91,7 @@ def pass_flops(policy: Model, update: Update, extra: Pass) -> float:
     """FLOPs of a pass over a generation batch."""
     model = extra.model or policy
     rows = update.completions * (1 if extra.every_row else 1 - update.zero_advantage)
-    times = update.iterations if extra.repeated else 1
+    times = update.times(extra)
     forward = model.backbone_flops(update.length + extra.added, update.attention)
     if extra.compares:
         heads = policy.head_flops(update.completion) + model.head_flops(update.completion)
@@ -94,11 +111,12 @@ def loss_flops(model: Model, update: Update) -> float:
     rows = update.completions
     scored = update.completion if update.scored is None else update.scored
     forward = model.backbone_flops(update.length, update.attention)
+    matrices = 2 * model.backbone * update.length  # of the forward; attention's products have two gradients in any case
     again = forward - 2 * update.length * model.last_matrices if update.checkpointing else 0.0
     products = 1 if update.adapters else 0  # that the backward leaves out
-    loss = (3 - products) * forward + again + (4 - products) * model.head_flops(scored)
+    loss = 3 * forward - products * matrices + again + (4 - products) * model.head_flops(scored)
     trained = rows * (1 - update.zero_advantage) if update.skipping else rows
-    old = rows * (forward + model.head_flops(scored)) if update.old_logps or update.iterations > 1 else 0.0
+    old = rows * (forward + model.head_flops(scored)) if update.recomputes_old_logps else 0.0
     return update.iterations * trained * loss + old
 
 
@@ -110,37 +128,47 @@ def update_flops(model: Model, update: Update, passes: Sequence[Pass]) -> dict[s
     }
 
 
-def sharded_bytes(
-    model: Model, passes: Sequence[Pass], micro_batches: int, gpus: int, iterations: int = 1, trained: int | None = None
-) -> dict[str, float]:
-    """Bytes that each GPU receives on one generation batch under ZeRO-3 or FSDP2 (bf16), for the loss and for the passes.
+def received_bytes(
+    model: Model, update: Update, passes: Sequence[Pass], layout: Layout, gpus: int, micro_batches: float,
+    trained: int | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Bytes that each GPU receives on one generation batch, for the loss and for the passes.
 
-    The loss gathers the parameters in forward and backward and scatters gradients. Each pass gathers once, and the output
-    heads once more to compare distributions.
+    ZeRO-3 and FSDP2 gather the parameters (bf16) in forward and backward, once for each pass, and the output heads once more
+    to compare distributions. Gradients are scattered in each micro-batch, or once per optimizer step where the layout defers
+    it. DDP adds float32 gradients up on all GPUs, and ZeRO-2 gathers what its step made.
 
     Args:
         model: The policy.
+        update: Iterations and optimizer steps.
         passes: The passes.
-        micro_batches: Of one iteration.
+        layout: The layout.
         gpus: All GPUs.
-        iterations: TRL's `num_iterations`.
+        micro_batches: Of one iteration.
         trained: Parameters with gradients; by default all.
     """
     share = 2 * (gpus - 1) / gpus
+    gathered = share if layout.splits_weights else 0.0
     gradients = model.parameters if trained is None else trained
+    steps = update.iterations * update.steps
+    loss = update.iterations * micro_batches * 2 * gathered * model.parameters
+    if update.recomputes_old_logps:
+        loss += micro_batches * gathered * model.parameters
+    reductions = steps if layout.defers else update.iterations * micro_batches
+    loss += reductions * share * (1 if layout.splits_state else 4) * gradients
+    if layout.splits_state and not layout.splits_weights:
+        loss += steps * share * gradients
     credit = 0.0
     for extra in passes:
-        gathered = model if extra.model is None else extra.model
-        times = iterations if extra.repeated else 1
+        other = model if extra.model is None else extra.model
         heads = model.head + (0 if extra.model is None else extra.model.head)
-        credit += share * (times * gathered.parameters + (iterations * heads if extra.compares else 0))
-    loss = iterations * share * (2 * model.parameters + gradients)
-    return {"loss": micro_batches * loss, "credit": micro_batches * credit}
+        credit += update.times(extra) * other.parameters + (update.iterations * heads if extra.compares else 0)
+    return {"loss": loss, "credit": micro_batches * gathered * credit}
 
 
 def update_seconds(
-    model: Model, update: Update, passes: Sequence[Pass], card: Card, gpus: int, rows_per_gpu: int = 8,
-    per_machine: int = 8, sharded: bool = True, trained: int | None = None,
+    model: Model, update: Update, passes: Sequence[Pass], card: Card, layout: Layout, gpus: int, rows_per_gpu: int = 8,
+    per_machine: int = 8, trained: int | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Seconds of loss and passes. Each is the longer of computation and communication, since they overlap.
 
@@ -149,20 +177,15 @@ def update_seconds(
         update: Lengths and settings.
         passes: What is added to the loss.
         card: The GPU.
+        layout: The layout.
         gpus: All GPUs.
         rows_per_gpu: Completions of a micro-batch.
         per_machine: GPUs of a machine.
-        sharded: Whether parameters are sharded (ZeRO-3, FSDP2); else only gradients travel, once per micro-batch.
         trained: Parameters with gradients; by default all.
     """
     flops = update_flops(model, update, passes)
     micro_batches = max(update.completions // (gpus * rows_per_gpu), 1)
-    if sharded:
-        traffic = sharded_bytes(model, passes, micro_batches, gpus, update.iterations, trained)
-    else:
-        gradients = model.parameters if trained is None else trained
-        once = 2 * (gpus - 1) / gpus * gradients
-        traffic = {"loss": micro_batches * update.iterations * once, "credit": 0.0}
+    traffic = received_bytes(model, update, passes, layout, gpus, micro_batches, trained)
     bandwidth = card.collective(gpus, per_machine)
     return {
         part: max(flops[part] / (gpus * card.flops * TRAINING_SHARE), traffic[part] / bandwidth)
@@ -170,18 +193,15 @@ def update_seconds(
     }
 
 
-def rollout_seconds(model: Model, update: Update, card: Card, gpus: int, concurrent: int = 256) -> float:
-    """Seconds of decoding a generation batch, bound by reading weights and cache. Each group of GPUs that holds one copy of
-    the model decodes up to `concurrent` completions at a time."""
-    per_engine = 1
-    while 2 * model.parameters / per_engine > 0.6 * card.memory:
-        per_engine *= 2
-    engines = max(gpus // per_engine, 1)
-    rows = update.completions / engines
+def rollout_seconds(model: Model, update: Update, card: Card, engine: Engine) -> float:
+    """Seconds of decoding a generation batch, bound by reading weights and cache. Each copy of the model decodes as many
+    completions at a time as its cache holds."""
+    concurrent = engine.concurrent(model, card, update.length)
+    rows = update.completions / engine.engines
     waves = max(rows / concurrent, 1)
     context = update.prompt + update.completion / 2
-    read = 2 * model.parameters + min(rows, concurrent) * context * model.kv_bytes
-    return waves * update.completion * read / (per_engine * card.bandwidth * DECODING_SHARE)
+    read = packed_bytes(model, 2, engine.bits) + min(rows, concurrent) * context * model.kv_bytes
+    return waves * update.completion * read / (engine.split * card.bandwidth * DECODING_SHARE)
 
 
 def continued_tokens(count: int, segments: float, generations: int) -> float:

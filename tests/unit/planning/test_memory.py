@@ -1,5 +1,7 @@
 """Bytes against torch's on a small model, accelerate's estimate and DeepSpeed's arithmetic."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerate.commands.estimate import estimate_training_usage
@@ -15,6 +17,7 @@ from trl_credit.planning.memory import (
     kept_bytes,
     state_bytes,
     step_bytes,
+    waiting_bytes,
 )
 from trl_credit.planning.sizes import model_of
 
@@ -133,7 +136,8 @@ def test_adapters():
     found = state_bytes(MODEL, trained, LAYOUTS["ddp"], 8)
     assert found == {"weights": 2 * MODEL.parameters + 4000, "gradients": 4000, "optimizer": 8000}
     packed = state_bytes(MODEL, Trained(1000, 2, 2, adapters=True, bits=4), LAYOUTS["one"], 1)["weights"]
-    assert packed == 2 * (MODEL.parameters - MODEL.linear) + 0.5625 * MODEL.linear + 4000
+    # TRL casts their adapters to bfloat16
+    assert packed == 2 * (MODEL.parameters - MODEL.linear) + 0.5625 * MODEL.linear + 2000
 
 
 def test_frozen_models_are_split_like_the_policy():
@@ -141,9 +145,24 @@ def test_frozen_models_are_split_like_the_policy():
     assert frozen_bytes(MODEL, 2, LAYOUTS["zero2"], 8) == 2 * MODEL.parameters
 
 
+def test_a_frozen_model_is_quantized_like_the_policy():
+    assert frozen_bytes(MODEL, 2, LAYOUTS["ddp"], 8, bits=8) == 2 * (MODEL.parameters - MODEL.linear) + MODEL.linear
+
+
+def test_gradients_that_wait():
+    """FSDP2 keeps them whole until the last micro-batch; the others split them at once, or have them whole anyway."""
+    trained = replace(full(4, 2), accumulates=True)
+    waiting = {name: waiting_bytes(trained, layout, 8) for name, layout in LAYOUTS.items()}
+    assert waiting.pop("fsdp2") == 2 * MODEL.parameters
+    assert not any(waiting.values())
+    assert waiting_bytes(full(4, 2), LAYOUTS["fsdp2"], 8) == 0
+
+
 def test_buffers():
     assert buffer_bytes(MODEL, full(4, 2), LAYOUTS["one"], 1) == 2 * MODEL.parameters  # autocast's copies
     assert buffer_bytes(MODEL, full(4, 4), LAYOUTS["one"], 1) == 0
+    packed = Trained(1000, 4, 2, adapters=True, bits=4)  # what is packed is not cast
+    assert buffer_bytes(MODEL, packed, LAYOUTS["one"], 1) == 2 * (MODEL.parameters - MODEL.linear)
     assert buffer_bytes(MODEL, full(4, 2), LAYOUTS["ddp"], 2) == 6 * MODEL.parameters  # and buckets of gradients
     assert buffer_bytes(MODEL, full(2, 2), LAYOUTS["zero2"], 2) == 2 * MODEL.parameters
 

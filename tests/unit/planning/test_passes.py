@@ -1,5 +1,7 @@
 """The forwards that methods add, from the registry, against the list by name of benchmarks/scaling.py."""
 
+from dataclasses import replace
+
 import pytest
 
 from trl_credit import build_credit
@@ -7,7 +9,7 @@ from trl_credit.methods.base import CreditMethod, Paper
 from trl_credit.methods.registry import METHODS, methods_for
 from trl_credit.planning.passes import passes_of
 from trl_credit.planning.sizes import Model
-from trl_credit.planning.work import Pass, Update, pass_flops, sharded_bytes
+from trl_credit.planning.work import Pass, Update, pass_flops
 
 
 POLICY = Model.dense("policy", 4, 64, 160, 4, 2, 1000, 16)
@@ -69,21 +71,30 @@ REQUIRED = {"teacher": {"model": "other"}, "shuffled": {"of": "gcpo"}}
 
 
 @pytest.mark.parametrize("name", methods_for("tokens"))
-def test_every_registered_method_is_known(name):
-    for each in found({"method": name, **REQUIRED.get(name, {})}):
-        assert each.title
-        assert each.added >= 0
+def test_every_method_with_a_forward_adds_a_pass(name):
+    """One for each signal with a forward, and one for what a rollout's stage reads."""
+    method = build_credit({"method": name, **REQUIRED.get(name, {})})
+    forwards = sum(signal.source().has_forward for signal in method.signals())
+    assert len(found({"method": name, **REQUIRED.get(name, {})})) == forwards + bool(method.rollout_needs)
 
 
-def test_own_method_has_nothing_to_add():
+def test_own_method():
+    """It says by its signals what it adds, as a registered one does."""
+
     class Own(CreditMethod):
         name = "own"
         paper = Paper("", "", "")
 
         def signals(self):
-            return METHODS["gcpo"]().signals()
+            return [*METHODS["gcpo"]().signals(), *METHODS["dgpo"]().signals()]
 
-    assert len(passes_of(Own(), "policy", False, COMPLETION, {}.__getitem__)) == 1
+    passes = passes_of(Own(), "policy", False, COMPLETION, {"policy": POLICY}.__getitem__)
+    assert untitled(passes) == [Pass("", 15, repeated=True, fused=True), Pass("", compares=True, model=POLICY)]
+
+
+def test_titles_of_models_beside_the_policy():
+    assert found("dgpo")[0].title == "reference"
+    assert found({"method": "dgpo", "reference": "other"})[0].title == "other"
 
 
 def test_flops_of_iterations_and_rows():
@@ -93,10 +104,5 @@ def test_flops_of_iterations_and_rows():
     assert pass_flops(POLICY, update, Pass("", compares=True, model=POLICY)) == 6 * (forward + 3 * 2 * head)
     assert pass_flops(POLICY, update, Pass("", repeated=True)) == 6 * 3 * (forward + head)
     assert pass_flops(POLICY, update, Pass("", every_row=True)) == 8 * (forward + head)
-
-
-def test_bytes_of_iterations():
-    both = [sharded_bytes(POLICY, [Pass("", repeated=on)], 2, 4, iterations=3)["credit"] for on in (True, False)]
-    assert both[0] == 3 * both[1] == 3 * 2 * 1.5 * POLICY.parameters
-    adapters = sharded_bytes(POLICY, [], 1, 4, trained=0)["loss"]
-    assert adapters == 2 / 3 * sharded_bytes(POLICY, [], 1, 4)["loss"]
+    half = replace(update, kept=0.5)  # what the cache does not hold is computed again
+    assert pass_flops(POLICY, half, Pass("", compares=True, model=POLICY)) == 6 * (2 * forward + 3 * 2 * head)

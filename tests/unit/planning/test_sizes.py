@@ -56,19 +56,42 @@ def test_dense_formula():
 
 
 def test_mixture_of_experts():
+    """A token meets 2 of 8 experts. bitsandbytes packs `nn.Linear`, and experts are parameters of their own."""
     config = MixtralConfig(**TINY, num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2)
     found = model_of(config, "moe")
-    experts = 3 * 8 * 3 * 64 * 160
-    assert found.linear - found.backbone == experts * 6 / 8
+    attention, expert, router = 2 * 64 * 16 * (4 + 2), 3 * 64 * 160, 64 * 8
+    assert found.linear == 3 * attention
+    assert found.backbone == 3 * (attention + router + 2 * expert)
     assert found.intermediate == 2 * 160
+    built = AutoModelForCausalLM.from_config(config)
+    packed = [m for n, m in built.named_modules() if type(m) is torch.nn.Linear and n != "lm_head"]
+    assert found.linear == sum(m.weight.numel() for m in packed)
 
 
 def test_vision_language_model():
+    """The image tower is held, but no text token meets it."""
     config = Qwen2VLConfig(
         text_config=TINY | {"num_key_value_heads": 2}, vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 64}
     )
     config.architectures = ["Qwen2VLForConditionalGeneration"]
-    assert model_of(config, "vlm").layers == 3
+    found, text = model_of(config, "vlm"), model_of(Qwen2Config(**TINY, num_key_value_heads=2), "text")
+    assert found.layers == 3
+    assert found.backbone == text.backbone
+    assert found.parameters > text.parameters
+    assert "images" in found.odd[0]
+    assert text.odd == ()
+
+
+def test_embeddings_of_positions_are_no_products():
+    """GPT-2's matrices are `Conv1D`, which bitsandbytes packs too."""
+    found = model_of(GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=1000), "gpt2")
+    assert found.backbone == found.linear == 2 * 12 * 64 * 64
+    assert found.context == 1000
+
+
+def test_windows():
+    config = Qwen2Config(**TINY, num_key_value_heads=2, use_sliding_window=True, sliding_window=16, max_window_layers=1)
+    assert "sliding window" in model_of(config, "windows").odd[0]
 
 
 def test_other_architecture():
