@@ -24,6 +24,8 @@ from trl_credit.planning.report import duration
 
 RECIPES = [str(path.relative_to(ROOT / "recipes")) for path in support.recipes.RECIPES]
 DGPO = "qwen2.5-1.5b/dgpo.yaml"
+# Twice the micro-batch of qwen2.5-7b/dgpo.yaml, with which it hardly fits
+LARGE = ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "16", "--steps_per_generation", "64")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -41,8 +43,22 @@ def test_every_recipe_gets_an_answer(recipe):
     json.dumps(plan, allow_nan=False)
 
 
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.startswith("qwen")])
+def test_recipes_have_room_on_the_hardware_that_they_name(recipe):
+    text = (ROOT / "recipes" / recipe).read_text()
+    nodes, gpus, memory = re.search(r"# Hardware: (?:(\d) nodes of )?(\d+) GPUs?(?: of (\d+) GB)?", text).groups()
+    server = "vllm_mode: server" in text  # on a node of its own
+    card = {"40": "a100-40gb", "80": "a100-80gb", None: "h200"}[memory]
+    file = re.search(r"recipes/accelerate/(\w+)\.yaml", text)[1]
+    layout = {"one_gpu": "one", "zero3_multinode": "zero3"}.get(file, file)
+    count = int(gpus) * (int(nodes or 1) - server)
+    plan = plan_of(recipe, "--gpus", str(count), "--gpu", card, "--layout", layout)
+    assert plan["fits"] and not plan["close"] and plan["engine_fits"], plan["left"]  # noqa: PT018
+
+
 def test_layouts_grow_with_the_model():
-    names = [plan_of(f"qwen2.5-{size}/gcpo.yaml", "--gpus", "32")["layout"] for size in ("1.5b", "7b", "32b")]
+    sizes = {"1.5b": "8", "7b": "8", "32b": "32"}
+    names = [plan_of(f"qwen2.5-{size}/gcpo.yaml", "--gpus", gpus)["layout"] for size, gpus in sizes.items()]
     assert names == ["zero2", "zero3", "zero3"]
     assert plan_of("qwen2.5-1.5b/gcpo_lora.yaml", "--gpus", "1")["layout"] == "one"
     assert plan_of("qwen2.5-1.5b/gcpo_lora.yaml", "--gpus", "8")["layout"] == "ddp"
@@ -240,6 +256,7 @@ def test_remedies():
 def test_remedies_can_be_pasted(words):
     """Each is a plan that fits, of as many completions."""
     recipe = "qwen2.5-7b/dgpo.yaml"
+    words = (*words, *LARGE)
     if "3" in words:
         words = (*words, "--num_generations", "12")
     plan = plan_of(recipe, *words)
@@ -255,7 +272,7 @@ def test_remedies_can_be_pasted(words):
 
 def test_remedies_together():
     """Where no change alone is enough."""
-    (remedy,) = plan_of("qwen2.5-7b/dgpo.yaml", "--gpu", "a100-40gb")["remedies"]
+    (remedy,) = plan_of("qwen2.5-7b/dgpo.yaml", "--gpu", "a100-40gb", *LARGE)["remedies"]
     assert "--per_device_train_batch_size 1" in remedy
     assert "--vllm_mode server" in remedy
     assert "--gradient_checkpointing" not in remedy  # it is on
