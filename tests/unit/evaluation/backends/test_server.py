@@ -605,7 +605,7 @@ def test_one_of_several_dies():
 
 def test_one_of_several_comes_back(monkeypatch):
     """It gets one request at a time until it answers."""
-    monkeypatch.setattr("trl_credit.evaluation.backends.server._LONGEST_WAIT", 0.02)
+    monkeypatch.setattr("trl_credit.evaluation.backends.endpoints._LONGEST_WAIT", 0.02)
     back = threading.Event()
 
     def script(body, attempt):
