@@ -152,7 +152,7 @@ class Endpoint:
 
     def _asking(self, retries: int = 0) -> Any:
         """The client with a short patience."""
-        timeout = self._openai.Timeout(_PATIENCE, connect=min(_PATIENCE, self._settings.connect_timeout))
+        timeout = self._openai.Timeout(_PATIENCE, connect=self._settings.connect_timeout)
         return self._client.with_options(timeout=timeout, max_retries=min(retries, self._settings.max_retries))
 
     async def is_there(self) -> bool:

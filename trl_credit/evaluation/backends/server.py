@@ -280,7 +280,7 @@ class ServerBackend(Backend):
             BackendError: None answers.
         """
         failures = []
-        for endpoint in sorted(self._endpoints, key=Endpoint.load):
+        for endpoint in sorted(self._endpoints, key=lambda one: one.failures):
             try:
                 return await endpoint.token_ids(requests)
             except TransientError as error:
