@@ -311,9 +311,9 @@ def test_a_run_of_an_earlier_release_goes_on(tmp_path):
     def upgraded(backend):
         return {name: value for name, value in backend.items() if name != "speed"}
 
-    with pytest.raises(RunFolderError, match="backend.speed: 3 -> null"):
+    with pytest.raises(RunFolderError, match=r"backend.speed: 3 -> null"):
         folder.check(identity)
-    with pytest.raises(RunFolderError, match='backend.name: "fake" -> "other"\n  backend.speed: 3 -> null'):
+    with pytest.raises(RunFolderError, match=r'backend.name: "fake" -> "other"\n  backend.speed: 3 -> null'):
         folder.check({**identity, "backend": {"name": "other", "model": "A"}}, upgraded=upgraded)
     folder.check(identity, upgraded=upgraded)
     assert json.loads((tmp_path / "run.json").read_text())["identity"] == identity
@@ -322,7 +322,7 @@ def test_a_run_of_an_earlier_release_goes_on(tmp_path):
 def test_a_run_asks_its_backend_about_earlier_releases(sums, tmp_path, monkeypatch):
     evaluate(config(sums, tmp_path), FakeBackend())
     monkeypatch.setattr(FakeBackend, "identity", lambda self: {"model": "A", "new": 1})
-    with pytest.raises(RunFolderError, match="backend.new: null -> 1"):
+    with pytest.raises(RunFolderError, match=r"backend.new: null -> 1"):
         evaluate(config(sums, tmp_path), FakeBackend())
     monkeypatch.setattr(FakeBackend, "upgraded", lambda self, identity: {**identity, "new": 1})
     evaluate(config(sums, tmp_path), FakeBackend())
