@@ -86,21 +86,17 @@ class Endpoint:
         self._client: Any = None
         self._told: set[str] = set()
 
-    @contextlib.asynccontextmanager
-    async def connected(self) -> AsyncIterator[None]:
-        """Connects in the running event loop."""
+    def connect(self, http_client: Any) -> None:
+        """Sends requests by a client of the running event loop, which endpoints may share."""
         openai = self._openai
-        # The client's own retries do not cover malformed answers, and it allows only 1000 connections
-        limits = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=None, max_keepalive_connections=None)
-        async with openai.AsyncOpenAI(
+        self._client = openai.AsyncOpenAI(
             api_key=self._key,
             base_url=self.url,
             default_query=self.query,
             timeout=openai.Timeout(None, connect=self._settings.connect_timeout),
-            max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(limits=limits),
-        ) as self._client:
-            yield
+            max_retries=0,  # the client's own do not cover malformed answers
+            http_client=http_client,
+        )
 
     # ---- how it fares
 

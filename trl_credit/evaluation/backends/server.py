@@ -2,7 +2,6 @@
 or on many, by their addresses or behind a load balancer."""
 
 import asyncio
-import contextlib
 import itertools
 import json
 import logging
@@ -233,10 +232,15 @@ class ServerBackend(Backend):
     def _run(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """Calls an asynchronous function in an event loop of its own, connected to all endpoints."""
 
+        import openai
+
+        # The default allows 1000 connections
+        limits = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=None, max_keepalive_connections=None)
+
         async def connected() -> T:
-            async with contextlib.AsyncExitStack() as stack:
+            async with openai.DefaultAsyncHttpxClient(limits=limits) as http_client:
                 for endpoint in self._endpoints:
-                    await stack.enter_async_context(endpoint.connected())
+                    endpoint.connect(http_client)
                 return await function(*arguments)
 
         try:
