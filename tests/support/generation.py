@@ -68,6 +68,7 @@ def fake_vllm(monkeypatch):
             if arguments.get("gpu_memory_utilization") == 2:
                 raise RuntimeError("Failed to infer device type\nmore")
             self.llm_engine = module.engine = FakeEngine()
+            module.engine.model_config = types.SimpleNamespace(dtype=torch.bfloat16)
 
     module.LLM = LLM
     module.SamplingParams = lambda **arguments: types.SimpleNamespace(**arguments)
@@ -75,8 +76,12 @@ def fake_vllm(monkeypatch):
     sampling.RequestOutputKind = types.SimpleNamespace(FINAL_ONLY=2)
     lora = types.ModuleType("vllm.lora.request")
     lora.LoRARequest = lambda *arguments: arguments
+    module.is_cpu = False
+    platforms = types.ModuleType("vllm.platforms")
+    platforms.current_platform = types.SimpleNamespace(is_cpu=lambda: module.is_cpu)
     modules = {
         "vllm": module,
+        "vllm.platforms": platforms,
         "vllm.sampling_params": sampling,
         "vllm.lora": types.ModuleType("x"),
         "vllm.lora.request": lora,

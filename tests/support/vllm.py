@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,48 @@ def texts_in(folder: Path) -> dict[tuple[int, int], str]:
     return texts
 
 
+@contextlib.contextmanager
+def started(command: list[str], log: Path) -> Iterator[subprocess.Popen]:
+    """A process with all that it starts, which end with the block."""
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends a process's whole session, in peace if it wants."""
+    for number, seconds in ((signal.SIGTERM, 20), (signal.SIGKILL, 20)):
+        for member in members(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, number)
+        deadline = time.monotonic() + seconds
+        while members(process.pid) and time.monotonic() < deadline:
+            process.poll()
+            time.sleep(0.1)
+    process.wait(20)
+
+
+def run(command: list[str], log: Path, seconds: float = 600) -> None:
+    """Runs a command, which must succeed."""
+    with started(command, log) as process:
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = f"no end in {seconds:g} s"
+    assert status == 0, f"{status}\n{log.read_text()[-12_000:]}"
+
+
 def run_worker(name: str, folder: Path, processes: int = 1, **arguments: Any) -> Any:
     """What a function of tests/with_vllm/worker.py returns in its main process."""
     folder.mkdir(exist_ok=True)
     job = folder / f"{name}.json"
     job.write_text(json.dumps({"function": name, "folder": str(folder), "arguments": arguments}))
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(TESTS / "with_vllm" / "worker.py"), str(job)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    launcher = launcher if processes > 1 else []
+    run([sys.executable, *launcher, str(TESTS / "with_vllm" / "worker.py"), str(job)], folder / f"{name}.log")
     return json.loads(job.with_suffix(".result").read_text())
 
 
@@ -64,29 +98,42 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+@dataclass(frozen=True)
+class Server:
+    """A vLLM server that runs."""
+
+    port: int
+    log: Path
+    process: subprocess.Popen
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def kill(self) -> None:
+        """Ends it as a machine that loses its power, but for its connections, which close."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(20)
+
+
 @contextlib.contextmanager
-def serve(folder: Path, model: str, *options: str) -> Iterator[int]:
-    """The port of a vLLM server in float32. The CPU build's own `vllm` command lacks what it needs to start."""
-    port, log = free_port(), folder / "log"
+def serve(folder: Path, model: str, *options: str) -> Iterator[Server]:
+    """A vLLM server in float32. The CPU build's own `vllm` command lacks what it needs to start."""
+    port, log = free_port(), folder / "server.log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--served-model-name", "tiny", "--max-model-len", str(CONTEXT)]
     command += ["--enforce-eager", "--dtype", "float32", *options]
-    with log.open("w") as out:
-        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True)
-    try:
+    with started(command, log) as process:
         deadline = time.monotonic() + 400
         while True:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
                 break
             except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-6000:]  # noqa: PT018
+                assert process.poll() is None, log.read_text()[-6000:]
+                assert time.monotonic() < deadline, log.read_text()[-6000:]
                 time.sleep(0.5)
-        yield port
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        yield Server(port, log, process)
 
 
 def members(session: int) -> list[int]:

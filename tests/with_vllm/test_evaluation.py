@@ -1,15 +1,14 @@
 """Evaluation with real vLLM, in process and at servers: its greedy texts are those of transformers."""
 
-import os
+import contextlib
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support.vllm import ENVIRONMENT, greedy, members, run_worker, serve, texts_in
+from support.vllm import greedy, members, run, run_worker, serve, started, texts_in
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_credit.evaluation import evaluate
@@ -54,8 +53,8 @@ def expected(tmp_path_factory, base, adapter):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, base, adapter):
     lora = ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"mine={adapter}"]
-    with serve(tmp_path_factory.mktemp("server"), base, *lora) as port:
-        yield f"http://127.0.0.1:{port}/v1"
+    with serve(tmp_path_factory.mktemp("server"), base, *lora) as server:
+        yield server
 
 
 def test_in_process(tmp_path, base, adapter, expected):
@@ -69,9 +68,22 @@ def test_in_process(tmp_path, base, adapter, expected):
 def test_at_a_server(tmp_path, server, expected):
     """`max_tokens` is cut to the server's context."""
     for name, model in (("base", "tiny"), ("adapter", "mine")):
-        results = evaluate(greedy(tmp_path / name, model=model, base_url=server, max_tokens=1000))
+        results = evaluate(greedy(tmp_path / name, model=model, base_url=server.url, max_tokens=1000))
         assert 64 < results["settings"]["sampling"]["max_tokens"] < 128
         assert texts_in(tmp_path / name) == expected[name]
+
+
+def test_one_of_two_servers_is_killed(tmp_path, server, base, expected):
+    with serve(tmp_path, base) as other:
+
+        def progress(done, total, tokens):
+            if done == 8:
+                other.kill()
+
+        settings = {"model": "tiny", "base_url": [server.url, other.url], "concurrency": 4}
+        evaluate(greedy(tmp_path / "run", **settings), progress=progress)
+        assert 1 <= other.log.read_text().count("completions HTTP") < 24
+    assert texts_in(tmp_path / "run") == expected["base"]
 
 
 def command(folder, *options):
@@ -80,26 +92,28 @@ def command(folder, *options):
     return [sys.executable, "-m", "trl_credit.cli", "eval", *settings, *options]
 
 
+@contextlib.contextmanager
 def stopped(arguments, folder, number, after):
-    """The exit status of a command that gets a signal after some samples, how many there are, and its session."""
-    path = folder / "samples.jsonl"
-    with (folder.parent / "log").open("w") as log:
-        process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
-    while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < after):
-        time.sleep(0.002)
-    process.send_signal(number)
-    process.wait(60)
-    assert path.exists(), (folder.parent / "log").read_text()
-    return process.returncode, path.read_bytes().count(b"\n"), process.pid
+    """A command that gets a signal after some samples, with its exit status and how many there are."""
+    path, log = folder / "samples.jsonl", folder.parent / "log"
+    with started(arguments, log) as process:
+        deadline = time.monotonic() + 300
+        while not path.exists() or path.read_bytes().count(b"\n") < after:
+            assert process.poll() is None, log.read_text()[-6000:]
+            assert time.monotonic() < deadline, log.read_text()[-6000:]
+            time.sleep(0.002)
+        process.send_signal(number)
+        status = process.wait(60)
+        yield process, status, path.read_bytes().count(b"\n")
 
 
 def test_killed_and_continued_at_a_server(tmp_path, server, expected):
     folder = tmp_path / "run"
-    arguments = command(folder, "--model", "tiny", "--base_url", server, "--concurrency", "1")
-    status, count, _ = stopped(arguments, folder, signal.SIGKILL, after=8)
-    assert status == -signal.SIGKILL
-    assert 8 <= count < 24
-    subprocess.run(arguments, env=ENVIRONMENT, check=True, capture_output=True)
+    arguments = command(folder, "--model", "tiny", "--base_url", server.url, "--concurrency", "1")
+    with stopped(arguments, folder, signal.SIGKILL, after=8) as (_, status, count):
+        assert status == -signal.SIGKILL
+        assert 8 <= count < 24
+    run(arguments, tmp_path / "log")
     assert texts_in(folder) == expected["base"]
 
 
@@ -107,13 +121,10 @@ def test_sigterm_ends_vllm_in_process(tmp_path, base):
     folder = tmp_path / "run"
     kwargs = "{max_model_len: 128, enforce_eager: true, max_num_seqs: 1}"
     arguments = command(folder, "--model", base, "--backend", "vllm", "--vllm_kwargs", kwargs)
-    status, count, session = stopped(arguments, folder, signal.SIGTERM, after=4)
-    assert status == 143
-    assert 4 <= count < 24
-    deadline = time.monotonic() + 30
-    while left := members(session):
-        if time.monotonic() > deadline:
-            for process in left:
-                os.kill(process, signal.SIGKILL)
-            pytest.fail(f"{len(left)} processes are left")
-        time.sleep(0.2)
+    with stopped(arguments, folder, signal.SIGTERM, after=4) as (process, status, count):
+        assert status == 143
+        assert 4 <= count < 24
+        deadline = time.monotonic() + 30
+        while members(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert members(process.pid) == []

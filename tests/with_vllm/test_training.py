@@ -10,10 +10,10 @@ GAP = "sampling/sampling_logp_difference/mean"
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory):
+def server(tmp_path_factory):
     options = ["--weight-transfer-config", '{"backend": "file"}', "--logprobs-mode", "processed_logprobs"]
-    with serve(tmp_path_factory.mktemp("server"), embedded_model_path(), *options, "--max-logprobs", "-1") as port:
-        yield port
+    with serve(tmp_path_factory.mktemp("server"), embedded_model_path(), *options, "--max-logprobs", "-1") as server:
+        yield server
 
 
 def updates(rows):
@@ -45,12 +45,12 @@ def test_in_the_trainer_s_process(tmp_path):
     check(found["gcpo"], steps=4, iterations=2)
 
 
-def test_at_a_server(tmp_path, port):
+def test_at_a_server(tmp_path, server):
     """Weights go by a file, in the place of NCCL."""
-    found = run_worker("with_server", tmp_path, port=port)
+    found = run_worker("with_server", tmp_path, port=server.port)
     assert max(row[GAP] for row in updates(found["uniform"])) < 1e-4  # float32 on both sides
     check(found["dgpo"], steps=4, iterations=2)
 
 
-def test_two_processes_at_a_server(tmp_path, port):
-    check(run_worker("two_processes", tmp_path, processes=2, port=port)["gcpo"], steps=3)
+def test_two_processes_at_a_server(tmp_path, server):
+    check(run_worker("two_processes", tmp_path, processes=2, port=server.port)["gcpo"], steps=3)

@@ -125,7 +125,8 @@ class EvalConfig:
     )
     dtype: str = _option(
         "auto",
-        "Weights' dtype (transformers, vllm); `auto` is the checkpoint's, and float32 on a CPU with transformers.",
+        "Weights' dtype (transformers, vllm); `auto` is the checkpoint's, float32 on a CPU with transformers, and what vLLM "
+        "takes on a GPU.",
     )
     revision: str | None = _option(None, "Revision of a hub model.")
     trust_remote_code: bool = _option(False, "Run code that comes with the model.")
@@ -184,6 +185,8 @@ class EvalConfig:
             answer_regex(self.answer_pattern)  # for the ValueError
         if self.plain_prompts and (self.system_prompt or self.chat_template_kwargs):
             raise ValueError("`system_prompt` and `chat_template_kwargs` have no effect with `plain_prompts`.")
+        if self.base_url == []:
+            raise ValueError("`base_url` is an empty list: name a server, or leave it out.")
         if self.base_url and self.backend not in ("auto", "server"):
             raise ValueError(f"`base_url` has no effect with `backend: {self.backend}`: use `server`.")
         if self.backend == "server" and not self.base_url:

@@ -150,7 +150,7 @@ def evaluate(
     backend = make_backend(config) if own_backend else backend
     requests = make_requests(tasks, config.n, config.seed)
     sampling = backend.prepare(requests, config.sampling())
-    run = _Run(config, tasks, requests, sampling, run_identity(config, backend, tasks, sampling))
+    run = _Run(config, tasks, requests, sampling, run_identity(config, backend, tasks, sampling), backend.upgraded)
     folder = RunFolder(config.run_folder(), state.process_index)
     try:
         done = _on_main(state, lambda: run.open(folder, replace_other=in_training))
@@ -267,12 +267,13 @@ class _Run:
     requests: Sequence[Request]
     sampling: SamplingSettings
     identity: dict[str, Any]
+    upgraded: Callable[[dict[str, Any]], dict[str, Any]]
 
     def open(self, folder: RunFolder, replace_other: bool) -> set[tuple]:
         """Locks and checks the folder, and returns the keys of the samples that it already has."""
         check_answers(self.tasks)
         folder.lock()
-        folder.check(self.identity, self.config.extend, replace_other)
+        folder.check(self.identity, self.config.extend, replace_other, self.upgraded)
         rows = (
             {
                 "task": task.name,

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,13 @@ class RunFolder:
         for left in self.path.glob(f".*{_TEMPORARY}"):  # left behind by a process that was killed
             left.unlink(missing_ok=True)
 
-    def check(self, identity: dict[str, Any], extend: bool = False, replace: bool = False) -> None:
+    def check(
+        self,
+        identity: dict[str, Any],
+        extend: bool = False,
+        replace: bool = False,
+        upgraded: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    ) -> None:
         """Records what determines the samples, or compares it with the run that the folder already holds. A run that
         made no sample, because its engine did not start, leaves the folder free for other settings.
 
@@ -100,6 +106,7 @@ class RunFolder:
             identity: JSON values, among them `n` and `tasks`.
             extend: Allow a larger `n` and additional tasks.
             replace: Delete the samples of a different run instead of raising.
+            upgraded: Turns what an earlier release wrote of the same backend into what this one writes.
 
         Raises:
             RunFolderError: The folder holds a different run. The message lists the differences.
@@ -111,6 +118,9 @@ class RunFolder:
             old = old.get("identity") if isinstance(old, dict) else None
             if not isinstance(old, dict) or not isinstance(old.get("tasks"), dict):
                 raise RunFolderError(f"{path} was not written by a run: set another `output_dir`.")
+            before, now = old.get("backend"), identity.get("backend")
+            if isinstance(before, dict) and isinstance(now, dict) and before.get("name") == now.get("name"):
+                old = {**old, "backend": upgraded(before)}
             found = differences(redact(old), redact(identity))
             growth = [item for item in found if _grows(item, old, identity)]
             if found and not self._holds_samples():

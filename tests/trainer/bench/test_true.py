@@ -175,6 +175,7 @@ def test_steps_of_a_recipe(tmp_path, capsys):
         ({"sketch": 1000}, "power of two"),
         ({"model": "trl_credit:quickstart"}, "`dataset_name` is not set"),
         ({"served_model": "x"}, "`served_model` has no effect"),
+        ({"base_url": []}, "`base_url` is an empty list"),
         (
             {"style": "plain", "model": "trl_credit:quickstart", "dataset_name": "trl_credit:arithmetic"},
             "`style` is for",

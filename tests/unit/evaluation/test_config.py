@@ -38,6 +38,7 @@ from trl_credit.evaluation.run import make_backend
         ({"plain_prompts": True, "system_prompt": "x"}, "no effect with `plain_prompts`"),
         ({"base_url": "http://x", "backend": "vllm"}, "`base_url` has no effect"),
         ({"backend": "server"}, "`backend: server` needs `base_url`"),
+        ({"base_url": []}, "`base_url` is an empty list"),
         ({"chat_template_kwargs": "{"}, "`chat_template_kwargs` is not valid YAML"),
         ({"vllm_kwargs": "[1]"}, "`vllm_kwargs` must be a mapping"),
         ({"recipe": "no.yaml"}, "`recipe`: cannot read 'no.yaml'"),

@@ -302,6 +302,32 @@ def test_a_run_written_with_a_key_goes_on(tmp_path):
         folder.check({**identity, "n": 2})
 
 
+def test_a_run_of_an_earlier_release_goes_on(tmp_path):
+    folder = RunFolder(tmp_path)
+    identity = {"n": 1, "tasks": {}, "backend": {"name": "fake", "model": "A"}}
+    folder.check({**identity, "backend": {"name": "fake", "model": "A", "speed": 3}})
+    (tmp_path / "samples.jsonl").write_text("{}\n")
+
+    def upgraded(backend):
+        return {name: value for name, value in backend.items() if name != "speed"}
+
+    with pytest.raises(RunFolderError, match=r"backend.speed: 3 -> null"):
+        folder.check(identity)
+    with pytest.raises(RunFolderError, match=r'backend.name: "fake" -> "other"\n  backend.speed: 3 -> null'):
+        folder.check({**identity, "backend": {"name": "other", "model": "A"}}, upgraded=upgraded)
+    folder.check(identity, upgraded=upgraded)
+    assert json.loads((tmp_path / "run.json").read_text())["identity"] == identity
+
+
+def test_a_run_asks_its_backend_about_earlier_releases(sums, tmp_path, monkeypatch):
+    evaluate(config(sums, tmp_path), FakeBackend())
+    monkeypatch.setattr(FakeBackend, "identity", lambda self: {"model": "A", "new": 1})
+    with pytest.raises(RunFolderError, match=r"backend.new: null -> 1"):
+        evaluate(config(sums, tmp_path), FakeBackend())
+    monkeypatch.setattr(FakeBackend, "upgraded", lambda self, identity: {**identity, "new": 1})
+    evaluate(config(sums, tmp_path), FakeBackend())
+
+
 def test_a_folder_that_cannot_be_made(sums, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="`output_dir`: cannot write to"):

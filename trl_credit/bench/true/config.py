@@ -162,6 +162,8 @@ class TrueConfig(ScoringConfig):
             raise ValueError(f"`least` must be an even number, so that both halves are alike, got {self.least}.")
         if self.most < self.least:
             raise ValueError(f"`most` must be at least `least` ({self.least}), got {self.most}.")
+        if self.base_url == []:
+            raise ValueError("`base_url` is an empty list: name a server, or leave it out.")
         if self.base_url is None and self.served_model is not None:
             raise ValueError("`served_model` has no effect without `base_url`.")
         if self.base_url is not None and self.backend not in ("auto", "server"):

@@ -119,6 +119,10 @@ class Backend(abc.ABC):
         """Everything besides the sampling settings that determines the samples (model fingerprint, dtype), as JSON
         values. A continued run must match it. Loads no weights."""
 
+    def upgraded(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """An identity that an earlier release wrote, as `identity` would have written it."""
+        return identity
+
     def prepare(self, requests: Sequence[Request], sampling: SamplingSettings) -> SamplingSettings:
         """Checks all requests of a run, even those already done, before weights are loaded. Returns the settings to use
         (`max_tokens` cut to the model's context).

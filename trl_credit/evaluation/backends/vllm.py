@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 # Arguments of `vllm.LLM` that change speed and memory only. A run may continue with others.
 _THROUGHPUT = {
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
-    *("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "cpu_offload_gb", "swap_space"),
+    *("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "cpu_offload_gb"),
     *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "enforce_eager", "block_size", "max_lora_rank"),
     *("enable_prefix_caching", "enable_chunked_prefill", "async_scheduling", "disable_custom_all_reduce"),
     *("disable_log_stats", "max_parallel_loading_workers", "download_dir"),
@@ -37,8 +37,8 @@ class VLLMBackend(Backend):
 
     Args:
         model: The model's files. An adapter is applied as a vLLM LoRA request, without merging.
-        dtype: Dtype of the weights. `auto` is the checkpoint's. vLLM's own `auto` would make a float32 checkpoint
-            bfloat16 or float16.
+        dtype: Dtype of the weights. `auto` is vLLM's: the checkpoint's, unless that is float32 or the GPU lacks it. On a
+            CPU it is the checkpoint's always.
         chat_template_kwargs: Arguments of the chat template.
         vllm_kwargs: Arguments of `vllm.LLM`, such as `tensor_parallel_size`.
 
@@ -67,21 +67,38 @@ class VLLMBackend(Backend):
                 "start servers and use `backend: server`."
             )
         self.files = model
-        self.dtype = checkpoint_dtype(model) if dtype == "auto" else dtype
         self.chat_template_kwargs, self.vllm_kwargs = chat_template_kwargs or {}, vllm_kwargs or {}
+        self.dtype = self._dtype(self.vllm_kwargs.get("dtype", dtype))
         self.llm = None
+        self._notes: list[str] = []
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.files.tokenizer()
 
     def identity(self) -> dict[str, Any]:
-        # What `max_model_len` does to the samples is in the sampling settings: `prepare` cuts `max_tokens`
-        return {
-            **self.files.fingerprint(),
-            "dtype": self.vllm_kwargs.get("dtype", self.dtype),
-            "vllm_kwargs": {n: v for n, v in self.vllm_kwargs.items() if n not in _THROUGHPUT | {"dtype"}},
-        }
+        return {**self.files.fingerprint(), "dtype": self.dtype, "vllm_kwargs": self._identifying(self.vllm_kwargs)}
+
+    def upgraded(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """Earlier releases left `auto` to vLLM, which makes float32 checkpoints bfloat16 on a CPU, and took all of
+        `vllm_kwargs`."""
+        kwargs = identity.get("vllm_kwargs") or {}
+        dtype = self._dtype(kwargs.get("dtype", identity.get("dtype")))
+        if identity.get("dtype") == "auto" and "dtype" not in kwargs and dtype == "float32":
+            dtype = "bfloat16"
+        return {**identity, "dtype": dtype, "vllm_kwargs": self._identifying(kwargs)}
+
+    def _dtype(self, dtype: str) -> str:
+        """The dtype to ask vLLM for. On a GPU its own `auto` knows what the card and its kernels can do."""
+        from vllm.platforms import current_platform
+
+        return checkpoint_dtype(self.files) if dtype == "auto" and current_platform.is_cpu() else dtype
+
+    def _identifying(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Those of `vllm_kwargs` that determine the samples."""
+        # What `max_model_len` else does to the samples is in the sampling settings: `prepare` cuts `max_tokens`
+        left_out = _THROUGHPUT - ({"max_model_len"} if has_longrope(self.files) else set()) | {"dtype"}
+        return {name: value for name, value in kwargs.items() if name not in left_out}
 
     def prepare(self, requests: Sequence[Request], sampling: SamplingSettings) -> SamplingSettings:
         sizes = [size for size in (self.files.context(), self.vllm_kwargs.get("max_model_len")) if size is not None]
@@ -99,7 +116,6 @@ class VLLMBackend(Backend):
         arguments = {
             "model": self.files.path,
             "revision": self.files.base_revision,
-            "dtype": self.dtype,
             "trust_remote_code": self.files.trust_remote_code,
             "seed": 0,
             "generation_config": "vllm",  # ignore the model's own defaults
@@ -112,12 +128,17 @@ class VLLMBackend(Backend):
             allowed = next((size for size in _LORA_RANKS if size >= rank), rank)
             arguments.update(enable_lora=True, max_lora_rank=allowed)
         try:
-            return LLM(**{**arguments, **self.vllm_kwargs})
+            llm = LLM(**{**arguments, **self.vllm_kwargs, "dtype": self.dtype})
         except Exception as error:  # vLLM raises many kinds: no GPU, no memory, an unknown argument
             raise BackendError(
-                f"vLLM cannot be started: {_cause(error)}. See `vllm_kwargs` (max_model_len, gpu_memory_utilization, "
-                "tensor_parallel_size), or use `backend: transformers`."
+                f"vLLM cannot be started: {_cause(error)}. See `dtype` and `vllm_kwargs` (max_model_len, "
+                "gpu_memory_utilization, tensor_parallel_size), or use `backend: transformers`."
             ) from error
+        used, stated = _name(llm.llm_engine.model_config.dtype), checkpoint_dtype(self.files)
+        if self.dtype == "auto" and stated not in ("auto", used):
+            self._notes = [f"vLLM's `dtype: auto` made the {stated} checkpoint {used}"]
+            logger.warning("%s: set `dtype` for another.", self._notes[0])
+        return llm
 
     def generate(self, requests: Sequence[Request], sampling: SamplingSettings, emit: Emit) -> None:
         if not requests:
@@ -157,6 +178,9 @@ class VLLMBackend(Backend):
                     ids = tuple(completion.token_ids)
                     emit(item.request, Generation(item.opened + completion.text, len(ids), finish, ids))
 
+    def notes(self) -> list[str]:
+        return self._notes
+
     def close(self) -> None:
         self.llm = None
 
@@ -165,7 +189,18 @@ def checkpoint_dtype(files: LocalModel) -> str:
     """The dtype that a model's config states, or `auto` if it states none."""
     config = files.config()
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    return "auto" if dtype is None else str(dtype).removeprefix("torch.")
+    return "auto" if dtype is None else _name(dtype)
+
+
+def has_longrope(files: LocalModel) -> bool:
+    """True if vLLM scales positions by `max_model_len`: with longrope, all of them once it exceeds the length of the
+    pretraining."""
+    rope = getattr(files.config().get_text_config(), "rope_parameters", None) or {}
+    return any(isinstance(part, dict) and part.get("rope_type") == "longrope" for part in (rope, *rope.values()))
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _cause(error: Exception) -> str:

@@ -6,7 +6,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from pydantic import BaseModel, field_validator, model_validator
 from support.generation import requests_for
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
 
 from trl_credit.evaluation.backends.base import BackendError, SamplingSettings
 from trl_credit.evaluation.backends.vllm import VLLMBackend, checkpoint_dtype
@@ -70,15 +70,72 @@ def test_what_changes_speed_only_is_not_part_of_a_run(tiny_model, fake_vllm):
     assert identity(dtype="bfloat16")["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_auto_is_the_checkpoint_s_dtype(tmp_path, tiny_model, fake_vllm, dtype):
+def checkpoint(path, tiny_model, dtype) -> LocalModel:
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype).save_pretrained(path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(path)
+    return LocalModel.find(str(path))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_auto_on_a_cpu_is_the_checkpoint_s_dtype(tmp_path, tiny_model, fake_vllm, dtype):
     """By itself, vLLM makes a float32 checkpoint bfloat16."""
-    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
-    backend = VLLMBackend(LocalModel.find(str(tmp_path)))
+    fake_vllm.is_cpu = True
+    backend = VLLMBackend(checkpoint(tmp_path, tiny_model, dtype))
     assert backend.identity()["dtype"] == dtype
     backend.generate(requests_for(["1="]), SAMPLING, lambda *_: None)
     assert fake_vllm.made[0]["dtype"] == dtype
+    assert backend.notes() == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_auto_on_a_gpu_is_vllm_s(tmp_path, tiny_model, fake_vllm, dtype, caplog):
+    """It knows what the card and its kernels can do. What it took is noted if it is not the checkpoint's."""
+    backend = VLLMBackend(checkpoint(tmp_path, tiny_model, dtype))
+    assert backend.identity()["dtype"] == "auto"
+    backend.generate(requests_for(["1="]), SAMPLING, lambda *_: None)
+    assert fake_vllm.made[0]["dtype"] == "auto"
+    noted = [] if dtype == "bfloat16" else [f"vLLM's `dtype: auto` made the {dtype} checkpoint bfloat16"]
+    assert backend.notes() == noted
+    assert len(caplog.records) == len(noted)
+    chosen = VLLMBackend(backend.files, vllm_kwargs={"dtype": "float32"})
+    assert chosen.identity()["dtype"] == "float32"
+    chosen.generate(requests_for(["1="]), SAMPLING, lambda *_: None)
+    assert fake_vllm.made[1]["dtype"] == "float32"
+    assert chosen.notes() == []
+
+
+@pytest.mark.parametrize(
+    ("is_cpu", "dtype", "kwargs", "expected"),
+    [
+        (False, "auto", {"max_model_len": 30, "max_num_seqs": 4}, "auto"),
+        (False, "bfloat16", {}, "bfloat16"),
+        (True, "auto", {"enforce_eager": True}, "bfloat16"),  # vLLM's choice for float32
+        (True, "float32", {}, "float32"),
+        (True, "auto", {"dtype": "float32", "quantization": "fp8"}, "float32"),
+    ],
+)
+def test_runs_of_an_earlier_release_go_on(tiny_model, fake_vllm, is_cpu, dtype, kwargs, expected):
+    """It wrote `dtype` as it was set, and all of `vllm_kwargs` but the layout over GPUs."""
+    fake_vllm.is_cpu = is_cpu
+    files = LocalModel.find(tiny_model)
+    old = {**files.fingerprint(), "dtype": dtype, "vllm_kwargs": kwargs}
+    assert (
+        VLLMBackend(files).upgraded(old) == VLLMBackend(files, expected, None, kwargs | {"dtype": expected}).identity()
+    )
+
+
+def test_with_longrope_max_model_len_is_part_of_a_run(tmp_path, tiny_model, fake_vllm):
+    """From a length on, vLLM scales all positions by other factors."""
+    config = Phi3Config(
+        max_position_embeddings=64,
+        original_max_position_embeddings=32,
+        rope_parameters={"rope_type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48},
+    )
+    config.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    kwargs = {"max_model_len": 64, "max_num_seqs": 4}
+    backend = VLLMBackend(LocalModel(str(tmp_path)), "auto", None, kwargs)
+    assert backend._identifying(kwargs) == {"max_model_len": 64}
 
 
 def test_a_checkpoint_that_states_no_dtype(tmp_path, tiny_model):
@@ -92,7 +149,7 @@ def test_a_checkpoint_that_states_no_dtype(tmp_path, tiny_model):
 
 def test_vllm_that_does_not_start(tiny_model, fake_vllm):
     backend = VLLMBackend(LocalModel.find(tiny_model), vllm_kwargs={"gpu_memory_utilization": 2})
-    with pytest.raises(BackendError, match=r"started: Failed to infer device type more. See `vllm_kwargs`"):
+    with pytest.raises(BackendError, match=r"started: Failed to infer device type more. See `dtype`"):
         backend.generate(requests_for(["1="]), SAMPLING, lambda *_: None)
 
 
