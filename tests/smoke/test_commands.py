@@ -80,6 +80,11 @@ def advise(capsys, tmp_path, monkeypatch):
     assert "No recommendation" in (tmp_path / "advice.md").read_text()
 
 
+def plan(capsys, tmp_path, monkeypatch):
+    said = run(capsys, "plan", ROOT / "recipes" / "quickstart.yaml", "--gpus", 1, "--gpu", "rtx-4090", "--json")
+    assert json.loads(said)["fits"]
+
+
 def doctor(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "trl_credit.doctor.facts._IMPORTS", {"math-verify": ("math_verify",)}
@@ -94,7 +99,7 @@ def quickstart(capsys, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "results.json").read_text())
 
 
-_NAMED = (train, methods, inspect, compare, bench, advise, doctor, quickstart)
+_NAMED = (train, methods, inspect, compare, bench, advise, plan, doctor, quickstart)
 COMMANDS = {"eval": evaluate} | {command.__name__: command for command in _NAMED}
 
 

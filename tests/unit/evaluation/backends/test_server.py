@@ -694,6 +694,7 @@ def test_a_busy_machine_that_answers_is_left_alone(monkeypatch):
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_one_of_several_that_refuses(status, caplog):
     """It ends the run only if the others refuse, too."""
+    caplog.set_level(logging.WARNING, logger="trl_credit")
 
     def refuse(body, attempt):
         return Reply({"error": {"message": "not here"}}, status)
@@ -718,6 +719,7 @@ def test_one_of_several_that_refuses(status, caplog):
     ],
 )
 def test_an_absent_address_is_checked_when_it_comes(monkeypatch, caplog, card, said):
+    caplog.set_level(logging.WARNING, logger="trl_credit")
     monkeypatch.setattr("trl_credit.evaluation.backends.endpoints._LONGEST_WAIT", 0.001)
     with Endpoint(models=Reply({}, 503)) as late, Endpoint(tokenize=words_of) as endpoint:
         two = backend([late.url, endpoint.url], max_retries=0)
@@ -899,6 +901,7 @@ def test_token_ids_are_counted_without_the_server():
     [None, lambda body: {"count": 3}, lambda body: [1], lambda body: {"tokens": 3}, lambda body: Reply(b"<")],
 )
 def test_a_server_that_does_not_count_tokens(tokenize, caplog):
+    caplog.set_level(logging.WARNING, logger="trl_credit")
     sampling = SamplingSettings(1.0, max_tokens=4096)
     with Endpoint(tokenize=tokenize) as endpoint:
         assert backend(endpoint.url).prepare(requests(9), sampling) == sampling
