@@ -254,8 +254,8 @@ def _gpus(facts: Facts, needs: Needs) -> Iterator[Problem]:
             yield Problem(
                 f"torch {torch['version']} is built without CUDA, and there is {cards}",
                 "Everything runs on the CPU.",
-                f"pip install --force-reinstall 'torch=={version}'   (from the package index; or a CUDA build of "
-                "download.pytorch.org/whl)",
+                f"pip install --force-reinstall 'torch=={version}'   (from the package index; or a CUDA build, by the "
+                "command of pytorch.org/get-started)",
                 asked,
             )
         elif hidden is not None and hidden.strip() in ("", "-1"):
@@ -289,10 +289,7 @@ def _driver_mend(complaint: str) -> str:
     if "mismatch" in complaint:  # the driver was updated, and the old one still runs
         return "reboot, or: sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia && sudo modprobe nvidia"
     if "too old" in complaint:
-        return (
-            "update the driver, or install a build for an older CUDA: pip install --force-reinstall torch --index-url "
-            "https://download.pytorch.org/whl/cu126"
-        )
+        return "update the driver, or install a build for an older CUDA, by the command of pytorch.org/get-started"
     return "nvidia-smi   (until it shows the card: install or load the driver), or in a container: docker run --gpus all ..."
 
 
