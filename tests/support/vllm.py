@@ -50,8 +50,9 @@ def texts_in(folder: Path) -> dict[tuple[int, int], str]:
 @contextlib.contextmanager
 def started(command: list[str], log: Path) -> Iterator[subprocess.Popen]:
     """A process with all that it starts, which end with the block."""
+    environment = ENVIRONMENT | {"MASTER_PORT": str(free_port())}  # TRL takes 29500 if it is free now, and may lose it
     with log.open("w") as out:
-        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:
         yield process
     finally:
