@@ -227,8 +227,11 @@ def check(folder: Path, rehearse: bool, parts: list[str], minutes: float) -> dic
             environment = done[part].get("found")
             found = gpus_of(environment)
             if not rehearse and done[part]["status"] == "ok" and not found:
-                print("gpu_check: error: there is no GPU. `trl-credit doctor --needs gpu` says why; --rehearse needs none.",
-                      file=sys.stderr)  # fmt: skip
+                print(
+                    "gpu_check: error: there is no GPU. `trl-credit doctor --needs gpu` says why; "
+                    "`make gpu-check GPU_CHECK=--rehearse` needs none.",
+                    file=sys.stderr,
+                )
                 raise SystemExit(2)
             gpus = visible(environment)
             _show_problems(folder / "environment.txt")

@@ -38,6 +38,7 @@ setting() {
         esac
         shift
     done
+    value=${value//[\"\']/} # as YAML may have them
     [[ -n $value ]] || fail "$RECIPE has no \`$name\`."
     printf '%s\n' "$value"
 }

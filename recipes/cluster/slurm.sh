@@ -41,6 +41,11 @@ node=recipes/cluster/node.sh
 [[ -f $node ]] || fail "there is no $node in $PWD: submit in the repository's root."
 [[ -f $RECIPE ]] || fail "there is no recipe '$RECIPE' in $PWD."
 grep -q '^vllm_mode: server' "$RECIPE" && serves=1 || serves=0
+case " $* " in
+    *' --vllm_mode server '* | *' --vllm_mode=server '*) serves=1 ;;
+    *' --vllm_mode'*) serves=0 ;;
+    *) ;;
+esac
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 TRAINERS=$((${#nodes[@]} - serves))

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from helpers import ROOT
 
 from trl_credit import DGPO, METHODS
 from trl_credit.cli import main
@@ -90,3 +91,17 @@ def test_machines_need_a_launcher_configuration(capsys):
         main(["train", "recipes/quickstart.yaml", "--machine_rank", "1"])
     assert exit_.value.code == 2
     assert "`--machine_rank` needs `--accelerate_config`" in capsys.readouterr().err
+
+
+def test_deepspeed_in_another_precision_is_refused_before_anything_starts(capsys):
+    recipes = ROOT / "recipes"
+    words = [
+        "--config",
+        str(recipes / "quickstart.yaml"),
+        "--accelerate_config",
+        str(recipes / "accelerate/zero3.yaml"),
+    ]
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", *words])
+    assert exit_.value.code == 2
+    assert "`bf16` is off, and " in capsys.readouterr().err

@@ -76,7 +76,8 @@ _KNOWN = (
     (r"No module named '([\w.]+)'", "a package that it needs is missing", "pip install {missing}"),
 )
 _SERVE = (
-    'VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --port {port} --weight-transfer-config \'{{"backend": "nccl"}}\' '
+    "VLLM_SERVER_DEV_MODE=1 vllm serve {model} --port {port} --tensor-parallel-size GPUS --max-model-len TOKENS "
+    '--weight-transfer-config \'{{"backend": "nccl"}}\' '
     "--logprobs-mode processed_logprobs --max-logprobs -1"
 )
 
@@ -296,7 +297,11 @@ def _driver_mend(complaint: str) -> str:
 def _too_few(usable: int, needs: Needs) -> Problem:
     what = "There is no GPU" if usable == 0 else f"There {'is' if usable == 1 else 'are'} {usable} of {needs.gpus} GPUs"
     if usable == 0:
-        mend = "a machine with a GPU, or to try it on a CPU: --use_cpu true --bf16 false --use_vllm false"
+        mend = "a machine with a GPU"
+        if needs.output_dir is not None:  # a recipe
+            mend += ", or to try it on a CPU: --use_cpu true --bf16 false"
+            mend += " --use_vllm false" * ("vllm" in needs.packages)
+            mend += " --accelerate_config recipes/accelerate/ddp_cpu.yaml" * (needs.launcher is not None)
     else:
         times = f"{needs.gpus / usable:.2f}".rstrip("0").rstrip(".")
         mend = (
@@ -402,7 +407,14 @@ def _files(facts: Facts, needs: Needs) -> Iterator[Problem]:
         yield Problem(
             f"no vLLM server answers at {needs.server}",
             "Start it before the trainer, which waits for it (`vllm_server_timeout`).",
-            _SERVE.format(port=port[1] if port else 8000),
+            _SERVE.format(port=port[1] if port else 8000, model=dict(needs.models).get("model_name_or_path", "MODEL")),
+        )
+    if needs.clash is not None:
+        yield Problem(
+            needs.clash,
+            "transformers refuses the difference.",
+            "--bf16 true, or on a CPU: --accelerate_config recipes/accelerate/ddp_cpu.yaml",
+            True,
         )
 
 

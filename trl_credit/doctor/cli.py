@@ -51,6 +51,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"--num_processes must be at least 1, and is {known.num_processes}.")
     if rest and not is_recipe:
         parser.error(f"{rest[0]} belongs to no recipe: name one first.")
+    if rest and not rest[0].startswith("-"):
+        parser.error(f"{rest[0]} is one word too many: doctor looks at one recipe at a time.")
     return known, rest
 
 

@@ -12,7 +12,7 @@ from .._util.values import mapping_of
 from .._util.words import with_file_named
 from .._util.yaml import read_mapping
 from ..methods.spec import read_spec
-from ..recipe.early import check_early, words_of
+from ..recipe.early import check_early, precision_clash, words_of
 
 
 # Fields whose truth asks for a package, and values of fields that do
@@ -53,6 +53,7 @@ class Needs:
         server: Address of the vLLM server that the trainer asks, or `None`.
         output_dir: Folder that is written to, or `None`.
         launcher: The launcher's configuration file, or `None`.
+        clash: What in the recipe and the launcher's file does not go together, or `None`.
         named: Words after `--needs`: asked for themselves, not as something that has a substitute.
     """
 
@@ -68,6 +69,7 @@ class Needs:
     server: str | None = None
     output_dir: str | None = None
     launcher: str | None = None
+    clash: str | None = None
     named: tuple[str, ...] = ()
 
     def __add__(self, other: "Needs") -> "Needs":
@@ -81,7 +83,7 @@ class Needs:
             self.bf16 or other.bf16,
             self.compiles or other.compiles,
             *(getattr(self, name) + getattr(other, name) for name in ("models", "data", "code")),
-            *(getattr(self, name) or getattr(other, name) for name in ("server", "output_dir", "launcher")),
+            *(getattr(self, name) or getattr(other, name) for name in ("server", "output_dir", "launcher", "clash")),
             self.named + other.named,
         )
 
@@ -215,7 +217,9 @@ def _data(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _code(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Files in `FILE.py:NAME`."""
+    """Files in `FILE.py:NAME`, and DeepSpeed's."""
+    if isinstance(fields.get("deepspeed"), str):
+        yield "deepspeed", fields["deepspeed"]
     for name in ("reward_funcs", "rollout_func", "credit"):
         value = fields.get(name)
         for item in value if isinstance(value, list) else [value]:
@@ -284,7 +288,8 @@ def _of_launcher(path: Path, name: str, fields: Mapping[str, Any], asked: int | 
     bf16 = not on_cpu and found.get("mixed_precision") == "bf16"
     what = name if asked is None else f"{name} with `--num_processes {asked}`"
     why = f"{what} starts {processes} process{'es' * (processes > 1)} on each machine"
-    return Needs("", packages, 0 if on_cpu else processes, "" if on_cpu else why, bf16, compiles, launcher=name)
+    gpus, clash = (0, "") if on_cpu else (processes, why), precision_clash(found, name, fields)
+    return Needs("", packages, *gpus, bf16, compiles, launcher=name, clash=clash)
 
 
 def _whole(value: Any, default: int) -> int:

@@ -25,9 +25,8 @@ def notes(run: Run, layout: Layout, config: PlanConfig, card: Card, recipe: Reci
         f"{FRAGMENTS:.0%} for fragments. AdamW; data, rewards and a reward model are not counted.",
     ]
     engine = run.engine_on(card, config.gpus)
-    at_once = (
-        f"each copy of the model decodes {engine.concurrent(run.model, card, run.update.length)} completions at a time"
-    )
+    concurrent = _counted(engine.concurrent(run.model, card, run.update.length), "completion")
+    at_once = f"each copy of the model decodes {concurrent} at a time"
     if run.engine is None:
         found.append(
             "transformers generates (no `use_vllm`): the rollout takes longer than the time given, which is an engine's."

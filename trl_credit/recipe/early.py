@@ -50,6 +50,24 @@ def check_early(argv: Sequence[str], file: str = "recipe", also: Collection[str]
         check_spec(values["credit"])
 
 
+def precision_clash(launcher: Mapping[str, Any], name: str, fields: Mapping[str, Any]) -> str | None:
+    """What keeps DeepSpeed from starting: it takes the precision of the launcher's file, and transformers refuses another.
+
+    Args:
+        launcher: The launcher's configuration.
+        name: Its name in messages.
+        fields: The recipe's, as of [`words_of`].
+    """
+    off = fields.get("bf16") is False or str(fields.get("bf16", "")).lower() in ("false", "no")
+    if (
+        str(launcher.get("distributed_type")).upper() != "DEEPSPEED"
+        or launcher.get("mixed_precision") != "bf16"
+        or not off
+    ):
+        return None
+    return f"`bf16` is off, and {name} starts DeepSpeed with `mixed_precision: bf16`"
+
+
 def known_fields(values: Mapping[str, Any]) -> frozenset[str] | None:
     """The fields that a recipe with these values may have, by its `trainer`; `None` if they are not known yet."""
     trainer = values.get("trainer", "grpo")

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from .._util.text import safe_lines
 from .._util.words import with_file_named
-from .early import check_early
+from .._util.yaml import read_mapping
+from .early import check_early, precision_clash, words_of
 
 
 # accelerate's options for one of several machines
@@ -67,6 +68,15 @@ def launch(argv: list[str], command: str, module: str) -> None:
         except ValueError as error:
             print(f"trl-credit {command}: error: `--accelerate_config`: {safe_lines(error)}", file=sys.stderr)
             raise SystemExit(2) from error
+        if command == "train" and (
+            clash := precision_clash(read_mapping(options[-1], {}), options[-1], words_of(rest))
+        ):
+            print(
+                f"trl-credit train: error: {clash}. Set `bf16: true`, or without a GPU use "
+                "recipes/accelerate/ddp_cpu.yaml, or a copy with `mixed_precision: 'no'`.",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
     if asked.num_processes is not None:
         options += ["--num_processes", str(asked.num_processes)]
     for name, value in machines.items():

@@ -192,7 +192,19 @@ def test_no_gpu():
     problem = the_one(problems(facts(), NAMED["gpu"]))
     assert problem.needed
     assert problem.what == "There is no GPU"
-    assert "--use_cpu true" in problem.mend
+    assert problem.mend == "a machine with a GPU"
+    of_recipe = Needs("my.yaml", gpus=1, gpus_why="why", output_dir="outputs/x")
+    words = ", or to try it on a CPU: --use_cpu true --bf16 false"
+    assert the_one(problems(facts(), of_recipe)).mend == problem.mend + words
+    launched = Needs(packages={"vllm": "`use_vllm` is set"}, launcher="zero3.yaml") + of_recipe
+    words += " --use_vllm false --accelerate_config recipes/accelerate/ddp_cpu.yaml"
+    assert words in "".join(each.mend for each in problems(facts(), launched))
+
+
+def test_a_precision_that_deepspeed_does_not_take():
+    problem = the_one(problems(facts(), Needs(clash="`bf16` is off, and zero3.yaml starts DeepSpeed with bf16")))
+    assert problem.needed
+    assert "ddp_cpu.yaml" in problem.mend
     assert problems(facts(torch_says(other="mps")), NAMED["gpu"]) == []
 
 

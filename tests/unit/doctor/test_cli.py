@@ -159,6 +159,12 @@ def test_the_driver():
     assert told(driver_error="version mismatch") == "nvidia-smi: version mismatch"
 
 
+def test_one_recipe_at_a_time(here, capsys):
+    code, said = run(capsys, str(ROOT / "recipes" / "quickstart.yaml"), "other.yaml")
+    assert code == 2
+    assert "other.yaml is one word too many" in said.err
+
+
 def test_a_torch_that_does_not_start(here, capsys):
     here["torch_facts"] = Answer(error="the process was ended by SIGILL")
     code, said = run(capsys)

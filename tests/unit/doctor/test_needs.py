@@ -21,6 +21,21 @@ def test_shipped_recipes(recipe, monkeypatch, tmp_path):
     assert any(field == "model_name_or_path" for field, _ in needs.models)
 
 
+def test_a_launcher_of_another_precision():
+    quickstart = str(ROOT / "recipes" / "quickstart.yaml")  # `bf16: false`
+    clash = needs_of([quickstart], str(ROOT / "recipes" / "accelerate" / "zero3.yaml")).clash
+    assert clash.startswith("`bf16` is off, and ")
+    assert clash.endswith("zero3.yaml starts DeepSpeed with `mixed_precision: bf16`")
+    for name in ("ddp", "ddp_cpu", "fsdp2"):
+        assert needs_of([quickstart], str(ROOT / "recipes" / "accelerate" / f"{name}.yaml")).clash is None
+    words = [quickstart, "--bf16", "true"]
+    assert needs_of(words, str(ROOT / "recipes" / "accelerate" / "zero3.yaml")).clash is None
+
+
+def test_a_file_for_deepspeed(tmp_path):
+    assert ("deepspeed", "ds.json") in needs_of([recipe(tmp_path, "deepspeed: ds.json\n")]).code
+
+
 def recipe(tmp_path, text):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"model_name_or_path: some/model\ndataset_name: data.jsonl\n{text}")
