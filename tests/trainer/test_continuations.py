@@ -155,7 +155,7 @@ def test_values_are_the_expected_rewards_of_what_may_follow(tiny_model, tmp_path
     assert 0.3 < errors.square().mean().sqrt() < 1.5
 
 
-@pytest.mark.parametrize(("style", "every"), [("plain", 5), ("letters", "step")])
+@pytest.mark.parametrize(("style", "every"), [pytest.param("plain", 5, marks=pytest.mark.nightly), ("letters", "step")])
 def test_values_agree_with_bookkeeping(style, every, tmp_path):
     count = 100
     trained(

@@ -152,6 +152,7 @@ def test_scores_are_those_of_the_methods(tmp_path, bench_model):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_quick(tmp_path):
     command = [sys.executable, "-m", "trl_credit.cli", "bench", "--quick", "--num_items", "12"]
     done = subprocess.run([*command, "--output_dir", str(tmp_path)], capture_output=True, text=True, timeout=600)
