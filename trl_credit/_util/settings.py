@@ -22,9 +22,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError
 
 from .text import nearest
-
-
-_TRUE, _FALSE = ("true", "yes", "on", "y", "t", "1"), ("false", "no", "off", "n", "f", "0")
+from .values import FALSE, TRUE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +65,8 @@ def _number(value: Any) -> Any:
 
 
 def _flag(value: Any) -> Any:
-    if isinstance(value, str) and value.lower() in _TRUE + _FALSE:
-        return value.lower() in _TRUE
+    if isinstance(value, str) and value.lower() in TRUE + FALSE:
+        return value.lower() in TRUE
     return bool(value) if isinstance(value, int) and value in (0, 1) else value
 
 

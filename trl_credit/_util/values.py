@@ -7,6 +7,20 @@ from typing import Any
 from .yaml import load_mapping
 
 
+# As YAML 1.1 and command lines have them
+TRUE, FALSE = ("true", "yes", "on", "y", "t", "1"), ("false", "no", "off", "n", "f", "0")
+
+
+def is_true(value: Any) -> bool:
+    """Whether a value, as written, is yes."""
+    return value is True or (isinstance(value, str) and value.lower() in TRUE)
+
+
+def is_false(value: Any) -> bool:
+    """Whether a value, as written, is no. One that is missing is neither yes nor no."""
+    return value is False or (isinstance(value, str) and value.lower() in FALSE)
+
+
 def parsed(name: str, text: str, of: Any = None) -> Any:
     """The value in JSON text or, as in a recipe, in YAML: `{num_terms: 5}`.
 

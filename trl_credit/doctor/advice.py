@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from .._util.values import is_true
 from .children import Answer
 from .facts import Facts
 from .hub import MISSING, Place, answers
@@ -378,7 +379,7 @@ def _variables(facts: Facts, needs: Needs) -> Iterator[Problem]:
             "Triton runs its kernels in Python, thousands of times slower.",
             "unset TRITON_INTERPRET",
         )
-    if found.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") and facts.gpus:
+    if is_true(found.get("ACCELERATE_USE_CPU")) and facts.gpus:
         yield Problem(
             "ACCELERATE_USE_CPU is set", "Training does not use the GPU.", "unset ACCELERATE_USE_CPU", needs.gpus > 0
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.text import nearest
-from .._util.values import mapping_of
+from .._util.values import is_false, is_true, mapping_of
 from .._util.words import with_file_named
 from .._util.yaml import read_mapping
 from ..methods.spec import read_spec
@@ -117,7 +117,7 @@ def needs_of(argv: Sequence[str], launcher: str | None = None, processes: int | 
     if named is not None:
         file = _shipped(launcher) if launcher is not None and not named.is_file() else named
         return needs + _of_launcher(file, launcher or str(named), fields, processes)
-    if processes is not None and not _true(fields.get("use_cpu")):
+    if processes is not None and not is_true(fields.get("use_cpu")):
         needs += Needs(gpus=processes, gpus_why=f"`--num_processes` is {processes}")
     return needs
 
@@ -133,14 +133,6 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _true(value: Any) -> bool:
-    return value is True or (isinstance(value, str) and value.lower() in ("true", "1", "yes", "on"))
-
-
-def _false(value: Any) -> bool:
-    return value is False or (isinstance(value, str) and value.lower() in ("false", "0", "no", "off"))
-
-
 def _words(value: Any) -> list[str]:
     """The texts in a field that takes one or several."""
     if isinstance(value, str):
@@ -151,7 +143,7 @@ def _words(value: Any) -> list[str]:
 def _of_fields(fields: Mapping[str, Any], recipe: str | None) -> Needs:
     packages = {}
     for name, package in _SWITCHES.items():
-        if _true(fields.get(name)):
+        if is_true(fields.get(name)):
             packages[package] = f"`{name}` is set"
     for (name, value), package in _VALUES.items():
         if value in _words(fields.get(name)):
@@ -166,8 +158,8 @@ def _of_fields(fields: Mapping[str, Any], recipe: str | None) -> Needs:
     for name in _DATA_FIELDS:
         if str(fields.get(name, "")).startswith("reasoning_gym:"):
             packages["reasoning-gym"] = f"`{name}` is {fields[name]!r}"
-    on_cpu, vllm = _true(fields.get("use_cpu")), _true(fields.get("use_vllm"))
-    bf16 = not on_cpu and not _false(fields.get("bf16", True)) and not _true(fields.get("fp16"))
+    on_cpu, vllm = is_true(fields.get("use_cpu")), is_true(fields.get("use_vllm"))
+    bf16 = not on_cpu and not is_false(fields.get("bf16", True)) and not is_true(fields.get("fp16"))
     if on_cpu:
         gpus, why = 0, ""
     elif vllm and fields.get("vllm_mode", "colocate") == "colocate":
@@ -274,7 +266,7 @@ def _of_launcher(path: Path, name: str, fields: Mapping[str, Any], asked: int | 
     found = read_mapping(path, {}, "launcher configuration", "--accelerate_config")
     machines = _whole(found.get("num_machines"), 1)
     processes = max(1, (asked or _whole(found.get("num_processes"), 1)) // max(1, machines))
-    on_cpu = _true(found.get("use_cpu")) or _true(fields.get("use_cpu"))
+    on_cpu = is_true(found.get("use_cpu")) or is_true(fields.get("use_cpu"))
     kind = str(found.get("distributed_type", "NO")).upper()
     packages, compiles = {}, None
     if kind == "DEEPSPEED":

@@ -7,6 +7,7 @@ from typing import Any
 
 from .._util.arguments import parse_arguments
 from .._util.replaced import replaced
+from .._util.values import is_true
 from ..recipe.early import refuse_empty_credit, words_of
 from ..recipe.names import parameter_hint
 from ..recipe.recipe import Recipe, recipe_classes
@@ -29,7 +30,7 @@ class Given:
     @property
     def on_cpu(self) -> bool:
         """Whether the recipe trains on a CPU."""
-        return str(self.fields.get("use_cpu", False)).lower() in ("true", "yes", "on", "1")
+        return is_true(self.fields.get("use_cpu"))
 
 
 def read(argv: list[str], description: str | None = None) -> tuple[Recipe, PlanConfig, Given]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.retired import unknown_fields
+from .._util.values import is_false
 from .._util.yaml import read_mapping
 from ..methods.spec import check_spec
 from .names import parameter_hint, recipe_field_names
@@ -58,14 +59,10 @@ def precision_clash(launcher: Mapping[str, Any], name: str, fields: Mapping[str,
         name: Its name in messages.
         fields: The recipe's, as of [`words_of`].
     """
-    off = fields.get("bf16") is False or str(fields.get("bf16", "")).lower() in ("false", "no")
-    if (
-        str(launcher.get("distributed_type")).upper() != "DEEPSPEED"
-        or launcher.get("mixed_precision") != "bf16"
-        or not off
-    ):
-        return None
-    return f"`bf16` is off, and {name} starts DeepSpeed with `mixed_precision: bf16`"
+    kind, precision = str(launcher.get("distributed_type")).upper(), launcher.get("mixed_precision")
+    if kind == "DEEPSPEED" and precision == "bf16" and is_false(fields.get("bf16")):
+        return f"`bf16` is off, and {name} starts DeepSpeed with `mixed_precision: bf16`"
+    return None
 
 
 def known_fields(values: Mapping[str, Any]) -> frozenset[str] | None:
