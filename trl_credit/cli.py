@@ -65,7 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     commands.add_parser(
         "train",
         add_help=False,
-        help="train a recipe; `--accelerate_config FILE_OR_NAME` and `--num_processes N` launch several processes",
+        help="train a recipe; `--accelerate_config FILE_OR_NAME` and `--num_processes N` launch several processes; "
+        "`--num_machines`, `--machine_rank`, `--main_process_ip` and `--main_process_port` go on to accelerate",
     )
     commands.add_parser(
         "eval",

@@ -269,7 +269,7 @@ def prepare(
     with PartialState().main_process_first():  # the other processes read its cache
         try:
             result = _prepare_rows(dataset, reader)
-        except ValueError as error:  # the same on every process; raised here, it would leave the others waiting
+        except Exception as error:  # any error: raised here, it would leave the others waiting
             failure = error
     if failure is not None:
         raise failure

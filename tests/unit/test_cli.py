@@ -105,3 +105,12 @@ def test_deepspeed_in_another_precision_is_refused_before_anything_starts(capsys
         main(["train", *words])
     assert exit_.value.code == 2
     assert "`bf16` is off, and " in capsys.readouterr().err
+
+
+def test_a_launcher_s_file_that_is_not_yaml(tmp_path, capsys):
+    file = tmp_path / "launcher.yaml"
+    file.write_text("a: [")
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--config", str(ROOT / "recipes" / "quickstart.yaml"), "--accelerate_config", str(file)])
+    assert exit_.value.code == 2
+    assert "error: `--accelerate_config`: " in capsys.readouterr().err

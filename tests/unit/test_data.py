@@ -1,5 +1,6 @@
 """Datasets from files, folders and generators."""
 
+import contextlib
 import gzip
 
 import pytest
@@ -237,3 +238,23 @@ def test_files_that_say_what_is_wrong_with_them(tmp_path):
     path.write_text('{"problem": "1+1"}\n', encoding="utf-16")
     with pytest.raises(ValueError, match="iconv -f UTF-16"):
         load_splits(str(path))
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), OSError("disk full"), TypeError("x")])
+def test_an_error_of_the_main_process_comes_after_the_others_may_go_on(monkeypatch, error):
+    """Else they would wait for it in `main_process_first`."""
+    left = []
+
+    @contextlib.contextmanager
+    def first(self):
+        yield
+        left.append(True)  # not reached by an error, like accelerate's
+
+    def prepare_rows(dataset, reader):
+        raise error
+
+    monkeypatch.setattr("trl_credit.data.PartialState.main_process_first", first)
+    monkeypatch.setattr("trl_credit.data._prepare_rows", prepare_rows)
+    with pytest.raises(type(error)):
+        prepare(Dataset.from_dict({"problem": ["a"], "answer": ["1"]}), **PLAIN)
+    assert left == [True]

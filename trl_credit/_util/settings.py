@@ -22,7 +22,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError
 
 from .text import nearest
-from .values import FALSE, TRUE
+from .values import is_false, is_true
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +65,7 @@ def _number(value: Any) -> Any:
 
 
 def _flag(value: Any) -> Any:
-    if isinstance(value, str) and value.lower() in TRUE + FALSE:
-        return value.lower() in TRUE
-    return bool(value) if isinstance(value, int) and value in (0, 1) else value
+    return True if is_true(value) else False if is_false(value) else value
 
 
 def _plain(value: Any) -> Any:

@@ -13,12 +13,12 @@ TRUE, FALSE = ("true", "yes", "on", "y", "t", "1"), ("false", "no", "off", "n", 
 
 def is_true(value: Any) -> bool:
     """Whether a value, as written, is yes."""
-    return value is True or (isinstance(value, str) and value.lower() in TRUE)
+    return str(value).lower() in TRUE
 
 
 def is_false(value: Any) -> bool:
     """Whether a value, as written, is no. One that is missing is neither yes nor no."""
-    return value is False or (isinstance(value, str) and value.lower() in FALSE)
+    return str(value).lower() in FALSE
 
 
 def parsed(name: str, text: str, of: Any = None) -> Any:

@@ -120,6 +120,13 @@ def _capitalized(text: str) -> str:
 
 
 def _packages(facts: Facts, needs: Needs) -> Iterator[Problem]:
+    if not any(package.required for package in facts.packages.values()):
+        yield Problem(
+            "trl-credit is not installed",
+            "What it requires stands in its metadata, so nothing is known of that.",
+            "pip install -e .   (in the source tree)",
+            True,
+        )
     for name, package in facts.packages.items():
         asked = needs.packages.get(name)
         if package.installed is None:
@@ -203,7 +210,7 @@ def _late(name: str, answer: Answer, needed: bool) -> Problem:
 def _broken(name: str, names: Sequence[str], answer: Answer, facts: Facts, needed: bool) -> Problem:
     text = " ".join((answer.error or "", *answer.causes))
     torch = facts.packages["torch"].installed if facts.installed("torch") else None
-    filled = {"name": name, "module": name.replace("-", "_"), "torch": (torch or "").partition("+")[0]}
+    filled = {"name": name, "torch": (torch or "").partition("+")[0]}
     why, mend = "", f"pip install --force-reinstall {name}"
     for pattern, cause, command in _KNOWN:
         if match := re.search(pattern, text):
@@ -373,7 +380,7 @@ def _disks(facts: Facts, needs: Needs) -> Iterator[Problem]:
 
 def _variables(facts: Facts, needs: Needs) -> Iterator[Problem]:
     found = facts.machine.variables
-    if found.get("TRITON_INTERPRET", "0") not in ("", "0") and facts.gpus:
+    if is_true(found.get("TRITON_INTERPRET")) and facts.gpus:
         yield Problem(
             "TRITON_INTERPRET is set",
             "Triton runs its kernels in Python, thousands of times slower.",
@@ -422,7 +429,9 @@ def _files(facts: Facts, needs: Needs) -> Iterator[Problem]:
 def _place(place: Place, facts: Facts) -> Iterator[Problem]:
     hub = facts.machine.hub
     what = f"`{place.field}`: {place.name!r}"
-    offline = hub.get("offline") or {"HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"} & set(facts.machine.variables)
+    offline = hub.get("offline")
+    if place.kind == "dataset" and (said := facts.machine.variables.get("HF_DATASETS_OFFLINE")) is not None:
+        offline = is_true(said)  # in the place of the hub's
     if place.state == MISSING:
         yield Problem(
             f"{what} is not there", f"Looked from {Path.cwd()}.", "correct the path, or change the folder", True

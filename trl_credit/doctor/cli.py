@@ -45,7 +45,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--hub", action="store_true", help="ask the hub whether it answers and gives what is not here")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    known, rest = parser.parse_known_args([word for word in argv if word != "--config"])
+    argv = [word.removeprefix("--config=") for word in argv if word != "--config"]
+    known, rest = parser.parse_known_args(argv)
     is_recipe = known.recipe is not None and (known.recipe == argv[0] or known.recipe.endswith((".yaml", ".yml")))
     if known.num_processes is not None and known.num_processes < 1:
         parser.error(f"--num_processes must be at least 1, and is {known.num_processes}.")

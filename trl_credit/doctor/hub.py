@@ -132,13 +132,12 @@ def _cached_data(name: str) -> str:
     """Looks for what `datasets` has prepared, and for the hub's files."""
     try:
         from huggingface_hub import constants
-
-        home = Path(constants.HF_HOME)
-        places = [
-            Path(constants.HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}", "snapshots"),
-            home / "datasets" / name.replace("/", "___").lower(),
-            home / "datasets" / name.replace("/", "___"),
-        ]
-    except Exception:
+    except ImportError:
         return REMOTE
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
+    places = [
+        Path(constants.HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}", "snapshots"),
+        prepared / name.replace("/", "___").lower(),
+        prepared / name.replace("/", "___"),
+    ]
     return CACHED if any(place.is_dir() and any(place.iterdir()) for place in places) else REMOTE

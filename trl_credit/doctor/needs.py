@@ -199,10 +199,8 @@ def _data(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         value = fields.get(name)
         if isinstance(value, str) and not value.startswith(("trl_credit:", "reasoning_gym:")):
             yield name, value
-    evaluation = fields.get("eval")
-    if isinstance(evaluation, str):
-        evaluation = mapping_of("eval", evaluation)
-    for task in _words((evaluation or {}).get("tasks")):
+    evaluation = mapping_of("eval", fields.get("eval")) or {}
+    for task in _words(evaluation.get("tasks")):
         path = task.rpartition("=")[2]
         if path.endswith(_DATA_FILES):
             yield "eval: tasks", path
@@ -272,16 +270,14 @@ def _of_launcher(path: Path, name: str, fields: Mapping[str, Any], asked: int | 
     if kind == "DEEPSPEED":
         packages["deepspeed"] = f"{name} starts DeepSpeed"
         settings = found.get("deepspeed_config") or {}
-        offloaded = [
-            k for k in ("offload_optimizer_device", "offload_param_device") if settings.get(k, "none") != "none"
-        ]
-        if "offload_optimizer_device" in offloaded:
+        if settings.get("offload_optimizer_device", "none") != "none":
             compiles = f"DeepSpeed's CPU optimizer (`offload_optimizer_device` in {name})"
     bf16 = not on_cpu and found.get("mixed_precision") == "bf16"
     what = name if asked is None else f"{name} with `--num_processes {asked}`"
     why = f"{what} starts {processes} process{'es' * (processes > 1)} on each machine"
-    gpus, clash = (0, "") if on_cpu else (processes, why), precision_clash(found, name, fields)
-    return Needs("", packages, *gpus, bf16, compiles, launcher=name, clash=clash)
+    gpus, why = (0, "") if on_cpu else (processes, why)
+    clash = precision_clash(found, name, fields)
+    return Needs("", packages, gpus, why, bf16, compiles, launcher=name, clash=clash)
 
 
 def _whole(value: Any, default: int) -> int:

@@ -187,8 +187,6 @@ class EvalConfig:
             raise ValueError("`system_prompt` and `chat_template_kwargs` have no effect with `plain_prompts`.")
         if self.base_url == []:
             raise ValueError("`base_url` is an empty list: name a server, or leave it out.")
-        if any(",http" in address for address in self.base_url or ()):
-            raise ValueError("`base_url`: separate several addresses by spaces, not by commas.")
         if self.base_url and self.backend not in ("auto", "server"):
             raise ValueError(f"`base_url` has no effect with `backend: {self.backend}`: use `server`.")
         if self.backend == "server" and not self.base_url:

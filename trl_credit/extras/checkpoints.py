@@ -58,7 +58,7 @@ class DamagedError(ValueError):
     """A checkpoint cannot be resumed from; the message names the file."""
 
 
-def write_manifest(checkpoint: Path, processes: int = 1) -> None:
+def write_manifest(checkpoint: Path, processes: int) -> None:
     """Atomically records the files of a finished checkpoint, except the model card, which may be edited later.
 
     Args:

@@ -57,9 +57,9 @@ def agreed_checkpoint(asked: str | bool | None, output_dir: str) -> tuple[str | 
     if chosen is None:
         return None, False
     path = Path(output_dir) / Path(chosen).name if asks_for_last(asked) else Path(str(asked))
-    if processes == state.num_processes:
+    if processes == state.num_processes and not model_only:
         names = [*names, *own_names(state.process_index, state.num_processes)]
-    missing = [name for name in names if not any(path.glob(name))]
+    missing = [name for name in names if not (path / name).exists()]
     found = gather_object([(state.process_index, socket.gethostname(), str(path), missing)])
     if lacking := [row for row in found if row[3]]:
         rank, host, where, missing = lacking[0]

@@ -145,7 +145,7 @@ class ResumeMixin:
 
     def _warn_of_own_disks(self, folder: Path) -> None:
         """Warns once if other processes' files are not in the first one's checkpoint, as each machine keeps its own."""
-        if self._saves_on_each_node or self._warned_of_own_disks:
+        if self.args.save_only_model or self._saves_on_each_node or self._warned_of_own_disks:
             return
         count = self.args.world_size
         missing = [name for rank in range(count) for name in own_names(rank, count) if not (folder / name).exists()]

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 # Fields that may differ between processes: where files lie, what is shown, and how a server or hub is reached
 _OWN = {
-    *("output_dir", "resume_from_checkpoint", "run_name", "hub_token", "project", "local_rank"),
-    *("disable_tqdm", "log_level", "log_level_replica", "report_to", "dataloader_num_workers"),
+    *("output_dir", "resume_from_checkpoint", "run_name", "hub_token", "local_rank"),
+    *("disable_tqdm", "log_level", "log_level_replica", "report_to", "project"),
+    *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
     *("vllm_server_host", "vllm_server_port", "vllm_server_base_url", "vllm_group_port"),
     *("model_name_or_path", "dataset_name", "eval_dataset_name", "reward_model_name_or_path", "compare"),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.retired import unknown_fields
-from .._util.values import is_false
+from .._util.values import is_false, is_true
 from .._util.yaml import read_mapping
 from ..methods.spec import check_spec
 from .names import parameter_hint, recipe_field_names
@@ -60,7 +60,8 @@ def precision_clash(launcher: Mapping[str, Any], name: str, fields: Mapping[str,
         fields: The recipe's, as of [`words_of`].
     """
     kind, precision = str(launcher.get("distributed_type")).upper(), launcher.get("mixed_precision")
-    if kind == "DEEPSPEED" and precision == "bf16" and is_false(fields.get("bf16")):
+    other = is_true(fields.get("fp16")) or is_true(fields.get("bf16_full_eval"))  # with which transformers goes on
+    if kind == "DEEPSPEED" and precision == "bf16" and is_false(fields.get("bf16")) and not other:
         return f"`bf16` is off, and {name} starts DeepSpeed with `mixed_precision: bf16`"
     return None
 

@@ -68,15 +68,8 @@ def launch(argv: list[str], command: str, module: str) -> None:
         except ValueError as error:
             print(f"trl-credit {command}: error: `--accelerate_config`: {safe_lines(error)}", file=sys.stderr)
             raise SystemExit(2) from error
-        if command == "train" and (
-            clash := precision_clash(read_mapping(options[-1], {}), options[-1], words_of(rest))
-        ):
-            print(
-                f"trl-credit train: error: {clash}. Set `bf16: true`, or without a GPU use "
-                "recipes/accelerate/ddp_cpu.yaml, or a copy with `mixed_precision: 'no'`.",
-                file=sys.stderr,
-            )
-            raise SystemExit(2)
+        if command == "train":
+            _check_precision(options[-1], rest)
     if asked.num_processes is not None:
         options += ["--num_processes", str(asked.num_processes)]
     for name, value in machines.items():
@@ -91,6 +84,20 @@ def launch(argv: list[str], command: str, module: str) -> None:
             torchrun(parsed)
         else:
             launch_command(launch_command_parser().parse_args([*options, *target]))
+
+
+def _check_precision(launcher: str, words: list[str]) -> None:
+    """Exits with 2 if the launcher's file cannot be read, or starts DeepSpeed in another precision than the recipe's."""
+    try:
+        found = read_mapping(launcher, {}, "launcher configuration", "--accelerate_config")
+        if clash := precision_clash(found, launcher, words_of(words)):
+            raise ValueError(
+                f"{clash}. Set `bf16: true`, or without a GPU use recipes/accelerate/ddp_cpu.yaml, or a copy with "
+                "`mixed_precision: 'no'`."
+            )
+    except ValueError as error:
+        print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 @contextlib.contextmanager

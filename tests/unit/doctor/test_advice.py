@@ -173,7 +173,7 @@ def test_torch_that_does_not_start():
     found = problems(facts(broken, {"trl": Answer(error="ImportError: torch")}), NAMED["gpu"])
     problem = the_one(found)  # all others follow from it
     assert problem.what.startswith("torch cannot be imported")
-    assert "than torch" not in problem.why
+    assert "another torch" not in problem.why
     assert problem.needed
 
 
@@ -185,6 +185,13 @@ def test_a_slow_import_says_nothing():
     assert not problem.needed
     assert not the_one(problems(facts(torch=late), Needs())).needed
     assert the_one(problems(facts(torch=late), NAMED["gpu"])).needed  # nothing is known of a GPU
+
+
+def test_a_source_tree_that_is_not_installed():
+    found = {name: dataclasses.replace(package, required=False) for name, package in packages().items()}
+    problem = the_one(problems(facts(found=found), Needs()))
+    assert problem.needed
+    assert problem.mend.startswith(f"{PIP} install -e .")
 
 
 def test_no_gpu():
@@ -349,6 +356,10 @@ def test_models_and_data():
     for state in (REMOTE, PARTIAL):
         assert the_one(of(state, found=offline)).needed
     assert the_one(of(REMOTE, found=offline, kind="dataset")).mend.endswith("--repo-type dataset")
+    only_data = facts(variables={"HF_DATASETS_OFFLINE": "1"})
+    assert of(REMOTE, found=only_data) == []
+    assert the_one(of(REMOTE, found=only_data, kind="dataset")).needed
+    assert of(REMOTE, found=facts(hub={"offline": True}, variables={"HF_DATASETS_OFFLINE": "0"}), kind="dataset") == []
     assert the_one(of(MISSING)).needed
     assert "hf auth login" in the_one(of(REMOTE, "GatedRepoError: 403 Client Error")).mend
     assert "network" in the_one(of(REMOTE, "ConnectError: refused")).mend

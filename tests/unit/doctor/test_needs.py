@@ -28,8 +28,14 @@ def test_a_launcher_of_another_precision():
     assert clash.endswith("zero3.yaml starts DeepSpeed with `mixed_precision: bf16`")
     for name in ("ddp", "ddp_cpu", "fsdp2"):
         assert needs_of([quickstart], str(ROOT / "recipes" / "accelerate" / f"{name}.yaml")).clash is None
-    words = [quickstart, "--bf16", "true"]
-    assert needs_of(words, str(ROOT / "recipes" / "accelerate" / "zero3.yaml")).clash is None
+    for words in (["--bf16", "true"], ["--fp16", "true"], ["--bf16_full_eval", "true"]):
+        assert needs_of([quickstart, *words], str(ROOT / "recipes" / "accelerate" / "zero3.yaml")).clash is None
+
+
+@pytest.mark.parametrize("switch", ["1", "true", "yes", "'on'"])
+def test_switches_as_yaml_and_command_lines_have_them(tmp_path, switch):
+    assert "vllm" in needs_of([recipe(tmp_path, f"use_vllm: {switch}\n")]).packages
+    assert needs_of([recipe(tmp_path, "bf16: 0\n")]).bf16 is False
 
 
 def test_a_file_for_deepspeed(tmp_path):
@@ -129,7 +135,7 @@ def test_launchers(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("use_vlm: true\n", "use_vllm"), ("credit: gcppo\n", "gcpo"), ("- 1\n", "YAML")],
+    [("use_vlm: true\n", "use_vllm"), ("credit: gcppo\n", "gcpo"), ("- 1\n", "YAML"), ("eval: [1]\n", "eval")],
 )
 def test_errors_are_those_of_train(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):

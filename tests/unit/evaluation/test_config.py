@@ -39,7 +39,6 @@ from trl_credit.evaluation.run import make_backend
         ({"base_url": "http://x", "backend": "vllm"}, "`base_url` has no effect"),
         ({"backend": "server"}, "`backend: server` needs `base_url`"),
         ({"base_url": []}, "`base_url` is an empty list"),
-        ({"base_url": "http://a/v1,http://b/v1"}, "`base_url`: separate several addresses by spaces"),
         ({"chat_template_kwargs": "{"}, "`chat_template_kwargs` is not valid YAML"),
         ({"vllm_kwargs": "[1]"}, "`vllm_kwargs` must be a mapping"),
         ({"recipe": "no.yaml"}, "`recipe`: cannot read 'no.yaml'"),

@@ -93,7 +93,7 @@ COMMON = ["rng_state_0.pth", "rng_state_1.pth", "credit_state_0.safetensors", "c
 def test_files_of_other_kinds(kind, name, manifest, tmp_path):
     path = layout(tmp_path / "checkpoint-1", kind)
     if manifest:
-        write_manifest(path)
+        write_manifest(path, 1)
     check_files(path)
     assert not is_model_only(path)
     for damage in (cut, empty, DAMAGE["deleted"]):

@@ -67,6 +67,16 @@ def test_a_shared_disk(tmp_path, as_second):
     assert as_second("auto", tmp_path, tmp_path) == (str(path), False)
 
 
+def test_a_checkpoint_of_the_model_alone(tmp_path, as_second):
+    """With `save_only_model`, no process has files of its own, however many they are."""
+    path = layout(tmp_path / "checkpoint-2", "ddp")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state_*", "credit_state_*"):
+        for file in path.glob(name):
+            file.unlink()
+    write_manifest(path, 2)
+    assert as_second("auto", tmp_path, tmp_path) == (str(path), True)
+
+
 def test_more_processes_than_before_have_no_files_of_their_own(tmp_path, as_second):
     path = layout(tmp_path / "checkpoint-2", "ddp")
     for name in ("rng_state_1.pth", "credit_state_1.safetensors"):

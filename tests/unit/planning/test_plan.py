@@ -291,9 +291,11 @@ def test_a_recipe_with_a_size_of_its_generation_batch(tmp_path):
     text = (ROOT / "recipes" / "qwen2.5-7b" / "dgpo.yaml").read_text()
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(re.sub("steps_per_generation: .*", "generation_batch_size: 2048", text))
-    words = ["--config", str(recipe), "--model_name_or_path", str(CONFIGS / "qwen2.5-7b")]
+    words = ["--config", str(recipe), "--model_name_or_path", str(CONFIGS / "qwen2.5-7b"), *LARGE[:4]]
     plan = make_plan(*read(words))
     assert plan["completions"]["per_rollout"] == 2048
+    assert plan["remedies"]
+    assert "--steps_per_generation" not in " ".join(plan["remedies"])
     for remedy in plan["remedies"]:
         assert make_plan(*read([*words, *shlex.split(remedy.partition(", with")[0])]))["fits"]
 

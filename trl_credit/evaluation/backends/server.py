@@ -98,6 +98,8 @@ class ServerSettings:
 
     @staticmethod
     def _check_address(address: Any) -> None:
+        if ",http" in str(address):
+            raise ValueError("`base_url`: separate several addresses by spaces, not by commas.")
         if "@" in str(address):  # messages show the address
             raise ValueError("`base_url` must not hold a user or a password: set OPENAI_API_KEY.")
         try:
@@ -197,8 +199,8 @@ class ServerBackend(Backend):
         context = min((one.context for one in self._endpoints if one.context is not None), default=None)
         if context is None:
             return sampling
-        first = [*{json.dumps(request.prompt): request for request in requests}.values()]  # samples share their prompt
-        ids = self._run(self._token_ids, first)
+        unique = [*{json.dumps(request.prompt): request for request in requests}.values()]  # samples share their prompt
+        ids = self._run(self._token_ids, unique)
         if ids is None:
             if sampling.max_tokens >= context:
                 logger.warning(
@@ -209,7 +211,7 @@ class ServerBackend(Backend):
                 )
             return sampling
         self._context = context
-        return fit(sampling, [Rendered(r, i) for r, i in zip(first, ids, strict=True)], context)
+        return fit(sampling, [Rendered(r, i) for r, i in zip(unique, ids, strict=True)], context)
 
     def generate(self, requests: Sequence[Request], sampling: SamplingSettings, emit: Emit) -> None:
         """Generates in an event loop of its own. The calling thread must not be running one: from a notebook, use

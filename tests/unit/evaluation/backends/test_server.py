@@ -800,6 +800,8 @@ def test_several_at_the_start(caplog):
     for wrong in ([], ["http://localhost/v1", "localhost:8000"]):
         with pytest.raises(ValueError, match="`base_url` must look like"):
             ServerSettings(wrong, "tiny")
+    with pytest.raises(ValueError, match="separate several addresses by spaces"):
+        ServerSettings("http://a/v1,http://b/v1", "tiny")
 
 
 # --- the context ----------------------------------------------------------------------------------------------------
