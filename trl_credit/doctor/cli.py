@@ -18,9 +18,10 @@ import sys
 from .._util.help import Paragraphs
 from .._util.text import prepare_terminal, safe_lines
 from . import hub as hub_
-from .advice import Problem, problems
+from .advice import problems
 from .facts import collect
 from .needs import NAMED, Needs, needs_of
+from .problem import Problem
 from .report import show, to_dict
 
 

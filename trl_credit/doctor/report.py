@@ -5,10 +5,10 @@ from dataclasses import asdict
 from typing import Any
 
 from .._util.text import safe, safe_text
-from .advice import Problem
 from .facts import Facts
 from .hub import Place
 from .needs import Needs
+from .problem import Problem
 
 
 # Required packages that are listed even if nothing is wrong with them

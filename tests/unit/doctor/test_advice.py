@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from trl_credit.doctor import advice
+from trl_credit.doctor import advice, machine
 from trl_credit.doctor.advice import problems
 from trl_credit.doctor.children import Answer
 from trl_credit.doctor.facts import Facts
@@ -59,7 +59,7 @@ def facts(torch=None, imports=None, found=None, **changed):
 
 @pytest.fixture(autouse=True)
 def _linux(monkeypatch):
-    monkeypatch.setattr(advice, "is_linux", lambda: True)
+    monkeypatch.setattr(machine, "is_linux", lambda: True)
 
 
 def the_one(found):
@@ -97,7 +97,7 @@ def test_an_environment_without_pip(monkeypatch):
 
 
 def test_vllm_elsewhere(monkeypatch):
-    monkeypatch.setattr(advice, "is_linux", lambda: False)
+    monkeypatch.setattr(machine, "is_linux", lambda: False)
     assert the_one(problems(facts(), NAMED["vllm"])).mend.startswith("Linux")
 
 
