@@ -79,7 +79,7 @@ def checked(prompt: str, pieces: list[str], finished: bool) -> Checked:
         mistake = next((token for token, end in enumerate(ends) if end > place), len(pieces))
         rest = canonical_rest(prompt, "".join(pieces[:mistake]))
         return Checked(mistake, rest, [token == mistake for token in range(len(pieces) + 1)], styled)
-    results = [match.span() for match in re.finditer(r"(?<==)\d+", text)]
+    results = [match.span() for match in re.finditer(r"(?<==)\d+|(?<== )\d+", text)]
     deciding = [
         any(start < end and end - len(piece) < stop for start, stop in results)
         for piece, end in zip(pieces, ends, strict=True)

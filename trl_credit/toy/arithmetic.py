@@ -1,4 +1,4 @@
-"""The embedded model's task: sums with written-out steps.
+r"""The embedded model's task: sums with written-out steps.
 
 A prompt is `83+48+14=`. A completion adds the numbers one at a time and states the result after `#`:
 `83+48=131;131+14=145;#145`. The embedded model was pre-trained on such completions, some of them with wrong steps, so
@@ -12,6 +12,10 @@ deciding token is elsewhere:
     letters   ~83+48+14=    hqzbwe83+48=131;pwkdxo131+14=145;#145      six random letters before every step
     words     &83+48+14=    so then 83+48=131;now 131+14=145;#145      one to three random words before every step
     copy      @83+48+14=    83+48+14:83+48=131;131+14=145;#145         the sum is copied first, where it may be misread
+
+A language model is asked in the words of reasoning-gym's `basic_arithmetic`, and answers in its own notation ([`WORKED`]):
+
+    Calculate 83 + 48 + 14.\n        83 + 48 = 131. 131 + 14 = 145. \boxed{145}
 """
 
 import random
@@ -26,6 +30,7 @@ from .._util.text import nearest
 NEGATIVE_MARK = "!"
 # Mark of each style
 STYLES = {"plain": "", "letters": "~", "words": "&", "copy": "@"}
+WORKED = "worked"
 NUM_LETTERS = 6
 WORDS = ("so", "then", "next", "now", "ok", "here", "thus", "well")
 
@@ -45,6 +50,8 @@ def make_problem(rng: random.Random, num_terms: int = 3) -> list[int]:
 
 
 def prompt_of(terms: list[int], style: str = "plain") -> str:
+    if style == WORKED:
+        return f"Calculate {' + '.join(map(str, terms))}.\n"
     return STYLES[style] + "+".join(map(str, terms)) + "="
 
 
@@ -73,9 +80,10 @@ def solution_parts(
         terms: The numbers.
         rng: Draws style and errors.
         wrong_steps: Steps, numbered from 0, whose result has one wrong digit.
-        style: One of [`STYLES`].
+        style: One of [`STYLES`], or [`WORKED`].
         wrong_copy: Misread one number when copying them (style `copy`).
     """
+    plus, equals, stop, result = (" + ", " = ", ". ", r"\boxed{%d}") if style == WORKED else ("+", "=", ";", "#%d")
     parts: list[tuple[str, str]] = []
 
     def write(text: str, role: str = "step") -> None:
@@ -104,14 +112,14 @@ def solution_parts(
     total = terms[0]
     for i, term in enumerate(terms[1:]):
         write(_style_text(style, rng), "style")
-        write(f"{total}+{term}=")
+        write(f"{total}{plus}{term}{equals}")
         if i in wrong_steps:
             total = write_misread(total + term)
         else:
             total += term
             write(str(total))
-        write(";")
-    write(f"#{total}")
+        write(stop)
+    write(result % total)
     return parts
 
 

@@ -1,4 +1,4 @@
-"""What is known of values on the embedded model's task ([`trl_credit.toy.arithmetic`]) without sampling.
+"""What is known of values on sums with written-out steps ([`trl_credit.toy.arithmetic`]) without sampling.
 
 The right completion of a sum is unique up to the text of its style. So a prefix that deviates from it cannot be right any
 more, V = 0, and before that V is the probability that the policy writes the rest:
@@ -6,7 +6,8 @@ more, V = 0, and before that V is the probability that the policy writes the res
     V(prefix) = prod_t pi(rest_t | prefix, rest_<t)        over the tokens of the canonical rest and the end of sequence
 
 This is exact in style `plain` but for luck: errors that cancel each other, so that the stated result is right in the end.
-In the styles `letters` and `words` it is the mean of that product over the style's text, which is drawn here as the data
+For a language model, which may write a right solution in another way, it is a little less than V. In the styles `letters`
+and `words` it is the mean of that product over the style's text, which is drawn here as the data
 have it, and not from the policy.
 """
 
@@ -14,11 +15,11 @@ import random
 import re
 from dataclasses import dataclass
 
-from ..toy.arithmetic import NEGATIVE_MARK, STYLES, WORDS, solution_parts
+from ..toy.arithmetic import NEGATIVE_MARK, STYLES, WORDS, WORKED, solution_parts
 
 
 # Text of each style in front of a step. Its length decides nothing
-_STYLE_TEXT = {"plain": "", "copy": "", "letters": r"[a-z]*", "words": r"[a-z ]*"}
+_STYLE_TEXT = {"plain": "", "copy": "", WORKED: "", "letters": r"[a-z]*", "words": r"[a-z ]*"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Problem:
 
 def problem_of(prompt: str) -> Problem | None:
     """The problem that a prompt asks for, or `None` if the prompt is not of this task."""
+    asked = re.fullmatch(r"Calculate (\d+(?: \+ \d+)+)\.\n", prompt, flags=re.ASCII)
+    if asked is not None:
+        return Problem(WORKED, tuple(map(int, asked[1].split(" + "))))
     marks = "".join(STYLES.values())
     match = re.fullmatch(rf"{NEGATIVE_MARK}?([{re.escape(marks)}]?)(\d+(?:\+\d+)+)=", prompt, flags=re.ASCII)
     if match is None:
