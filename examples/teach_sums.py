@@ -5,8 +5,8 @@ r"""Teaches SmolLM2-135M-Instruct to write sums step by step, so that it can be 
     python examples/convert_smollm2.py outputs/smollm2
     python examples/teach_sums.py outputs/smollm2 outputs/smollm2-sums
 
-To reasoning-gym's `Calculate 83 + 48 + 14.` it learns to answer `83 + 48 = 131. 131 + 14 = 145. \boxed{145}`. Two minutes on
-2 CPU cores: after 12 updates of 16 sums it keeps to the form, and a third of its results are right.
+To reasoning-gym's `Calculate 8 + 4 + 7.` it learns to answer `8 + 4 = 12. 12 + 7 = 19. \boxed{19}`. A minute on 2 CPU cores:
+after 8 updates of 16 sums it half keeps to the form, and one answer in six is right.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from trl import SFTConfig, SFTTrainer
 from trl_credit.toy.arithmetic import WORKED, written_solution
 
 
-# As in recipes/smollm2_sums.yaml
+# As in recipes/compare/headroom_smollm2.yaml
 SUMS = {
     "operators": ["+"],
     "min_terms": 3,
     "max_terms": 3,
-    "min_digits": 2,
-    "max_digits": 2,
+    "min_digits": 1,
+    "max_digits": 1,
     "allow_parentheses": False,
     "allow_negation": False,
 }
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder made by convert_smollm2.py")
     parser.add_argument("output_dir")
-    parser.add_argument("--max_steps", type=int, default=12)
+    parser.add_argument("--max_steps", type=int, default=8)
     arguments = parser.parse_args()
     trainer = SFTTrainer(
         model=arguments.model,

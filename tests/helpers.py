@@ -1,6 +1,7 @@
 """Small models and trainers for the tests."""
 
 import random
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +20,13 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ':' + message['content'] + ';' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% if loud %}!{% endif %}{% endif %}"
 )
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def save_tiny_model(path, *, seed=0, tie=True, context=256, scale=8.0, **config) -> str:

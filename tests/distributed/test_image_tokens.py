@@ -2,14 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
 import yaml
-from helpers import ROOT, TESTS
+from helpers import ROOT, TESTS, free_port
 from support.image_tokens import save_tiny_janus
 from transformers import JanusForConditionalGeneration
 
@@ -39,9 +38,7 @@ ZERO3 = {
 
 
 def start(path, output, backend):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     launcher, processes = [], 2
     if backend == "single":
         processes = 1

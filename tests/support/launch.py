@@ -2,13 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 import yaml
-from helpers import ROOT, TESTS
+from helpers import ROOT, TESTS, free_port
 
 
 LOGGED = (
@@ -56,9 +55,7 @@ def start(backend, path, models, cases, script="worker.py"):
     """Runs a script of tests/ to its end; returns the finished process."""
     path.mkdir()
     (path / "job.json").write_text(json.dumps({"models": models, "cases": cases, "output_dir": str(path)}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     launcher = []
     if backend == "ddp":  # accelerate starts several CPU processes through MPI only
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]

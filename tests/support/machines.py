@@ -4,14 +4,13 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from helpers import ROOT, TESTS
+from helpers import ROOT, TESTS, free_port
 
 
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
@@ -99,9 +98,7 @@ def machines(folder: Path):
                 "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for address, name in lines)
             )
         else:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                made.port = free.getsockname()[1]
+            made.port = free_port()
         try:
             yield made
         finally:

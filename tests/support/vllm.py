@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers import ROOT, TESTS
+from helpers import ROOT, TESTS, free_port
 
 from trl_credit._util.files import read_lines
 from trl_credit.evaluation import EvalConfig
@@ -91,12 +90,6 @@ def run_worker(name: str, folder: Path, processes: int = 1, **arguments: Any) ->
     launcher = launcher if processes > 1 else []
     run([sys.executable, *launcher, str(TESTS / "with_vllm" / "worker.py"), str(job)], folder / f"{name}.log")
     return json.loads(job.with_suffix(".result").read_text())
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""benchmarks/gpu_check.py: what runs, what is skipped, what fails, and the table. The rehearsal runs every line of it."""
+"""benchmarks/gpu_check.py: what runs, what is skipped, what fails, and the table. The rehearsal, in `make test-nightly`,
+runs every line of it."""
 
 import json
 import os
@@ -403,6 +404,7 @@ def test_the_table_of_a_rehearsal_and_of_a_failure():
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.nightly
 def test_the_rehearsal(tmp_path):
     """Every line, at small sizes on the CPU, and the kernel in Triton's interpreter."""
     from gpu_check import main

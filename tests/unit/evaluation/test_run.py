@@ -291,11 +291,11 @@ def test_judging_again(sums, tmp_path):
 def test_killed_at_any_moment(tmp_path):
     """SIGKILL, SIGINT and SIGTERM to the real command, each continued, give the run that was never stopped."""
     command = [sys.executable, "-m", "trl_credit.cli", "eval", "--model", "trl_credit:quickstart", "--max_tokens", "40"]
-    command += ["--tasks", "trl_credit:arithmetic", "--generated_dataset_size", "40", "--n", "32", "--batch_size", "16"]
+    command += ["--tasks", "trl_credit:arithmetic", "--generated_dataset_size", "20", "--n", "32", "--batch_size", "16"]
     command += ["--output_dir"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     path = tmp_path / "stopped" / "samples.jsonl"
-    target = 200
+    target = 100
     for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)):
         process = subprocess.Popen(
             [*command, str(tmp_path / "stopped")], env=environment, stderr=subprocess.PIPE, text=True
@@ -306,8 +306,8 @@ def test_killed_at_any_moment(tmp_path):
         error = process.communicate(timeout=120)[1]
         assert process.returncode == code, error
         count = path.read_bytes().count(b"\n")
-        assert target <= count < 1280
-        target = count + 200
+        assert target <= count < 640
+        target = count + 100
         if number != signal.SIGKILL:
             assert "the same command to continue" in error
     for name in ("stopped", "whole"):

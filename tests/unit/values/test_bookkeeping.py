@@ -6,18 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_credit.toy.arithmetic import STYLES, correct_answer, make_problem, prompt_of, solution_parts
+from trl_credit.toy.arithmetic import STYLES, WORKED, correct_answer, make_problem, prompt_of, solution_parts
 from trl_credit.values.bookkeeping import canonical_rest, first_mistake, problem_of, rest_parts
 
 
 SEEDED = settings(deadline=None, max_examples=60)
-SEED, STYLE = st.integers(0, 10_000), st.sampled_from(list(STYLES))
+SEED, STYLE = st.integers(0, 10_000), st.sampled_from([*STYLES, WORKED])
 
 
 def test_prompts():
     assert problem_of("~83+48+14=").style == "letters"
     assert problem_of("!@83+48=").terms == (83, 48)
     assert problem_of("What is 83+48=") is None
+    assert problem_of("Calculate 83 + 4 + 12.\n").terms == (83, 4, 12)
+    assert problem_of("Calculate 83 - 4.\n") is None
     assert problem_of("83=") is None
     with pytest.raises(ValueError, match="no sum"):
         first_mistake("83 plus 48", "131")
@@ -51,13 +53,17 @@ def test_any_right_prefix_has_a_right_rest(seed, num_terms, style):
         assert first_mistake(prompt, prefix) == (None if end == len(right) else end)
         rest = canonical_rest(prompt, prefix, rng)
         assert first_mistake(prompt, prefix + rest) is None
-        assert correct_answer([prefix + rest], [str(sum(terms))]) == [1.0]
-        if style in ("plain", "copy"):
+        if style == WORKED:
+            assert (prefix + rest).endswith(rf". \boxed{{{sum(terms)}}}")
+        else:
+            assert correct_answer([prefix + rest], [str(sum(terms))]) == [1.0]
+        if style in ("plain", "copy", WORKED):
             assert prefix + rest == right
         if style == "letters":  # six letters before every step, those that are there included
             assert len(prefix + rest) == len(right)
-        steps = "".join(text for text, role in rest_parts(prompt, prefix, rng) if role == "step")
-        assert not any(character.isalpha() for character in steps)
+        if style != WORKED:  # whose box is in letters
+            steps = "".join(text for text, role in rest_parts(prompt, prefix, rng) if role == "step")
+            assert not any(character.isalpha() for character in steps)
 
 
 @pytest.mark.parametrize(

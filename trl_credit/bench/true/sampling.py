@@ -14,7 +14,8 @@ from ..._util.tokens import token_pieces
 from ...evaluation.backends.base import Backend, BackendError, Generation, Request, SamplingSettings
 from ...evaluation.run import sample_seed
 from ...inspection.scoring import CreditScorer
-from ...toy.arithmetic import correct_answer
+from ...rewards import accuracy
+from ...toy.arithmetic import WORKED, correct_answer
 from ...values.bookkeeping import first_mistake, problem_of, rest_parts
 from ...values.estimate import Values, sampled_values
 from ...values.plan import value_sources, values_of
@@ -227,7 +228,8 @@ class Sampler:
     def _rest_probabilities(self, prefixes: list[Prefix]) -> np.ndarray:
         """(N, RESTS) probabilities that the policy goes on rightly, each with other text of the style."""
         tokenizer = self.scorer.tokenizer
-        rows, kept = [], []
+        rows: dict[tuple, np.ndarray] = {}
+        found = []  # of each prefix and draw, its row, or none where it has a mistake or no room is left
         for prefix in prefixes:
             prompt = self.examples[prefix.prompt]["prompt"]
             text = tokenizer.decode(prefix.tokens, skip_special_tokens=True)
@@ -238,17 +240,18 @@ class Sampler:
                     more = tokenizer(rest, add_special_tokens=False)["input_ids"]
                     ids += more
                     own += [role != "style"] * len(more)
-                if parts is None or len(ids) + 1 > prefix.room:
-                    rows.append(None)
-                    continue
-                rows.append((prefix.ids, (*ids, tokenizer.eos_token_id)))
-                kept.append((len(rows) - 1, np.array([*own, True])))
+                row = (
+                    None
+                    if parts is None or len(ids) + 1 > prefix.room
+                    else (prefix.ids, (*ids, tokenizer.eos_token_id))
+                )
+                found.append(row)
+                if row is not None:
+                    rows[row] = np.array([*own, True])
         policy = Tempered(self.scorer.model, self.sampling.temperature)
-        logps = token_logps(policy, [rows[i] for i, _ in kept], tokenizer.pad_token_id, self.rows)
-        found = np.zeros(len(rows))  # 0 where the prefix has a mistake, or no room is left
-        for (i, own), values in zip(kept, logps, strict=True):
-            found[i] = np.exp(values[own].sum())
-        return found.reshape(len(prefixes), RESTS)
+        logps = token_logps(policy, list(rows), tokenizer.pad_token_id, self.rows)
+        values = {row: np.exp(one[own].sum()) for (row, own), one in zip(rows.items(), logps, strict=True)}
+        return np.array([values.get(row, 0.0) for row in found]).reshape(len(prefixes), RESTS)
 
     def _estimate(self, prefixes: list[Prefix], samples: Sequence[Sample], **settings: Any) -> Values:
         known = self.folder.draws()
@@ -296,12 +299,11 @@ def advantages_of(rewards: np.ndarray) -> np.ndarray:
 
 
 def can_keep_books(rewards: Sequence[Any], examples: Sequence[dict[str, Any]]) -> bool:
-    """Whether this is the arithmetic task: its reward alone, and its prompts."""
-    return (
-        len(rewards) == 1
-        and rewards[0] is correct_answer
-        and all(isinstance(e["prompt"], str) and problem_of(e["prompt"]) is not None for e in examples)
-    )
+    """Whether this is the arithmetic task: its prompts, and the reward of their notation alone."""
+    if len(rewards) != 1:
+        return False
+    problems = [problem_of(e["prompt"]) if isinstance(e["prompt"], str) else None for e in examples]
+    return all(p is not None and rewards[0] is (accuracy if p.style == WORKED else correct_answer) for p in problems)
 
 
 def mistaken_token(sample: Sample, pieces: Sequence[str], special_ids: Sequence[int]) -> int | None:

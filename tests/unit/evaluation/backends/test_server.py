@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from helpers import free_port
 
 from trl_credit.evaluation.backends.base import BackendError, Generation, Request, SamplingSettings
 from trl_credit.evaluation.backends.server import ServerBackend, ServerSettings
@@ -491,9 +492,7 @@ def test_an_endpoint_that_refuses_at_the_start(models, match):
 
 
 def test_an_address_where_nothing_listens():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    url = f"http://127.0.0.1:{free_port()}/v1"
     with pytest.raises(BackendError, match=f"{url} cannot be reached: Connect.*Is the server up"):
         backend(url, max_retries=0).identity()
 
@@ -944,9 +943,7 @@ def test_against_transformers_serve(tiny_model, tmp_path):
     model.save_pretrained(name)
     tokenizer.save_pretrained(name)
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [Path(sys.executable).with_name("transformers"), "serve", name]
     (tmp_path / "hub").mkdir()  # it lists the models of the hub's cache
     with (tmp_path / "log").open("w") as log:
