@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> "CreditGRPOTrainer":
         )
         if evaluation is not None:
             evaluation.attach(trainer)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
         logger.debug("", exc_info=True)
         if PartialState().is_local_main_process:  # on every machine
             print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Reads YAML files and command lines into dataclasses."""
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import fields
@@ -10,8 +11,14 @@ from typing import Any
 from .._trl import TrlParser
 from .help import ParagraphsAndDefaults
 from .retired import unknown_fields
-from .settings import checked, types_of, yaml_types_of
+from .settings import checked, takes_one_or_several, types_of, yaml_types_of
 from .yaml import read_mapping
+
+
+logger = logging.getLogger(__name__)
+
+# Beginnings of environment variables that libraries read when they are imported
+_AT_IMPORT = ("HF_HOME", "HF_HUB_", "HF_DATASETS_", "HF_XET_", "TRANSFORMERS_", "OMP_", "CUDA_VISIBLE_DEVICES")
 
 
 def parse_arguments(
@@ -70,7 +77,7 @@ def parse_arguments(
     for word in left:
         if not recipe and word.endswith((".yaml", ".yml")):
             raise ValueError(f"Pass the {file} with --config: write --config {word}.")
-        raise ValueError(_left_over(word, argv))
+        raise ValueError(_left_over(word, argv, annotated))
     environment = recipe.pop("env", None) or {}
     if not isinstance(environment, dict):
         raise ValueError(f"`env` must be a mapping of environment variables, got {environment!r}.")
@@ -78,19 +85,33 @@ def parse_arguments(
     given = {name if name in annotated else name.removeprefix("no_") for name in given}
     values = checked(recipe | {name: getattr(on_line, name) for name in given if name in annotated}, annotated)
     parser.set_defaults_with_config(**{name: values[name] for name in recipe})
-    os.environ.update({str(name): str(value) for name, value in environment.items()})
+    environment = {str(name): str(value) for name, value in environment.items()}
+    late = [name for name in environment if name.startswith(_AT_IMPORT) and os.environ.get(name) != environment[name]]
+    if late:
+        logger.warning(
+            "`env`: %s may have no effect, as libraries read it when they are imported, which was before. Set it in the "
+            "shell, or start with `trl-credit train`.",
+            ", ".join(late),
+        )
+    os.environ.update(environment)
     return parser.parse_args_and_config(argv)
 
 
-def _left_over(word: str, argv: list[str]) -> str:
+def _left_over(word: str, argv: list[str], types: dict[str, Any]) -> str:
     """Says what is wrong with a word that belongs to no field."""
     place = argv.index(word)
     first = next((i for i in range(place - 1, -1, -1) if argv[i].startswith("--")), None)
     if first is None:
         return f"{word!r} belongs to no field: write --FIELD {word}."
+    name, values = field_of(argv[first]), argv[first + 1 : place + 1]
+    if takes_one_or_several(types.get(name)):  # whose list argparse would take for a text
+        return (
+            f"`{name}` takes one value on the command line, but {word!r} follows it. Write several in a recipe: {name}: "
+            + (f"[{', '.join(values)}].")
+        )
     return (
-        f"`{field_of(argv[first])}` takes one value, but {word!r} follows it. A list is written as JSON ({argv[first]} "
-        f"'{json.dumps(argv[first + 1 : place + 1])}'), and a text with spaces needs quotes."
+        f"`{name}` takes one value, but {word!r} follows it. A list is written as JSON ({argv[first]} "
+        f"'{json.dumps(values)}'), and a text with spaces needs quotes."
     )
 
 

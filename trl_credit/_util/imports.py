@@ -106,7 +106,7 @@ def _load_file(place: str) -> ModuleType:
 
 
 def _executed(folder: str, place: str, load) -> ModuleType:
-    """Loads a module so that it can import its neighbours in `folder`."""
+    """Loads a module so that it can import its neighbours in `folder`, also later, when its functions are called."""
     sys.path.insert(0, folder)
     try:
         return load()
@@ -118,3 +118,5 @@ def _executed(folder: str, place: str, load) -> ModuleType:
     finally:
         if folder in sys.path:
             sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)  # last, so that it hides no other module

@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from .values import is_false
+
 
 _LIGER = "it no longer exists: TRL's loss does not materialize full logits anyway, so remove it"
 _TRACKER = "trackers read it from the environment: write it under `env`, such as `env: {{{{{0}: ...}}}}`"
@@ -33,7 +35,6 @@ RENAMED: dict[str, str] = {
     "torchdynamo": "torch_compile_backend",
     # open-r1
     "dataset_id_or_path": "dataset_name",
-    "dataset_mixture": "datasets",
     "dataset_prompt_column": "problem_column",
     "dataset_solution_column": "answer_column",
     "hub_model_revision": "hub_revision",
@@ -107,12 +108,20 @@ ADVICE: dict[str, str] = {
     # The launch
     "num_processes": _LAUNCH.format("`--num_processes N`"),
     "num_machines": _LAUNCH.format("`--accelerate_config FILE`"),
-    "mixed_precision": "write `bf16: true` or `fp16: true`",
+    "mixed_precision": "write `bf16: true`, `fp16: true` or, for neither, `bf16: false`",
+    **dict.fromkeys(
+        ("accelerate_config", "config_file", "use_deepspeed", "use_fsdp", "gpu_ids"),
+        _LAUNCH.format("`--accelerate_config FILE`"),
+    ),
     "compute_environment": "this is a file for `--accelerate_config`, not a recipe",
     "distributed_type": "this is a file for `--accelerate_config`, not a recipe",
     "deepspeed_config": "it is `deepspeed`, or part of an accelerate config",
     "zero_stage": _LAUNCH.format("`--accelerate_config zero3` or `zero2`"),
     # open-r1
+    "dataset_mixture": (
+        "write `datasets: [{{path: ..., name: ..., split: ..., columns: [...]}}]`, one entry for each dataset, and "
+        "`test_split_size` beside it; a `weight` is a slice of the split, such as `split: train[:50%]`"
+    ),
     "dataset_configs": "it is `dataset_config`, one name: write `dataset_config: {first}`",
     "dataset_splits": "write `dataset_train_split` and `dataset_test_split`",
     "chat_template": "it is the tokenizer's own: save the model's folder with it",
@@ -147,9 +156,15 @@ ADVICE: dict[str, str] = {
 }
 
 
+# Fields whose replacement switches something on
+_SWITCHES = ("group_by_length", "adafactor", "use_flash_attention_2", "sharded_ddp", "use_deepspeed", "use_fsdp")
+
+
 def retired_hint(name: str, value: Any = None) -> str | None:
     """How to replace a field of an older release or another project, as the end of a sentence; `None` if unknown."""
     shown = _flow(value)
+    if name in _SWITCHES and (is_false(value) or value == ""):
+        return "it is off here: remove it"
     if name in RENAMED:
         return f"write `{RENAMED[name]}: {shown}`"
     if name in ADVICE:

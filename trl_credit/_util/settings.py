@@ -440,6 +440,12 @@ def checked(values: Mapping[str, Any], types: Mapping[str, Any], lenient: bool =
     return found
 
 
+def takes_one_or_several(hint: Any) -> bool:
+    """Whether a field takes a text or a list."""
+    bases = set(map(_base, _options(hint)))
+    return list in bases and bool(bases & {str, Literal})
+
+
 def _equal(a: Any, b: Any) -> bool:
     try:
         return bool(a == b)

@@ -117,13 +117,14 @@ def check_early(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
         ValueError, TypeError: The error that would come later.
     """
     from ..methods.spec import check_spec, read_spec
-    from ..recipe.early import check_names, known_fields, refuse_empty_credit, words_of
+    from ..recipe.early import check_names, known_fields, refuse_empty_credit, set_environment, words_of
     from .plan import check_overrides, check_own_fields, listed_methods, parse_seeds, split_method, take_section
     from .tuning import check_apart, check_tuned, parse_tuning
 
     words = ["--config", str(arguments.config), *overrides]
     fields = words_of(words)
     check_names(words, fields)
+    set_environment(fields)
     check_overrides(overrides)
     section = take_section(fields)
 

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -347,6 +347,22 @@ def check_reward_functions(functions: Any) -> None:
             )
 
 
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """The names with those that come again numbered: `reward`, `reward_2`. Warns of them.
+
+    TRL stores rewards by their function's name, so of two functions with the same one, only the last would be read.
+    """
+    found: list[str] = []
+    for name in names:
+        number, own = 2, name
+        while own in found or (own != name and own in names):
+            own, number = f"{name}_{number}", number + 1
+        if own != name:
+            logger.warning("Another reward function is named %r: this one is logged as %r.", name, own)
+        found.append(own)
+    return found
+
+
 def largest_rewards(count: int, weights: torch.Tensor) -> torch.Tensor:
     """Largest rewards for which TRL's group statistics, which square them, stay finite in float32.
 
@@ -405,6 +421,8 @@ class RewardGuardMixin:
     With `on_reward_error="exclude"`, a completion on which any reward function fails has no reward: it does not count
     in its group's mean and has no advantage. `rewards/NAME/excluded` logs the number of such completions per scoring.
     Rewards whose statistics would overflow float32 ([`largest_rewards`]) are failures, too.
+
+    Functions of the same name, whose rewards TRL would log as one, get names of their own ([`distinct_names`]).
     """
 
     # Rewards by turn of this process's completions, of the last scoring or, with dynamic sampling, of the batch
@@ -412,6 +430,7 @@ class RewardGuardMixin:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.reward_func_names = distinct_names(self.reward_func_names)
         self._excludes = getattr(self.args, "on_reward_error", "raise") == "exclude"
         if not self.reward_weights.isfinite().all():
             raise ValueError(f"`reward_weights` must be finite in float32, got {self.args.reward_weights}.")

@@ -1,7 +1,21 @@
-"""The part of a parameter that this process holds."""
+"""How parameters are sharded, and the part that this process holds."""
+
+import os
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch.distributed.tensor import DTensor
+from transformers import TrainingArguments
+
+
+def fsdp_version(args: TrainingArguments) -> int | None:
+    """The version of FSDP that will run the policy, of `fsdp_config` or of the launcher, which sets the environment; `None`
+    without FSDP."""
+    if args.fsdp_plugin_args is not None:
+        return args.fsdp_plugin_args["fsdp_version"]
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return None
+    return int(os.environ.get("FSDP_VERSION", "1"))
 
 
 def local_part(parameter: torch.nn.Parameter) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Finds what is wrong with a command line before torch and TRL are imported, which takes seconds."""
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +50,17 @@ def check_early(argv: Sequence[str], file: str = "recipe", also: Collection[str]
     refuse_empty_credit(values)
     if "credit" in values:
         check_spec(values["credit"])
+
+
+def set_environment(values: Mapping[str, Any]) -> None:
+    """Sets the environment variables of a recipe's `env` before libraries are imported that read them only then, and before
+    processes are launched.
+
+    Args:
+        values: The recipe's fields, as of [`words_of`].
+    """
+    if isinstance(environment := values.get("env"), Mapping):
+        os.environ.update({str(name): str(value) for name, value in environment.items()})
 
 
 def precision_clash(launcher: Mapping[str, Any], name: str, fields: Mapping[str, Any]) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from .._util.text import safe_lines
 from .._util.words import with_file_named
 from .._util.yaml import read_mapping
-from .early import check_early, precision_clash, words_of
+from .early import check_early, precision_clash, set_environment, words_of
 
 
 # accelerate's options for one of several machines
@@ -48,6 +48,7 @@ def launch(argv: list[str], command: str, module: str) -> None:
     if command == "train":
         try:
             check_early(rest)
+            set_environment(words_of(rest))
         except (ValueError, TypeError) as error:
             print(f"trl-credit {command}: error: {safe_lines(error)}", file=sys.stderr)
             raise SystemExit(2) from error

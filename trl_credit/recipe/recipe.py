@@ -1,6 +1,7 @@
 """Turns a recipe's fields into the trainer's arguments."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, NamedTuple
 
@@ -11,11 +12,11 @@ from trl import (
     DatasetMixtureConfig,
     ModelConfig,
     ScriptArguments,
-    get_dataset,
     get_peft_config,
     get_quantization_config,
 )
 
+from .._trl import get_callable_name
 from .._util.arguments import field_types, parse_arguments
 from .._util.imports import load_dotted
 from .._util.settings import AtLeast1, Fields, Specs, Unchecked, check_fields, check_output_dir, one_of
@@ -25,6 +26,7 @@ from .._util.words import with_file_named
 from ..data import check_solutions, load_splits, prepare, report_bare_latex, report_unparsable
 from ..evaluation.config import EvalConfig
 from ..extras.effect import check_rows
+from ..extras.reward_guard import distinct_names
 from ..fields import ANSWER_MATCHES
 from ..model_files import LocalModel, base_of_adapter, check_model, resolve_model
 from ..rewards import TEXT_REWARDS, accuracy, build_reward, judged, judges_images, required_columns
@@ -34,6 +36,7 @@ from ..trainer.table import TRAINERS, config_class, trainer_class
 from .adapters import check_adapter
 from .early import refuse_empty_credit, words_of
 from .evaluation import TrainingEvaluation
+from .mixture import check_mixture, load_mixture
 from .names import parameter_hint
 
 
@@ -166,7 +169,9 @@ class Recipe(NamedTuple):
             ValueError: The file cannot be read, or a field is out of range or unknown (the message names the nearest).
         """
         argv = with_file_named(argv)
-        refuse_empty_credit(words_of(argv))
+        words = words_of(argv)
+        refuse_empty_credit(words)
+        check_mixture(words.get("datasets"))
         return cls(*parse_arguments(argv, recipe_classes(argv), prog, description, "recipe", hint=parameter_hint))
 
     @property
@@ -251,7 +256,7 @@ def build_datasets(script_args, training_args, dataset_args) -> tuple:
     if dataset_args.datasets:
         if script_args.dataset_name:
             raise ValueError("Both `datasets` and `dataset_name` are set: set one of the two.")
-        splits = get_dataset(dataset_args)
+        splits = load_mixture(dataset_args, training_args.seed)
     elif script_args.dataset_name:
         splits = load_splits(
             script_args.dataset_name,
@@ -330,7 +335,7 @@ def build_rewards(script_args, training_args, train_dataset) -> list:
         for column in required_columns(function):
             if column == "images" and makes_images:
                 continue
-            if names is not None and column not in names:
+            if names is not None and column not in names and script_args.rollout_func is None:  # which may add it
                 hint = " (set `answer_column`)" if column == "solution" else ""
                 raise ValueError(
                     f"`reward_funcs`: {getattr(function, '__name__', function)!r} needs a dataset column "
@@ -344,7 +349,21 @@ def build_rewards(script_args, training_args, train_dataset) -> list:
     if accuracy in functions:
         report_bare_latex(train_dataset)
     models = [script_args.reward_model_name_or_path] if script_args.reward_model_name_or_path else []
+    if not models:
+        _check_best_metric(training_args.metric_for_best_model, functions)
     return models + functions
+
+
+def _check_best_metric(metric: str | None, functions: Sequence[Callable]) -> None:
+    """Raises `ValueError` for a `metric_for_best_model` of a reward function that there is not, which transformers would
+    miss at the first evaluation."""
+    found = re.fullmatch(r"(?:eval_)?rewards/(.+)/(?:mean|std)", metric or "")
+    names = [get_callable_name(function) for function in functions]
+    if found is not None and found[1] not in distinct_names(names):
+        raise ValueError(
+            f"`metric_for_best_model` is {metric!r}, but no reward function is logged as {found[1]!r}. "
+            f"{nearest(found[1], names)}"
+        )
 
 
 def _check_image_rewards(script_args) -> None:
@@ -372,6 +391,11 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
         raise ValueError("`max_completion_length` must be at least 1, got None.")
     check_output_dir(training_args.output_dir)
     check_trackers(training_args.report_to)
+    if training_args.sync_ref_model and training_args.beta != 0 and model_args.use_peft:
+        raise ValueError(
+            "`sync_ref_model` has nothing to update with `use_peft`: TRL's reference is the model without its adapter. "
+            "Remove one of the two."
+        )
     model = resolve_model(model_args.model_name_or_path)
     if base_of_adapter(model, model_args.model_revision) is not None:
         check_adapter(model, model_args)

@@ -122,9 +122,7 @@ def cosine_scaled(max_len: int, **arguments) -> Callable:
     """TRL's `get_cosine_scaled_reward`, with its arguments: [`accuracy`] scaled by a cosine of the length."""
     arguments = {"max_len": max_len, **arguments}
     get_cosine_scaled_reward(**arguments)  # raises if one is wrong
-    reward = functools.partial(_cosine_scaled, arguments=arguments)
-    reward.__name__ = "cosine_scaled_reward"
-    return reward
+    return functools.partial(_cosine_scaled, arguments=arguments)
 
 
 def _cosine_scaled(
@@ -140,6 +138,9 @@ def _cosine_scaled(
     _warn_of_thoughts(opened_tags)
     request = {"function": "cosine_scaled", "lengths": [len(ids) for ids in completion_ids], **arguments}
     return _verify(completions, solution, None, log_metric, opened_tags, **request)
+
+
+_cosine_scaled.__name__ = "cosine_scaled_reward"  # name in TRL's metrics
 
 
 def think_format(completions: list, opened_tags: list[str] | None = None, **kwargs) -> list[float]:
@@ -196,6 +197,8 @@ _TRL_NAMES = {
     "think_format_reward": "think_format",
     "get_soft_overlong_punishment": "soft_overlong_punishment",
 }
+# What that script calls them with, whatever the run's lengths are
+_TRL_ARGUMENTS = {"get_soft_overlong_punishment": {"max_completion_len": 1280, "soft_punish_cache": 256}}
 
 
 def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | None = None) -> Callable:
@@ -223,6 +226,8 @@ def build_reward(spec: str | Mapping[str, Any], max_completion_length: int | Non
     name = spec if isinstance(spec, str) else arguments.pop("name", None)
     if not isinstance(name, str):
         raise ValueError(f"`reward_funcs`: {spec!r} does not say the `name` of a reward function.")
+    if name in _TRL_ARGUMENTS and not arguments:
+        arguments = dict(_TRL_ARGUMENTS[name])
     name = _TRL_NAMES.get(name, name)
     rewards, factories = REWARDS | IMAGE_REWARDS, REWARD_FACTORIES | IMAGE_REWARD_FACTORIES
     known = rewards | factories

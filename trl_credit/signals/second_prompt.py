@@ -275,6 +275,7 @@ class SecondPromptSource(SignalSource):
         """
         self._check_columns(examples)
         found = self.second_prompts(context, examples, prompts, batch)
+        self._warn_of_rendered(context, prompts, found)
         present = [one is not None for one in found]
         chosen = [own if one is None else one for one, own in zip(found, prompts, strict=True)]
         return Tokenized(chosen, *context.tokenize_prompts(chosen), present)
@@ -288,6 +289,24 @@ class SecondPromptSource(SignalSource):
                     f"A {self.noun} needs a column {column!r}, but the rows have only: {', '.join(examples[0])}. "
                     f"{self.way_out}".rstrip()
                 )
+
+    def _warn_of_rendered(self, context: PolicyContext, prompts: list[Prompt], found: Sequence[Prompt | None]) -> None:
+        """Warns once if a template was put around a conversation that is text already, and so outside of its turns."""
+        if "rendered" in self._warned or not prompts or not isinstance(prompts[0], str):
+            return
+        own, second = prompts[0], found[0]
+        if not isinstance(second, str) or second == own or own not in second:
+            return
+        own = own.removeprefix(context.tokenizer.bos_token or "")
+        tokens = [token for token in context.tokenizer.all_special_tokens if token in own]
+        if tokens:
+            self._warned.add("rendered")
+            logger.warning(
+                "The prompts are conversations as text, with %s: the %s's own text stands outside of their turns. Give "
+                "prompts as messages, [{role: user, content: ...}], which the chat template is applied to.",
+                tokens[0],
+                self.noun,
+            )
 
     def _warn(self, reason: str, bad: list[bool], prompts: list[Prompt]) -> None:
         """Warns once for each reason about completions without a usable second prompt."""

@@ -35,6 +35,7 @@ from ..batching import (
 )
 from ..credit_pass import CreditPass, CreditResult, StartedPass
 from ..extras.groups import total_rewards
+from ..extras.shards import fsdp_version
 from ..extras.trainer import GRPOExtrasTrainer, bind_arguments, check_arguments, default_output_dir
 from ..methods import DGPO, GCPO, CreditMethod, Uniform
 from ..methods.metrics import credit_metrics
@@ -162,6 +163,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         self._tag_names = [*GRPOTrainer._tag_names, "trl-credit", *dict.fromkeys(part.name for part in parts)]
         self.credit_pass = CreditPass(self.credit_method, self, getattr(training_args, "credit_cache_device", None))
         self._check_evaluation(training_args)
+        self._check_sharding(training_args, arguments["model"])
         self.credit_observers: list[Callable[[dict[str, Any], CreditResult], None]] = []
         self._started: StartedPass | None = None
         self.policy_hidden_states: HiddenStates | None = None
@@ -368,6 +370,21 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
                 f"credit method {self.credit_method.name!r} needs the rewards of whole groups, and TRL keeps those of a "
                 f"generation batch ({args.generation_batch_size} completions), fewer than an evaluation batch has ({rows}). "
                 f"Lower `per_device_eval_batch_size` ({args.per_device_eval_batch_size})."
+            )
+
+    def _check_sharding(self, args, model: Any) -> None:
+        """Raises `ValueError` if FSDP version 1 runs the policy and a method reads an output head, which that shards so that
+        it is whole only within the model's forward."""
+        sources = self.credit_pass.sources.values()
+        reads_head = (
+            self.credit_method.rollout_needs
+            or any(source.needs_hidden_states for source in sources)
+            or (isinstance(model, str) and any(source.frozen_model(model, False) for source in sources))
+        )
+        if reads_head and fsdp_version(args) == 1:
+            raise ValueError(
+                f"credit method {self.credit_method.name!r} reads the output head, which FSDP version 1 does not show. Set "
+                "`fsdp_version: 2` in the launcher's file (recipes/accelerate/fsdp2.yaml), or `version: 2` in `fsdp_config`."
             )
 
     def _rollout_rewards(self, rows: int) -> torch.Tensor:

@@ -56,6 +56,17 @@ def test_retired_names_are_not_fields_and_their_successors_are():
     assert retired_hint("learning_rate") is None
 
 
+def test_what_is_off_is_removed():
+    for name in ("group_by_length", "adafactor", "use_flash_attention_2", "use_deepspeed"):
+        for off in (False, "false", "no"):
+            assert retired_hint(name, off) == "it is off here: remove it"
+        assert retired_hint(name, True) != "it is off here: remove it"
+    assert "or, for neither, `bf16: false`" in retired_hint("mixed_precision", "no")
+    assert "`--accelerate_config FILE` on the command line" in retired_hint("accelerate_config", "zero3")
+    mixture = retired_hint("dataset_mixture", {"datasets": [{"id": "a/b", "weight": 0.5}]})
+    assert "write `datasets: [{path: ..., name: ..." in mixture
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [

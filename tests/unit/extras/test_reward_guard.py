@@ -23,7 +23,14 @@ from helpers import config, letter_reward, prompts
 from support.guard import length_reward, make
 
 from trl_credit import CreditGRPOTrainer
-from trl_credit.extras.reward_guard import AsyncGuardedReward, GuardedReward, RewardError, reported, time_limit
+from trl_credit.extras.reward_guard import (
+    AsyncGuardedReward,
+    GuardedReward,
+    RewardError,
+    distinct_names,
+    reported,
+    time_limit,
+)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -354,6 +361,36 @@ def test_an_async_functions_own_timeout_is_not_the_guards(timeout):
     guarded = AsyncGuardedReward(reward, "reward", exclude=False, timeout=timeout)
     with pytest.raises(RewardError, match="judge server: connect timed out"):
         asyncio.run(guarded(prompts=["a"], completions=["b"]))
+
+
+def test_functions_of_one_name_get_names_of_their_own(tmp_path, tiny_model, caplog):
+    assert distinct_names(["a", "b"]) == ["a", "b"]
+    assert not caplog.records
+    assert distinct_names(["a", "a", "a_2", "a"]) == ["a", "a_3", "a_2", "a_4"]
+    assert "Another reward function is named 'a': this one is logged as 'a_3'" in caplog.text
+
+    def first(completions, **kwargs):
+        return [float(i % 2) for i in range(len(completions))]
+
+    def second(completions, **kwargs):
+        return [float(i < 2) for i in range(len(completions))]
+
+    second.__name__ = first.__name__
+    trainer = CreditGRPOTrainer(
+        model=tiny_model,
+        reward_funcs=[first, second],
+        args=config(tmp_path, credit="otb", max_steps=1, reward_weights=[1.0, 2.0]),
+        train_dataset=prompts(),
+    )
+    seen = []
+    own = trainer._rollout_rewards
+    trainer._rollout_rewards = lambda rows: seen.append(own(rows)) or seen[-1]
+    trainer.train()
+    count = len(seen[0])
+    assert seen[0].tolist() == [i % 2 + 2.0 * (i < 2) for i in range(count)]
+    logged = trainer.state.log_history[0]
+    assert logged["rewards/first/mean"] == 0.5
+    assert logged["rewards/first_2/mean"] == pytest.approx(2 / count)
 
 
 # Rewards of turns

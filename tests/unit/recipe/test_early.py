@@ -2,8 +2,11 @@
 
 import importlib.util
 import os
+import subprocess
+import sys
 
 import pytest
+from helpers import ROOT
 
 from trl_credit._util.arguments import field_types
 from trl_credit.cli import main
@@ -60,6 +63,29 @@ def recipes(tmp_path, monkeypatch):
     for name, text in files.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
+
+
+def test_the_environment_is_set_before_libraries_are_imported(tmp_path, monkeypatch, caplog):
+    """`env` of a recipe, of which huggingface_hub reads some when it is imported."""
+    (tmp_path / "env.yaml").write_text(f"env: {{HF_HOME: {tmp_path}, OWN: 3}}\nuse_cpu: true\nbf16: false\noutput_dir: x\n")
+    script = (
+        "import sys\nfrom trl_credit.recipe import launch\n"
+        "launch.importlib.import_module = lambda name: sys\n"
+        "sys.main = lambda words: print(__import__('huggingface_hub.constants', fromlist=['HF_HOME']).HF_HOME)\n"
+        "launch.launch(['--config', 'env.yaml'], 'train', 'trl_credit.train')"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, capture_output=True
+    )
+    assert shown.stdout.strip() == str(tmp_path), shown.stderr
+    for name in ("HF_HOME", "OWN"):
+        monkeypatch.delenv(name, raising=False)
+    Recipe.read(["--config", "env.yaml"])
+    assert os.environ["OWN"] == "3"
+    assert "`env`: HF_HOME may have no effect" in caplog.text
+    caplog.clear()
+    Recipe.read(["--config", "env.yaml"])
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("words", WRONG, ids=" ".join)

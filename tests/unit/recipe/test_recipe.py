@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import yaml
@@ -117,6 +118,58 @@ def test_dataset_mixture(tmp_path, tiny_model, capsys):
     place = rest.index("--dataset_name")
     arguments = Recipe.read([*both[:2], *rest[:place], *rest[place + 2 :]]).trainer_arguments()
     assert len(arguments["train_dataset"]) == 8
+
+
+def mixture(tmp_path, tiny_model, **fields):
+    recipe = tmp_path / "mixture.yaml"
+    files = [write(tmp_path / f"{name}.jsonl", ROWS) for name in "ab"]
+    entries = {"datasets": [{"path": "json", "data_files": file} for file in files]}
+    recipe.write_text(json.dumps(entries | fields))
+    rest = line(tmp_path, tiny_model)
+    place = rest.index("--dataset_name")
+    return Recipe.read(["--config", str(recipe), *rest[:place], *rest[place + 2 :]])
+
+
+def test_a_mixture_is_split_alike_in_every_process_and_run(tmp_path, tiny_model):
+    splits = {"test_split_size": 8, "eval_strategy": "steps", "per_device_eval_batch_size": 4}
+    first, second, other = (
+        mixture(tmp_path, tiny_model, **splits, seed=seed).trainer_arguments() for seed in (1, 1, 2)
+    )
+    assert first["train_dataset"]["problem"] == second["train_dataset"]["problem"]
+    assert first["train_dataset"]["problem"] != other["train_dataset"]["problem"]
+    assert (len(first["train_dataset"]), len(first["eval_dataset"])) == (16, 8)
+    assert len(mixture(tmp_path, tiny_model, test_split_size=8).trainer_arguments()["train_dataset"]) == 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"streaming": True, "test_split_size": 4}, "`test_split_size` (4) cannot split a stream"),
+        (
+            {"datasets": [{"path": "json", "fraction": 0}]},
+            "`fraction` must be at least 0, and above 0 somewhere, got [0",
+        ),
+        ({"datasets": [{"id": "a/b", "weight": 0.5}]}, "`datasets`: an entry has no field 'id'. Write `path`."),
+        ({"datasets": [{"path": "a/b", "weight": 0.5}]}, "such as `split: train[:50%]`"),
+        ({"datasets": [{"path": "a/b", "colums": []}]}, "has no field 'colums'. Did you mean 'columns'"),
+        ({"datasets": {"datasets": []}}, "`datasets`: an entry has no field 'datasets'."),
+        ({"datasets": [{"split": "train"}]}, "`datasets` is a list of mappings with a `path`"),
+    ],
+)
+def test_mixtures_that_cannot_be_made(fields, message, tmp_path, tiny_model):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mixture(tmp_path, tiny_model, **fields).trainer_arguments()
+
+
+def test_a_rollout_function_may_add_columns(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "added.py").write_text(
+        "def rollout(prompts, trainer):\n    pass\ndef reward(completions, played, **kwargs):\n    pass\n"
+    )
+    words = line(tmp_path, tiny_model, "--reward_funcs", "./added.py:reward")
+    with pytest.raises(ValueError, match="needs a dataset column 'played'"):
+        Recipe.read(words).trainer_arguments()
+    Recipe.read([*words, "--rollout_func", "./added.py:rollout"]).trainer_arguments()
 
 
 def test_evaluation_data_with_other_columns(tmp_path, tiny_model):

@@ -102,6 +102,8 @@ def test_build_reward(monkeypatch):
     assert required_columns(bound) == required_columns(scaled) == ["extra"]
     made = build_reward({"name": "support.rewards.make_scaled", "factor": 4.0})
     assert made(["a"], extra=[2]) == [8.0]
+    trls = build_reward("get_soft_overlong_punishment", 256)  # `trl grpo` has these lengths whatever the run's are
+    assert (trls.max_completion_len, trls.soft_punish_cache) == (1280, 256)
     overlong = build_reward({"name": "soft_overlong_punishment", "max_completion_len": 10, "soft_punish_cache": 4})
     assert overlong(completion_ids=[[1] * 5, [1] * 10, [1] * 12]) == [0, -1.0, -1]
 

@@ -8,8 +8,10 @@ from helpers import config, letter_reward, prompts
 
 from trl_credit import CreditGRPOTrainer
 from trl_credit.signals.hint import TEMPLATES, HintLogps, hint_prompt_of
+from trl_credit.signals.negative_prompt import NegativePromptLogps
 from trl_credit.signals.second_prompt import fill
 from trl_credit.signals.thought_tokens import in_thought
+from trl_credit.toy.build_model import build_tokenizer
 
 
 def test_fill_reads_the_template_once():
@@ -37,13 +39,35 @@ def test_a_row_without_an_answer_has_no_hint(row):
 
 def test_a_stream_may_lose_the_column_but_not_lack_it():
     source = HintLogps("default", "solution").source()
-    context = SimpleNamespace(tokenize_prompts=lambda chosen: ([[1]] * len(chosen), None, None))
+    context = SimpleNamespace(
+        tokenize_prompts=lambda chosen: ([[1]] * len(chosen), None, None), tokenizer=build_tokenizer()
+    )
     rows = [{"prompt": "a", "solution": "4"}, {"prompt": "b"}]
     lacking = {"prompt": "2+2?"}
     with pytest.raises(ValueError, match="A hint needs a column 'solution', but the rows have only: prompt"):
         source.tokenized(context, [lacking], ["2+2?"], {})
     assert source.tokenized(context, rows, ["a", "b"], {}).present == [True, False]
     assert source.tokenized(context, [lacking], ["2+2?"], {}).present == [False]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative_prompt", "warned"),
+    [
+        ("2+2?", "{prompt} Be wrong.", False),
+        ("<s>2+2?", "{prompt} Be wrong.", False),
+        ("<|user|>2+2?<|assistant|>", "{prompt} Be wrong.", True),
+        ("<|user|>2+2?<|assistant|>", "column", False),  # which says it whole
+        ([{"role": "user", "content": "<|user|>"}], "{prompt} Be wrong.", False),
+    ],
+)
+def test_conversations_that_are_text_already(prompt, negative_prompt, warned, caplog):
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    context = SimpleNamespace(tokenize_prompts=lambda chosen: ([[1]], None, None), tokenizer=tokenizer)
+    source = NegativePromptLogps(negative_prompt).source()
+    for _ in range(2):
+        source.tokenized(context, [{"prompt": prompt, "negative_prompt": "<|user|>5?"}], [prompt], {})
+    assert caplog.text.count("The prompts are conversations as text, with <|") == warned
 
 
 @pytest.mark.parametrize(
