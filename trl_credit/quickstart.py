@@ -1,4 +1,4 @@
-"""The quickstart: trains the embedded model with every credit method from the same start and seed, and compares.
+"""The quickstart: trains the embedded model with uniform, GCPO and DGPO credit from the same start and seed, and compares.
 
     trl-credit quickstart [--output_dir outputs/quickstart] [--max_steps 80] [--methods uniform gcpo dgpo] [--seed 0]
     trl-credit quickstart --images
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         "--methods",
         nargs="+",
         default=["uniform", "gcpo", "dgpo"],
-        help="names, or mappings, separated by spaces",
+        help="names, or mappings, separated by spaces (default: uniform gcpo dgpo)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -43,7 +43,12 @@ def parse_arguments(
         ValueError: The file cannot be read, or a field is unknown (the message names the nearest).
     """
     parser = TrlParser(
-        types, prog=prog, description=description, formatter_class=ParagraphsAndDefaults, allow_abbrev=False
+        types,
+        prog=prog,
+        usage=f"{prog} [--config FILE.yaml] [--FIELD VALUE ...]",
+        description=description,
+        formatter_class=ParagraphsAndDefaults,
+        allow_abbrev=False,
     )
 
     def fail(message: str):

@@ -19,4 +19,10 @@ class Paragraphs(argparse.HelpFormatter):
 
 
 class ParagraphsAndDefaults(Paragraphs, argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the options' defaults, too."""
+    """Shows the options' defaults, too. Of `--no_NAME`, to which transformers gives the help of `--NAME`, it says what it is."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        option = next(iter(action.option_strings), "")
+        if option.startswith("--no_") and isinstance(action, argparse._StoreFalseAction):
+            return f"Switches `--{option.removeprefix('--no_')}` off."
+        return super()._get_help_string(action)

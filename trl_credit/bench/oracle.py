@@ -1,4 +1,4 @@
-"""Perfect credit on the embedded model's task, a yardstick for methods: what each token did to the chance of being right.
+"""Perfect credit on written-out sums, a yardstick for methods: what each token did to the chance of being right.
 
     V(y_<t) = prod_s pi(rest_s | y_<t, rest_<s)         # over the canonical rest; 0 after a mistake
     A*_t = V(y_<=t) - V(y_<t)
@@ -15,7 +15,8 @@ stops being able to be right and how it should have gone on. So one forward per 
 its mistake and the right rest from there, gives the values of all its beginnings. The text that the styles `letters` and
 `words` put in front of steps decides nothing: it is left out of the product, and its tokens get 0.
 
-It is for the task `trl_credit:arithmetic` with the reward `correct_answer` only: `credit: trl_credit.bench.oracle.Oracle`.
+It is for sums: `trl_credit:arithmetic` with the reward `correct_answer`, or reasoning-gym's `basic_arithmetic` in plain prompts
+with `accuracy`, of a model that writes them as [`~trl_credit.toy.arithmetic`] says: `credit: trl_credit.bench.oracle.Oracle`.
 """
 
 from __future__ import annotations
@@ -128,8 +129,8 @@ class _CheckedSource(SignalSource):
                 continue
             if not isinstance(prompts[row], str) or problem_of(prompts[row]) is None:
                 raise ValueError(
-                    f"credit method 'oracle' knows the values of the task `trl_credit:arithmetic` only, and "
-                    f"{prompts[row]!r} is no prompt of it. Use `dataset_name: trl_credit:arithmetic`."
+                    f"credit method 'oracle' knows the values of sums only, and {prompts[row]!r} is no prompt of one. Use "
+                    "`dataset_name: trl_credit:arithmetic`, or the data of recipes/compare/headroom_smollm2.yaml."
                 )
             finished = own[-1] == tokenizer.eos_token_id
             body = own[:-1] if finished else own

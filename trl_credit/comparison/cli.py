@@ -1,4 +1,5 @@
-"""`trl-credit compare`: trains a recipe with several credit methods and seeds, and reports what differs beyond noise.
+"""`trl-credit compare RECIPE.yaml`: trains a recipe with several credit methods and seeds, and reports what differs beyond
+noise.
 
 If interrupted, the same command continues. Methods and seeds can be added later; other settings are a new comparison.
 `trl-credit compare report FOLDER` redoes statistics and pictures. Any field of the recipe can be given as an option.
@@ -46,6 +47,7 @@ def _fail(message: Any, command: str = "compare") -> NoReturn:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="trl-credit compare",
+        usage="trl-credit compare [--config] RECIPE.yaml [--methods METHOD ...] [--seeds SEED ...] [options]",
         description=__doc__,
         formatter_class=Paragraphs,
         allow_abbrev=False,

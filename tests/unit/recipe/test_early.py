@@ -67,7 +67,9 @@ def recipes(tmp_path, monkeypatch):
 
 def test_the_environment_is_set_before_libraries_are_imported(tmp_path, monkeypatch, caplog):
     """`env` of a recipe, of which huggingface_hub reads some when it is imported."""
-    (tmp_path / "env.yaml").write_text(f"env: {{HF_HOME: {tmp_path}, OWN: 3}}\nuse_cpu: true\nbf16: false\noutput_dir: x\n")
+    (tmp_path / "env.yaml").write_text(
+        f"env: {{HF_HOME: {tmp_path}, OWN: 3}}\nuse_cpu: true\nbf16: false\noutput_dir: x\n"
+    )
     script = (
         "import sys\nfrom trl_credit.recipe import launch\n"
         "launch.importlib.import_module = lambda name: sys\n"

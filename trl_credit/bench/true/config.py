@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from ..._util.files import RunFolderError
-from ..._util.settings import AtLeast1, Positive, Rule, Whole, check_output_dir, one_of
+from ..._util.settings import AtLeast1, Positive, Rule, Specs, Whole, check_output_dir, one_of
 from ..._util.values import mapping_of
 from ...evaluation.config import BACKENDS
 from ...inspection.config import ScoringConfig
@@ -45,6 +45,13 @@ class TrueConfig(ScoringConfig):
     model, recipe and data, the embedded model is scored on its sums.
     """
 
+    methods: Specs | None = field(
+        default=None,
+        metadata={
+            "help": "Credit methods: names, mappings, lists, paths. By default the recipe's, or without one every method that "
+            "can be scored here, and [gcpo, certainty]. Controls are always there."
+        },
+    )
     num_prompts: AtLeast1 | None = field(
         default=None, metadata={"help": "Prompts to take from the data; by default 64, with `quick` 6."}
     )
@@ -246,6 +253,13 @@ class AdviceConfig(TrueConfig):
     scored beside the recipe's own.
     """
 
+    methods: Specs | None = field(
+        default=None,
+        metadata={
+            "help": "Credit methods: names, mappings, lists, paths. By default the recipe's and every other that can be scored "
+            "here, and [gcpo, certainty]. Controls are always there."
+        },
+    )
     every: str = field(default="step", metadata=TrueConfig.__dataclass_fields__["every"].metadata)
     output_dir: str = field(
         default="outputs/advise",
