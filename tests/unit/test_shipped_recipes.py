@@ -133,7 +133,7 @@ def test_recipe_reaches_the_trainer(path, monkeypatch, tmp_path):
     if "accuracy" in script_args.reward_funcs:
         assert made["train_dataset"]["solution"][:2] == ["2", "4"]
         text = prompt if isinstance(prompt, str) else " ".join(message["content"] for message in prompt)
-        assert r"\boxed{" in text
+        assert r"\boxed{" in text or model.endswith("-sums")  # which was taught to
     punishments = [f for f in made["reward_funcs"] if f.__name__ == "soft_overlong_punishment_reward"]
     assert len(punishments) == ("soft_overlong_punishment" in script_args.reward_funcs)
     for function in punishments:

@@ -19,7 +19,7 @@ class Paragraphs(argparse.HelpFormatter):
 
 
 class ParagraphsAndDefaults(Paragraphs, argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the options' defaults, too. Of `--no_NAME`, to which transformers gives the help of `--NAME`, it says what it is."""
+    """Shows the options' defaults, too, and what `--no_NAME` does, to which transformers gives the help of `--NAME`."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         option = next(iter(action.option_strings), "")

@@ -15,8 +15,9 @@ stops being able to be right and how it should have gone on. So one forward per 
 its mistake and the right rest from there, gives the values of all its beginnings. The text that the styles `letters` and
 `words` put in front of steps decides nothing: it is left out of the product, and its tokens get 0.
 
-It is for sums: `trl_credit:arithmetic` with the reward `correct_answer`, or reasoning-gym's `basic_arithmetic` in plain prompts
-with `accuracy`, of a model that writes them as [`~trl_credit.toy.arithmetic`] says: `credit: trl_credit.bench.oracle.Oracle`.
+It is for sums: `trl_credit:arithmetic` with the reward `correct_answer`, or reasoning-gym's `basic_arithmetic` in plain
+prompts with `accuracy`, if the model writes them as [`~trl_credit.toy.arithmetic`] says. In a recipe:
+`credit: trl_credit.bench.oracle.Oracle`.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ class TrueConfig(ScoringConfig):
     methods: Specs | None = field(
         default=None,
         metadata={
-            "help": "Credit methods: names, mappings, lists, paths. By default the recipe's, or without one every method that "
-            "can be scored here, and [gcpo, certainty]. Controls are always there."
+            "help": "Credit methods: names, mappings, lists, paths. By default the recipe's, or without one every method "
+            "that can be scored here, and [gcpo, certainty]. Controls are always there."
         },
     )
     num_prompts: AtLeast1 | None = field(
@@ -256,8 +256,8 @@ class AdviceConfig(TrueConfig):
     methods: Specs | None = field(
         default=None,
         metadata={
-            "help": "Credit methods: names, mappings, lists, paths. By default the recipe's and every other that can be scored "
-            "here, and [gcpo, certainty]. Controls are always there."
+            "help": "Credit methods: names, mappings, lists, paths. By default the recipe's and every other that can be "
+            "scored here, and [gcpo, certainty]. Controls are always there."
         },
     )
     every: str = field(default="step", metadata=TrueConfig.__dataclass_fields__["every"].metadata)
