@@ -62,7 +62,7 @@ ROWS = [{"problem": f"{i}+{i}?", "answer": str(2 * i), "extra": i} for i in rang
         (["--eval_strategy", "steps", "--eval_steps", "1", "--per_device_eval_batch_size", "4"], "there is no split 'test'"),
         (["--dataset_train_split", "trian"], "there is no split 'trian'. Did you mean 'train'"),
         (["--importance_sampling_level", "sequence", "--credit", "dgpo"], "cancels the token credit of 'dgpo'"),
-        (["--report_to", "wandb", "mlflow"], "Write several in a recipe: report_to: [wandb, mlflow]."),
+        (["--report_to", "wandb", "mlflow"], "In a recipe, write report_to: [wandb, mlflow]."),
         (["--metric_for_best_model", "rewards/accuracy_reward/mean"], "'accuracy_reward'. Did you mean 'accuracy'"),
         (["--metric_for_best_model", "eval_rewards/acuracy/mean"], "is logged as 'acuracy'. Did you mean 'accuracy'"),
         (["--use_peft", "true", "--beta", "0.1", "--sync_ref_model", "true"], "nothing to update with `use_peft`"),

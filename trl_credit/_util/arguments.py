@@ -111,7 +111,7 @@ def _left_over(word: str, argv: list[str], types: dict[str, Any]) -> str:
     name, values = field_of(argv[first]), argv[first + 1 : place + 1]
     if takes_one_or_several(types.get(name)):  # whose list argparse would take for a text
         several = f"{name}: [{', '.join(values)}]"
-        return f"`{name}` takes one value on the command line, but {word!r} follows it. Write several in a recipe: {several}."
+        return f"`{name}` takes one value on the command line, but {word!r} follows it. In a recipe, write {several}."
     return (
         f"`{name}` takes one value, but {word!r} follows it. A list is written as JSON ({argv[first]} "
         f"'{json.dumps(values)}'), and a text with spaces needs quotes."
