@@ -9,6 +9,7 @@ import inspect
 import itertools
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -279,13 +280,16 @@ def prepare(
 def _prepare_rows(dataset: Dataset, reader: "_Reader") -> Dataset:
     if not len(dataset):
         raise ValueError("The dataset has no rows.")
-    checked = dataset.map(reader.check, with_indices=True, remove_columns=dataset.column_names)
+    # `datasets` caches beside the data, which may lie in a folder of somebody else
+    folders = {os.path.dirname(file["filename"]) for file in dataset.cache_files}
+    in_memory = {} if all(os.access(folder, os.W_OK) for folder in folders) else {"keep_in_memory": True}
+    checked = dataset.map(reader.check, with_indices=True, remove_columns=dataset.column_names, **in_memory)
     flags = np.array(checked[_FLAGS], int)
     rewrites = reader.problem_column is not None or bool((flags & _REWRITTEN).any())
     reader = dataclasses.replace(reader, rewrites=rewrites)
     _report(dataset, flags, reader)
     kept = dataset.select(np.flatnonzero((flags & _UNUSABLE) == 0)) if (flags & _UNUSABLE).any() else dataset
-    return kept.map(reader.columns) if rewrites or reader.answer_column is not None else kept
+    return kept.map(reader.columns, **in_memory) if rewrites or reader.answer_column is not None else kept
 
 
 # Flags that describe a row

@@ -189,8 +189,10 @@ def main(argv: list[str] | None = None) -> None:
     quiet_libraries()
     try:
         from .methods.registry import build_credit
+        from .report.figure import new_figure
 
         credits = [build_credit(method).to_dict() for method in arguments.methods]
+        new_figure(1, 1)  # raises without matplotlib: now, and not after minutes
     except (ValueError, TypeError) as error:
         parser.error(safe_lines(error))
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -91,6 +92,13 @@ def comparison_recipe(tmp_path):
         return path
 
     return write
+
+
+def fork(target, *args, forks=True):
+    """Stands for `start_process`, so that a test's own functions run."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=args)
+    process.start()
+    return process
 
 
 # The whole of it

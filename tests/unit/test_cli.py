@@ -86,6 +86,19 @@ def test_no_processes(command, capsys):
     assert "`--num_processes` must be at least 1, got 0" in capsys.readouterr().err
 
 
+def test_more_processes_than_accelerators(capsys, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--num_processes", "2", "--max_steps", "1"])
+    assert exit_.value.code == 2
+    assert "`--num_processes` is 2, but this machine has 1 accelerator." in capsys.readouterr().err
+    started = []
+    monkeypatch.setattr("torch.distributed.run.run", started.append)
+    main(["train", "--num_processes", "2", "--use_cpu", "true"])
+    assert started[0].nproc_per_node == "2"
+
+
 def test_machines_need_a_launcher_configuration(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["train", "recipes/quickstart.yaml", "--machine_rank", "1"])

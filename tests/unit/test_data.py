@@ -131,6 +131,16 @@ def test_unreadable_file(tmp_path):
         load_splits(str(tmp_path / "data.xlsx"))
 
 
+def test_data_in_a_folder_of_somebody_else(tmp_path, monkeypatch):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "data")
+    dataset = Dataset.load_from_disk(tmp_path / "data")
+    before = sorted(path.name for path in (tmp_path / "data").iterdir())
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    prepared = prepare(dataset, problem_column="problem", answer_column="answer")
+    assert len(prepared) == len(ROWS)
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == before
+
+
 def test_prepare():
     dataset = prepare(
         Dataset.from_list(ROWS),

@@ -2,9 +2,11 @@
 
 import random
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_credit import quickstart
 from trl_credit.methods.gcpo import gcpo_weights
 from trl_credit.model_files import embedded_model_path
 from trl_credit.toy.arithmetic import (
@@ -13,6 +15,16 @@ from trl_credit.toy.arithmetic import (
     prompt_of,
     written_solution,
 )
+
+
+def test_pictures_are_missed_before_the_training(tmp_path, monkeypatch, capsys):
+    def missing(*_):
+        raise ValueError("pictures need matplotlib: pip install 'trl-credit[analysis]'")
+
+    monkeypatch.setattr("trl_credit.report.figure.new_figure", missing)
+    with pytest.raises(SystemExit):
+        quickstart.main(["--output_dir", str(tmp_path)])
+    assert "pictures need matplotlib" in capsys.readouterr().err
 
 
 def test_gcpo_finds_the_wrong_digit():

@@ -58,7 +58,8 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's file is readable only by its owner
+        with contextlib.suppress(OSError):  # some network disks have no modes
+            os.chmod(name, 0o666 & ~umask)  # mkstemp's file is readable only by its owner
         os.replace(name, path)
     except BaseException as error:
         if name is not None:

@@ -8,6 +8,7 @@ annotations do not limit them; a value stays legal if TRL or transformers gives 
 
 import dataclasses
 import functools
+import inspect
 import math
 import numbers
 import os
@@ -248,7 +249,7 @@ def _types_of(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
     found = {}
     for field in dataclasses.fields(cls):
-        owner = next(c for c in cls.__mro__ if field.name in vars(c).get("__annotations__", {}))
+        owner = next(c for c in cls.__mro__ if field.name in inspect.get_annotations(c))
         ours = owner.__module__.partition(".")[0] == __name__.partition(".")[0]
         choices = None if ours else field.metadata.get("choices")
         if not ours and field.name in INHERITED:

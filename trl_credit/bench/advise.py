@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     if argv and not argv[0].startswith("-"):
         argv = ["--recipe", *argv]
     if not argv:
-        print(f"{PROGRAM}: error: name a recipe: {PROGRAM} recipes/quickstart.yaml", file=sys.stderr)
+        print(f"{PROGRAM}: error: name a recipe: {PROGRAM} RECIPE.yaml", file=sys.stderr)
         raise SystemExit(2)
     cli.main(argv, PROGRAM, __doc__, show_advice, "AdviceConfig")
 

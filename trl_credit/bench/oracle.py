@@ -181,7 +181,7 @@ class _TrueSource(_CheckedSource):
         for row, body, check in rows:
             # A right completion may be cut where it is complete, before its end of sequence, but not sooner
             fits = len(right[row]) - 1 <= context.max_completion_length
-            scored = logps[row, : min(len(right[row]), context.max_completion_length)].double().cpu()
+            scored = logps[row, : min(len(right[row]), context.max_completion_length)].cpu().double()
             pieces = token_pieces(tokenizer, right[row])
             style = torch.tensor([check.styled and _STYLE.fullmatch(piece) is not None for piece in pieces])
             values = true_values(scored, style[: len(scored)], fits)

@@ -85,7 +85,7 @@ def drifted_policies(
         "num_completions": num_completions,
     }
     record = output_dir / "drift.json"
-    known = json.loads(record.read_text()) if record.is_file() else {}
+    known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if known.get("settings") != settings:
         rewards = _train(model, updates, output_dir, seed, num_completions) if max(updates) else []
         known = {"settings": settings, "rewards": rewards}

@@ -341,7 +341,8 @@ def check_varied(names: Iterable[str], where: str) -> None:
 def _folder(label: str, taken: set[str]) -> str:
     name = re.sub(r"[^\w.=+-]+", "-", label).strip("-.") or "method"
     found, number = name, 1
-    while found in taken:
+    taken = {folder.casefold() for folder in taken}  # some disks know no case
+    while found.casefold() in taken:
         number += 1
         found = f"{name}-{number}"
     return found

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -17,6 +18,8 @@ from typing import Any
 from .plan import Method, Plan, run_folder
 from .worker import start
 
+
+logger = logging.getLogger(__name__)
 
 _PRELOADED = [
     "trl_credit.train",
@@ -34,12 +37,27 @@ class Stopped(KeyboardInterrupt):
     """SIGTERM was received."""
 
 
-def context() -> Any:
-    """Multiprocessing context. Runs fork from a process that only imported torch, TRL and this package."""
-    found = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-    if hasattr(os, "fork"):
-        found.set_forkserver_preload(_PRELOADED)
-    return found
+def start_process(target: Callable, *args: Any, forks: bool = True) -> multiprocessing.Process:
+    """Starts a process that runs a function.
+
+    Args:
+        target: The function.
+        args: Its arguments.
+        forks: Whether it may fork from a process that only imported torch, TRL and this package, which is quick. A library
+            that asks for a GPU as it is imported, such as bitsandbytes, keeps forks from using one.
+    """
+    if forks and sys.platform == "linux":  # macOS's own libraries do not work in a fork
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        process = context.Process(target=target, args=args)
+        try:
+            process.start()
+            return process
+        except OSError as error:  # no place for its socket: too long a path of TMPDIR, or a disk without sockets
+            logger.debug("no fork server: %s", error)
+    process = multiprocessing.get_context("spawn").Process(target=target, args=args)
+    process.start()
+    return process
 
 
 def _answer(connection, function: Callable, arguments: dict[str, Any]) -> None:
@@ -59,9 +77,8 @@ def in_process(function: Callable, **arguments: Any) -> Any:
     Raises:
         ValueError: The function raised ValueError, TypeError, OSError, ImportError or RunFolderError.
     """
-    ours, theirs = context().Pipe(duplex=False)
-    process = context().Process(target=_answer, args=(theirs, function, arguments))
-    process.start()
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = start_process(_answer, theirs, function, arguments)
     theirs.close()
     try:
         good, result = ours.recv()
@@ -165,6 +182,7 @@ def run_all(
         say(f"{kept} finished run{'s are' if kept > 1 else ' is'} kept.")
     if total:
         say(f"{total} run{'s' if total > 1 else ''} to make, {jobs} at a time.")
+    on_cpu = _on_cpu(plan)
     failed, durations, running = [], [], {}
     began = time.monotonic()
     try:
@@ -173,8 +191,7 @@ def run_all(
                 while todo and len(running) < jobs:
                     method, seed = todo.pop(0)
                     spec = prepare(plan, output_dir, method, seed, jobs, keep_models)
-                    process = context().Process(target=start, args=(spec,))
-                    process.start()
+                    process = start_process(start, spec, forks=on_cpu)
                     running[process.sentinel] = (process, method, seed, time.monotonic())
                 for sentinel in wait(list(running)):
                     process, method, seed, started = running.pop(sentinel)
@@ -222,7 +239,7 @@ def _end(processes: list) -> None:
 
 
 def _summary(folder: Path) -> str:
-    run = json.loads((folder / "run.json").read_text())
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     rewards = [value for value in run["history"].get("reward", []) if value is not None]
     last = rewards[-max(1, len(rewards) // 4) :]
     text = f"reward {sum(last) / len(last):.3f} in the last quarter" if last else "no reward"

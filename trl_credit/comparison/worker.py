@@ -60,7 +60,7 @@ def evaluations_of(folder: Path) -> list[dict[str, Any]]:
     """Evaluations of a run, ordered by step: accuracy (avg@n, mean over tasks), n, and each task's avg and stderr."""
     found = []
     for path in folder.glob("eval/step-*/results.json"):
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_text(encoding="utf-8"))
         found.append(
             {
                 "step": int(path.parent.name.removeprefix("step-")),
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     prepare_terminal()
     log_to_terminal()
-    execute(json.loads(Path(argv[0]).read_text()))
+    execute(json.loads(Path(argv[0]).read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def _missing(package: Package, asked: str) -> Problem:
     elif package.name == "vllm":
         mend += ", or set `use_vllm: false` (slower)"
     elif package.name == "deepspeed":
-        mend += ", or launch with recipes/accelerate/fsdp2.yaml"
+        mend += ", or launch with `--accelerate_config fsdp2`"
     return Problem(f"{package.name} is not installed", f"{asked}.", mend, True)
 
 

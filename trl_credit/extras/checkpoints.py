@@ -134,7 +134,7 @@ def _check_recorded(checkpoint: Path) -> list[str]:
     if not path.exists():
         return []
     try:
-        files = json.loads(path.read_text())["files"]
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
         recorded = {str(name): (int(size), int(checksum)) for name, (size, checksum) in files.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(f"is damaged: {MANIFEST_NAME} cannot be read") from error
@@ -190,7 +190,7 @@ def _check_shards(checkpoint: Path, name: str) -> None:
     if not path.exists():
         return
     try:
-        shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(f"is damaged: {name} cannot be read") from error
     for shard in shards:
@@ -211,7 +211,7 @@ def _deepspeed(checkpoint: Path) -> bool:
             raise DamagedError("is damaged: DeepSpeed's folder global_step* is missing")
         return False
     try:
-        folder = checkpoint / (checkpoint / "latest").read_text().strip()
+        folder = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
     except OSError as error:
         raise DamagedError("is damaged: DeepSpeed's file latest is missing") from error
     if not folder.is_dir() or folder == checkpoint:
@@ -244,7 +244,7 @@ def _check_opens(checkpoint: Path, path: Path) -> None:
         elif path.suffix in (".pt", ".pth", ".bin"):
             _check_archive(path)
         elif path.suffix == ".json":
-            json.loads(path.read_text())
+            json.loads(path.read_text(encoding="utf-8"))
         elif path.name == ".metadata":
             _check_distributed(path.parent)
     except (OSError, ValueError, SafetensorError, zipfile.BadZipFile, NotImplementedError) as error:

@@ -312,8 +312,8 @@ class DynamicSamplingMixin:
     def _judge(self, rewards: torch.Tensor) -> np.ndarray:
         args, name = self.args, self.args.dynamic_sampling_reward
         return classify_groups(
-            rewards.double().cpu().numpy(),
-            self.reward_weights.double().cpu().numpy(),
+            rewards.cpu().double().numpy(),
+            self.reward_weights.cpu().double().numpy(),
             self.num_generations,
             column=None if name is None else self.reward_func_names.index(name),
             bounds=tuple(args.dynamic_sampling_range or (0.0, 1.0)),

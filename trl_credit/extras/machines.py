@@ -80,6 +80,6 @@ def own_names(rank: int, processes: int) -> list[str]:
 def _processes(checkpoint: Path) -> int | None:
     """How many processes wrote a checkpoint, if its manifest says so."""
     try:
-        return json.loads((checkpoint / MANIFEST_NAME).read_text()).get("processes")
+        return json.loads((checkpoint / MANIFEST_NAME).read_text(encoding="utf-8")).get("processes")
     except OSError:
         return None

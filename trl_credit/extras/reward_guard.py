@@ -447,7 +447,8 @@ class RewardGuardMixin:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         models = [isinstance(function, nn.Module) for function in self.reward_funcs]
         models = torch.tensor(models, device=rewards.device)
-        largest = largest_rewards(len(rewards), self.reward_weights.to(rewards.device))
+        # On the CPU, as not every accelerator has float64
+        largest = largest_rewards(len(rewards), self.reward_weights.cpu()).float().to(rewards.device)
         # A comparison with a NaN is false: no reward, unless it is a model's
         excluded = (rewards == _EXCLUDED) & ~models
         wrong = (~torch.isfinite(rewards) & models) | ((rewards.abs() > largest) & ~excluded)

@@ -161,8 +161,9 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
         local = getattr(parameter, "ds_tensor", parameter)
         local = local.to_local() if hasattr(local, "to_local") else local
         values = local.detach().flatten()
-        norm = torch.linalg.vector_norm(values, 1, dtype=torch.float64)
-        sums.append([name, values.sum(dtype=torch.float64).item(), norm.item()])
+        wide = torch.float64 if values.device.type in ("cpu", "cuda") else torch.float32  # that others may lack
+        norm = torch.linalg.vector_norm(values, 1, dtype=wide)
+        sums.append([name, values.sum(dtype=wide).item(), norm.item()])
     return "sums:" + sha256(json.dumps(gather_object([sums])).encode()).hexdigest()
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from .._util.text import safe_lines
+from .._util.values import is_true
 from .._util.words import with_file_named
 from .._util.yaml import read_mapping
 from .early import check_early, precision_clash, set_environment, words_of
@@ -40,7 +41,7 @@ def launch(argv: list[str], command: str, module: str) -> None:
     machines = {name: value for name, value in vars(asked).items() if name in _MACHINES and value is not None}
     if machines and asked.accelerate_config is None:
         print(
-            f"trl-credit {command}: error: `--{next(iter(machines))}` needs `--accelerate_config`, such as "
+            f"trl-credit {command}: error: `--{next(iter(machines))}` needs `--accelerate_config`, such as the repository's "
             "recipes/accelerate/zero3_multinode.yaml.",
             file=sys.stderr,
         )
@@ -76,7 +77,16 @@ def launch(argv: list[str], command: str, module: str) -> None:
     for name, value in machines.items():
         options += [f"--{name}", str(value)]
     with exit_code():
-        if asked.accelerate_config is None and not torch.accelerator.is_available():
+        on_cpu = command == "train" and is_true(words_of(rest).get("use_cpu"))
+        devices = 0 if on_cpu or not torch.accelerator.is_available() else torch.accelerator.device_count()
+        if asked.accelerate_config is None and 0 < devices < asked.num_processes:  # accelerate would start one
+            print(
+                f"trl-credit {command}: error: `--num_processes` is {asked.num_processes}, but this machine has {devices} "
+                f"accelerator{'s' * (devices > 1)}.",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
+        if asked.accelerate_config is None and not devices:
             # accelerate would start a single process unless MPI is available
             parsed = get_args_parser().parse_args(
                 ["--standalone", "--nproc_per_node", str(asked.num_processes), *target[:2]]
@@ -93,8 +103,8 @@ def _check_precision(launcher: str, words: list[str]) -> None:
         found = read_mapping(launcher, {}, "launcher configuration", "--accelerate_config")
         if clash := precision_clash(found, launcher, words_of(words)):
             raise ValueError(
-                f"{clash}. Set `bf16: true`, or without a GPU use recipes/accelerate/ddp_cpu.yaml, or a copy with "
-                "`mixed_precision: 'no'`."
+                f"{clash}. Set `bf16: true`, or without a GPU use the repository's recipes/accelerate/ddp_cpu.yaml or a copy "
+                "with `mixed_precision: 'no'`."
             )
     except ValueError as error:
         print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)

@@ -57,6 +57,16 @@ class _Unanswered(Exception):  # noqa: N818
         self.outcome = outcome
 
 
+def _worker_environment() -> dict[str, str]:
+    """The environment of a worker, which finds the packages that this process finds."""
+    found = {
+        name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"
+    }  # which hides its own folder
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    found["PYTHONHASHSEED"] = "0"  # it may affect sympy's order of terms, and so the verdict
+    return found
+
+
 class _Worker:
     """One worker process, started on demand and restarted after it has ended."""
 
@@ -81,8 +91,7 @@ class _Worker:
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     bufsize=0,
-                    # It may affect sympy's order of terms, and so the verdict
-                    env={**os.environ, "PYTHONHASHSEED": "0"},
+                    env=_worker_environment(),
                 )
                 os.set_blocking(self.process.stdin.fileno(), False)
                 try:

@@ -57,7 +57,7 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, **kwargs: Any) -
         return load_digits_pipeline()
     check_pipeline(model)
     index = Path(model) / "model_index.json"
-    if index.exists() and json.loads(index.read_text())["_class_name"] == "DigitsPipeline":
+    if index.exists() and json.loads(index.read_text(encoding="utf-8"))["_class_name"] == "DigitsPipeline":
         from ..toy.digits import load_digits_pipeline
 
         return load_digits_pipeline(model)

@@ -117,7 +117,7 @@ def ddim_schedule(scheduler: Any, eta: float) -> StepSchedule:
     config = scheduler.config
     times = scheduler.timesteps.long().cpu()
     before = times - config.num_train_timesteps // scheduler.num_inference_steps
-    cumulative = scheduler.alphas_cumprod.double().cpu()
+    cumulative = scheduler.alphas_cumprod.cpu().double()
     now = cumulative[times]
     then = torch.where(before >= 0, cumulative[before.clamp(min=0)], float(scheduler.final_alpha_cumprod))
     std = eta * ((1 - then) / (1 - now) * (1 - now / then)).clamp(min=0).sqrt()
@@ -162,7 +162,7 @@ def flow_schedule(scheduler: Any, eta: float, sde: str = "flow_grpo") -> StepSch
         raise ValueError(f"`eta` must be above 0, got {eta}: a deterministic sampler has no log-probs.")
     if sde not in FLOW_SDES:
         raise ValueError(f"`sde` must be one of {', '.join(FLOW_SDES)}, got {sde!r}.")
-    times = scheduler.sigmas.double().cpu()
+    times = scheduler.sigmas.cpu().double()
     times = torch.where((times - 1).abs() < 1e-6, 1.0, times)  # diffusers computes them in float32
     _check_config(scheduler)
     if times[0] > 1 or (times.diff() >= 0).any() or times[-1] < 0:

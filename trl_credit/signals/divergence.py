@@ -38,6 +38,10 @@ _FLOOR = -36.0
 _RATIO_LIMIT = 1e5
 
 
+# Older releases, and older ones for ROCm, refuse a product of half precision that is added to float32
+_MIXED_PRODUCT = torch.__version__ >= (2, 10) and torch.version.hip is None
+
+
 @dataclass(frozen=True)
 class Head:
     """Turns hidden states into logits: `softcap(scale * (h @ weight.T + bias))`, weight (V, H), bias (V,)."""
@@ -72,7 +76,7 @@ class Head:
         if self.bias is not None:
             out.copy_(self.bias)
         beta = 0.0 if self.bias is None else factor
-        if weight.dtype == dtype != torch.float32 and weight.device.type == "cuda":
+        if weight.dtype == dtype != torch.float32 and weight.device.type == "cuda" and _MIXED_PRODUCT:
             torch.addmm(out, hidden_states, weight, out_dtype=torch.float32, beta=beta, alpha=factor, out=out)
         else:
             torch.addmm(out, hidden_states.float(), weight.float(), beta=beta, alpha=factor, out=out)

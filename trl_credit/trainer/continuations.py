@@ -272,7 +272,7 @@ class _Sampler:
             longest = max(budgets[item] for item in call)
             totals, tokens = self._continued(beginnings, part, [budgets[item] for item in mine], longest)
             in_order = totals.view(processes, each).T.flatten()[: len(call)]
-            found[call] = in_order.double().cpu()
+            found[call] = in_order.cpu().double()
             self.tokens += sum(number for place, number in enumerate(tokens) if place * processes + rank < len(call))
         self.count += len(items)
         self.unrewarded += int(found.isnan().sum())

@@ -384,7 +384,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         if reads_head and fsdp_version(args) == 1:
             raise ValueError(
                 f"credit method {self.credit_method.name!r} reads the output head, which FSDP version 1 does not show. Set "
-                "`fsdp_version: 2` in the launcher's file (recipes/accelerate/fsdp2.yaml), or `version: 2` in `fsdp_config`."
+                "`fsdp_version: 2` in the launcher's file (`--accelerate_config fsdp2`), or `version: 2` in `fsdp_config`."
             )
 
     def _rollout_rewards(self, rows: int) -> torch.Tensor:

@@ -73,6 +73,11 @@ def test_a_list_may_have_a_label_and_settings(written, label, settings, tmp_path
     cli.check_early(cli.parser().parse_args(["--config", str(recipe)]), [])
 
 
+def test_folders_differ_on_disks_that_know_no_case():
+    methods, _ = parse_methods([{"method": "gcpo", "label": "a"}, {"method": "dgpo", "label": "A"}])
+    assert [method.folder for method in methods] == ["a", "A-2"]
+
+
 def test_a_method_keeps_its_folder_when_others_come():
     first, _ = parse_methods(["uniform", "dgpo", {"method": "gcpo", "label": "contrast"}])
     methods, asked = parse_methods([SHARP, "uniform"], earlier=first)

@@ -1,13 +1,13 @@
 """Inputs and outputs of one run in a comparison."""
 
 import json
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
-from support.comparison import make_run
+from support.comparison import fork, make_run
 from transformers import TrainerState
 
 from trl_credit.comparison import output, plan, worker
@@ -15,7 +15,7 @@ from trl_credit.comparison.plan import (
     make_plan,
     run_folder,
 )
-from trl_credit.comparison.run import prepare, run_all
+from trl_credit.comparison.run import prepare, run_all, start_process
 
 
 def test_what_a_run_is_told(comparison_recipe, tmp_path):
@@ -63,9 +63,46 @@ def fake_start(spec):
     (folder / "run.json").write_text(json.dumps(run))
 
 
+class Context:
+    """A multiprocessing context that writes down what it starts."""
+
+    def __init__(self, kind, started, error=None):
+        self.kind, self.started, self.error = kind, started, error
+
+    def set_forkserver_preload(self, modules):
+        pass
+
+    def Process(self, target, args):
+        return self
+
+    def start(self):
+        if self.error:
+            raise self.error
+        self.started.append(self.kind)
+
+
+@pytest.mark.parametrize(
+    ("platform", "forks", "error", "kind"),
+    [
+        ("linux", True, None, "forkserver"),
+        ("linux", False, None, "spawn"),  # on a GPU
+        ("darwin", True, None, "spawn"),
+        ("linux", True, OSError("AF_UNIX path too long"), "spawn"),
+    ],
+)
+def test_how_processes_start(platform, forks, error, kind, monkeypatch):
+    started = []
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setattr(
+        "multiprocessing.get_context", lambda kind: Context(kind, started, error if kind == "forkserver" else None)
+    )
+    start_process(print, "x", forks=forks)
+    assert started == [kind]
+
+
 def test_a_failed_run_is_reported_and_the_others_go_on(comparison_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("trl_credit.comparison.run.start", fake_start)
-    monkeypatch.setattr("trl_credit.comparison.run.context", lambda: multiprocessing.get_context("fork"))
+    monkeypatch.setattr("trl_credit.comparison.run.start_process", fork)
     out, lines = tmp_path / "out", []
     out.mkdir()
     found = make_plan(comparison_recipe(), out, methods=["uniform", "gcpo"], seeds=3)

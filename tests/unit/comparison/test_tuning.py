@@ -2,11 +2,10 @@
 
 import itertools
 import json
-import multiprocessing
 from pathlib import Path
 
 import pytest
-from support.comparison import make_run
+from support.comparison import fork, make_run
 
 from trl_credit._util.files import RunFolderError
 from trl_credit.comparison.plan import Method, make_plan, read_plan, write_plan
@@ -180,7 +179,7 @@ def failing_start(spec):
 
 def test_a_failed_tuning_run_does_not_stop_the_comparison(comparison_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("trl_credit.comparison.run.start", failing_start)
-    monkeypatch.setattr("trl_credit.comparison.run.context", lambda: multiprocessing.get_context("fork"))
+    monkeypatch.setattr("trl_credit.comparison.run.start_process", fork)
     path, out, lines = comparison_recipe(), tmp_path / "out", []
     asked = {"methods": ["uniform"], "seeds": 1}
     planned = plan_tuning(path, out, (RATES, 2, None), **asked)

@@ -82,7 +82,7 @@ def test_a_package_that_is_missing():
     assert problem.needed
     assert problem.why == "zero3.yaml starts DeepSpeed."
     assert "trl-credit[deepspeed]" in problem.mend
-    assert "fsdp2.yaml" in problem.mend
+    assert "--accelerate_config fsdp2" in problem.mend
     assert "sdpa" in the_one(problems(facts(), Needs("r", {"flash-attn": "it is set"}))).mend
     with_kernels = facts(found=packages(kernels={"installed": "0.18.2"}))
     assert problems(with_kernels, Needs("r", {"flash-attn": "it is set"})) == []

@@ -20,7 +20,7 @@ from trl.trainer.utils import get_callable_name
 
 from trl_credit.data import report_unparsable
 from trl_credit.rewards import REWARDS, accuracy, build_reward, judged, reasoning_accuracy, required_columns, verifier
-from trl_credit.rewards.verifier import MathVerifier, Verdict
+from trl_credit.rewards.verifier import MathVerifier, Verdict, _worker_environment
 
 
 # Solutions of every kind with answers that mean the same and answers that do not; which are judged correct is
@@ -499,6 +499,14 @@ def test_workers_import_neither_torch_nor_the_main_script(tmp_path):
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["imported", "1.0", "False", "True"]
+
+
+def test_workers_find_what_this_process_finds(monkeypatch):
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    monkeypatch.setattr("sys.path", [*sys.path, "/added/later"])
+    found = _worker_environment()
+    assert found["PYTHONPATH"].split(os.pathsep)[-1] == "/added/later"
+    assert "PYTHONSAFEPATH" not in found
 
 
 @pytest.mark.slow

@@ -131,7 +131,7 @@ def token_logps(
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
         prompts, completions = ([list(pairs[i][side]) for i in part] for side in (0, 1))
-        logps = _logps(model, prompts, completions, pad).double().cpu().numpy()
+        logps = _logps(model, prompts, completions, pad).cpu().double().numpy()
         for row, i, prompt, completion in zip(logps, part, prompts, completions, strict=True):
             found[i] = row[len(prompt) - 1 : len(prompt) - 1 + len(completion)]
     return [found[i] for i in range(len(pairs))]

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _KEPT = "The finished samples are kept: run the same command again to make the missing ones."
 _WATCHED = 10.0  # seconds between two looks at an address that owes answers
+_OTHER_FILES = 128  # open ones besides the connections
 _MISSED = 3  # looks in a row without an answer, after which it is given up
 
 
@@ -127,6 +128,29 @@ class _ExhaustedError(Exception):
     """A request used up its retries."""
 
 
+def allow_open_files(concurrency: int) -> None:
+    """Raises this process's limit of open files, of which each request in flight has one, as far as it may.
+
+    Raises:
+        ValueError: It may not be as high as that needs.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    needed, infinite = concurrency + _OTHER_FILES, resource.RLIM_INFINITY
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == infinite or soft >= needed:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (ValueError, OSError):
+        raise ValueError(
+            f"`concurrency` is {concurrency}, but this process may open {hard if hard != infinite else soft} files only "
+            f"(`ulimit -n`). Lower `concurrency`, or raise the limit to {needed}."
+        ) from None
+
+
 class ServerBackend(Backend):
     """Generates at an OpenAI-compatible endpoint: messages at `/chat/completions`, plain text and token ids at
     `/completions`. For token ids, the sampled ids are asked for, too (`return_token_ids`, which vLLM knows).
@@ -159,6 +183,7 @@ class ServerBackend(Backend):
             import openai  # noqa: F401
         except ImportError:
             raise ValueError("The server backend needs the `openai` package: pip install 'trl-credit[eval]'") from None
+        allow_open_files(settings.concurrency)
         self.settings = settings
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         key = (settings.api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or "none"

@@ -19,7 +19,7 @@ import pytest
 from helpers import free_port
 
 from trl_credit.evaluation.backends.base import BackendError, Generation, Request, SamplingSettings
-from trl_credit.evaluation.backends.server import ServerBackend, ServerSettings
+from trl_credit.evaluation.backends.server import ServerBackend, ServerSettings, allow_open_files
 
 
 KEY = "sk-very-secret"
@@ -489,6 +489,25 @@ def test_an_endpoint_that_refuses_at_the_start(models, match):
     with Endpoint(models=models) as endpoint, pytest.raises(BackendError, match=match) as error:
         backend(endpoint.url, max_retries=0).identity()
     assert KEY not in str(error.value)
+
+
+def test_open_files(monkeypatch):
+    resource = pytest.importorskip("resource")
+    limits, asked = (256, 4096), []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
+
+    def setrlimit(kind, wanted):
+        asked.append(wanted)
+        if wanted[0] > wanted[1] != resource.RLIM_INFINITY:
+            raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    allow_open_files(64)
+    assert not asked
+    allow_open_files(1024)
+    assert asked == [(1152, 4096)]
+    with pytest.raises(ValueError, match=r"`concurrency` is 8192, but this process may open 4096 files only"):
+        allow_open_files(8192)
 
 
 def test_an_address_where_nothing_listens():
