@@ -6,10 +6,12 @@ import functools
 import gzip
 import hashlib
 import inspect
+import io
 import itertools
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,9 @@ from .fields import (
     check_field,
     check_match,
     gold_of,
+    has_parts,
     has_system_message,
+    in_parts,
     make_prompt,
     read_answers,
     read_field,
@@ -104,7 +108,8 @@ def load_splits(
         elif (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(str(path))
         else:
-            loaded = datasets.load_dataset(name, name=config, streaming=streaming)
+            options = _folder_options(path, text_columns) if path.is_dir() and config is None else {}
+            loaded = datasets.load_dataset(name, name=config, streaming=streaming, **options)
     except (datasets.exceptions.DatasetsError, OSError, EOFError, ValueError, csv.Error) as error:
         cause = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         if path.is_dir() and cause.startswith("Couldn't cast"):
@@ -167,6 +172,15 @@ def _check_text(path: Path, suffix: str) -> None:
         raise ValueError("it has no rows.")
 
 
+def _folder_options(path: Path, text_columns: Sequence[str | None]) -> dict[str, Any]:
+    """The options of a folder whose data files are all CSV, after the first of them."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    tables = [file for file in files if file.suffix in (".csv", ".tsv")]
+    if not tables or any(file.suffix in _FILE_FORMATS and file not in tables for file in files):
+        return {}
+    return [_csv_options(file, text_columns) for file in tables][0]
+
+
 def _csv_options(path: Path, text_columns: Sequence[str | None]) -> dict[str, Any]:
     with _open(path) as file:
         header = file.readline().decode("utf-8-sig")
@@ -176,12 +190,32 @@ def _csv_options(path: Path, text_columns: Sequence[str | None]) -> dict[str, An
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"it has {names.count(twice)} columns {twice!r}: rename or remove all but one.")
+    _check_widths(path, delimiter, len(names))
     kept = {name: str for name in names if name in text_columns}
     if not kept:
-        return {"sep": delimiter}
+        return {"sep": delimiter, "index_col": False}
     # pandas reads `None` and `NA` as nulls even in columns with a converter
     nulls = {name: sorted(STR_NA_VALUES) for name in names if name not in kept}
-    return {"sep": delimiter, "converters": kept, "keep_default_na": False, "na_values": nulls or None}
+    return {
+        "sep": delimiter,
+        "index_col": False,
+        "converters": kept,
+        "keep_default_na": False,
+        "na_values": nulls or None,
+    }
+
+
+def _check_widths(path: Path, delimiter: str, width: int) -> None:
+    """Raises `ValueError` for a row with more fields than the header, which pandas would shift."""
+    csv.field_size_limit(2**31 - 1)
+    with _open(path) as file:
+        rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter)
+        for row in rows:
+            if any(row[width:]):
+                raise ValueError(
+                    f"line {rows.line_num} has {len(row)} fields, but the header {width}: a field with {delimiter!r} in it "
+                    'needs quotes ("...", and "" for a quote within).'
+                )
 
 
 def _reasoning_gym(name: str, size: int, config: dict[str, Any], seed: int, setting: str) -> Dataset:
@@ -255,6 +289,12 @@ def prepare(
                 )
     if prompt_template is not None and "{problem}" not in prompt_template:
         raise ValueError(f"`prompt_template` must contain the slot {{problem}}, got {prompt_template!r}.")
+    for slot in re.findall(r"\{(\w+)\}", prompt_template or ""):
+        if slot != "problem" and slot in names:
+            raise ValueError(
+                f"`prompt_template` has the slot {{{slot}}}, but only {{problem}} is filled. Give the data a column that holds "
+                "the whole text, and name it as `problem_column`."
+            )
     if plain_prompts and system_prompt:
         raise ValueError("`system_prompt` has no effect with `plain_prompts`: put it into `prompt_template`.")
     check_match(answer_match)
@@ -286,21 +326,22 @@ def _prepare_rows(dataset: Dataset, reader: "_Reader") -> Dataset:
     checked = dataset.map(reader.check, with_indices=True, remove_columns=dataset.column_names, **in_memory)
     flags = np.array(checked[_FLAGS], int)
     rewrites = reader.problem_column is not None or bool((flags & _REWRITTEN).any())
-    reader = dataclasses.replace(reader, rewrites=rewrites)
+    reader = dataclasses.replace(reader, rewrites=rewrites, parts=bool((flags & _PARTS).any()))
     _report(dataset, flags, reader)
     kept = dataset.select(np.flatnonzero((flags & _UNUSABLE) == 0)) if (flags & _UNUSABLE).any() else dataset
     return kept.map(reader.columns, **in_memory) if rewrites or reader.answer_column is not None else kept
 
 
 # Flags that describe a row
-_UNUSABLE, _REWRITTEN, _ANSWERED, _LEAKS, _OWN_SYSTEM, _TEXT, _NO_ANSWER = (1 << i for i in range(7))
+_UNUSABLE, _REWRITTEN, _ANSWERED, _LEAKS, _OWN_SYSTEM, _TEXT, _NO_ANSWER, _PARTS = (1 << i for i in range(8))
 _FLAGS = "trl_credit_flags"
 _CODE = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, fields.__file__))).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Builds the columns of a row; see [`prepare`]. `rewrites` says if the column `prompt` must be written. `code` ties
+    """Builds the columns of a row; see [`prepare`]. `rewrites` says if the column `prompt` must be written, and `parts` if
+    its texts must be lists of parts, as other rows' messages are. `code` ties
     the cache of `datasets`, whose key is a function's name and values, to this version of the code."""
 
     problem_column: str | None
@@ -311,6 +352,7 @@ class _Reader:
     plain: bool
     images: bool
     rewrites: bool = True
+    parts: bool = False
     code: str = _CODE
 
     def _problem(self, row: Mapping[str, Any]) -> str | list[Message]:
@@ -356,6 +398,7 @@ class _Reader:
                 flags |= _LEAKS * bool(answers and states_answer(kept, answers))
                 problem = kept
             prompt = self._prompt(problem)
+            flags |= _PARTS * has_parts(prompt)
             if not self.images or flags & _ANSWERED:
                 flags |= _REWRITTEN * (prompt != _pruned(row.get("prompt")))
         except KeyError:
@@ -370,7 +413,8 @@ class _Reader:
         made = {}
         if self.rewrites:
             problem = self._problem(row)
-            made["prompt"] = self._prompt(problem if isinstance(problem, str) else without_answer(problem))
+            prompt = self._prompt(problem if isinstance(problem, str) else without_answer(problem))
+            made["prompt"] = in_parts(prompt) if self.parts and not isinstance(prompt, str) else prompt
         if self.answer_column is not None:
             gold = gold_of(read_answers(read_field(row, self.answer_column), self.answer_column), self.answer_match)
             # One type for the whole column
@@ -483,13 +527,21 @@ def _prepare_stream(
         logger.warning("Conversations end with the assistant's turn, the answer: that turn is left out of the prompt.")
     if flags & _OWN_SYSTEM and reader.system:
         logger.warning("Conversations keep their own system message instead of `system_prompt`.")
-    reader = dataclasses.replace(reader, rewrites=bool(flags & _REWRITTEN) or reader.problem_column is not None)
+    # Other rows may need it where the first does not
+    rewrites = not reader.images or bool(flags & _REWRITTEN) or reader.problem_column is not None
+    reader = dataclasses.replace(reader, rewrites=rewrites, parts=bool(flags & _PARTS))
     said: set[str] = set()  # columns that were empty; "" for a row that cannot be read
 
     def usable(row: Mapping[str, Any]) -> bool:
         try:
             flags = reader.check(row, None)[_FLAGS]
             if not flags & _UNUSABLE:
+                if flags & _LEAKS and "leak" not in said:
+                    logger.warning(
+                        "A conversation of the stream states the answer in a turn of the assistant before the user's last "
+                        "message: its prompt contains the answer. So may others."
+                    )
+                    said.add("leak")
                 return True
             column = reader.answer_column if flags & _NO_ANSWER else reader.problem_column or "prompt"
             reason, problem = column, f"its {column!r} is empty."
@@ -544,9 +596,26 @@ def report_unparsable(dataset: Dataset | IterableDataset, reward: Callable) -> i
             reward.__name__,
             bad[0],
         )
+    if odd := [answer for answer in solutions if isinstance(answer, str) and _no_answer(answer)]:
+        logger.warning(
+            "%d of the first %d answers are none that a completion could state, for example %r: leave such rows out.",
+            len(odd),
+            len(solutions),
+            odd[0][:100],
+        )
     if len(bad) == len(solutions):
         raise ValueError(f"None of the first {len(bad)} answers parses; for example {bad[0]!r}. See `answer_column`.")
     return len(bad)
+
+
+def _no_answer(text: str) -> bool:
+    """True for placeholders, such as NuminaMath's, and for the tests of a program."""
+    if text.strip().lower() in ("proof", "notfound", "not found", "n/a", "none", "unknown"):
+        return True
+    try:
+        return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def report_bare_latex(dataset: Dataset | IterableDataset) -> int:

@@ -28,6 +28,8 @@ _QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 # A list of quoted texts, as JSON or Python writes it. `[2, 3]` is an interval and stays text
 _QUOTED_LIST = re.compile(rf"\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*\s*\]", re.DOTALL)
 _MESSAGES_AS_TEXT = re.compile(r"\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
+# GSM8K's solutions end with their answer in a line of its own
+_FINAL_LINE = re.compile(r"(?:\A|.*\n)####[ \t]*(\S[^\n]*)\s*\Z", re.DOTALL)
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 # To detect a float that was a whole number in JSON, with more digits than a float can hold
 _EXACT_DIGITS, _EXACT = 15, 2**53
@@ -185,12 +187,13 @@ def _message(message: Mapping[str, Any]) -> Message:
         rest = {k: v for k, v in message.items() if k not in ("role", "content") and v is not None}
     elif message.get("from") is not None:
         role, content, rest = message["from"], message.get("value"), {}
-        if _ROLES.get(role, role) not in _KNOWN_ROLES:
+        if _ROLES.get(str(role).strip().lower(), str(role).strip().lower()) not in _KNOWN_ROLES:
             known = ", ".join(dict.fromkeys((*_ROLES, *_KNOWN_ROLES)))
             raise ValueError(f"has a message from {role!r}, which is not a known role ({known})")
     else:
         raise ValueError(f"has a message without `role`: {_shown(message)}")
-    role = _ROLES.get(role, role)
+    folded = role.strip().lower() if isinstance(role, str) else role
+    role = _ROLES.get(folded, folded if folded in _KNOWN_ROLES else role)
     if isinstance(content, (list, tuple)) and content and all(_is_text(part) for part in content):
         content = "".join(part if isinstance(part, str) else part["text"] for part in content)
     if role == "user" and content is not None and not isinstance(content, (str, list, tuple)):
@@ -224,6 +227,21 @@ def states_answer(messages: Sequence[Message], answers: Sequence[str]) -> bool:
         for turn in turns
         for answer in answers
     )
+
+
+def in_parts(messages: Sequence[Message]) -> list[Message]:
+    """The messages with every text as a list of one part, beside which other messages can have images."""
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message["content"], str)
+        else message
+        for message in messages
+    ]
+
+
+def has_parts(problem: str | Sequence[Message]) -> bool:
+    """Whether a message holds more than a text."""
+    return not isinstance(problem, str) and any(isinstance(m["content"], (list, tuple)) for m in problem)
 
 
 def has_system_message(problem: str | Sequence[Message]) -> bool:
@@ -286,7 +304,7 @@ def read_answers(value: Any, name: str = "COLUMN") -> list[str]:
     """Reads a field's answers, without duplicates.
 
     A number is written out (27.0 is 27, 1e-07 is 0.0000001), nulls in a list are skipped, and a list of quoted texts
-    may itself be text (`["70"]`).
+    may itself be text (`["70"]`). Of a solution whose last line is `#### 72`, as in GSM8K, the answer is 72.
 
     Args:
         value: The field's value.
@@ -318,9 +336,13 @@ def read_answers(value: Any, name: str = "COLUMN") -> list[str]:
 def _quoted(text: str) -> Any:
     for parse in (json.loads, ast.literal_eval):
         try:
-            return parse(text)
+            found = parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
+        control = any(ord(sign) < 32 for item in found if isinstance(item, str) for sign in item)
+        if control and "\\\\" not in text:  # LaTeX with single backslashes, of which `\\frac` begins like a form feed
+            return _quoted(text.replace("\\", "\\\\"))
+        return found
     return text
 
 
@@ -342,7 +364,9 @@ def _answer_text(value: Any) -> str:
         return value.date().isoformat() if value.time() == datetime.time() else value.isoformat(sep=" ")
     if isinstance(value, bytes):
         value = _decoded(value)
-    return "" if value is None else str(value).strip()
+    text = "" if value is None else str(value).strip()
+    final = _FINAL_LINE.fullmatch(text)
+    return final[1].strip() if final else text
 
 
 def gold_of(answers: Sequence[str], match: AnswerMatch | None) -> str | list[str]:

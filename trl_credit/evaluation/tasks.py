@@ -214,6 +214,11 @@ def _load(text: str, config: EvalConfig) -> Task:
     names = rows.column_names or list(first)
     problem_column = _column(name, "problem_column", spec.problem_column, _PROBLEM_COLUMNS, names, first)
     answer_column = _column(name, "answer_column", spec.answer_column, _ANSWER_COLUMNS, names, first)
+    if images := [column for column in ("image", "images") if column in names]:
+        raise ValueError(
+            f"`tasks`: {name!r} has a column {images[0]!r}, and problems are asked as text only, without images. Remove the "
+            "column if they can be answered without."
+        )
     problems, seen = [], Counter()
     for number, row in enumerate(itertools.islice(rows, config.limit)):
         setting, column = "problem_column", problem_column

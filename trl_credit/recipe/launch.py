@@ -103,8 +103,8 @@ def _check_precision(launcher: str, words: list[str]) -> None:
         found = read_mapping(launcher, {}, "launcher configuration", "--accelerate_config")
         if clash := precision_clash(found, launcher, words_of(words)):
             raise ValueError(
-                f"{clash}. Set `bf16: true`, or without a GPU use the repository's recipes/accelerate/ddp_cpu.yaml or a copy "
-                "with `mixed_precision: 'no'`."
+                f"{clash}. Set `bf16: true`, or without a GPU use recipes/accelerate/ddp_cpu.yaml of the repository or a "
+                "copy with `mixed_precision: 'no'`."
             )
     except ValueError as error:
         print(f"trl-credit train: error: {safe_lines(error)}", file=sys.stderr)

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
+from datasets.exceptions import DatasetsError
 from trl import DatasetMixtureConfig, get_dataset
 from trl.scripts.utils import DatasetConfig
 
@@ -29,7 +31,13 @@ def load_mixture(dataset_args: DatasetMixtureConfig, seed: int) -> dict[str, Any
     shares = [entry.fraction for entry in dataset_args.datasets if entry.fraction is not None]
     if shares and (min(shares) < 0 or not sum(shares) > 0):
         raise ValueError(f"`datasets`: `fraction` must be at least 0, and above 0 somewhere, got {shares}.")
-    splits = get_dataset(replace(dataset_args, test_split_size=None))
+    try:
+        splits = get_dataset(replace(dataset_args, test_split_size=None))
+    except (DatasetsError, OSError, EOFError, ValueError) as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        if "can't be aligned" in cause or "cannot be aligned" in cause:
+            cause = f"columns of one name differ in type between datasets; `columns` chooses which are read. {cause}"
+        raise ValueError(f"`datasets`: cannot be read: {cause[:500]}") from error
     return splits["train"].train_test_split(test_size=size, seed=seed) if size else splits
 
 
@@ -44,6 +52,11 @@ def check_mixture(entries: Any) -> None:
                 raise ValueError(
                     f"`datasets`: an entry has no field {name!r}. {_HINTS.get(name) or nearest(str(name), known)}"
                 )
+        if isinstance(entry, Mapping) and Path(str(entry.get("path", ""))).is_file():
+            kind = {".jsonl": "json", ".tsv": "csv"}.get(Path(entry["path"]).suffix, Path(entry["path"]).suffix[1:])
+            raise ValueError(
+                f"`datasets`: {entry['path']!r} is a file: write {{path: {kind}, data_files: {entry['path']}}}."
+            )
         if not isinstance(entry, Mapping) or "path" not in entry:
             raise ValueError(
                 "`datasets` is a list of mappings with a `path`, such as [{path: OWNER/NAME, split: train}], got "

@@ -1,5 +1,6 @@
 """Turns a recipe's fields into the trainer's arguments."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -331,6 +332,12 @@ def build_rewards(script_args, training_args, train_dataset) -> list:
             raise ValueError(
                 f"`reward_funcs`: {function.__name__!r} judges images, but this run makes text. Set `trainer: diffusion` "
                 "or use a reward for text."
+            )
+        bound = function.keywords if isinstance(function, functools.partial) else {}
+        if taken := sorted(set(bound) & set(names or ())):
+            raise ValueError(
+                f"`reward_funcs`: {get_callable_name(function)!r} has the argument {taken[0]!r}, and the data a column of "
+                "that name, which TRL would pass in its place. Rename the column, or remove it."
             )
         for column in required_columns(function):
             if column == "images" and makes_images:

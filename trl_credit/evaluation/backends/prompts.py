@@ -1,5 +1,6 @@
 """Renders problems as prompts that fit the model's context."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ def render(
             rendered.append(Rendered(request, list(request.prompt)))
             continue
         plain = isinstance(request.prompt, str)
-        key = request.prompt if plain else tuple((m["role"], m["content"]) for m in request.prompt)
+        key = request.prompt if plain else json.dumps(list(request.prompt), sort_keys=True, default=repr)
         if key not in cache:
             if plain:
                 cache[key] = tokenizer(request.prompt)["input_ids"], opened_tag(request.prompt)
