@@ -178,7 +178,8 @@ def _folder_options(path: Path, text_columns: Sequence[str | None]) -> dict[str,
     tables = [file for file in files if file.suffix in (".csv", ".tsv")]
     if not tables or any(file.suffix in _FILE_FORMATS and file not in tables for file in files):
         return {}
-    return [_csv_options(file, text_columns) for file in tables][0]
+    options = [_csv_options(file, text_columns) for file in tables]  # which checks each
+    return options[0]
 
 
 def _csv_options(path: Path, text_columns: Sequence[str | None]) -> dict[str, Any]:
@@ -292,8 +293,8 @@ def prepare(
     for slot in re.findall(r"\{(\w+)\}", prompt_template or ""):
         if slot != "problem" and slot in names:
             raise ValueError(
-                f"`prompt_template` has the slot {{{slot}}}, but only {{problem}} is filled. Give the data a column that holds "
-                "the whole text, and name it as `problem_column`."
+                f"`prompt_template` has the slot {{{slot}}}, but only {{problem}} is filled. Give the data a column that "
+                "holds the whole text, and name it as `problem_column`."
             )
     if plain_prompts and system_prompt:
         raise ValueError("`system_prompt` has no effect with `plain_prompts`: put it into `prompt_template`.")

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import json
 
 import pytest
 from datasets import Dataset, IterableDataset
@@ -45,6 +46,76 @@ def test_forms_of_files(name, content, tmp_path):
     packed = tmp_path / f"{name}.gz"
     packed.write_bytes(gzip.compress(content.encode()))
     assert both(str(packed), **PLAIN, prompt_template="{problem}") == [([user("a")], "1,5")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ("problem,answer,source\nq,5,gsm\nWhat is 500+734?,1,234,gsm\n", "line 3 has 4 fields, but the header 3"),
+        ("problem,answer\nWhat is 500+734?,1,234\n", "line 2 has 3 fields, but the header 2"),
+        ('problem,answer\n"He said \\"hi\\", what?",5\n', "line 2 has 3 fields"),
+    ],
+)
+def test_rows_wider_than_the_header_are_errors(rows, line, tmp_path):
+    (tmp_path / "x.csv").write_text(rows)
+    with pytest.raises(ValueError, match=line):
+        load_splits(str(tmp_path / "x.csv"), text_columns=["problem", "answer"])
+
+
+def test_a_comma_at_the_end_of_every_row(tmp_path):
+    (tmp_path / "x.csv").write_text('problem,answer\n"q1",5,\n"q2",6,\n')
+    assert [solution for _, solution in trained(str(tmp_path / "x.csv"), **PLAIN)] == ["5", "6"]
+
+
+def test_folders_of_csv_files_keep_their_text(tmp_path):
+    (tmp_path / "train.csv").write_text("problem,answer\na,007\nb,1.50\nc,NA\n")
+    assert [solution for _, solution in trained(str(tmp_path), **PLAIN)] == ["007", "1.50", "NA"]
+
+
+PARTS = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Find x."}]}]
+TEXTS = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "1+1?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "2+2?"},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_texts_beside_messages_in_parts(stream, tmp_path):
+    dataset = Dataset.from_dict({"prompt": [json.dumps(PARTS), json.dumps(TEXTS)]})
+    dataset = dataset.to_iterable_dataset() if stream else dataset
+    rows = [row["prompt"] for row in prepare(dataset, problem_column="prompt", system_prompt="Think.")]
+    contents = [[part for message in row for part in message["content"]] for row in rows]
+    assert [[part.get("text") for part in row if part["type"] == "text"] for row in contents] == [
+        ["Think.", "Find x."],
+        ["Be short.", "1+1?", "2", "2+2?"],
+    ]
+
+
+def test_a_stream_may_state_the_answer_later_than_in_its_first_row(caplog):
+    rows = [
+        {"prompt": [user("x")], "answer": "1"},
+        {"prompt": [user("y"), {"role": "assistant", "content": "It is 7"}], "answer": "7"},
+        {"prompt": [user("a"), {"role": "assistant", "content": "It is 7"}, user("Sure?")], "answer": "7"},
+    ]
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    found = [[message["role"] for message in row["prompt"]] for row in prepare(stream, answer_column="answer")]
+    assert found == [["user"], ["user"], ["user", "assistant", "user"]]
+    assert caplog.text.count("states the answer in a turn of the assistant before") == 1
+
+
+def test_slots_that_nothing_fills():
+    dataset = Dataset.from_list([{"problem": "44, 19", "target": 25}])
+    with pytest.raises(ValueError, match=r"has the slot \{target\}, but only \{problem\} is filled"):
+        prepare(dataset, problem_column="problem", prompt_template="Using {problem}, make {target}.")
+    prepare(dataset, problem_column="problem", prompt_template="Using {problem}, make {other}.")
+
+
+def test_answers_that_nobody_can_state(caplog):
+    tests = '{"inputs": ["1"], "outputs": ["2"]}'
+    assert report_unparsable(Dataset.from_dict({"solution": ["proof", tests, "5"]}), judged) == 0
+    assert "2 of the first 3 answers are none that a completion could state, for example 'proof'" in caplog.text
 
 
 @pytest.mark.parametrize(

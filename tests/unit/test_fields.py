@@ -247,7 +247,11 @@ def test_texts_and_conversations_together(tmp_path):
         ('["70"]', "70"),
         ("['70']", "70"),
         (r"['\\frac{1}{2}']", r"\frac{1}{2}"),
+        (r'["\frac{1}{2}"]', r"\frac{1}{2}"),  # with single backslashes, of which `\f` would be a form feed
         ("[2, 3]", "[2, 3]"),  # an interval
+        ("48 / 2 = <<48/2=24>>24 clips\n48 + 24 = 72\n#### 72", "72"),
+        ("#### 1,234\n", "1,234"),
+        ("#### 5 and more\nthan that", "#### 5 and more\nthan that"),
         (1e-07, "0.0000001"),
         (27.0, "27"),
         (1e22, "1" + "0" * 22),
@@ -266,6 +270,11 @@ def test_an_answer(value, text, tmp_path):
         path = written(tmp_path / "x.jsonl", [{"problem": "a", "answer": value}] * 2)
         assert [solution for _, solution in trained(path, **PLAIN)] == [text] * 2
         assert [solution for _, solution in evaluated(path, **PLAIN)] == [text] * 2
+
+
+def test_roles_in_another_case():
+    assert read_problem([{"role": "User", "content": "hi"}]) == [user("hi")]
+    assert read_problem([{"from": "Human", "value": "hi"}]) == [user("hi")]
 
 
 @pytest.mark.parametrize("value", [None, "", " ", [], [None], [""], float("nan"), float("inf")])

@@ -72,7 +72,7 @@ class Context:
     def set_forkserver_preload(self, modules):
         pass
 
-    def Process(self, target, args):
+    def Process(self, target, args):  # noqa: N802
         return self
 
     def start(self):

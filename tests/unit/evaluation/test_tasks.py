@@ -90,6 +90,13 @@ def test_prompts_of_plain_text_have_no_system_prompt():
         load_tasks(EvalConfig(model="m", system_prompt="x", **settings))
 
 
+def test_images_are_not_asked_blindly(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"problem": "<image>a", "answer": "1", "images": ["x.png"]}\n')
+    with pytest.raises(ValueError, match=r"has a column 'images', and problems are asked as text only"):
+        load_tasks(EvalConfig(model="m", tasks=[str(path)]))
+
+
 def test_gsm8k_from_a_file_has_its_marker(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"question": "How many?", "answer": "3 * 4 = 12\n#### 12"}) + "\n")

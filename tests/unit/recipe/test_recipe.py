@@ -161,6 +161,30 @@ def test_mixtures_that_cannot_be_made(fields, message, tmp_path, tiny_model):
         mixture(tmp_path, tiny_model, **fields).trainer_arguments()
 
 
+def test_what_is_wrong_with_a_part_of_a_mixture(tmp_path, tiny_model):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"problem": "a"}\n{"problem": \n')
+    numbers = write(tmp_path / "numbers.jsonl", [{"problem": "a", "answer": 1, "extra": "x"}])
+    texts = write(tmp_path / "texts.jsonl", [{"problem": "a", "answer": "1", "extra": "x"}])
+
+    def entries(*files):
+        return [{"path": "json", "data_files": str(file), "split": "train"} for file in files]
+
+    for files, message in (((broken,), "`datasets`: cannot be read: "), ((numbers, texts), "`columns` chooses which")):
+        with pytest.raises(ValueError, match=message):
+            mixture(tmp_path, tiny_model, datasets=entries(*files)).trainer_arguments()
+    with pytest.raises(ValueError, match=r"is a file: write \{path: json, data_files: "):
+        mixture(tmp_path, tiny_model, datasets=[{"path": str(texts)}])
+
+
+def test_a_column_named_like_a_bound_argument(tmp_path, tiny_model):
+    words = line(tmp_path, tiny_model)
+    place = words.index("--reward_funcs") + 1
+    words[place : place + 2] = ["{name: helpers.letter_reward, extra: 3}"]
+    with pytest.raises(ValueError, match="has the argument 'extra', and the data a column of that name"):
+        Recipe.read(words).trainer_arguments()
+
+
 def test_a_rollout_function_may_add_columns(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "added.py").write_text(

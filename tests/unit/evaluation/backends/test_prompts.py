@@ -24,6 +24,16 @@ def test_chat_prompts(tiny_model):
     assert backend.tokenizer("assistant:")["input_ids"] == item.ids[-len("assistant:") :]
 
 
+def test_prompts_that_differ_beside_their_texts(tiny_model):
+    from trl_credit.evaluation.backends.prompts import render
+
+    tokenizer = LocalModel.find(tiny_model).tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ m['tool_calls'] }}{% endfor %}"
+    prompts = [({"role": "user", "content": "1", "tool_calls": city},) for city in ("ab", "cd")]
+    first, second = render(requests_for(prompts), tokenizer, {})
+    assert first.ids != second.ids
+
+
 def test_messages_need_a_chat_template():
     backend = TransformersBackend(LocalModel.find("trl_credit:quickstart"))
     with pytest.raises(ValueError, match="no chat template: set `plain_prompts: true`"):
