@@ -176,7 +176,7 @@ def _folder_options(path: Path, text_columns: Sequence[str | None]) -> dict[str,
     """The options of a folder whose data files are all CSV, after the first of them."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     tables = [file for file in files if file.suffix in (".csv", ".tsv")]
-    if not tables or any(file.suffix in _FILE_FORMATS and file not in tables for file in files):
+    if not tables or any(file.suffix not in (".csv", ".tsv", ".md", "") for file in files):  # such as images
         return {}
     options = [_csv_options(file, text_columns) for file in tables]  # which checks each
     return options[0]

@@ -187,18 +187,23 @@ def _message(message: Mapping[str, Any]) -> Message:
         rest = {k: v for k, v in message.items() if k not in ("role", "content") and v is not None}
     elif message.get("from") is not None:
         role, content, rest = message["from"], message.get("value"), {}
-        if _ROLES.get(str(role).strip().lower(), str(role).strip().lower()) not in _KNOWN_ROLES:
+        if _role(role) not in _KNOWN_ROLES:
             known = ", ".join(dict.fromkeys((*_ROLES, *_KNOWN_ROLES)))
             raise ValueError(f"has a message from {role!r}, which is not a known role ({known})")
     else:
         raise ValueError(f"has a message without `role`: {_shown(message)}")
-    folded = role.strip().lower() if isinstance(role, str) else role
-    role = _ROLES.get(folded, folded if folded in _KNOWN_ROLES else role)
+    role = _role(role)
     if isinstance(content, (list, tuple)) and content and all(_is_text(part) for part in content):
         content = "".join(part if isinstance(part, str) else part["text"] for part in content)
     if role == "user" and content is not None and not isinstance(content, (str, list, tuple)):
         raise ValueError(f"has a message whose content is {_kind(content)}: {_shown(content)}")
     return {"role": role, "content": content, **rest}
+
+
+def _role(role: Any) -> Any:
+    """A role as chat templates name it, in any case; others as they are."""
+    folded = str(role).strip().lower()
+    return _ROLES.get(folded, folded if folded in _KNOWN_ROLES else role)
 
 
 def _is_text(part: Any) -> bool:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from datasets import Dataset, IterableDataset
+from PIL import Image
 from support.fields import both, evaluated, trained, user, written
 from support.train import write
 
@@ -70,6 +71,13 @@ def test_a_comma_at_the_end_of_every_row(tmp_path):
 def test_folders_of_csv_files_keep_their_text(tmp_path):
     (tmp_path / "train.csv").write_text("problem,answer\na,007\nb,1.50\nc,NA\n")
     assert [solution for _, solution in trained(str(tmp_path), **PLAIN)] == ["007", "1.50", "NA"]
+
+
+def test_tables_beside_images_are_those_of_the_images(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,problem,answer\na.png,What?,007\n")
+    rows = load_splits(str(tmp_path), text_columns=["problem", "answer"])["train"]
+    assert set(rows.column_names) == {"image", "problem", "answer"}
 
 
 PARTS = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Find x."}]}]

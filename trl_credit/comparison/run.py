@@ -1,4 +1,5 @@
-"""Runs what is missing of a comparison, several at once. Each run is forked from a process with all imports done."""
+"""Runs what is missing of a comparison, several at once. Where it may, a run is forked from a process with all
+imports done."""
 
 import contextlib
 import json
