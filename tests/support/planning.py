@@ -14,8 +14,9 @@ CONFIGS = ROOT / "tests" / "data" / "model_configs"
 
 
 def config_of(path: Path) -> Path | None:
-    """The folder with the config of a shipped recipe's model, if its model is on the hub."""
-    return next((CONFIGS / name for name in (path.parent.name, path.stem) if (CONFIGS / name).is_dir()), None)
+    """The folder with the config of a shipped recipe's model, if that is on the hub or to be made first."""
+    names = (path.parent.name, *path.stem.split("_"))
+    return next((CONFIGS / name for name in names if (CONFIGS / name).is_dir()), None)
 
 
 def words_for(recipe: str, *words: str) -> list[str]:
