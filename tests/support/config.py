@@ -31,11 +31,12 @@ class Broken(CreditMethod):
 
 
 class Trio(CreditMethod):
-    """Has equal weights, and says that it needs three completions of a prompt."""
+    """Has equal weights, and says that it needs three completions of a prompt, and two prompts."""
 
     name = "trio"
     paper = Paper("None", "0000.00000", "None")
     min_generations = 3
+    min_prompts = 2
 
     def weights(self, inputs):
         return inputs.mask.float()

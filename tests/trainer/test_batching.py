@@ -235,7 +235,7 @@ def test_evaluation_between_windows(tiny_model, tmp_path):
 def test_a_step_without_any_advantage(name, accumulation, tiny_model, tmp_path):
     """Gradients are zero and not missing, so that the optimizer does what it does in TRL."""
     settings = {"credit": CREDIT[name], "reward": lambda completions, **kwargs: [1.0] * len(completions)}
-    settings |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": accumulation}
+    settings |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": accumulation}
     method = build_credit(CREDIT[name])
     settings["num_iterations"] = 3 if method.needs_old_policy else 1
     trainer, gradients = train(tiny_model, tmp_path, in_vain=True, **settings, **SAVE_ALL)

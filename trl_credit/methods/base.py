@@ -75,6 +75,8 @@ class CreditMethod(ABC):
         needs_turns: True if it credits turns, so that a run without tools, environment or rollout function is refused.
         min_generations: The fewest completions of a prompt with which the method can do anything. A run with fewer is
             refused.
+        min_prompts: The fewest prompts of a generation batch with which the method can do anything. A run with fewer is
+            refused.
         reads_batch: True if the weights depend on which completions share a micro-batch. Then rows are neither
             regrouped nor left out.
         watches_length: True if the method is known to shorten completions; the run then warns if they shrink.
@@ -97,6 +99,7 @@ class CreditMethod(ABC):
     needs_old_policy: ClassVar[bool] = False
     needs_turns: ClassVar[bool] = False
     min_generations: ClassVar[int] = 2
+    min_prompts: ClassVar[int] = 1
     reads_batch: ClassVar[bool] = False
     watches_length: ClassVar[bool] = False
     on_its_own: ClassVar[str] = ""

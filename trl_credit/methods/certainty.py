@@ -103,6 +103,7 @@ class Certainty(TokenBaseline):
         "and no group's mean, and get no advantage.",
         "A completion with a NaN or infinite probability is in no regression and gets its sequence advantage.",
     )
+    min_prompts = 2  # theta comes from other groups
     rollout_needs = ("logps", "sum_squared_probs")
     when_uniform = "every token's baseline was the mean of its group"
     then_equals = "GRPO without the division by the standard deviation"

@@ -239,6 +239,10 @@ class Mix(CreditMethod):
         return max(part.min_generations for part in self._built)
 
     @property
+    def min_prompts(self) -> int:
+        return max(part.min_prompts for part in self._built)
+
+    @property
     def reads_batch(self) -> bool:
         return any(part.reads_batch for part in self._built)
 

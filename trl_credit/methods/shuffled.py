@@ -89,6 +89,10 @@ class Shuffled(CreditMethod):
         return self._of.min_generations
 
     @property
+    def min_prompts(self) -> int:
+        return self._of.min_prompts
+
+    @property
     def rollout_needs(self) -> tuple[str, ...]:
         return self._of.rollout_needs
 

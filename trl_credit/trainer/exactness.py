@@ -60,6 +60,19 @@ def check_generations(method: CreditMethod, num_generations: int) -> None:
             )
 
 
+def check_prompts(method: CreditMethod, args: GRPOConfig) -> None:
+    """Raises `ValueError` if the method can do nothing with so few prompts in a generation batch."""
+    prompts = args.generation_batch_size // args.num_generations
+    for part in method.components().values():
+        if prompts < part.min_prompts:
+            raise ValueError(
+                f"credit method {part.name!r} compares prompts of a generation batch, and has no effect with fewer than "
+                f"{part.min_prompts}: `generation_batch_size` ({args.generation_batch_size}) / `num_generations` "
+                f"({args.num_generations}) is {prompts}. Increase `steps_per_generation` ({args.steps_per_generation}) or "
+                f"`per_device_train_batch_size` ({args.per_device_train_batch_size}), or use another method."
+            )
+
+
 def is_off_policy(args: GRPOConfig) -> bool:
     """True if some updates are not made by the policy that generated. (With vLLM, TRL keeps its log-probs all the same.)"""
     return bool(args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations))

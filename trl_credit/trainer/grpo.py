@@ -48,7 +48,15 @@ from .collapse import CollapseWatches, LengthWatch
 from .config import CreditGRPOConfig
 from .continuations import check_continuations, continued_values
 from .credit_log import DEFAULT_COMPLETIONS, CreditLog
-from .exactness import check_credit, check_old_policy, check_policy, is_off_policy, regroup_refusal, skip_refusal
+from .exactness import (
+    check_credit,
+    check_old_policy,
+    check_policy,
+    check_prompts,
+    is_off_policy,
+    regroup_refusal,
+    skip_refusal,
+)
 from .gspo_token import sequence_token_old_logps
 from .rollout_stage import add_rollout_stage, extend_rollout, numbered_groups
 
@@ -146,6 +154,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         self.credit_method = self._resolve_credit(training_args)
         check_credit(self.credit_method, training_args)
         check_old_policy(self.credit_method, training_args)
+        check_prompts(self.credit_method, training_args)
         self._check_turns(arguments)
         check_continuations(self.credit_method, arguments, training_args)
         if isinstance(training_args, CreditGRPOConfig) and training_args.credit is None:

@@ -3,6 +3,7 @@
 import pytest
 from helpers import config, letter_reward, prompts
 from peft import LoraConfig
+from support.config import Trio
 
 from trl_credit import CreditGRPOTrainer, DGPOTrainer
 
@@ -41,3 +42,22 @@ def test_fsdp_version_1_shows_no_head(credit, version, tmp_path, monkeypatch):
     with pytest.raises((ValueError, OSError)) as error:  # there is no such model
         CreditGRPOTrainer(model="no/such/model", reward_funcs=letter_reward, args=args, train_dataset=prompts())
     assert ("which FSDP version 1 does not show. Set `fsdp_version: 2`" in str(error.value)) == refused
+
+
+TRIO = f"{Trio.__module__}.Trio"
+
+
+@pytest.mark.parametrize(
+    "credit", ["certainty", ["gcpo", "certainty"], TRIO, {"method": "shuffled", "of": [TRIO, "gcpo"]}], ids=str
+)
+def test_too_few_prompts_to_compare_are_refused(credit, tmp_path):
+    few, enough = (config(tmp_path, credit=credit, per_device_train_batch_size=n, num_generations=4) for n in (4, 8))
+    more = config(tmp_path, credit=credit, per_device_train_batch_size=4, num_generations=4, steps_per_generation=2)
+    data = {"model": "no/such/model", "reward_funcs": letter_reward, "train_dataset": prompts()}
+    with pytest.raises(
+        ValueError, match=r"compares prompts .* `generation_batch_size` \(4\) / .* \(4\) is 1\. Increase"
+    ):
+        CreditGRPOTrainer(args=few, **data)
+    for args in (enough, more):
+        with pytest.raises(OSError, match="no/such/model"):
+            CreditGRPOTrainer(args=args, **data)
