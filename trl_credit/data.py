@@ -173,50 +173,70 @@ def _check_text(path: Path, suffix: str) -> None:
 
 
 def _folder_options(path: Path, text_columns: Sequence[str | None]) -> dict[str, Any]:
-    """The options of a folder whose data files are all CSV, after the first of them."""
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    tables = [file for file in files if file.suffix in (".csv", ".tsv")]
-    if not tables or any(file.suffix not in (".csv", ".tsv", ".md", "") for file in files):  # such as images
+    """The options of a folder whose data files are all CSV. Hidden files and folders do not count."""
+    tables = []
+    for file in path.rglob("*"):
+        if any(part.startswith(".") for part in file.relative_to(path).parts) or not file.is_file():
+            continue
+        suffix = Path(file.name.removesuffix(".gz")).suffix
+        if suffix in (".csv", ".tsv"):
+            tables.append(file)
+        elif suffix not in (".md", ""):  # such as images
+            return {}
+    if not tables:
         return {}
-    options = [_csv_options(file, text_columns) for file in tables]  # which checks each
-    return options[0]
+    options = {file: _csv_options(file, text_columns) for file in sorted(tables)}
+    first = next(iter(options.values()))
+    for file, own in options.items():
+        if own["sep"] != first["sep"]:
+            raise ValueError(
+                f"{file.name!r} separates columns by {own['sep']!r}, {min(tables).name!r} by {first['sep']!r}: write all "
+                "files of a folder alike."
+            )
+    merged = {
+        name: {column: value for own in options.values() for column, value in (own[name] or {}).items()}
+        for name in ("converters", "na_values")
+    }
+    return first | merged
 
 
 def _csv_options(path: Path, text_columns: Sequence[str | None]) -> dict[str, Any]:
     with _open(path) as file:
-        header = file.readline().decode("utf-8-sig")
+        header = next((line for line in file if line.strip()), b"").decode("utf-8-sig")
     # Locales with decimal commas separate columns by semicolons
     delimiter = next((mark for mark in ("\t", ";") if mark in header and "," not in header), ",")
-    names = next(csv.reader([header], delimiter=delimiter), [])
+    names, row_names = _header(path, delimiter)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"it has {names.count(twice)} columns {twice!r}: rename or remove all but one.")
-    _check_widths(path, delimiter, len(names))
     kept = {name: str for name in names if name in text_columns}
-    if not kept:
-        return {"sep": delimiter, "index_col": False}
     # pandas reads `None` and `NA` as nulls even in columns with a converter
     nulls = {name: sorted(STR_NA_VALUES) for name in names if name not in kept}
-    return {
-        "sep": delimiter,
-        "index_col": False,
-        "converters": kept,
-        "keep_default_na": False,
-        "na_values": nulls or None,
-    }
+    options = {"sep": delimiter, "converters": kept, "keep_default_na": False, "na_values": nulls or None}
+    return options if row_names else options | {"index_col": False}
 
 
-def _check_widths(path: Path, delimiter: str, width: int) -> None:
-    """Raises `ValueError` for a row with more fields than the header, which pandas would shift."""
+def _header(path: Path, delimiter: str) -> tuple[list[str], bool]:
+    """The column names, and whether each row has its number in front, without a column name, as R writes it.
+
+    Raises:
+        ValueError: Another row has more fields than the header. pandas would shift it.
+    """
     csv.field_size_limit(2**31 - 1)
     with _open(path) as file:
         rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter)
-        for row in rows:
-            if any(row[width:]):
+        names = next(filter(None, rows), [])
+        wide, width, row_names = None, len(names), True
+        for number, row in enumerate(filter(None, rows), 1):
+            row_names = row_names and len(row) == width + 1 and row[0] == str(number)
+            if wide is None and any(row[width:]):
+                wide = rows.line_num, len(row)
+            if wide and not row_names:
                 raise ValueError(
-                    f"line {rows.line_num} has {len(row)} fields, but the header {width}: a field with {delimiter!r} in it "
-                    'needs quotes ("...", and "" for a quote within).'
+                    f"line {wide[0]} has {wide[1]} fields, but the header {width}: a field with {delimiter!r} in it needs "
+                    'quotes ("...", and "" for a quote within).'
                 )
+    return names, row_names and wide is not None
 
 
 def _reasoning_gym(name: str, size: int, config: dict[str, Any], seed: int, setting: str) -> Dataset:
@@ -318,19 +338,26 @@ def prepare(
     return _without_reserved(result, result.column_names, reader)
 
 
+def keeps_in_memory(dataset: Dataset) -> bool:
+    """Whether results must be kept in memory: `datasets` caches beside the data, which may lie in a folder of somebody
+    else."""
+    folders = {os.path.dirname(file["filename"]) for file in dataset.cache_files}
+    return not all(os.access(folder, os.W_OK) for folder in folders)
+
+
 def _prepare_rows(dataset: Dataset, reader: "_Reader") -> Dataset:
     if not len(dataset):
         raise ValueError("The dataset has no rows.")
-    # `datasets` caches beside the data, which may lie in a folder of somebody else
-    folders = {os.path.dirname(file["filename"]) for file in dataset.cache_files}
-    in_memory = {} if all(os.access(folder, os.W_OK) for folder in folders) else {"keep_in_memory": True}
-    checked = dataset.map(reader.check, with_indices=True, remove_columns=dataset.column_names, **in_memory)
+    in_memory = keeps_in_memory(dataset)
+    checked = dataset.map(
+        reader.check, with_indices=True, remove_columns=dataset.column_names, keep_in_memory=in_memory
+    )
     flags = np.array(checked[_FLAGS], int)
     rewrites = reader.problem_column is not None or bool((flags & _REWRITTEN).any())
     reader = dataclasses.replace(reader, rewrites=rewrites, parts=bool((flags & _PARTS).any()))
     _report(dataset, flags, reader)
     kept = dataset.select(np.flatnonzero((flags & _UNUSABLE) == 0)) if (flags & _UNUSABLE).any() else dataset
-    return kept.map(reader.columns, **in_memory) if rewrites or reader.answer_column is not None else kept
+    return kept.map(reader.columns, keep_in_memory=in_memory) if rewrites or reader.answer_column is not None else kept
 
 
 # Flags that describe a row
@@ -528,8 +555,9 @@ def _prepare_stream(
         logger.warning("Conversations end with the assistant's turn, the answer: that turn is left out of the prompt.")
     if flags & _OWN_SYSTEM and reader.system:
         logger.warning("Conversations keep their own system message instead of `system_prompt`.")
-    # Other rows may need it where the first does not
-    rewrites = not reader.images or bool(flags & _REWRITTEN) or reader.problem_column is not None
+    # Other conversations may need it where the first does not
+    conversations = not reader.images and not isinstance(first.get("prompt"), str)
+    rewrites = conversations or bool(flags & _REWRITTEN) or reader.problem_column is not None
     reader = dataclasses.replace(reader, rewrites=rewrites, parts=bool(flags & _PARTS))
     said: set[str] = set()  # columns that were empty; "" for a row that cannot be read
 

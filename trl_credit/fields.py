@@ -28,8 +28,12 @@ _QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 # A list of quoted texts, as JSON or Python writes it. `[2, 3]` is an interval and stays text
 _QUOTED_LIST = re.compile(rf"\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*\s*\]", re.DOTALL)
 _MESSAGES_AS_TEXT = re.compile(r"\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
+# LaTeX with single backslashes, where `\frac` would be read as a form feed and `\nu` as a new line
+_SINGLE_BACKSLASH = re.compile(
+    r"(?<!\\)\\(?=[abfrv][a-zA-Z]|n(?:u|eq?|abla|ot|otin|mid)(?![a-zA-Z])|t(?:ext\w*|anh?|heta|imes|frac|o|au)(?![a-zA-Z]))"
+)
 # GSM8K's solutions end with their answer in a line of its own
-_FINAL_LINE = re.compile(r"(?:\A|.*\n)####[ \t]*(\S[^\n]*)\s*\Z", re.DOTALL)
+_FINAL_LINE = re.compile(r"(?:\A|.*\n)####[ \t]+(\S[^\n]*)\s*\Z", re.DOTALL)
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 # To detect a float that was a whole number in JSON, with more digits than a float can hold
 _EXACT_DIGITS, _EXACT = 15, 2**53
@@ -341,13 +345,9 @@ def read_answers(value: Any, name: str = "COLUMN") -> list[str]:
 def _quoted(text: str) -> Any:
     for parse in (json.loads, ast.literal_eval):
         try:
-            found = parse(text)
+            return parse(_SINGLE_BACKSLASH.sub(r"\\\\", text))
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        control = any(ord(sign) < 32 for item in found if isinstance(item, str) for sign in item)
-        if control and "\\\\" not in text:  # LaTeX with single backslashes, of which `\\frac` begins like a form feed
-            return _quoted(text.replace("\\", "\\\\"))
-        return found
     return text
 
 

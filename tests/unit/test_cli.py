@@ -8,6 +8,7 @@ from helpers import ROOT
 from trl_credit import DGPO, METHODS
 from trl_credit.cli import main
 from trl_credit.methods import cards
+from trl_credit.recipe.launch import launch
 
 
 def test_methods(capsys):
@@ -95,8 +96,10 @@ def test_more_processes_than_accelerators(capsys, monkeypatch):
     assert "`--num_processes` is 2, but this machine has 1 accelerator." in capsys.readouterr().err
     started = []
     monkeypatch.setattr("torch.distributed.run.run", started.append)
-    main(["train", "--num_processes", "2", "--use_cpu", "true"])
-    assert started[0].nproc_per_node == "2"
+    for words in (["--use_cpu", "true"], ["--use_cpu"], ["--use_cpu", "--max_steps", "1"]):
+        main(["train", "--num_processes", "2", *words])
+    launch(["--num_processes", "2", "spec.json"], "compare", "trl_credit.comparison.worker", ["--use_cpu", "true"])
+    assert [job.nproc_per_node for job in started] == ["2"] * 4
 
 
 def test_machines_need_a_launcher_configuration(capsys):

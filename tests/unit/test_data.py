@@ -10,7 +10,7 @@ from PIL import Image
 from support.fields import both, evaluated, trained, user, written
 from support.train import write
 
-from trl_credit.data import load_splits, prepare, report_bare_latex, report_unparsable
+from trl_credit.data import _folder_options, load_splits, prepare, report_bare_latex, report_unparsable
 from trl_credit.rewards import accuracy, judged
 
 
@@ -36,6 +36,8 @@ def test_csv_keeps_its_text(tmp_path):
         ("x.csv", "problem;answer\na;1,5\n"),
         ("x.tsv", "problem\tanswer\na\t1,5\n"),
         ("x.csv", '\ufeffproblem,answer\na,"1,5"\n'),
+        ("x.csv", '\n\nproblem,answer\na,"1,5"\n'),
+        ("x.csv", '"problem","answer"\n"1","a","1,5"\n'),  # as R writes it, with the rows' numbers
         ("x.jsonl", '\ufeff{"problem": "a", "answer": "1,5"}\r\n\r\n'),
         ("x.json", '[\n{"problem": "a",\n"answer": "1,5"}]'),
         ("x.jsonl", '[\n {"problem": "a",\n "answer": "1,5"}\n]'),
@@ -63,6 +65,12 @@ def test_rows_wider_than_the_header_are_errors(rows, line, tmp_path):
         load_splits(str(tmp_path / "x.csv"), text_columns=["problem", "answer"])
 
 
+def test_headers_over_two_lines(tmp_path):
+    (tmp_path / "x.csv").write_text('"problem\nin English",answer\na,007\n')
+    columns = {"problem_column": "problem\nin English", "answer_column": "answer"}
+    assert [solution for _, solution in trained(str(tmp_path / "x.csv"), **columns)] == ["007"]
+
+
 def test_a_comma_at_the_end_of_every_row(tmp_path):
     (tmp_path / "x.csv").write_text('problem,answer\n"q1",5,\n"q2",6,\n')
     assert [solution for _, solution in trained(str(tmp_path / "x.csv"), **PLAIN)] == ["5", "6"]
@@ -70,7 +78,30 @@ def test_a_comma_at_the_end_of_every_row(tmp_path):
 
 def test_folders_of_csv_files_keep_their_text(tmp_path):
     (tmp_path / "train.csv").write_text("problem,answer\na,007\nb,1.50\nc,NA\n")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "train.csv.metadata").write_text("etag")  # as the hub's client leaves it
     assert [solution for _, solution in trained(str(tmp_path), **PLAIN)] == ["007", "1.50", "NA"]
+
+
+def test_folders_of_packed_csv_files_keep_their_text(tmp_path):
+    for part, answer in (("0", "007"), ("1", "1.50")):
+        (tmp_path / f"train-{part}.csv.gz").write_bytes(gzip.compress(f"problem,answer\na,{answer}\n".encode()))
+    assert [solution for _, solution in trained(str(tmp_path), **PLAIN)] == ["007", "1.50"]
+
+
+def test_folders_of_csv_files_of_other_columns_keep_their_text(tmp_path):
+    (tmp_path / "test.csv").write_text("level,other\nNA,1\n")
+    (tmp_path / "train.csv").write_text("problem,answer\na,007\n")
+    options = _folder_options(tmp_path, ["problem", "answer"])
+    assert set(options["converters"]) == {"problem", "answer"}
+    assert set(options["na_values"]) == {"level", "other"}
+
+
+def test_folders_of_csv_files_with_several_separators(tmp_path):
+    (tmp_path / "a.csv").write_text("problem,answer\na,007\n")
+    (tmp_path / "b.csv").write_text("problem;answer\na;007\n")
+    with pytest.raises(ValueError, match=r"'b\.csv' separates columns by ';', 'a\.csv' by ','"):
+        load_splits(str(tmp_path), text_columns=["problem", "answer"])
 
 
 def test_tables_beside_images_are_those_of_the_images(tmp_path):

@@ -272,6 +272,27 @@ def test_an_answer(value, text, tmp_path):
         assert [solution for _, solution in evaluated(path, **PLAIN)] == [text] * 2
 
 
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        (r'["12\n"]', ["12"]),
+        (r'["a\nb", "c\td"]', ["a\nb", "c\td"]),
+        (r'["say \"hi\"\nthere"]', ['say "hi"\nthere']),
+        (r'["\frac{1}{2}\n", "\nu", "\neq 3", "\theta"]', [r"\frac{1}{2}", r"\nu", r"\neq 3", r"\theta"]),
+        (r'["\beta \"x\""]', [r'\beta "x"']),
+        (r'["\\text{a}\nb"]', ["\\text{a}\nb"]),
+        (r"['\text{no}', '\sqrt{2}']", [r"\text{no}", r"\sqrt{2}"]),
+    ],
+)
+def test_lists_with_latex_or_control_characters(text, answers):
+    assert read_answers(text) == answers
+
+
+def test_headings_are_no_final_lines():
+    assert read_answers("6 * 12 = 72\n#### 72") == ["72"]
+    assert read_answers("##### 5") == ["##### 5"]
+
+
 def test_roles_in_another_case():
     assert read_problem([{"role": "User", "content": "hi"}]) == [user("hi")]
     assert read_problem([{"from": "Human", "value": "hi"}]) == [user("hi")]

@@ -95,7 +95,7 @@ def parse_arguments(
     if late:
         logger.warning(
             "`env`: %s may have no effect, as libraries read it when they are imported, which was before. Set it in the "
-            "shell, or start with `trl-credit train`.",
+            "shell.",
             ", ".join(late),
         )
     os.environ.update(environment)

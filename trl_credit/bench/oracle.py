@@ -16,8 +16,9 @@ its mistake and the right rest from there, gives the values of all its beginning
 `words` put in front of steps decides nothing: it is left out of the product, and its tokens get 0.
 
 It is for sums: `trl_credit:arithmetic` with the reward `correct_answer`, or reasoning-gym's `basic_arithmetic` in plain
-prompts with `accuracy`, if the model writes them as [`~trl_credit.toy.arithmetic`] says. In a recipe:
-`credit: trl_credit.bench.oracle.Oracle`.
+prompts with `accuracy`, if the model writes them as [`~trl_credit.toy.arithmetic`] says. A language model may also write
+them in another way. Then V is too small; a right completion has TRL's advantage on all its tokens, and a wrong one is
+blamed where it leaves the notation. In a recipe: `credit: trl_credit.bench.oracle.Oracle`.
 """
 
 from __future__ import annotations

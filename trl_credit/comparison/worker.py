@@ -143,7 +143,7 @@ def start(spec: dict[str, Any]) -> None:
     path = Path(spec["folder"]) / "spec.json"
     path.write_text(json.dumps(spec))
     sys.argv[1:] = [*spec["launch"], str(path)]
-    launch([*spec["launch"], str(path)], "compare", "trl_credit.comparison.worker")
+    launch([*spec["launch"], str(path)], "compare", "trl_credit.comparison.worker", spec["arguments"])
 
 
 def _end_with_parent() -> None:

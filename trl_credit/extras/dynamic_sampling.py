@@ -20,6 +20,7 @@ from .._util.replaced import replaced
 from .._util.text import nearest
 from .groups import KEPT, TOO_EASY, TOO_HARD, UNSCORED, classify_groups, total_rewards
 from .prompt_stream import PromptStream
+from .reward_guard import distinct_names
 
 
 logger = logging.getLogger(__name__)
@@ -413,7 +414,7 @@ def check_dynamic_sampling(trainer_class: type, arguments: dict[str, Any]) -> No
     if arguments["environment_factory"] is None and all(
         callable(reward) and not isinstance(reward, torch.nn.Module) for reward in rewards
     ):  # else the names are known only once the models are loaded
-        check_reward_name(args, [get_callable_name(reward) for reward in rewards])
+        check_reward_name(args, distinct_names([get_callable_name(reward) for reward in rewards], warn=False))
 
 
 def check_reward_name(args, names: list[str]) -> None:

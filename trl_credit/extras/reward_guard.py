@@ -347,8 +347,8 @@ def check_reward_functions(functions: Any) -> None:
             )
 
 
-def distinct_names(names: Sequence[str]) -> list[str]:
-    """The names with those that come again numbered: `reward`, `reward_2`. Warns of them.
+def distinct_names(names: Sequence[str], warn: bool = True) -> list[str]:
+    """The names with those that come again numbered: `reward`, `reward_2`. Warns of them, unless told not to.
 
     TRL stores rewards by their function's name, so of two functions with the same one, only the last would be read.
     """
@@ -357,7 +357,7 @@ def distinct_names(names: Sequence[str]) -> list[str]:
         number, own = 2, name
         while own in found or (own != name and own in names):
             own, number = f"{name}_{number}", number + 1
-        if own != name:
+        if own != name and warn:
             logger.warning("Another reward function is named %r: this one is logged as %r.", name, own)
         found.append(own)
     return found

@@ -138,6 +138,7 @@ def read_rows(config) -> tuple[list[dict], list]:
 
 def _rewards(config, columns: list[str]) -> list:
     """The reward functions. Raises `ValueError` if one needs a column that there is not."""
+    from .._trl import get_callable_name
     from ..rewards import build_reward, required_columns
 
     rewards = [build_reward(spec, config.max_completion_length or 256) for spec in config.reward_funcs or []]
@@ -145,7 +146,7 @@ def _rewards(config, columns: list[str]) -> list:
         for column in required_columns(function):
             if column not in columns:
                 raise ValueError(
-                    f"`reward_funcs`: {getattr(function, '__name__', function)!r} needs a column {column!r}; there are "
+                    f"`reward_funcs`: {get_callable_name(function)!r} needs a column {column!r}; there are "
                     f"{', '.join(columns)}."
                 )
     return rewards

@@ -5,7 +5,7 @@ import contextlib
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .._util.text import safe_lines
 from .._util.values import is_true
@@ -18,10 +18,16 @@ from .early import check_early, precision_clash, set_environment, words_of
 _MACHINES = ("num_machines", "machine_rank", "main_process_ip", "main_process_port")
 
 
-def launch(argv: list[str], command: str, module: str) -> None:
+def launch(argv: list[str], command: str, module: str, training: Sequence[str] | None = None) -> None:
     """Runs a command's module in this process, or on several, also of several machines, if launcher options say so.
 
     Unlike `accelerate launch`, it ends with the status of the process that failed first: 143 after SIGTERM.
+
+    Args:
+        argv: Words of the command line.
+        command: The command's name, for messages.
+        module: Its module.
+        training: Words of `trl-credit train` for the same training, if they are not in `argv`.
     """
     launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     launcher.add_argument("--accelerate_config")
@@ -77,7 +83,7 @@ def launch(argv: list[str], command: str, module: str) -> None:
     for name, value in machines.items():
         options += [f"--{name}", str(value)]
     with exit_code():
-        on_cpu = command == "train" and is_true(words_of(rest).get("use_cpu"))
+        on_cpu = _uses_cpu(rest if training is None else training)
         devices = 0 if on_cpu or not torch.accelerator.is_available() else torch.accelerator.device_count()
         if asked.accelerate_config is None and 0 < devices < asked.num_processes:  # accelerate would start one
             print(
@@ -95,6 +101,12 @@ def launch(argv: list[str], command: str, module: str) -> None:
             torchrun(parsed)
         else:
             launch_command(launch_command_parser().parse_args([*options, *target]))
+
+
+def _uses_cpu(words: Sequence[str]) -> bool:
+    """Whether a training's words ask for the CPU, also without a value (`--use_cpu`)."""
+    asked = words_of([*words, "--"]).get("use_cpu")  # a flag without a value has the next one as its value
+    return is_true(asked) or str(asked).startswith("--")
 
 
 def _check_precision(launcher: str, words: list[str]) -> None:

@@ -10,6 +10,7 @@ from trl import DatasetMixtureConfig, get_dataset
 from trl.scripts.utils import DatasetConfig
 
 from .._util.text import nearest
+from ..data import keeps_in_memory
 
 
 # What entries of other projects' mixtures are here
@@ -23,6 +24,12 @@ _HINTS = {
 
 def load_mixture(dataset_args: DatasetMixtureConfig, seed: int) -> dict[str, Any]:
     """TRL's mixture of `datasets`, split with the run's seed: TRL's own split differs between processes and runs."""
+    texts = [entry if isinstance(entry, str) else entry.path for entry in dataset_args.datasets]
+    if any(isinstance(entry, str) or entry.path.startswith(("{", "[")) for entry in dataset_args.datasets):
+        raise ValueError(
+            "`datasets` is a list of mappings with a `path` in a recipe (datasets: [{path: OWNER/NAME, split: train}]), got "
+            f"{', '.join(texts)}. For a single dataset, or on the command line, set `dataset_name`."
+        )
     size = dataset_args.test_split_size
     if size and dataset_args.streaming:
         raise ValueError(
@@ -38,7 +45,10 @@ def load_mixture(dataset_args: DatasetMixtureConfig, seed: int) -> dict[str, Any
         if "can't be aligned" in cause or "cannot be aligned" in cause:
             cause = f"columns of one name differ in type between datasets; `columns` chooses which are read. {cause}"
         raise ValueError(f"`datasets`: cannot be read: {cause[:500]}") from error
-    return splits["train"].train_test_split(test_size=size, seed=seed) if size else splits
+    if not size:
+        return splits
+    rows = splits["train"]
+    return rows.train_test_split(test_size=size, seed=seed, keep_in_memory=keeps_in_memory(rows))
 
 
 def check_mixture(entries: Any) -> None:
@@ -53,7 +63,8 @@ def check_mixture(entries: Any) -> None:
                     f"`datasets`: an entry has no field {name!r}. {_HINTS.get(name) or nearest(str(name), known)}"
                 )
         if isinstance(entry, Mapping) and Path(str(entry.get("path", ""))).is_file():
-            kind = {".jsonl": "json", ".tsv": "csv"}.get(Path(entry["path"]).suffix, Path(entry["path"]).suffix[1:])
+            suffix = Path(entry["path"].removesuffix(".gz")).suffix
+            kind = {".jsonl": "json", ".tsv": "csv", ".txt": "text"}.get(suffix, suffix[1:])
             raise ValueError(
                 f"`datasets`: {entry['path']!r} is a file: write {{path: {kind}, data_files: {entry['path']}}}."
             )

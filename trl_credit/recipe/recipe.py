@@ -24,7 +24,7 @@ from .._util.settings import AtLeast1, Fields, Specs, Unchecked, check_fields, c
 from .._util.text import nearest
 from .._util.values import mapping_of
 from .._util.words import with_file_named
-from ..data import check_solutions, load_splits, prepare, report_bare_latex, report_unparsable
+from ..data import check_solutions, keeps_in_memory, load_splits, prepare, report_bare_latex, report_unparsable
 from ..evaluation.config import EvalConfig
 from ..extras.effect import check_rows
 from ..extras.reward_guard import distinct_names
@@ -287,7 +287,11 @@ def build_datasets(script_args, training_args, dataset_args) -> tuple:
         elif script_args.dataset_test_split in splits:
             evaluation = splits[script_args.dataset_test_split]
         elif dataset_args.test_split_size and not isinstance(train, IterableDataset):
-            parts = train.train_test_split(test_size=dataset_args.test_split_size, seed=training_args.seed)
+            parts = train.train_test_split(
+                test_size=dataset_args.test_split_size,
+                seed=training_args.seed,
+                keep_in_memory=keeps_in_memory(train),
+            )
             train, evaluation = parts["train"], parts["test"]
         else:
             raise ValueError(
@@ -324,7 +328,8 @@ def build_rewards(script_args, training_args, train_dataset) -> list:
     functions = [build_reward(spec, training_args.max_completion_length) for spec in script_args.reward_funcs or []]
     if not functions and not script_args.reward_model_name_or_path:
         raise ValueError("No reward: set `reward_funcs` or `reward_model_name_or_path`.")
-    names, makes_images = train_dataset.column_names, script_args.trainer != "grpo"
+    makes_images = script_args.trainer != "grpo"
+    names = train_dataset.column_names or [*next(iter(train_dataset), {})]  # unknown of a stream that was mapped
     if makes_images:
         _check_image_rewards(script_args)
     for function in functions:
@@ -334,7 +339,7 @@ def build_rewards(script_args, training_args, train_dataset) -> list:
                 "or use a reward for text."
             )
         bound = function.keywords if isinstance(function, functools.partial) else {}
-        if taken := sorted(set(bound) & set(names or ())):
+        if taken := sorted(set(bound) & set(names)):
             raise ValueError(
                 f"`reward_funcs`: {get_callable_name(function)!r} has the argument {taken[0]!r}, and the data a column of "
                 "that name, which TRL would pass in its place. Rename the column, or remove it."
@@ -342,10 +347,10 @@ def build_rewards(script_args, training_args, train_dataset) -> list:
         for column in required_columns(function):
             if column == "images" and makes_images:
                 continue
-            if names is not None and column not in names and script_args.rollout_func is None:  # which may add it
+            if column not in names and script_args.rollout_func is None:  # which may add it
                 hint = " (set `answer_column`)" if column == "solution" else ""
                 raise ValueError(
-                    f"`reward_funcs`: {getattr(function, '__name__', function)!r} needs a dataset column "
+                    f"`reward_funcs`: {get_callable_name(function)!r} needs a dataset column "
                     f"{column!r}{hint}. {nearest(column, names)}"
                 )
     if script_args.answer_column is None:

@@ -59,10 +59,9 @@ class _Unanswered(Exception):  # noqa: N818
 
 def _worker_environment() -> dict[str, str]:
     """The environment of a worker, which finds the packages that this process finds."""
-    found = {
-        name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"
-    }  # which hides its own folder
-    found["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    found = dict(os.environ)
+    found.pop("PYTHONSAFEPATH", None)  # which hides its own folder
+    found["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if isinstance(path, str) and path)
     found["PYTHONHASHSEED"] = "0"  # it may affect sympy's order of terms, and so the verdict
     return found
 

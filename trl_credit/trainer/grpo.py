@@ -388,7 +388,7 @@ class CreditGRPOTrainer(GRPOExtrasTrainer):
         reads_head = (
             self.credit_method.rollout_needs
             or any(source.needs_hidden_states for source in sources)
-            or (isinstance(model, str) and any(source.frozen_model(model, False) for source in sources))
+            or any(source.frozen_model(model if isinstance(model, str) else "a model", False) for source in sources)
         )
         if reads_head and fsdp_version(args) == 1:
             raise ValueError(

@@ -6,9 +6,9 @@ more, V = 0, and before that V is the probability that the policy writes the res
     V(prefix) = prod_t pi(rest_t | prefix, rest_<t)        over the tokens of the canonical rest and the end of sequence
 
 This is exact in style `plain` but for luck: errors that cancel each other, so that the stated result is right in the end.
-For a language model, which may write a right solution in another way, it is a little less than V. In the styles `letters`
-and `words` it is the mean of that product over the style's text, which is drawn here as the data
-have it, and not from the policy.
+A language model may write a right solution in another way; then it is less than V, by the probability of those. In the
+styles `letters` and `words` it is the mean of that product over the style's text, which is drawn here as the data have it,
+and not from the policy.
 """
 
 import random

@@ -388,6 +388,8 @@ def test_functions_of_one_name_get_names_of_their_own(tmp_path, tiny_model, capl
     trainer.train()
     count = len(seen[0])
     assert seen[0].tolist() == [i % 2 + 2.0 * (i < 2) for i in range(count)]
+    chosen = config(tmp_path, dynamic_sampling=True, dynamic_sampling_reward="first_2")
+    CreditGRPOTrainer(model=tiny_model, reward_funcs=[first, second], args=chosen, train_dataset=prompts())
     logged = trainer.state.log_history[0]
     assert logged["rewards/first/mean"] == 0.5
     assert logged["rewards/first_2/mean"] == pytest.approx(2 / count)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import yaml
+from datasets import Dataset
 from helpers import ROOT
 from support.recipes import parsed, settings_of
 from support.settings import recipe
@@ -154,6 +155,8 @@ def test_a_mixture_is_split_alike_in_every_process_and_run(tmp_path, tiny_model)
         ({"datasets": [{"path": "a/b", "colums": []}]}, "has no field 'colums'. Did you mean 'columns'"),
         ({"datasets": {"datasets": []}}, "`datasets`: an entry has no field 'datasets'."),
         ({"datasets": [{"split": "train"}]}, "`datasets` is a list of mappings with a `path`"),
+        ({"datasets": ["a/b"]}, "got a/b. For a single dataset, or on the command line, set `dataset_name`."),
+        ({"datasets": "a/b"}, "got a/b. For a single dataset, or on the command line, set `dataset_name`."),
     ],
 )
 def test_mixtures_that_cannot_be_made(fields, message, tmp_path, tiny_model):
@@ -175,6 +178,42 @@ def test_what_is_wrong_with_a_part_of_a_mixture(tmp_path, tiny_model):
             mixture(tmp_path, tiny_model, datasets=entries(*files)).trainer_arguments()
     with pytest.raises(ValueError, match=r"is a file: write \{path: json, data_files: "):
         mixture(tmp_path, tiny_model, datasets=[{"path": str(texts)}])
+    (tmp_path / "lines.txt.gz").touch()
+    with pytest.raises(ValueError, match=r"is a file: write \{path: text, data_files: .*lines\.txt\.gz\}"):
+        mixture(tmp_path, tiny_model, datasets=[{"path": str(tmp_path / "lines.txt.gz")}])
+
+
+def test_a_mixture_on_the_command_line(tmp_path, tiny_model):
+    words = line(tmp_path, tiny_model)
+    place = words.index("--dataset_name")
+    words[place : place + 2] = ["--datasets", '[{"path": "a/b"}]']
+    with pytest.raises(ValueError, match="on the command line, set `dataset_name`"):
+        Recipe.read(words).trainer_arguments()
+
+
+def test_splits_of_a_folder_of_somebody_else(tmp_path, tiny_model, monkeypatch):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "data")
+    before = sorted(path.name for path in (tmp_path / "data").iterdir())
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != str(tmp_path / "data"))
+    words = line(tmp_path, tiny_model)
+    words[words.index("--dataset_name") + 1] = str(tmp_path / "data")
+    more = ["--test_split_size", "0.25", "--eval_strategy", "steps", "--per_device_eval_batch_size", "4"]
+    arguments = Recipe.read([*words, *more]).trainer_arguments()
+    assert (len(arguments["train_dataset"]), len(arguments["eval_dataset"])) == (9, 3)
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == before
+
+
+def test_missing_columns_of_streams_are_errors(tmp_path, tiny_model):
+    words = line(tmp_path, tiny_model)
+    words[words.index("--dataset_name") + 1] = write(tmp_path / "x.jsonl", [{"prompt": "a", "other": "b"}] * 4)
+    for name in ("--problem_column", "--answer_column"):
+        if name in words:
+            place = words.index(name)
+            del words[place : place + 2]
+    place = words.index("--reward_funcs") + 1
+    words[place : place + 2] = ["accuracy"]
+    with pytest.raises(ValueError, match=r"'accuracy\w*' needs a dataset column 'solution' \(set `answer_column`\)"):
+        Recipe.read([*words, "--dataset_streaming", "true"]).trainer_arguments()
 
 
 def test_a_column_named_like_a_bound_argument(tmp_path, tiny_model):

@@ -503,7 +503,7 @@ def test_workers_import_neither_torch_nor_the_main_script(tmp_path):
 
 def test_workers_find_what_this_process_finds(monkeypatch):
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
-    monkeypatch.setattr("sys.path", [*sys.path, "/added/later"])
+    monkeypatch.setattr("sys.path", [*sys.path, Path("ignored"), "/added/later"])
     found = _worker_environment()
     assert found["PYTHONPATH"].split(os.pathsep)[-1] == "/added/later"
     assert "PYTHONSAFEPATH" not in found

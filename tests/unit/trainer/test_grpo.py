@@ -4,6 +4,7 @@ import pytest
 from helpers import config, letter_reward, prompts
 from peft import LoraConfig
 from support.config import Trio
+from transformers import AutoModelForCausalLM
 
 from trl_credit import CreditGRPOTrainer, DGPOTrainer
 
@@ -42,6 +43,15 @@ def test_fsdp_version_1_shows_no_head(credit, version, tmp_path, monkeypatch):
     with pytest.raises((ValueError, OSError)) as error:  # there is no such model
         CreditGRPOTrainer(model="no/such/model", reward_funcs=letter_reward, args=args, train_dataset=prompts())
     assert ("which FSDP version 1 does not show. Set `fsdp_version: 2`" in str(error.value)) == refused
+
+
+def test_fsdp_version_1_and_a_model_that_is_loaded(tiny_model, tmp_path, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    args = config(tmp_path, credit={"method": "teacher", "model": "no/such/teacher", "coefficient": 0.2})
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(ValueError, match="which FSDP version 1 does not show"):
+        CreditGRPOTrainer(model=model, reward_funcs=letter_reward, args=args, train_dataset=prompts())
 
 
 TRIO = f"{Trio.__module__}.Trio"

@@ -14,8 +14,7 @@ from ..._util.tokens import token_pieces
 from ...evaluation.backends.base import Backend, BackendError, Generation, Request, SamplingSettings
 from ...evaluation.run import sample_seed
 from ...inspection.scoring import CreditScorer
-from ...rewards import accuracy
-from ...toy.arithmetic import WORKED, correct_answer
+from ...toy.arithmetic import STYLES, correct_answer
 from ...values.bookkeeping import first_mistake, problem_of, rest_parts
 from ...values.estimate import Values, sampled_values
 from ...values.plan import value_sources, values_of
@@ -299,11 +298,12 @@ def advantages_of(rewards: np.ndarray) -> np.ndarray:
 
 
 def can_keep_books(rewards: Sequence[Any], examples: Sequence[dict[str, Any]]) -> bool:
-    """Whether this is the arithmetic task: its prompts, and the reward of their notation alone."""
-    if len(rewards) != 1:
+    """Whether this is the embedded model's arithmetic task: its prompts, and the reward of its notation alone. The sums of
+    reasoning-gym are not, as a language model may be right in other notations, whose values bookkeeping would not see."""
+    if len(rewards) != 1 or rewards[0] is not correct_answer:
         return False
     problems = [problem_of(e["prompt"]) if isinstance(e["prompt"], str) else None for e in examples]
-    return all(p is not None and rewards[0] is (accuracy if p.style == WORKED else correct_answer) for p in problems)
+    return all(problem is not None and problem.style in STYLES for problem in problems)
 
 
 def mistaken_token(sample: Sample, pieces: Sequence[str], special_ids: Sequence[int]) -> int | None:

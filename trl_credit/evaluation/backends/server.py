@@ -132,7 +132,7 @@ def allow_open_files(concurrency: int) -> None:
     """Raises this process's limit of open files, of which each request in flight has one, as far as it may.
 
     Raises:
-        ValueError: It may not be as high as that needs.
+        ValueError: The connections alone are more than it may have.
     """
     try:
         import resource
@@ -142,13 +142,16 @@ def allow_open_files(concurrency: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == infinite or soft >= needed:
         return
+    allowed = needed if hard == infinite else min(needed, hard)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    except (ValueError, OSError):  # such as macOS, which has another limit besides
+        allowed = soft
+    if allowed <= concurrency:
         raise ValueError(
-            f"`concurrency` is {concurrency}, but this process may open {hard if hard != infinite else soft} files only "
-            f"(`ulimit -n`). Lower `concurrency`, or raise the limit to {needed}."
-        ) from None
+            f"`concurrency` is {concurrency}, but this process may open {allowed} files only (`ulimit -n`). Lower "
+            f"`concurrency`, or raise the limit to {needed}."
+        )
 
 
 class ServerBackend(Backend):

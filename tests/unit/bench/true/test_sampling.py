@@ -71,7 +71,7 @@ def test_books_are_kept_of_sums_with_their_own_reward_alone():
     assert not can_keep_books([lambda **_: [1.0]], sums)
     assert not can_keep_books([correct_answer], [*sums, {"prompt": "What is 1+2="}])
     assert not can_keep_books([correct_answer], [{"prompt": [{"role": "user", "content": "12+34="}]}])
-    asked = [{"prompt": "Calculate 12 + 34.\n"}]  # its notation states the result in a box
-    assert can_keep_books([accuracy], asked)
+    asked = [{"prompt": "Calculate 12 + 34.\n"}]  # a language model may be right in another notation
+    assert not can_keep_books([accuracy], asked)
     assert not can_keep_books([correct_answer], asked)
     assert not can_keep_books([accuracy], sums)

@@ -506,6 +506,8 @@ def test_open_files(monkeypatch):
     assert not asked
     allow_open_files(1024)
     assert asked == [(1152, 4096)]
+    allow_open_files(4000)  # fewer spare ones
+    assert asked[1:] == [(4096, 4096)]
     with pytest.raises(ValueError, match=r"`concurrency` is 8192, but this process may open 4096 files only"):
         allow_open_files(8192)
 
