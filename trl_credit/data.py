@@ -1,5 +1,6 @@
 """Turns a recipe's data source into the columns that TRL and the rewards read."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -12,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -328,7 +329,7 @@ def prepare(
         return _prepare_stream(dataset, reader, first, names)
 
     result, failure = None, None
-    with PartialState().main_process_first():  # the other processes read its cache
+    with PartialState().main_process_first(), cached_apart(dataset):  # the other processes read its cache
         try:
             result = _prepare_rows(dataset, reader)
         except Exception as error:  # any error: raised here, it would leave the others waiting
@@ -338,26 +339,30 @@ def prepare(
     return _without_reserved(result, result.column_names, reader)
 
 
-def keeps_in_memory(dataset: Dataset) -> bool:
-    """Whether results must be kept in memory: `datasets` caches beside the data, which may lie in a folder of somebody
-    else."""
+@contextlib.contextmanager
+def cached_apart(dataset: Dataset) -> Iterator[None]:
+    """Lets `datasets` cache in a temporary folder if it may not write beside the data, which may be somebody else's."""
     folders = {os.path.dirname(file["filename"]) for file in dataset.cache_files}
-    return not all(os.access(folder, os.W_OK) for folder in folders)
+    apart = datasets.is_caching_enabled() and not all(os.access(folder, os.W_OK) for folder in folders)
+    if apart:
+        datasets.disable_caching()
+    try:
+        yield
+    finally:
+        if apart:
+            datasets.enable_caching()
 
 
 def _prepare_rows(dataset: Dataset, reader: "_Reader") -> Dataset:
     if not len(dataset):
         raise ValueError("The dataset has no rows.")
-    in_memory = keeps_in_memory(dataset)
-    checked = dataset.map(
-        reader.check, with_indices=True, remove_columns=dataset.column_names, keep_in_memory=in_memory
-    )
+    checked = dataset.map(reader.check, with_indices=True, remove_columns=dataset.column_names)
     flags = np.array(checked[_FLAGS], int)
     rewrites = reader.problem_column is not None or bool((flags & _REWRITTEN).any())
     reader = dataclasses.replace(reader, rewrites=rewrites, parts=bool((flags & _PARTS).any()))
     _report(dataset, flags, reader)
     kept = dataset.select(np.flatnonzero((flags & _UNUSABLE) == 0)) if (flags & _UNUSABLE).any() else dataset
-    return kept.map(reader.columns, keep_in_memory=in_memory) if rewrites or reader.answer_column is not None else kept
+    return kept.map(reader.columns) if rewrites or reader.answer_column is not None else kept
 
 
 # Flags that describe a row

@@ -10,7 +10,7 @@ from trl import DatasetMixtureConfig, get_dataset
 from trl.scripts.utils import DatasetConfig
 
 from .._util.text import nearest
-from ..data import keeps_in_memory
+from ..data import cached_apart
 
 
 # What entries of other projects' mixtures are here
@@ -48,7 +48,8 @@ def load_mixture(dataset_args: DatasetMixtureConfig, seed: int) -> dict[str, Any
     if not size:
         return splits
     rows = splits["train"]
-    return rows.train_test_split(test_size=size, seed=seed, keep_in_memory=keeps_in_memory(rows))
+    with cached_apart(rows):
+        return rows.train_test_split(test_size=size, seed=seed)
 
 
 def check_mixture(entries: Any) -> None:

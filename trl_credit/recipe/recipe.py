@@ -24,7 +24,7 @@ from .._util.settings import AtLeast1, Fields, Specs, Unchecked, check_fields, c
 from .._util.text import nearest
 from .._util.values import mapping_of
 from .._util.words import with_file_named
-from ..data import check_solutions, keeps_in_memory, load_splits, prepare, report_bare_latex, report_unparsable
+from ..data import cached_apart, check_solutions, load_splits, prepare, report_bare_latex, report_unparsable
 from ..evaluation.config import EvalConfig
 from ..extras.effect import check_rows
 from ..extras.reward_guard import distinct_names
@@ -287,11 +287,8 @@ def build_datasets(script_args, training_args, dataset_args) -> tuple:
         elif script_args.dataset_test_split in splits:
             evaluation = splits[script_args.dataset_test_split]
         elif dataset_args.test_split_size and not isinstance(train, IterableDataset):
-            parts = train.train_test_split(
-                test_size=dataset_args.test_split_size,
-                seed=training_args.seed,
-                keep_in_memory=keeps_in_memory(train),
-            )
+            with cached_apart(train):
+                parts = train.train_test_split(test_size=dataset_args.test_split_size, seed=training_args.seed)
             train, evaluation = parts["train"], parts["test"]
         else:
             raise ValueError(

@@ -250,7 +250,7 @@ class Sampler:
         policy = Tempered(self.scorer.model, self.sampling.temperature)
         logps = token_logps(policy, list(rows), tokenizer.pad_token_id, self.rows)
         values = {row: np.exp(one[own].sum()) for (row, own), one in zip(rows.items(), logps, strict=True)}
-        return np.array([values.get(row, 0.0) for row in found]).reshape(len(prefixes), RESTS)
+        return np.array([0.0 if row is None else values[row] for row in found]).reshape(len(prefixes), RESTS)
 
     def _estimate(self, prefixes: list[Prefix], samples: Sequence[Sample], **settings: Any) -> Values:
         known = self.folder.draws()
