@@ -113,6 +113,8 @@ def load_splits(
             loaded = datasets.load_dataset(name, name=config, streaming=streaming, **options)
     except (datasets.exceptions.DatasetsError, OSError, EOFError, ValueError, csv.Error) as error:
         cause = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        if "corresponds to no data" in cause:
+            cause = "it has no rows."
         if path.is_dir() and cause.startswith("Couldn't cast"):
             cause = f"its files have different columns: name one of them. {cause}"
         raise ValueError(f"`{setting}`: cannot read {name!r}: {cause[:500]}") from error

@@ -7,6 +7,7 @@
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate import PartialState
@@ -62,7 +63,8 @@ def main(argv: list[str] | None = None) -> "CreditGRPOTrainer":
     with reported("trl-credit train"):
         _train(trainer, training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
-    trainer.create_model_card(dataset_name=script_args.dataset_name)
+    if trainer.updates_made or not (Path(training_args.output_dir) / "README.md").exists():
+        trainer.create_model_card(dataset_name=script_args.dataset_name)
     trainer.accelerator.print(f"Model saved to {safe(training_args.output_dir)}.")
     if evaluation is not None:
         from ._util.files import RunFolderError

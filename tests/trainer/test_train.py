@@ -45,6 +45,9 @@ def test_run(tmp_path, tiny_model):
         line(tmp_path, tiny_model, "--credit", "dgpo", "--resume_from_checkpoint", str(tmp_path / "out/checkpoint-1"))
     )
     assert resumed.state.global_step == 2
+    finished = train.main(line(tmp_path, tiny_model, "--credit", "gcpo", "--resume_from_checkpoint", "auto"))
+    assert finished.updates_made == 0
+    assert "2605.03327" in (tmp_path / "out" / "README.md").read_text()  # the card is of the run that trained
 
 
 def test_run_on_conversations_with_several_answers(tmp_path, tiny_model):

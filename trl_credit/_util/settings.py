@@ -479,6 +479,8 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
 
 def check_output_dir(path: str | os.PathLike, name: str = "output_dir") -> None:
     """Raises `ValueError` unless the folder is writable or can be created. Creates nothing."""
+    if not str(path):
+        raise ValueError(f"`{name}` is empty. Name a folder.")
     folder = Path(path).expanduser().absolute()
     problem = None
     for place in (folder, *folder.parents):

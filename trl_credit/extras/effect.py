@@ -175,8 +175,13 @@ class EffectMixin:
         self._check_effect()
         return output
 
+    @property
+    def updates_made(self) -> int:
+        """Updates since the training began or was resumed."""
+        return self.state.global_step - self._initial_global_step
+
     def _check_effect(self) -> None:
-        state, updates = self.state, self.state.global_step - self._initial_global_step
+        state, updates = self.state, self.updates_made
         moved = self._bits() != self._bits_before
         counts = torch.tensor([self._updates_with_gradient, moved], device=self.accelerator.device)
         counts = torch.cat([counts.to(self._completions_seen), self._completions_seen])

@@ -19,7 +19,7 @@ import torch
 from datasets import IterableDataset
 from transformers.optimization import GreedyLR
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import RepeatSampler, strip_images_from_messages
 
@@ -102,6 +102,12 @@ class ResumeMixin:
             )
         elif checkpoint is not None:
             self._read_checkpoint_state(Path(checkpoint))
+        elif (earlier := self._earlier_checkpoint()) is not None:
+            logger.warning(
+                "%s is of an earlier run. This run starts anew and leaves it there, where it may be taken for one of this "
+                "run's: name another `output_dir`, remove it, or continue from it with `resume_from_checkpoint: auto`.",
+                earlier,
+            )
         try:
             output = super().train(checkpoint, *args, **kwargs)
         finally:
@@ -112,6 +118,12 @@ class ResumeMixin:
             logger.warning("SIGTERM: saved after update %d; exiting with code %d.", self.state.global_step, PREEMPTED)
             raise SystemExit(PREEMPTED)
         return output
+
+    def _earlier_checkpoint(self) -> str | None:
+        """The last checkpoint in `output_dir`, for the main process."""
+        if not self.is_world_process_zero() or not Path(self.args.output_dir).is_dir():
+            return None
+        return get_last_checkpoint(self.args.output_dir)
 
     # Save
 
@@ -301,8 +313,10 @@ class ResumeMixin:
         self._load_references(Path(checkpoint), "world_size" in changed)
         if changed:
             logger.warning(
-                "%s changed since the checkpoint was saved: its generation batch is dropped and a new one is generated.",
+                "%s changed since the checkpoint was saved (%s): its generation batch is dropped and a new one is "
+                "generated.",
                 ", ".join(f"`{name}`" for name in changed),
+                checkpoint,
             )
             return
         self._step = state["step"]

@@ -1,9 +1,11 @@
 """Continues training from a LoRA adapter."""
 
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
+from transformers.utils import ADAPTER_CONFIG_NAME
 from trl import ModelConfig, get_peft_config
 from trl.trainer.utils import create_model_from_path
 
@@ -49,6 +51,15 @@ def continue_adapter(
     tokenizer = LocalModel(base, adapter, model_args.model_revision, args.trust_remote_code).tokenizer()
     tokenizer.padding_side = tokenizer.truncation_side = "left"
     return arguments | {"model": model, "peft_config": None, "quantization_config": None, "processing_class": tokenizer}
+
+
+def refuse_earlier_adapter(output_dir: str) -> None:
+    """Raises `ValueError` if there is an adapter where a run will save a whole model, as loaders take the adapter."""
+    if (Path(output_dir).expanduser() / ADAPTER_CONFIG_NAME).is_file():
+        raise ValueError(
+            f"`output_dir`: {output_dir!r} has the adapter of an earlier run ({ADAPTER_CONFIG_NAME}), which would be loaded "
+            "in place of the model that this run saves there. Name another folder, or remove the adapter's files."
+        )
 
 
 def check_adapter(adapter: str, model_args: ModelConfig) -> None:

@@ -34,7 +34,7 @@ from ..rewards import TEXT_REWARDS, accuracy, build_reward, judged, judges_image
 from ..samplers.pipelines import check_pipeline
 from ..trainer.config import CreditGRPOConfig
 from ..trainer.table import TRAINERS, config_class, trainer_class
-from .adapters import check_adapter
+from .adapters import check_adapter, refuse_earlier_adapter
 from .early import refuse_empty_credit, words_of
 from .evaluation import TrainingEvaluation
 from .mixture import check_mixture, load_mixture
@@ -408,6 +408,8 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     model = resolve_model(model_args.model_name_or_path)
     if base_of_adapter(model, model_args.model_revision) is not None:
         check_adapter(model, model_args)
+    elif not model_args.use_peft:
+        refuse_earlier_adapter(training_args.output_dir)
     train_dataset, eval_dataset = build_datasets(script_args, training_args, dataset_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,

@@ -117,6 +117,14 @@ def test_what_changed_is_not_continued(tiny_model, tmp_path, caplog):
     assert len(resumed.state.log_history) == 2 + 3 + 1
 
 
+def test_beginning_anew_beside_earlier_checkpoints_is_told(tiny_model, tmp_path, caplog):
+    make(tiny_model, tmp_path, max_steps=2).train()
+    make(tiny_model, tmp_path, max_steps=3).train(resume_from_checkpoint=True)
+    assert "of an earlier run" not in caplog.text
+    make(tiny_model, tmp_path, max_steps=1).train()
+    assert "checkpoint-3 is of an earlier run. This run starts anew" in caplog.text
+
+
 def test_a_checkpoint_of_trl(tiny_model, tmp_path, caplog):
     make(tiny_model, tmp_path, max_steps=2).train()
     for name in ("credit_state_0.safetensors", "credit_manifest.json"):

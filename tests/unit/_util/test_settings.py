@@ -256,6 +256,8 @@ def test_output_dir(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"`output_dir`: cannot write to .*{message}. Name another folder"):
             check_output_dir(tmp_path / path)
+    with pytest.raises(ValueError, match="`output_dir` is empty. Name a folder"):
+        check_output_dir("")
 
 
 def test_one_value_where_a_list_is_wanted(tmp_path):
