@@ -126,6 +126,8 @@ def _find(
         raise ValueError(f"`{field}`: {name!r} cannot be read: {str(error).strip().splitlines()[0]}") from error
     if base and not adapter:
         raise ValueError(f"`{field}`: {name!r} is an adapter, and this must be a whole model: merge it first.")
+    if base and any(Path(path).glob("model*.safetensors")):
+        logger.warning("%s holds a whole model and an adapter: the adapter is loaded, on %s.", name, base)
     found = LocalModel(base or path, path if base else None, revision, trust_remote_code)
     try:
         found.config()

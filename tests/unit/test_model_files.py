@@ -29,6 +29,15 @@ def test_fingerprints(tiny_model, lora_adapter, tmp_path):
     assert LocalModel.find(lora_adapter[0]).fingerprint()["model"] == first["model"]
 
 
+def test_an_adapter_beside_a_whole_model_is_told(tiny_model, lora_adapter, tmp_path, caplog):
+    both = shutil.copytree(lora_adapter[0], tmp_path / "both")
+    LocalModel.find(str(both))
+    assert not caplog.records
+    shutil.copy(f"{tiny_model}/model.safetensors", both)
+    assert LocalModel.find(str(both)).adapter == str(both)
+    assert "holds a whole model and an adapter: the adapter is loaded, on" in caplog.text
+
+
 def test_large_files_are_read_in_blocks(tmp_path):
     from trl_credit.model_files import _BLOCK, _BLOCKS, _offsets
 

@@ -57,6 +57,13 @@ def show(results: dict[str, Any]) -> None:
         left_out = [str(row["problem"]) for row in part["per_problem"] if row["correct"] is None]
         if left_out:
             say(f"{safe(name)}: left out: their answers cannot be verified against: {_first(left_out)}.")
+        if part["unparsed"] > 0.5:
+            hint = (
+                "most samples reached `max_tokens`: raise it."
+                if part["truncated"] > 0.5
+                else "read some samples; if they state it in a form of their own, set `answer_pattern`."
+            )
+            say(f"{safe(name)}: no answer was found in {percent(part['unparsed'])} % of the samples: {hint}")
         if part["unverified"]:
             say(f"{safe(name)}: verification timed out or failed on {part['unverified']} samples.")
     for note in results["settings"]["notes"]:

@@ -256,7 +256,7 @@ def test_output_dir(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"`output_dir`: cannot write to .*{message}. Name another folder"):
             check_output_dir(tmp_path / path)
-    with pytest.raises(ValueError, match="`output_dir` is empty. Name a folder"):
+    with pytest.raises(ValueError, match="`output_dir` is empty"):
         check_output_dir("")
 
 

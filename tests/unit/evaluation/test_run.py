@@ -241,6 +241,18 @@ def test_notes_of_the_backend_are_in_the_results(sums, tmp_path, capsys):
     assert "Note: top_k was left out." in capsys.readouterr().out
 
 
+def test_samples_without_an_answer_are_told_with_the_way_out(sums, tmp_path, capsys):
+    results = evaluate(config(sums, tmp_path, answer_pattern=r"never (\d+)"), FakeBackend())
+    show(results)
+    assert "if they state it in a form of their own, set `answer_pattern`" in capsys.readouterr().out
+    results["tasks"]["sums"]["truncated"] = 0.9
+    show(results)
+    assert "of the samples: most samples reached `max_tokens`: raise it." in capsys.readouterr().out
+    results["tasks"]["sums"]["unparsed"] = 0.1
+    show(results)
+    assert "no answer was found" not in capsys.readouterr().out
+
+
 def test_lengths_of_wrong_answers_are_of_judged_ones(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"problem": "1+2", "answer": "3"}\n{"problem": "1+1", "answer": "$"}\n')
