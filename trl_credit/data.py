@@ -147,8 +147,9 @@ def _check_text(path: Path, suffix: str) -> None:
     filled = False
     with _open(path) as file:
         first = file.readline()
-        # A list over several lines is not JSONL, whatever the file's name
-        lines = suffix == ".jsonl" and first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{")
+        # A list of objects is not JSONL, whatever the file's name, also over several lines
+        start = rb"\s*(?:\{|\[\s*[^\s{])"
+        lines = suffix == ".jsonl" and re.match(start, first.removeprefix(b"\xef\xbb\xbf")) is not None
         for number, line in enumerate(itertools.chain([first], file), 1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")

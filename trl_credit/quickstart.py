@@ -129,7 +129,7 @@ def report(results: dict[str, dict]) -> None:
     from .methods.ops import UNIFORM_FRACTION
 
     table = Table(title="Accuracy on held-out problems, from the same start and seed")
-    for heading in ("method", "before", "after", "mean reward", "weight std", "effective fraction", "s / update"):
+    for heading in ("method", "before", "after", "mean reward", "weight std", "effective fraction"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for name, result in results.items():
         table.add_row(
@@ -139,7 +139,6 @@ def report(results: dict[str, dict]) -> None:
             f"{result['mean_reward']:.3f}",
             f"{result['weight_std']:.3f}",
             f"{result['effective_fraction']:.4f}",
-            f"{result['seconds_per_update']:.2f}",
         )
     console = Console()
     console.print(table)
@@ -152,6 +151,13 @@ def report(results: dict[str, dict]) -> None:
             )
             console.print(safe_text(safe(text)))
     console.print("One seed: differences of a few points between methods are noise.")
+    words = "--problem_column problem --answer_column answer --reward_funcs accuracy --credit certainty"
+    console.print("Next, your own data, as rows of problem and answer:")
+    console.print(
+        f"  trl-credit train --model_name_or_path MODEL --dataset_name rows.jsonl {words}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

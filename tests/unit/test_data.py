@@ -170,6 +170,8 @@ def test_answers_that_nobody_can_state(caplog):
         ("x.jsonl", b'{"problem": "a"}\n{"problem": "b\n{"problem": "c"}\n', "line 2 is not JSON"),
         ("x.jsonl", b'{"problem": "a"}\n5\n', "line 2 is not an object"),
         ("x.jsonl", b'{"problem": "a"}\n{"a":' + b"[" * 100_000 + b"\n", "line 2 is not JSON"),
+        ("x.jsonl", b'["a", "1"]\n["b", "2"]\n', "line 1 is not an object"),
+        ("x.jsonl", b"{}\n{}\n", "it has no rows"),
         ("x.jsonl", b"\n\n", "it has no rows"),
         ("x.csv", b"problem,answer\n", "it has no rows"),
         ("x.json", b"[]", "it has no rows"),

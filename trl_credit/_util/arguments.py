@@ -107,6 +107,8 @@ def _left_over(word: str, argv: list[str], types: dict[str, Any]) -> str:
     place = argv.index(word)
     first = next((i for i in range(place - 1, -1, -1) if argv[i].startswith("--")), None)
     if first is None:
+        if Path(word).exists():
+            return f"{word!r} is {'a folder' if Path(word).is_dir() else 'a file'}, and a recipe's name ends in .yaml."
         return f"{word!r} belongs to no field: write --FIELD {word}."
     name, values = field_of(argv[first]), argv[first + 1 : place + 1]
     if takes_one_or_several(types.get(name)):  # whose list argparse would take for a text

@@ -16,6 +16,9 @@ _LIGER = "it no longer exists: TRL's loss does not materialize full logits anywa
 _TRACKER = "trackers read it from the environment: write it under `env`, such as `env: {{{{{0}: ...}}}}`"
 _LAUNCH = "it belongs to the launch: give {0} on the command line of `trl-credit train`, or an accelerate config"
 _TASK = "it is an argument of a reward function: write `reward_funcs: [{{{{name: {0}, {1}: ...}}}}]`"
+_OTHER_TRAINER = (
+    "it belongs to another trainer, such as SFT or DPO, and this trains with GRPO: start from a recipe of ours"
+)
 _VERL = "verl's sections have no counterpart: each field stands at the top level (docs/recipes.md)"
 
 # Fields replaced by one field with the same value
@@ -141,6 +144,21 @@ ADVICE: dict[str, str] = {
     "soft_punish_cache": _TASK.format("soft_overlong_punishment", "soft_punish_cache"),
     # verl
     **dict.fromkeys(("actor_rollout_ref", "algorithm", "critic", "data", "custom_reward_function"), _VERL),
+    # TRL's other trainers
+    **dict.fromkeys(
+        (
+            *(
+                "assistant_only_loss",
+                "completion_only_loss",
+                "dataset_text_field",
+                "max_length",
+                "packing",
+                "padding_free",
+            ),
+            *("desirable_weight", "label_smoothing", "precompute_ref_log_probs", "reference_free", "rpo_alpha"),
+        ),
+        _OTHER_TRAINER,
+    ),
     # The rest
     "adapter": "write `use_peft: true` (and `lora_r`, `lora_alpha`)",
     "finetuning_type": "write `use_peft: true` (and `lora_r`, `lora_alpha`)",

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             _compare(argv)
     except KeyboardInterrupt as error:
-        print("\nStopped. Finished runs are saved. Run the same command to continue.", file=sys.stderr)
+        print("\nStopped. Run the same command to continue: finished runs are kept.", file=sys.stderr)
         raise SystemExit(143 if isinstance(error, Stopped) else 130) from error
 
 

@@ -318,7 +318,10 @@ def _column(
     if len(found) == 1:
         return found[0]
     fields = [path for name in names for path in (paths_of(first[name], name) if first else [name])]
-    raise ValueError(f"`tasks`: set `{setting}` for {task!r}. Its columns: {', '.join(map(repr, fields))}.")
+    raise ValueError(
+        f"`tasks`: set `{setting}` for {task!r}. Its columns: {', '.join(map(repr, fields))}. (A recipe's own is for its "
+        "training data; under `eval`, it may have another.)"
+    )
 
 
 def _prompt(question: str | Sequence[Message], spec: TaskSpec, config: EvalConfig) -> str | list[Message]:

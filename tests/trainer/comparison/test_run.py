@@ -50,7 +50,7 @@ def test_a_comparison_that_is_killed_goes_on_with_equal_results(comparison_recip
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143
-    assert "Finished runs are saved" in err
+    assert "Run the same command to continue: finished runs are kept." in err
     there = len(contents(stopped))
     text = finish(command("--jobs", "2", path=path, out=stopped))
     assert f"{there} finished run" in text

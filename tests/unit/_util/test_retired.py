@@ -32,6 +32,7 @@ FOREIGN = {
     "warmup_ratio": (0.1, "write `warmup_steps: 0.1`"),
     "actor_rollout_ref": ({"model": {}}, "verl's sections have no counterpart"),
     "tokenizer": ("x", "`model_name_or_path` names both"),
+    "max_length": (512, "`max_length`: it belongs to another trainer, such as SFT or DPO"),
     "lerning_rate": (1e-6, "`lerning_rate`: Did you mean 'learning_rate'"),
 }
 

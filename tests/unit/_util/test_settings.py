@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers import config
+from helpers import ROOT, config
 from support.settings import recipe
 from transformers import TrainingArguments
 from trl import GRPOConfig
@@ -293,6 +293,8 @@ def test_an_evaluation_takes_its_recipe_as_training_does(tmp_path):
             r"`name` takes one value, but 'dgpo' follows it\. .*--name '\[\"gcpo\", \"dgpo\"\]'",
         ),
         (["dgpo", "--name", "gcpo"], r"'dgpo' belongs to no field: write --FIELD dgpo\."),
+        ([str(ROOT / "recipes"), "--name", "gcpo"], r"recipes' is a folder, and a recipe's name ends in \.yaml\."),
+        ([str(ROOT / "README.md")], r"README\.md' is a file, and a recipe's name ends in \.yaml\."),
     ],
 )
 def test_words_that_belong_to_no_field(words, message):
