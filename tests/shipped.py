@@ -12,6 +12,7 @@ RESULTS = ROOT / "docs" / "results"
 # Regimes measured against true advantages, and those trained with every method at its own learning rate
 TRUE_REGIMES = ("letters", "plain")
 TUNED_REGIMES = ("letters", "plain", "small", "long")
+LANGUAGE_MODEL = "smollm2"  # also with tuned methods
 TRUE = "true"
 # How labels are shown, of those that differ
 SHOWN = {
@@ -131,7 +132,7 @@ def tried_rows(results: Path = RESULTS) -> list[str]:
 
 def _tuned(results: Path) -> tuple[dict[str, dict], list[str]]:
     """The comparisons with tuned methods by regime, and all labels, the ceiling after the baseline."""
-    found = {regime: tuned_results(regime, results) for regime in TUNED_REGIMES}
+    found = {regime: tuned_results(regime, results) for regime in (*TUNED_REGIMES, LANGUAGE_MODEL)}
     labels = dict.fromkeys(method["label"] for comparison in found.values() for method in comparison["methods"])
     first = [next(iter(found.values()))[name] for name in ("baseline", "ceiling")]
     return found, [*first, *(label for label in labels if label not in first)]

@@ -12,6 +12,7 @@ from shipped import (
     BENCH_ROWS,
     COLUMNS,
     IMAGE_REGIMES,
+    LANGUAGE_MODEL,
     REGIMES,
     RESULTS,
     TRUE,
@@ -192,7 +193,7 @@ def test_claims_about_baselines_hold():
     assert f"{times('letters', 'oracle'):.0f}" == "22"
 
 
-@pytest.mark.parametrize("regime", TUNED_REGIMES)
+@pytest.mark.parametrize("regime", [*TUNED_REGIMES, LANGUAGE_MODEL])
 def test_tuned_results_are_of_the_recipes(regime):
     comparison = tuned_results(regime)
     recipe, section = read_recipe(ROOT / "recipes" / "compare" / f"headroom_{regime}.yaml")
@@ -216,7 +217,7 @@ def test_tuned_results_are_of_the_recipes(regime):
     assert not re.search(r"/(tmp|work|home|root)/", (RESULTS / f"headroom_{regime}" / "comparison.json").read_text())
     head = (ROOT / "recipes" / "compare" / f"headroom_{regime}.yaml").read_text().partition("model_name")[0]
     runs = len(methods) * (section["seeds"] + len(section["tune"]["learning_rate"]) * section["tuning_seeds"])
-    assert f"{runs} runs of about a minute" in head
+    assert f"{runs} runs of about {'four minutes' if regime == LANGUAGE_MODEL else 'a minute'}" in head
 
 
 class Tuned:
@@ -283,6 +284,44 @@ def test_claims_about_long_chains_hold():
     assert all(regime.row(label, "last_reward")["verdict"] == "better" for label in labels)
 
 
+def test_claims_about_the_language_model_hold():
+    words, regime = " ".join(TEXT.split()), Tuned(LANGUAGE_MODEL)
+    own, half, oracle = (regime.row(label) for label in ("certainty", "half the mean", "oracle"))
+    share = "{} % ({} to {} %)".format(*(regime.share("certainty", key) for key in ("share", "low", "high")))
+    assert (
+        f"the oracle is {oracle['mean']:.3f} and `certainty` {own['mean']:.3f} above uniform (p = {oracle['p_holm']:.3f} "
+        f"and {own['p_holm']:.3f})**, which is {share} of the lead. Half the mean is {half['mean']:.3f} above it; ten seeds "
+        f"do not establish that (p = {half['p_holm']:.3f}), nor that it differs from `certainty` "
+        f"(p = {regime.pair('half the mean', 'certainty').p_value:.2f})."
+    ) in words
+    assert [row["verdict"] for row in (own, half, oracle)] == ["better", "noise", "better"]
+    ends = {label: regime.row(label, "last_reward") for label in ("certainty", "half the mean", "oracle")}
+    assert {row["verdict"] for row in ends.values()} == {"noise"}
+    assert f"the oracle's lead is gone ({ends['oracle']['mean']:.3f})".replace("-", "\u2212") in words
+    rates = {label: method["credit"]["settings"]["learning_rate"] for label, method in regime.methods.items()}
+    greatest = max(regime.comparison["tuning"]["values"]["learning_rate"])
+    assert {label for label, rate in rates.items() if rate == greatest} == {"uniform", "half the mean", "oracle"}
+    (note,) = [n for n in regime.comparison["notes"] if n.startswith("Gradients, relative")]
+    cut = re.search(r", (\d+) % of the updates cut .*certainty [\d.]+ times as long, (\d+) % cut", note).groups()
+    assert "{} % of uniform's updates were cut at `max_grad_norm`, {} % of `certainty`'s".format(*cut) in words
+    settings = regime.comparison["settings"]
+    assert (settings["max_steps"], settings["per_device_train_batch_size"], settings["num_generations"]) == (16, 16, 4)
+    assert "16 updates of 16 completions, which is four prompts" in words
+    assert "the best of three for it on two other seeds (`smollm2`: one); ten fresh seeds decide" in words
+    summary = words.partition("## Choosing")[0]
+    assert f"On SmolLM2-135M, `certainty` had {share}." in summary
+    assert (
+        f"On SmolLM2-135M it was {half['mean']:.3f} above uniform, which ten seeds do not establish "
+        f"(p = {half['p_holm']:.3f})"
+    ) in summary
+    # The answer in bold
+    assert all(Tuned(name).row("certainty")["verdict"] == "better" for name in (*TUNED_REGIMES, LANGUAGE_MODEL))
+    assert "ahead of uniform in all five regimes in which it was trained, GCPO in one of four" in summary
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"`certainty` was ahead, too (p = {own['p_holm']:.3f}), with {share} of that gain" in readme
+    assert f"`certainty` has {share} of the oracle's lead" in " ".join(CERTAINTY.split())
+
+
 def test_claims_about_tuned_methods_in_the_summary_hold():
     summary = " ".join(TEXT.partition("## Choosing")[0].split())
     both = letters, plain = Tuned("letters"), Tuned("plain")
@@ -305,7 +344,7 @@ def test_claims_about_tuned_methods_in_the_summary_hold():
         f"{half[2]} % in small batches, where it was ahead of `certainty` (p = {ahead.p_value:.3f}), and"
     ) in summary
     assert f"half the group's mean reward as the baseline of every token had {half[0]} % and {half[1]} %" in summary
-    assert "At the end of the runs it was nowhere behind by more than 0.001." in summary
+    assert "At the end of these runs it was nowhere behind by more than 0.001." in summary
     for regime in map(Tuned, TUNED_REGIMES):
         assert regime.pair("certainty", "half the mean", "last_reward").mean > -0.001
     above = [f"{letters.row(label)['mean']:.3f}" for label in ("certainty", "half the mean", "true advantages")]
