@@ -103,5 +103,5 @@ def test_a_completion_that_cannot_end_in_time_has_no_value(tmp_path):
 
 
 def test_other_data_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="knows the values of the task `trl_credit:arithmetic` only"):
+    with pytest.raises(ValueError, match="knows the values of sums only"):
         trained(tmp_path, "additive", reward=letter_reward, data=prompts())
