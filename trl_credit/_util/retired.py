@@ -147,15 +147,9 @@ ADVICE: dict[str, str] = {
     # TRL's other trainers
     **dict.fromkeys(
         (
-            *(
-                "assistant_only_loss",
-                "completion_only_loss",
-                "dataset_text_field",
-                "max_length",
-                "packing",
-                "padding_free",
-            ),
-            *("desirable_weight", "label_smoothing", "precompute_ref_log_probs", "reference_free", "rpo_alpha"),
+            *("assistant_only_loss", "completion_only_loss", "dataset_text_field", "max_length", "packing"),
+            *("padding_free", "desirable_weight", "label_smoothing", "precompute_ref_log_probs", "reference_free"),
+            "rpo_alpha",
         ),
         _OTHER_TRAINER,
     ),

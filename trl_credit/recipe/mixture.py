@@ -24,8 +24,9 @@ _HINTS = {
 
 def load_mixture(dataset_args: DatasetMixtureConfig, seed: int) -> dict[str, Any]:
     """TRL's mixture of `datasets`, split with the run's seed: TRL's own split differs between processes and runs."""
-    texts = [entry if isinstance(entry, str) else entry.path for entry in dataset_args.datasets]
-    if any(isinstance(entry, str) or entry.path.startswith(("{", "[")) for entry in dataset_args.datasets):
+    texts = [entry for entry in dataset_args.datasets if isinstance(entry, str)]
+    texts += [entry.path for entry in dataset_args.datasets if getattr(entry, "path", "").startswith(("{", "["))]
+    if texts:
         raise ValueError(
             "`datasets` is a list of mappings with a `path` in a recipe (datasets: [{path: OWNER/NAME, split: train}]), got "
             f"{', '.join(texts)}. For a single dataset, or on the command line, set `dataset_name`."

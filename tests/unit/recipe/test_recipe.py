@@ -203,7 +203,8 @@ def test_splits_of_a_folder_of_somebody_else(tmp_path, tiny_model, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == before
 
 
-def test_missing_columns_of_streams_are_errors(tmp_path, tiny_model):
+@pytest.mark.parametrize("more", [[], ["--problem_column", "prompt"]])  # as it is, and mapped, which hides its columns
+def test_missing_columns_of_streams_are_errors(more, tmp_path, tiny_model):
     words = line(tmp_path, tiny_model)
     words[words.index("--dataset_name") + 1] = write(tmp_path / "x.jsonl", [{"prompt": "a", "other": "b"}] * 4)
     for name in ("--problem_column", "--answer_column"):
@@ -213,7 +214,7 @@ def test_missing_columns_of_streams_are_errors(tmp_path, tiny_model):
     place = words.index("--reward_funcs") + 1
     words[place : place + 2] = ["accuracy"]
     with pytest.raises(ValueError, match=r"'accuracy\w*' needs a dataset column 'solution' \(set `answer_column`\)"):
-        Recipe.read([*words, "--dataset_streaming", "true"]).trainer_arguments()
+        Recipe.read([*words, *more, "--dataset_streaming", "true"]).trainer_arguments()
 
 
 def test_a_column_named_like_a_bound_argument(tmp_path, tiny_model):

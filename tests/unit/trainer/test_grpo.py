@@ -45,9 +45,12 @@ def test_fsdp_version_1_shows_no_head(credit, version, tmp_path, monkeypatch):
     assert ("which FSDP version 1 does not show. Set `fsdp_version: 2`" in str(error.value)) == refused
 
 
-def test_fsdp_version_1_and_a_model_that_is_loaded(tiny_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "credit", ["dgpo", {"method": "teacher", "model": "no/such/teacher", "coefficient": 0.2}], ids=str
+)
+def test_fsdp_version_1_and_a_model_that_is_loaded(credit, tiny_model, tmp_path, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    args = config(tmp_path, credit={"method": "teacher", "model": "no/such/teacher", "coefficient": 0.2})
+    args = config(tmp_path, credit=credit)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(ValueError, match="which FSDP version 1 does not show"):
